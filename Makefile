@@ -1,0 +1,65 @@
+# `make` runs the whole pipeline, `make test` passes the tests; both set up first what they need. `make help` lists the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := all
+
+# DVC starts the stages as `python`, whichever that would be outside.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUTF8 := 1
+
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11 python,\
+	$(shell $(python) -c 'import sys; print("$(python)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+SETUP := .venv/.set-up
+
+.PHONY: all
+all: $(SETUP) ## set up, run the whole pipeline, show what came out
+	@dvc repro
+	@python src/summary.py
+
+$(SETUP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
+	@echo "Installing the pinned environment into .venv (once; some two minutes and 6 GB) ..."
+	@"$(PYTHON)" -m venv .venv
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
+	@test -e .git || dvc config --local core.no_scm true
+	@touch $(SETUP)
+
+.PHONY: setup
+setup: $(SETUP) ## set up only
+
+.PHONY: test
+test: $(SETUP) ## set up and run the tests (less than six minutes on two cores)
+	@python -m pytest
+
+.PHONY: test-long
+test-long: $(SETUP) ## run all tests, those that take minutes too
+	@python -m pytest -m ''
+
+.PHONY: check
+check: $(SETUP) ## check format, style and types
+	@ruff format --check
+	@ruff check
+	@mypy src
+
+.PHONY: format
+format: $(SETUP) ## format the code, and mend what can be mended by a machine
+	@ruff format
+	@ruff check --fix
+
+.PHONY: ui
+ui: $(SETUP) ## open the runs in MLflow, on http://127.0.0.1:5000
+	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
+
+.PHONY: cifar10
+cifar10: $(SETUP) ## fetch the real CIFAR-10 after a start on the fallback, and train on it
+	@dvc repro --force --single-item download
+	@dvc repro
+	@python src/summary.py
+
+.PHONY: clean
+clean: ## remove what the stages wrote; the environment, DVC's cache and the runs in MLflow stay
+	rm -rf data models multirun reports/samples.png reports/mistakes.png reports/confusion.csv reports/predictions.csv .cache
+
+.PHONY: help
+help: ## list these targets
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 18

@@ -1,0 +1,126 @@
+"""What a composed configuration may hold: the type and the range of each key's values."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_pipeline.console import Refusal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the values of a key may be, as a test and in words."""
+
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value))
+
+
+POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and 0 < value < float("inf"))
+NOT_NEGATIVE = Rule("a number of at least 0", lambda value: _is_number(value) and 0 <= value < float("inf"))
+NUMBER = Rule("a number", _is_number)
+FRACTION = Rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+BELOW_ONE = Rule("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1)
+INSIDE = Rule("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1)
+WHOLE = Rule("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
+COUNT = Rule("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)
+SEED = Rule("a whole number from 0 to 4294967295", lambda value: _is_whole(value) and 0 <= value < 2**32)
+SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = Rule("a word", lambda value: isinstance(value, str) and bool(value))
+MIRRORS = Rule(
+    "a list of addresses", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
+BETAS = Rule(
+    "two numbers of at least 0 and below 1",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(BELOW_ONE.holds(beta) for beta in value),
+)
+CHANNELS = Rule(
+    "a number, or one for each channel, or null",
+    lambda value: value is None or _is_number(value) or (isinstance(value, list) and all(map(_is_number, value))),
+)
+SPREAD = Rule(
+    "a number above 0, or one for each channel, or null",
+    lambda value: value is None or all(map(POSITIVE.holds, value if isinstance(value, list) else [value])),
+)
+AUTO_OR_COUNT = Rule("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.holds(value))
+PRECISION = Rule(
+    "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
+)
+CHECKPOINT = Rule("last or best", lambda value: value in ("last", "best"))
+
+RULES: dict[str, Rule] = {
+    "seed": SEED,
+    "rerun": SWITCH,
+    "data.mirrors": MIRRORS,
+    "data.timeout": POSITIVE,
+    "data.val_fraction": BELOW_ONE,
+    "data.split_seed": SEED,
+    "data.*.test_fraction": INSIDE,
+    "data.*.size": COUNT,
+    "normalize.mean": CHANNELS,
+    "normalize.std": SPREAD,
+    "augment.padding": WHOLE,
+    "augment.flip": SWITCH,
+    "loss.probabilities": TEXT,
+    "loss.label_smoothing": BELOW_ONE,
+    "loss.gamma": NOT_NEGATIVE,
+    "loss.alpha": NUMBER,
+    "optimizer.lr": POSITIVE,
+    "optimizer.fallback_lr_scale": POSITIVE,
+    "optimizer.momentum": BELOW_ONE,
+    "optimizer.alpha": BELOW_ONE,
+    "optimizer.betas": BETAS,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.nesterov": SWITCH,
+    "optimizer.full_batch": SWITCH,
+    "schedule.warmup": FRACTION,
+    "schedule.start": FRACTION,
+    "schedule.final": FRACTION,
+    "precision.*": PRECISION,
+    "trainer.max_epochs": COUNT,
+    "trainer.batch_size": COUNT,
+    "trainer.eval_batch_size": COUNT,
+    "trainer.gradient_clip_val": _or_null(POSITIVE),
+    "trainer.limit_*_batches": _or_null(COUNT),
+    "evaluate.checkpoint": CHECKPOINT,
+    "evaluate.batch_size": COUNT,
+    "evaluate.calibration_bins": COUNT,
+    "evaluate.mistakes": COUNT,
+    "machine.accelerator": TEXT,
+    "machine.devices": AUTO_OR_COUNT,
+    "machine.threads": AUTO_OR_COUNT,
+    "machine.keep_trainings": WHOLE,
+}
+
+
+def check(config: DictConfig) -> None:
+    """Refuse, in one sentence, the first value that is not of the kind or in the range that its key allows."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    for key, value in _leaves(plain):
+        for pattern, rule in RULES.items():
+            if fnmatch(key, pattern) and not rule.holds(value):
+                raise Refusal(f"{key}={value!r} is not allowed; it must be {rule.allowed}.")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        full = f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{full}.")
+        else:
+            yield full, value

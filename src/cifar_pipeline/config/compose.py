@@ -1,0 +1,35 @@
+"""The configuration as DVC tracks it: composed from conf/ and params.yaml, less what cannot change a result."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_pipeline.config.choices import CONF, register_choices
+from cifar_pipeline.files import whole_file
+
+# What belongs to the machine or to this one start of a stage, and not to the training.
+OUTSIDE = ("machine", "rerun")
+
+
+def composed(overrides: list[str] | None = None) -> DictConfig:
+    """The configuration that a stage gets when it is started with these overrides on its command line."""
+    register_choices()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose("config", overrides=overrides or [])
+
+
+def decisive(config: DictConfig) -> dict[str, Any]:
+    """The values that can change a result, as plain nested dicts."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in OUTSIDE}
+
+
+def write_composed(config: DictConfig, path: Path) -> None:
+    """Write the decisive values as YAML, for DVC to compare key by key."""
+    header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
+    text = header + OmegaConf.to_yaml(OmegaConf.create(decisive(config)))
+    with whole_file(path) as part:
+        part.write_text(text)

@@ -1,0 +1,87 @@
+"""How every stage starts: compose the configuration, refuse what is wrong, run, and end with one clear sentence."""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_pipeline.config.check import check
+from cifar_pipeline.config.choices import CONF, register_choices
+from cifar_pipeline.config.sentences import sentence
+from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.files import whole_file
+
+Stage = Callable[[DictConfig], Any]
+
+SECONDS = Path(".cache/stages")
+
+
+def run_stage(stage: Stage) -> None:
+    """Run `stage` on the configuration that conf/, params.yaml and the command line make.
+
+    Ends the process with code 2 and one sentence where the configuration, or what the stage found, is refused.
+    """
+    # The processes of some launchers do not look beside the script for the package.
+    source = str(Path(sys.argv[0]).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Hydra then raises its errors instead of printing them over several lines.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        register_choices()
+        hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(_checked(stage))()
+    except (Refusal, HydraException, OmegaConfBaseException) as error:
+        complain(sentence(error))
+        sys.exit(2)
+
+
+def is_sweep() -> bool:
+    """Whether this is one job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def output_root() -> Path:
+    """Below which folder a stage writes models/ and reports/: the project's, or that of this job of a multirun."""
+    return Path(HydraConfig.get().runtime.output_dir) if is_sweep() else Path()
+
+
+def choices() -> dict[str, str]:
+    """The option of each group that this configuration was composed with."""
+    return {
+        key: str(option) for key, option in HydraConfig.get().runtime.choices.items() if not key.startswith("hydra/")
+    }
+
+
+def _checked(stage: Stage) -> Stage:
+    @functools.wraps(stage)
+    def run(config: DictConfig) -> Any:
+        start = time.perf_counter()
+        try:
+            check(config)
+            result = stage(config)
+        except Refusal as refusal:
+            if is_sweep():
+                raise
+            # Here already, because Hydra announces an error before it passes it on.
+            complain(str(refusal))
+            sys.exit(2)
+        if not is_sweep():
+            _note_seconds(stage.__name__, time.perf_counter() - start)
+        return result
+
+    return run
+
+
+def _note_seconds(stage: str, seconds: float) -> None:
+    with whole_file(SECONDS / f"{stage}.json") as part:
+        part.write_text(json.dumps({"seconds": round(seconds, 2)}) + "\n")

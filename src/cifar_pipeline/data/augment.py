@@ -1,0 +1,40 @@
+"""Augmentation: a whole batch at a time, on the device it lies on, random only by the generator it is handed."""
+
+from torch import Generator, Tensor, arange, randint
+
+from cifar_pipeline.console import Refusal
+
+
+def unchanged(images: Tensor, generator: Generator) -> Tensor:
+    """The images `[B, H, W, C] uint8` as they are."""
+    return images
+
+
+def flip_crop(images: Tensor, generator: Generator, flip: bool = True, padding: int = 4) -> Tensor:
+    """Mirror half of the images left to right and shift each by up to `padding` pixels either way.
+
+    Images are `[B, H, W, C] uint8`; what comes in from beyond the rim is the image reflected (the rim itself not
+    repeated). Draws from `generator`, in this order: how far down each image is shifted, how far to the right, and
+    whether it is mirrored before. Raises Refusal where `padding` is not smaller than the image.
+    Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2, there with a black rim.
+    """
+    batch, height, width, channels = images.shape
+    if not 0 <= padding < min(height, width):
+        raise Refusal(
+            f"augment.padding={padding} does not suit images of {height}x{width} pixels: write a number from 0 to "
+            f"{min(height, width) - 1}."
+        )
+    device = images.device
+    down, right = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)
+    mirrored = randint(0, 2, (batch, 1), generator=generator, device=device).bool() & flip
+    rows = _reflected(arange(height, device=device) - down, height)
+    columns = _reflected(arange(width, device=device) - right, width)
+    columns = mirrored * (width - 1 - columns) + ~mirrored * columns
+    first = arange(batch, device=device).view(-1, 1, 1) * (height * width)
+    pixels = first + rows[:, :, None] * width + columns[:, None, :]
+    return images.reshape(-1, channels)[pixels.view(-1)].view(images.shape)
+
+
+def _reflected(indices: Tensor, size: int) -> Tensor:
+    """Bring indices just beyond 0 or `size` - 1 back, as a mirror that stands on the rim would."""
+    return size - 1 - (size - 1 - indices.abs()).abs()

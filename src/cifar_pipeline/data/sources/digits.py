@@ -1,0 +1,94 @@
+"""Digits: 1,797 handwritten digits, 8x8, grey, that ship inside scikit-learn, so no network is needed.
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.failures import Unavailable
+from cifar_pipeline.data.folder import staged
+from cifar_pipeline.data.official import Images, Official
+from cifar_pipeline.data.split import stratified_split
+
+# MD5 of each array's bytes, so that another release of scikit-learn cannot change the data unseen.
+CHECKSUMS = {"images": "fa70cba135d4cdd4cde65da70dbffde2", "labels": "1041ea9b393a866c07fc3ca1c2bb06cd"}
+BRIGHTEST = 16
+SPLIT_SEED = 0  # of the test part: there is no published one
+
+
+class Digits:
+    """The source of the digits.
+
+    `test_fraction` of the images, evenly from every class, are the test part; `size` is the height and width in pixels
+    that they are brought to, in three equal channels, so that they fit where CIFAR-10 does.
+    """
+
+    name = "digits"
+    title = "digits"
+    origin = "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, 1998; from scikit-learn"
+
+    def __init__(self, test_fraction: float, size: int) -> None:
+        if size < 1:
+            raise Refusal(f"Digits of {size} pixels cannot be made: data.source.size must be at least 1.")
+        self.test_fraction, self.size = test_fraction, size
+
+    def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
+        """Write the digits as they are, `[1797, 8, 8] uint8` from 0 to 16, into `folder`; the rest is unused.
+
+        Raises Unavailable where scikit-learn holds other ones than this was written for.
+        """
+        if self.is_complete(folder):
+            return f"{folder}, where it was already"
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        arrays = {"images": found.images.astype(np.uint8), "labels": found.target.astype(np.int64)}
+        for name, array in arrays.items():
+            if _md5(array) != CHECKSUMS[name]:
+                raise Unavailable(self.title, [("scikit-learn", f"its digits' {name} are not the known ones")])
+        with staged(folder) as new:
+            for name, array in arrays.items():
+                np.save(new / f"{name}.npy", array, allow_pickle=False)
+        return "scikit-learn"
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether `folder` holds both arrays, every byte of them, and nothing else."""
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} != {f"{name}.npy" for name in CHECKSUMS}:
+            return False
+        try:
+            return all(_md5(np.load(folder / f"{name}.npy")) == CHECKSUMS[name] for name in CHECKSUMS)
+        except (ValueError, EOFError, OSError):
+            return False
+
+    def read(self, folder: Path) -> Official:
+        """Read the digits and part them: images `[N, size, size, 3] uint8`, classes "0" to "9".
+
+        Raises Refusal where the files in `folder` are not the right ones.
+        """
+        if not self.is_complete(folder):
+            raise Refusal(f"{folder} does not hold the digits; `dvc repro -f download` brings them again.")
+        images = enlarge(np.load(folder / "images.npy"), self.size)
+        labels = np.load(folder / "labels.npy")
+        train, test = stratified_split(labels, self.test_fraction, SPLIT_SEED)
+        return Official(tuple("0123456789"), images[train], labels[train], images[test], labels[test])
+
+
+def enlarge(digits: Images, size: int) -> Images:
+    """Bring `[N, h, w]` grey from 0 to 16 to `[N, size, size, 3]` from 0 to 255, each pixel by its nearest.
+
+    In integers only: the bytes are the same on every machine.
+    """
+    rows = np.arange(size) * digits.shape[1] // size
+    columns = np.arange(size) * digits.shape[2] // size
+    bright = (digits.astype(np.uint16) * 255 + BRIGHTEST // 2) // BRIGHTEST
+    large = bright.astype(np.uint8)[:, rows[:, None], columns[None, :]]
+    return np.repeat(large[..., None], 3, axis=-1)
+
+
+def _md5(array: np.ndarray) -> str:
+    kind = np.dtype(array.dtype).newbyteorder("<")
+    return md5(array.astype(kind, copy=False).tobytes(), usedforsecurity=False).hexdigest()

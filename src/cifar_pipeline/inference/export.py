@@ -1,0 +1,57 @@
+"""A trained network as a folder that outlives the training: an MLflow model around a pt2 file, without pickle."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import nn
+
+from cifar_pipeline.console import Refusal
+
+WEIGHTS = Path("data") / "model.pt2"
+
+
+def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Path) -> None:
+    """Write `net` (raw pictures `[N, H, W, C] uint8` to logits `[N, K]`) to `folder`, for any number of pictures.
+
+    The folder is an MLflow model: logged as it is, loaded by `load_model`, served by `mlflow models serve -m FOLDER`.
+    """
+    example = np.zeros((2, *shape), np.uint8)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
+    )
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pytorch.save_model(
+            net.cpu().eval(),
+            str(folder),
+            serialization_format="pt2",
+            signature=signature,
+            input_example=example,
+            # Given, because to find them out takes MLflow eight seconds.
+            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
+        )
+
+
+def load_model(folder: Path) -> nn.Module:
+    """The network that `export_model` wrote, raw pictures to logits.
+
+    Raises `Refusal` where the folder holds no model.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise Refusal(f"There is no model in {folder}: `dvc repro train` makes one.")
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(f"{path} is damaged ({reason}): `dvc repro -f train` makes it again.") from None

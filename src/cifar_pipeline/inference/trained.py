@@ -1,0 +1,59 @@
+"""What `train` left in models/: which model to use, and what it was told to do."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cifar_pipeline.console import Refusal, say
+from cifar_pipeline.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training's folder and, in it, the model of one checkpoint (`last` or `best`)."""
+
+    folder: Path
+    checkpoint: str
+    facts: dict[str, Any]
+    run: dict[str, str]
+
+    @staticmethod
+    def open(folder: Path, checkpoint: str) -> "Trained":
+        """Open models/. Raises `Refusal` where no training has finished there."""
+        try:
+            facts = json.loads((folder / "training.json").read_text())
+            run = json.loads((folder / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                f"There is no finished training in {folder}/ ({error}): `dvc repro train` makes one."
+            ) from None
+        if not (folder / checkpoint).is_dir():
+            say(f"There was no validation part to choose the {checkpoint} weights by: the last ones are measured.")
+            checkpoint = "last"
+        return Trained(folder, checkpoint, facts, run)
+
+    @property
+    def model(self) -> Path:
+        """The folder of the model."""
+        return self.folder / self.checkpoint
+
+    def require(self, dataset: Dataset) -> None:
+        """Refuse data other than what this was trained on: the test part might hold training images."""
+        if self.facts["dataset"]["hash"] != dataset.hash:
+            raise Refusal(
+                f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in {dataset.folder} "
+                f"({dataset.name}): `dvc repro` trains on what is there."
+            )
+
+
+def first_convolution(model: nn.Module) -> np.ndarray | None:
+    """The filters `[O, C, h, w]` of the model's first convolution, if it has one."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            weights: np.ndarray = parameter.detach().float().numpy()
+            return weights
+    return None

@@ -1,0 +1,172 @@
+"""One MLflow run per training: opened, continued, and ended with what really happened."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from cifar_pipeline.console import say
+from cifar_pipeline.tracking import lineage
+from cifar_pipeline.tracking.store import connect, tracking_uri
+
+LONGEST_PARAMETER = 6000
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The run of one training."""
+
+    client: MlflowClient
+    id: str
+    name: str
+    tracking_uri: str
+    logged_epochs: int
+
+    def log_figures(self, paths: list[Path]) -> None:
+        """Show pictures and tables on the run's page."""
+        for path in paths:
+            self.client.log_artifact(self.id, str(path))
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Put numbers on the run; each metric once for a step."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
+
+    def tag(self, values: Mapping[str, Any]) -> None:
+        """Add facts that the runs can be filtered by."""
+        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+
+    def log_result(self, folder: Path, tags: Mapping[str, Any]) -> None:
+        """Keep what a finished training left: each model folder as a model of its own, the files beside them as files.
+
+        A run that has its models already keeps them.
+        """
+        self.tag(tags)
+        models = self.client.get_run(self.id).outputs
+        if models and models.model_outputs:
+            return
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                self.log_model(path, path.name)
+            else:
+                self.client.log_artifact(self.id, str(path))
+
+    def log_model(self, folder: Path, name: str) -> None:
+        """Keep a model folder (an MLflow model, as `mlflow models serve -m` takes it) under `name` on the run."""
+        run = self.client.get_run(self.id)
+        model = self.client.create_logged_model(run.info.experiment_id, name=name, source_run_id=self.id)
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
+
+
+def run_name(choices: Mapping[str, str], seed: int) -> str:
+    """What a run is called, by its choices: `sgd-cross_entropy-0`."""
+    return f"{choices['optimizer']}-{choices['loss']}-{seed}"
+
+
+@contextmanager
+def training_run(
+    identity: str, name: str, config: Mapping[str, Any], dataset: Mapping[str, str], rerun: bool
+) -> Iterator[TrainingRun]:
+    """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
+
+    A run that an earlier process left off, and one that has finished, is continued; `rerun` opens another.
+    """
+    client, experiment = connect()
+    found = None if rerun else _find(client, experiment, identity)
+    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset)
+    client.update_run(run_id, status="RUNNING")
+    with _ended(client, run_id):
+        yield TrainingRun(client, run_id, name, tracking_uri(), _logged_epochs(client, run_id))
+
+
+@contextmanager
+def reopened_run(run_id: str, name: str) -> Iterator[TrainingRun]:
+    """The run of a training that has ended, for results that come after it.
+
+    A new one, and a line that says so, where this store doesn't have it: the model may come from DVC's cache.
+    """
+    client, experiment = connect()
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        say(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
+        run_id = client.create_run(experiment, run_name=name, tags=lineage.tags()).info.run_id
+    with _ended(client, run_id):
+        yield TrainingRun(client, run_id, name, tracking_uri(), 0)
+
+
+@contextmanager
+def _ended(client: MlflowClient, run_id: str) -> Iterator[None]:
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def _find(client: MlflowClient, experiment: str, identity: str) -> Run | None:
+    """The newest run of this identity."""
+    runs = client.search_runs(
+        [experiment],
+        f"tags.identity = '{identity}'",
+        run_view_type=ViewType.ACTIVE_ONLY,
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return runs[0] if runs else None
+
+
+def _create(
+    client: MlflowClient,
+    experiment: str,
+    identity: str,
+    name: str,
+    config: Mapping[str, Any],
+    dataset: Mapping[str, str],
+) -> str:
+    tags = {"identity": identity, "dataset": dataset["name"], **lineage.tags()}
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    client.log_batch(run_id, params=[Param(key, _shortened(value)) for key, value in flat(config).items()])
+    entity = Dataset(
+        name=dataset["name"], digest=dataset["hash"][:36], source_type="local", source=dataset["source"], profile=None
+    )
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    client.log_text(run_id, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
+    if changes := lineage.diff():
+        client.log_text(run_id, changes, "code.diff")
+    return run_id
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values under dotted keys, as they are written on a command line: `optimizer.lr`."""
+    values: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = str(value)
+    return values
+
+
+def _shortened(value: str) -> str:
+    """MLflow cuts longer values without a word; the whole stands in the artifact config.yaml."""
+    notice = " ... (the whole value: artifact config.yaml)"
+    return value if len(value) <= LONGEST_PARAMETER else value[: LONGEST_PARAMETER - len(notice)] + notice
+
+
+def _logged_epochs(client: MlflowClient, run_id: str) -> int:
+    """How many epochs' metrics the run has: a continued training must not put them there twice."""
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)

@@ -1,0 +1,53 @@
+"""The MLflow database of the main workspace, or the server that MLFLOW_TRACKING_URI names."""
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+
+from cifar_pipeline.config.workspace import main_workspace
+
+EXPERIMENT = "cifar-pipeline"
+
+
+def tracking_uri() -> str:
+    """The address of the store that every run of this workspace goes to."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_workspace() / 'mlflow.db'}"
+
+
+def connect() -> tuple[MlflowClient, str]:
+    """A client, and the id of the one experiment of this project.
+
+    A new SQLite database is made under a lock: processes that all find it missing break each other's migrations.
+    """
+    # Lines about tables and migrations, which nobody here can act on.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    lock = main_workspace() / ".cache" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        client = MlflowClient(uri)
+        if uri.startswith("sqlite:///"):
+            _write_ahead(Path(uri.removeprefix("sqlite:///")))
+        return client, _experiment(client, uri)
+
+
+def _write_ahead(database: Path) -> None:
+    """Let readers and a writer of a SQLite file go on beside each other; MLflow's default makes them wait."""
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _experiment(client: MlflowClient, uri: str) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # MLflow's own default would be a folder below whatever directory the first process happens to run in.
+    local = (main_workspace() / "mlruns").as_uri() if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=local))

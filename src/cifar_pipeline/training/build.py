@@ -1,0 +1,37 @@
+"""From the configuration and the data set to what Lightning trains, before any work is done."""
+
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.targets import arguments
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.training.datamodule import Pictures
+from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.training.optimizers import choose_optimizer
+
+
+def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
+    """The network with new weights that follow from the seed, its loss, optimizer and schedule.
+
+    The network's channels, size and classes come from the data set.
+    """
+    seed_everything(config.seed, verbose=False)
+    size, _, channels = dataset.shape
+    net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
+    mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
+    std = dataset.std if config.normalize.std is None else config.normalize.std
+    return Classifier(
+        RawPixels(net, mean, std),
+        instantiate(arguments(config.loss, "loss")),
+        choose_optimizer(config.optimizer),
+        instantiate(config.schedule),
+        config.seed,
+    )
+
+
+def build_pictures(config: DictConfig, dataset: Dataset) -> Pictures:
+    """The batches: of the size that conf/trainer says or, for a full batch, in parts that fit into memory."""
+    batch_size = config.trainer.eval_batch_size if config.optimizer.full_batch else config.trainer.batch_size
+    return Pictures(dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed)

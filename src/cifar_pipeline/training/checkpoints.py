@@ -1,0 +1,42 @@
+"""Checkpoints that are there whole or not at all, and the folder in which a training keeps them."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+LAST, BEST = "last", "best"
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the final name, syncs and renames: killed at any moment, the old file or the new one is there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.part")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def checkpoint_callbacks(folder: Path, has_val: bool) -> list[ModelCheckpoint]:
+    """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it."""
+    checkpoint = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
+    last = checkpoint(filename=LAST)
+    if not has_val:
+        return [last]
+    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=True), last]
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The module's state dict in a checkpoint, read without unpickling anything but tensors and plain values."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return weights

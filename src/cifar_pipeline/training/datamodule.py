@@ -1,0 +1,62 @@
+"""The processed data set as Lightning takes it: batches gathered in memory, no worker processes."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.batches import Batches
+from cifar_pipeline.data.dataset import Dataset
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Pictures(LightningDataModule):
+    """Batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
+
+    Args:
+        dataset: the processed set; its arrays stay memory-mapped.
+        batch_size: images per batch of training.
+        eval_batch_size: images per batch of validation.
+        augment: what is done to the training images, and to them only.
+        seed: what the order of the training images and their augmentation follow from.
+
+    Raises:
+        Refusal: a batch is larger than the train part.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, eval_batch_size: int, augment: Augment, seed: int) -> None:
+        super().__init__()
+        size = dataset.sizes["train"]
+        if batch_size > size:
+            raise Refusal(
+                f"trainer.batch_size={batch_size} is larger than the {size} training images of {dataset.title}."
+            )
+        self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
+        self.augment, self.seed = augment, seed
+
+    @property
+    def has_val(self) -> bool:
+        """Whether anything was held back to choose by."""
+        return self.dataset.sizes["val"] > 0
+
+    @property
+    def train_batches(self) -> int:
+        """Batches per epoch."""
+        return -(-self.dataset.sizes["train"] // self.batch_size)
+
+    def train_dataloader(self) -> Batches:
+        images, labels = self._part("train")
+        return Batches(images, labels, self.batch_size, seed=self.seed, shuffle=True, augment=self.augment)
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        if not self.has_val:
+            return []
+        images, labels = self._part("val")
+        return Batches(images, labels, self.eval_batch_size, seed=self.seed, shuffle=False)
+
+    def _part(self, name: str) -> tuple[Tensor, Tensor]:
+        images, labels = self.dataset.part(name)
+        return torch.from_numpy(images), torch.from_numpy(labels)

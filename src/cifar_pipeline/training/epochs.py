@@ -1,0 +1,47 @@
+"""The callback that turns each epoch into a row: kept in the checkpoint, handed to the logger, said to the person."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cifar_pipeline.console import say
+from cifar_pipeline.training.history import Row, line_of, metrics_of
+from cifar_pipeline.training.module import Classifier
+
+DIGITS = 6
+
+
+class EpochRows(Callback):
+    """Collects a row for each finished epoch; after a resume the rows of before are there too."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start, self.train_seconds = time.perf_counter(), 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.train_seconds = time.perf_counter() - self.start
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        seconds = self.train_seconds or time.perf_counter() - self.start
+        row = {"epoch": trainer.current_epoch + 1.0}
+        row |= {f"train/{key}": value for key, value in pl_module.train_sums.means().items()}
+        if pl_module.val_sums.images:
+            row |= {f"val/{key}": value for key, value in pl_module.val_sums.means().items()}
+        row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {"images_per_second": pl_module.train_sums.images / seconds}
+        # Rounded once, so that MLflow, the file and the line on the screen hold the same numbers.
+        row = {key: round(value, DIGITS) for key, value in row.items()}
+        self.rows.append(row)
+        if trainer.logger:
+            trainer.logger.log_metrics(*metrics_of(row))
+        say(line_of(row, trainer.max_epochs or 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]

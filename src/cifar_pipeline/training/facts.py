@@ -1,0 +1,35 @@
+"""What is worth knowing about a finished training, as it is written beside its models."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.fit import Fitted
+from cifar_pipeline.training.hardware import Hardware
+from cifar_pipeline.training.history import best_row
+from cifar_pipeline.training.module import Classifier
+
+
+def training_facts(
+    identity: str, config: DictConfig, dataset: Dataset, module: Classifier, hardware: Hardware, fitted: Fitted
+) -> dict[str, Any]:
+    """Facts for whoever uses the models: what went in, what the outputs mean, how long it took on what."""
+    rows = fitted.rows
+    return {
+        "identity": identity,
+        "dataset": {"name": dataset.name, "hash": dataset.hash},
+        "classes": list(dataset.classes),
+        "shape": list(dataset.shape),
+        "probabilities": config.loss.probabilities,
+        "loss": decisive(config)["loss"],
+        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+        "epochs": len(rows),
+        "best_epoch": int(best_row(rows)["epoch"]),
+        "timing": {
+            "seconds": round(fitted.seconds, 2),
+            "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
+            **hardware.tags(),
+        },
+    }

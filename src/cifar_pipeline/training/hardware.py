@@ -1,0 +1,60 @@
+"""What a training runs on, chosen once and said in one line."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cifar_pipeline.console import Refusal
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The accelerator of a training (`cpu`, `cuda` or `mps`), how many, in which precision, and why."""
+
+    accelerator: str
+    devices: int
+    threads: int
+    precision: str
+    reason: str
+
+    @property
+    def device(self) -> str:
+        """What to call it in a report: the GPU's name, or the CPU with its threads."""
+        if self.accelerator == "cuda":
+            return torch.cuda.get_device_name()
+        return f"{self.accelerator}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def tags(self) -> dict[str, str]:
+        """What to filter runs by."""
+        return {"device": self.device, "threads": str(self.threads), "precision": self.precision}
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.reason}), precision {self.precision}"
+
+
+def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str]) -> Hardware:
+    """Choose by conf/machine and conf/precision, and set torch's number of threads accordingly.
+
+    Raises `Refusal` where the accelerator asked for is not here.
+    """
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there.insert(0, "cuda")
+    asked = str(machine["accelerator"])
+    accelerator = there[0] if asked == "auto" else {"gpu": "cuda"}.get(asked, asked)
+    if accelerator not in there:
+        raise Refusal(
+            f"machine.accelerator={asked}: this machine has {' and '.join(there)}; write auto to take the best."
+        )
+    reason = "asked for" if asked != "auto" else "no GPU found" if accelerator == "cpu" else "the fastest here"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if machine["threads"] != "auto":
+        threads = int(machine["threads"])
+    torch.set_num_threads(threads)
+    devices = 1 if machine["devices"] == "auto" else int(machine["devices"])
+    return Hardware(accelerator, devices, threads, precision[accelerator], reason)

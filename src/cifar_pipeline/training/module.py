@@ -1,0 +1,122 @@
+"""The Lightning module: one network, one loss, one optimizer and one schedule, whichever conf/ chose."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.training.checkpoints import load_weights
+from cifar_pipeline.training.optimizers import OptimizerChoice
+
+Batch = tuple[Tensor, Tensor]
+Schedule = Callable[[int, int], float]
+
+# Batches between two looks at whether the loss is still a number: a look makes a GPU wait.
+LOOK_EVERY = 100
+
+
+class Classifier(LightningModule):
+    """Trains `net` on batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64`.
+
+    Args:
+        net: raw pictures to logits `[N, K]` (`models.pixels.RawPixels` around a network).
+        loss: logits `[N, K]` and labels `[N]` to a mean over the images.
+        optimizer: how to build the optimizer, and whether one step is one epoch.
+        schedule: (step, all steps) to a factor of the learning rate; a pure function, so that nothing of it has to be
+            kept when a training is broken off.
+        seed: what the randomness inside the network (dropout) follows from, together with the epoch.
+
+    Raises:
+        Refusal: the loss is no finite number any more.
+    """
+
+    def __init__(
+        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerChoice, schedule: Schedule, seed: int
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)
+        self.loss, self.optimizer, self.schedule, self.seed = loss, optimizer, schedule, seed
+        self.train_sums = Sums()
+        self.val_sums = Sums()
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Take the weights of a checkpoint, read without unpickling anything but tensors and plain values."""
+        self.load_state_dict(load_weights(path))
+
+    def configure_optimizers(self) -> Optimizer:
+        optimizer = self.optimizer.build(self.net.parameters())
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 2**20 + self.current_epoch)
+        self.train_sums = Sums()
+        self.all_steps = int(self.trainer.estimated_stepping_batches)
+        loader: Any = self.trainer.train_dataloader
+        self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        factor = self.schedule(self.global_step, self.all_steps)
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["initial_lr"] * factor
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(images)
+        loss: Tensor = self.loss(logits, labels)
+        self.train_sums.add(loss, logits, labels)
+        if batch_index % LOOK_EVERY == 0:
+            self.refuse_infinite_loss()
+        if self.optimizer.full_batch:
+            # Lightning divides by the number of parts; what counts is each part's share of the images.
+            loss = loss * (len(labels) * self.trainer.accumulate_grad_batches / self.epoch_images)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_sums = Sums()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        images, labels = batch
+        logits = self.net(images)
+        self.val_sums.add(self.loss(logits, labels), logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/accuracy", self.val_sums.means()["accuracy"], logger=False)
+
+    def on_train_epoch_end(self) -> None:
+        self.refuse_infinite_loss()
+
+    def refuse_infinite_loss(self) -> None:
+        """Stop where the sum of this epoch's losses is no finite number."""
+        total = float(self.train_sums.loss)
+        if total != total or abs(total) == float("inf"):
+            lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
+            raise Refusal(
+                f"The loss is no finite number any more in epoch {self.current_epoch + 1} (learning rate {lr:g}): "
+                "write a smaller optimizer.lr, or a trainer.gradient_clip_val."
+            )
+
+
+class Sums:
+    """Loss and right answers, added up as tensors on the device, so that no step waits for a number."""
+
+    def __init__(self) -> None:
+        self.loss = torch.zeros(())
+        self.right = torch.zeros((), dtype=torch.int64)
+        self.images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch: its mean loss, logits `[N, K]`, labels `[N]`."""
+        self.loss = self.loss + loss.detach().double() * len(labels)
+        self.right = self.right + (logits.detach().argmax(1) == labels).sum()
+        self.images += len(labels)
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy over all images counted."""
+        return {"loss": float(self.loss) / self.images, "accuracy": float(self.right) / self.images}

@@ -1,0 +1,21 @@
+"""Stage `configure`: conf/ and params.yaml become composed.yaml, whose keys the other stages depend on.
+
+What is wrong in them is refused here, before any work is done.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.compose import write_composed
+from cifar_pipeline.config.stage import run_stage
+from cifar_pipeline.config.targets import check_targets
+
+
+def configure(config: DictConfig) -> None:
+    check_targets(config)
+    write_composed(config, Path("composed.yaml"))
+
+
+if __name__ == "__main__":
+    run_stage(configure)

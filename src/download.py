@@ -1,0 +1,25 @@
+"""Stage download: reads the network (or CIFAR10_SOURCE), writes data/raw, the verified files of the data set in use."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.stage import run_stage
+
+RAW = Path("data/raw")
+PARTIAL = Path(".cache/downloads")
+
+
+def download(config: DictConfig) -> None:
+    """Bring the data set that the configuration names, or its fallback where no source answers."""
+    from hydra.utils import instantiate
+
+    from cifar_pipeline.data.raw import bring
+
+    source = instantiate(config.data.source)
+    fallback = instantiate(config.data.fallback)
+    bring(RAW, source, fallback, list(config.data.mirrors), config.data.timeout, PARTIAL)
+
+
+if __name__ == "__main__":
+    run_stage(download)

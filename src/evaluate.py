@@ -1,0 +1,65 @@
+"""Stage `evaluate`: models/ and the test part of data/processed -> reports/, and onto the run that `train` opened.
+
+The only place where the test part is looked at, once per model.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.stage import run_stage
+
+MODELS, REPORTS = Path("models"), Path("reports")
+
+
+def evaluate(config: DictConfig) -> None:
+    # Imported here, because `--cfg job`, completion and a refused value should answer at once.
+    import time
+
+    import torch
+    from hydra.utils import instantiate
+
+    from cifar_pipeline.config.targets import arguments
+    from cifar_pipeline.console import say
+    from cifar_pipeline.data.dataset import Dataset
+    from cifar_pipeline.inference.batched import logits_of
+    from cifar_pipeline.inference.export import load_model
+    from cifar_pipeline.inference.probabilities import by_name
+    from cifar_pipeline.inference.trained import Trained, first_convolution
+    from cifar_pipeline.reporting.evaluation import Answers, write_figures, write_numbers
+    from cifar_pipeline.reporting.metrics import flatten, measure
+    from cifar_pipeline.tracking.runs import reopened_run
+
+    start = time.perf_counter()
+    options = config.evaluate
+    dataset = Dataset.open(Path("data/processed"))
+    trained = Trained.open(MODELS, options.checkpoint)
+    trained.require(dataset)
+
+    images, labels = dataset.part("test")
+    truth = torch.from_numpy(labels)
+    model = load_model(trained.model)
+    logits = logits_of(model, images, options.batch_size)
+    loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
+    probabilities = by_name(trained.facts["probabilities"])(logits)
+    confidence, predictions = probabilities.max(1)
+    answers = Answers(dataset.classes, labels, predictions.numpy(), confidence.numpy())
+
+    metrics = measure(probabilities, truth, loss, dataset.classes, options.calibration_bins) | {
+        "parameters": trained.facts["parameters"],
+        "checkpoint": trained.checkpoint,
+        "dataset": dataset.summary(),
+    }
+    title = f"{trained.run['name']} on {dataset.caption}"
+    figures = write_figures(REPORTS, title, answers, images, first_convolution(model), options.mistakes)
+    timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
+    tables = write_numbers(REPORTS, metrics, timing, answers)
+
+    with reopened_run(trained.run["id"], trained.run["name"]) as run:
+        run.log_metrics(flatten(metrics))
+        run.log_figures([*figures, *tables])
+    say(f"Test accuracy: {metrics['test']['accuracy']:.2%} on {dataset.caption} ({trained.checkpoint} weights)")
+
+
+if __name__ == "__main__":
+    run_stage(evaluate)

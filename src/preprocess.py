@@ -1,0 +1,44 @@
+"""Stage preprocess: reads data/raw, writes data/processed (arrays and dataset.json) and reports/samples.png."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.stage import run_stage
+
+RAW = Path("data/raw")
+PROCESSED = Path("data/processed")
+SAMPLES = Path("reports/samples.png")
+
+
+def preprocess(config: DictConfig) -> None:
+    """Part the images into train, val and test, and show ten of every class."""
+    from hydra.utils import instantiate
+
+    from cifar_pipeline.console import say
+    from cifar_pipeline.data.asked import asked_values, used_values
+    from cifar_pipeline.data.dataset import Dataset, write
+    from cifar_pipeline.data.folder import replaced
+    from cifar_pipeline.data.raw import present
+    from cifar_pipeline.data.split import stratified_split
+    from cifar_pipeline.reporting.samples import contact_sheet
+    from cifar_pipeline.reporting.style import save
+
+    wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
+    source = present(RAW, wanted, fallback)
+    official = source.read(RAW / source.name)
+
+    train, val = stratified_split(official.train_labels, config.data.val_fraction, config.data.split_seed)
+    asked = asked_values(config.data)
+    used = used_values(asked, by_fallback=source is fallback)
+    with replaced(PROCESSED) as folder:
+        write(folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used)
+
+    dataset = Dataset.open(PROCESSED)
+    images, labels = dataset.part("train")
+    save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
+    say(f"{dataset.caption}: " + ", ".join(f"{size:,} {part}" for part, size in dataset.sizes.items()) + " images.")
+
+
+if __name__ == "__main__":
+    run_stage(preprocess)

@@ -1,0 +1,67 @@
+"""Stage `train`: data/processed -> models/ and reports/history.csv, and a run in MLflow.
+
+By hand it does exactly what the DVC stage does; with `-m` it is one job of a sweep and writes to the job's own folder.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.stage import run_stage
+
+
+def train(config: DictConfig) -> float | None:
+    # Imported here, because `--cfg job`, completion and a refused value should answer at once.
+    from cifar_pipeline.config.compose import decisive
+    from cifar_pipeline.config.identity import identity
+    from cifar_pipeline.config.stage import choices, output_root
+    from cifar_pipeline.config.targets import check_targets
+    from cifar_pipeline.config.workspace import trainings_cache
+    from cifar_pipeline.console import say
+    from cifar_pipeline.data.asked import require
+    from cifar_pipeline.data.dataset import Dataset
+    from cifar_pipeline.inference.export import export_model
+    from cifar_pipeline.tracking.runs import run_name, training_run
+    from cifar_pipeline.training.build import build_module, build_pictures
+    from cifar_pipeline.training.facts import training_facts
+    from cifar_pipeline.training.fit import fit
+    from cifar_pipeline.training.folder import TrainingFolder
+    from cifar_pipeline.training.hardware import choose_hardware
+    from cifar_pipeline.training.logger import RunLogger
+
+    check_targets(config)
+    dataset = Dataset.open(Path("data/processed"))
+    require(dataset, config.data)
+    say(
+        f"Data:   {dataset.caption}, {dataset.sizes['train']:,} training and {dataset.sizes['val']:,} validation images"
+    )
+    hardware = choose_hardware(config.machine, config.precision)
+    say(f"Device: {hardware}")
+    module = build_module(config, dataset)
+    pictures = build_pictures(config, dataset)
+
+    this = identity(config, dataset.hash)
+    name = run_name(choices(), config.seed)
+    folder = TrainingFolder(trainings_cache() / this)
+    data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
+    with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun) as run:
+        logger = RunLogger(run.tracking_uri, run.id, run.logged_epochs)
+        if folder.is_finished:
+            say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
+            logger.log_rows(folder.rows())
+        else:
+            fitted = fit(module, pictures, config.trainer, hardware, folder, logger)
+            with folder.finishing(
+                training_facts(this, config, dataset, module, hardware, fitted), fitted.rows
+            ) as result:
+                for checkpoint in folder.checkpoints():
+                    module.load_checkpoint(folder.checkpoint(checkpoint))
+                    export_model(module.net, dataset.shape, len(dataset.classes), result / checkpoint)
+        run.log_result(folder.result, hardware.tags())
+    folder.publish(output_root(), {"id": run.id, "name": name})
+    folder.clear_others(config.machine.keep_trainings)
+    return folder.rows()[-1].get("val/accuracy")
+
+
+if __name__ == "__main__":
+    run_stage(train)

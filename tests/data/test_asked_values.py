@@ -1,0 +1,51 @@
+"""A training never starts on other data than its configuration says."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.asked import asked_values, require, used_values
+
+CIFAR10 = {"_target_": "cifar_pipeline.data.sources.cifar10.Cifar10"}
+DIGITS = {"_target_": "cifar_pipeline.data.sources.digits.Digits", "test_fraction": 0.2, "size": 32}
+
+
+def data(**changes):
+    values = {"source": CIFAR10, "fallback": DIGITS, "mirrors": ["a"], "timeout": 10, "val_fraction": 0.1}
+    return OmegaConf.create(values | {"split_seed": 0} | changes)
+
+
+def made(**changes):
+    return SimpleNamespace(folder=Path("data/processed"), asked=asked_values(data(**changes)))
+
+
+def test_mirrors_do_not_matter():
+    assert "mirrors" not in asked_values(data())
+    require(made(), data(mirrors=[], timeout=1))
+
+
+def test_the_fallback_steps_into_the_place_of_the_source():
+    asked = asked_values(data())
+    assert used_values(asked, by_fallback=False) == asked
+    assert used_values(asked, by_fallback=True) == asked | {"source": DIGITS}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ({}, {"val_fraction": 0.2}, ["val_fraction=0.1", "val_fraction=0.2", "{data: {val_fraction: 0.2}}"]),
+        ({}, {"split_seed": 7}, ["split_seed=0", "split_seed=7", "{data: {split_seed: 7}}"]),
+        ({}, {"source": DIGITS, "fallback": None}, ["cifar10.Cifar10", "digits.Digits", "data: digits"]),
+        ({"source": DIGITS}, {}, ["digits.Digits", "cifar10.Cifar10", "data: cifar10"]),
+        ({"source": DIGITS}, {"source": DIGITS | {"size": 8}}, ["size=32", "size=8", "{data: {source: {size: 8}}}"]),
+        ({}, {"fallback": None}, ["digits.Digits", "fallback=null"]),
+    ],
+)
+def test_other_values_are_refused_with_both_and_the_way_out(then, now, words):
+    with pytest.raises(Refusal) as refusal:
+        require(made(**then), data(**now))
+    for word in [*words, "params.yaml", "dvc repro preprocess"]:
+        assert word in str(refusal.value)

@@ -1,0 +1,156 @@
+"""What an epoch yields, in which order, in how many pieces, and after an interruption."""
+
+import pytest
+import torch
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data import batches as module
+from cifar_pipeline.data.batches import Batches
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of a few batches, so that a hundred images meet their borders."""
+    monkeypatch.setattr(module, "CHUNK", 16)
+
+
+def make(count=103, batch_size=5, *, shuffle=True, seed=0, **options) -> Batches:
+    labels = torch.arange(count)
+    images = (labels % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
+    return Batches(images, labels, batch_size, seed=seed, shuffle=shuffle, **options)
+
+
+def labels(batches: Batches) -> list[list[int]]:
+    return [labels.tolist() for _, labels in batches]
+
+
+def flat(lists: list[list[int]]) -> list[int]:
+    return [label for labels in lists for label in labels]
+
+
+def noise(images, generator):
+    return torch.randint(0, 256, images.shape, generator=generator, device=images.device).to(torch.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 16, 17, 40, 103])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_image_once_an_epoch(batch_size, shuffle):
+    batches = make(batch_size=batch_size, shuffle=shuffle)
+    seen = labels(batches)
+    assert sorted(flat(seen)) == list(range(103))
+    assert (flat(seen) == list(range(103))) == (not shuffle)
+    assert len(batches) == len(seen)
+    assert [len(batch) for batch in seen[:-1]] == [batch_size] * (len(seen) - 1)
+    assert len(seen[-1]) == 103 % batch_size or batch_size
+
+
+def test_images_stay_with_their_labels_and_their_types():
+    for images, found in make():
+        assert images.dtype == torch.uint8
+        assert found.dtype == torch.int64
+        assert images.shape[1:] == (4, 4, 3)
+        assert (images == found.to(torch.uint8).view(-1, 1, 1, 1)).all()
+
+
+def test_seed_and_epoch_decide_the_order():
+    one, two, other = make(), make(), make(seed=1)
+    first = labels(one)
+    assert labels(two) == first
+    assert labels(one) == first
+    assert labels(other) != first
+    one.set_epoch(1)
+    second = labels(one)
+    assert second != first
+    one.set_epoch(0)
+    assert labels(one) == first
+    assert one.sampler is one
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 10, 20, 21])
+def test_goes_on_exactly_where_it_was_interrupted(stop):
+    batches, whole = make(augment=noise), make(augment=noise)
+    for loader in (batches, whole):
+        loader.set_epoch(3)
+    iterator = iter(batches)
+    for _ in range(stop):
+        next(iterator)
+    state = batches.state_dict()
+    resumed = make(augment=noise)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(3)
+    expected, rest = list(whole)[stop:], list(resumed)
+    assert len(rest) == len(expected) == 21 - stop
+    for (images, found), (wanted_images, wanted) in zip(rest, expected, strict=True):
+        assert torch.equal(found, wanted)
+        assert torch.equal(images, wanted_images)
+    assert len(list(resumed)) == 21
+
+
+def test_an_epoch_that_was_complete_is_followed_by_the_next():
+    batches = make()
+    list(batches)
+    resumed = make()
+    resumed.load_state_dict(batches.state_dict())
+    resumed.set_epoch(1)
+    batches.set_epoch(1)
+    assert labels(resumed) == labels(batches)
+
+
+def test_augmentation_follows_from_seed_and_epoch():
+    def pixels(seed, epoch):
+        batches = make(seed=seed, augment=noise)
+        batches.set_epoch(epoch)
+        return torch.cat([images for images, _ in batches])
+
+    assert torch.equal(pixels(0, 0), pixels(0, 0))
+    assert not torch.equal(pixels(0, 0), pixels(0, 1))
+    assert not torch.equal(pixels(0, 0), pixels(1, 0))
+    first, second = pixels(0, 0)[:15], pixels(0, 0)[15:30]
+    assert not torch.equal(first, second)
+
+
+def test_augmentation_leaves_the_data_alone():
+    def blacken(images, generator):
+        return images.zero_()
+
+    batches = make(augment=blacken, shuffle=False)
+    list(batches)
+    assert batches.images.max() == 102
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("count", [96, 97, 98, 99, 103, 5])
+def test_ranks_part_an_epoch_among_them(world_size, count):
+    ranks = [make(count, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [labels(batches) for batches in ranks]
+    assert sorted(flat(flat(seen))) == list(range(count))
+    assert len({len(part) for part in seen}) == 1
+    assert len(ranks[0]) == len(seen[0])
+    assert all(batch for part in seen for batch in part)
+    assert max(abs(len(flat(part)) - count / world_size) for part in seen) < 1
+    together = [batch for step in zip(*seen, strict=True) for batch in step]
+    assert all(len(batch) == 4 for batch in together[: -2 * world_size])
+
+
+def test_ranks_augment_differently():
+    one, two = (list(make(96, 4, rank=rank, world_size=2, augment=noise)) for rank in range(2))
+    assert not torch.equal(one[0][0], two[0][0])
+
+
+def test_an_empty_part_has_no_batches():
+    batches = make(0, 4, shuffle=False)
+    assert len(batches) == 0
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options", "word"),
+    [(0, {}, "batch_size=0"), (-1, {}, "batch_size=-1"), (104, {}, "103 images"), (1, {"world_size": 200}, "processes")],
+)
+def test_what_makes_no_batches_is_refused(batch_size, options, word):
+    with pytest.raises(Refusal, match=word):
+        make(batch_size=batch_size, **options)
+
+
+def test_evaluation_takes_what_there_is():
+    assert len(list(make(batch_size=1000, shuffle=False))) == 1

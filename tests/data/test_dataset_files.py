@@ -1,0 +1,164 @@
+"""data/processed: what is written is read again, and nothing else is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.dataset import CHUNK, PARTS, Dataset, statistics, write
+from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.sources.digits import Digits
+from cifar_pipeline.data.split import stratified_split
+
+ASKED = {"source": {"_target_": "a.b.C"}, "fallback": {"_target_": "d.e.F"}, "val_fraction": 0.25, "split_seed": 0}
+
+
+def official(images: int = 40) -> Official:
+    random = np.random.default_rng(0)
+    train, test = (random.integers(0, 256, (count, 5, 4, 3), np.uint8) for count in (images, 8))
+    return Official(("cat", "dog"), train, np.arange(images) % 2, test, np.arange(8) % 2)
+
+
+def make(folder, fraction: float = 0.25, used=ASKED, data: Official | None = None) -> Dataset:
+    data = data or official()
+    folder.mkdir()
+    train, val = stratified_split(data.train_labels, fraction, 0)
+    write(folder, data, train, val, source=Digits(0.2, 8), wanted="CIFAR-10", asked=ASKED, used=used)
+    return Dataset.open(folder)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    data, dataset = official(), make(tmp_path / "processed")
+    train, val = stratified_split(data.train_labels, 0.25, 0)
+    expected = {
+        "train": (data.train_images[train], data.train_labels[train]),
+        "val": (data.train_images[val], data.train_labels[val]),
+        "test": (data.test_images, data.test_labels),
+    }
+    for part in PARTS:
+        for found, wanted in zip(dataset.part(part), expected[part], strict=True):
+            np.testing.assert_array_equal(found, wanted)
+            assert found.dtype == wanted.dtype
+            assert isinstance(found, np.memmap)
+    assert dataset.sizes == {"train": 30, "val": 10, "test": 8}
+    assert dataset.shape == (5, 4, 3)
+    assert dataset.classes == ("cat", "dog")
+    assert (dataset.name, dataset.asked) == ("digits", ASKED)
+    scaled = expected["train"][0] / 255
+    np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, scaled.std((0, 1, 2)), rtol=1e-12)
+    dataset.verify()
+
+
+def test_the_same_data_is_the_same_bytes(tmp_path, tree):
+    one, two = make(tmp_path / "one"), make(tmp_path / "two")
+    assert tree(one.folder) == tree(two.folder)
+    assert make(tmp_path / "three", fraction=0.5).hash != one.hash
+
+
+def test_more_images_than_a_chunk(tmp_path):
+    data = official(CHUNK + 10)
+    dataset = make(tmp_path / "x", 0, data=data)
+    np.testing.assert_array_equal(dataset.part("train")[0], data.train_images)
+    np.testing.assert_allclose(dataset.mean, data.train_images.mean((0, 1, 2)) / 255, rtol=1e-12)
+
+
+def test_statistics_of_one_colour_are_exact():
+    mean, std = statistics(np.full((3, 2, 2, 1), 51, np.uint8))
+    assert (mean, std) == ([0.2], [0.0])
+
+
+def test_nothing_held_back_is_an_empty_part(tmp_path):
+    images, labels = make(tmp_path / "x", 0).part("val")
+    assert images.shape == (0, 5, 4, 3)
+    assert labels.shape == (0,)
+
+
+def test_torch_takes_the_arrays_without_a_warning_and_cannot_change_the_files(tmp_path, recwarn):
+    dataset = make(tmp_path / "x")
+    torch.from_numpy(dataset.part("train")[0]).zero_()
+    assert not recwarn.list
+    dataset.verify()
+
+
+def test_a_fallback_is_never_in_doubt(tmp_path):
+    asked = make(tmp_path / "asked")
+    assert not asked.is_fallback
+    assert asked.caption == "digits"
+    fallback = make(tmp_path / "fallback", used=ASKED | {"source": ASKED["fallback"]})
+    assert fallback.is_fallback
+    assert fallback.caption == "digits, in place of CIFAR-10"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def pickled(path):
+    np.save(path, np.array([{}]), allow_pickle=True)
+
+
+def other_shape(path):
+    np.save(path, np.zeros((30, 5, 4, 1), np.uint8))
+
+
+def other_type(path):
+    np.save(path, np.load(path).astype(np.int32))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, pickled, other_shape, other_type, lambda path: path.unlink()])
+@pytest.mark.parametrize("file", ["train/images.npy", "test/labels.npy"])
+def test_a_wrong_array_is_refused(damage, file, tmp_path):
+    damage(make(tmp_path / "x").folder / file)
+    with pytest.raises(Refusal) as refusal:
+        Dataset.open(tmp_path / "x")
+    assert str(tmp_path / "x" / file) in str(refusal.value)
+    assert "dvc repro -f preprocess" in str(refusal.value)
+
+
+def test_an_array_of_the_right_kind_but_of_another_data_set_is_found_by_verify(tmp_path):
+    dataset = make(tmp_path / "x")
+    np.save(dataset.folder / "val" / "labels.npy", np.zeros(10, np.int64))
+    with pytest.raises(Refusal, match="val/labels.npy has other content"):
+        Dataset.open(tmp_path / "x").verify()
+
+
+@pytest.mark.parametrize("change", ["missing", "cut", "no dictionary", "key missing", "foreign key", "part missing"])
+def test_a_wrong_description_is_refused(change, tmp_path):
+    path = make(tmp_path / "x").folder / "dataset.json"
+    values = json.loads(path.read_text())
+    if change == "missing":
+        path.unlink()
+    elif change == "cut":
+        path.write_text(path.read_text()[:-10])
+    elif change == "no dictionary":
+        path.write_text("[]")
+    elif change == "key missing":
+        path.write_text(json.dumps({key: value for key, value in values.items() if key != "mean"}))
+    elif change == "foreign key":
+        path.write_text(json.dumps(values | {"colour": 1}))
+    else:
+        path.write_text(json.dumps(values | {"sizes": {"train": 30}}))
+    with pytest.raises(Refusal, match="dataset.json.*dvc repro -f preprocess"):
+        Dataset.open(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("train_images", np.zeros((40, 5, 4, 3), np.float32), "float32"),
+        ("test_images", np.zeros((8, 9, 4, 3), np.uint8), "one size"),
+        ("test_labels", np.zeros(7, np.int64), "one for each image"),
+        ("train_labels", np.full(40, 2), "from 0 to 1"),
+    ],
+)
+def test_a_source_of_ones_own_that_yields_something_else_is_refused(field, value, word):
+    values = vars(official()) | {field: value}
+    with pytest.raises(Refusal, match=word):
+        Official(**values)

@@ -1,0 +1,160 @@
+"""Downloads against a server that breaks off, hangs, lies or changes its mind."""
+
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from cifar_pipeline.data.failures import Unusable
+from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason, shown
+
+MOST = 1 << 20
+
+
+@pytest.fixture
+def fetch(server, archive, tmp_path):
+    def check(path: Path) -> None:
+        if path.read_bytes() != archive:
+            raise Unusable("wrong bytes")
+
+    def fetch(timeout: float = 5, most: int = MOST) -> Path:
+        return download(server.url, tmp_path / "cache", timeout, check, most)
+
+    return fetch
+
+
+def resumed_near_half(asked: str, archive: bytes) -> bool:
+    start = int(asked.removeprefix("bytes=").removesuffix("-"))
+    return len(archive) // 2 - CHUNK <= start <= len(archive) // 2
+
+
+def left(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "cache").iterdir()]
+
+
+def test_brings_the_file_and_leaves_nothing_else(fetch, archive, tmp_path):
+    path = fetch()
+    assert path.read_bytes() == archive
+    assert left(tmp_path) == [path.name]
+
+
+def test_a_file_already_there_is_checked_and_not_fetched_again(fetch, server, archive):
+    path = fetch()
+    assert fetch() == path
+    assert len(server.asked) == 1
+    path.write_bytes(b"changed since")
+    assert fetch().read_bytes() == archive
+
+
+def test_goes_on_where_it_broke_off(fetch, server, archive):
+    server.answer = server.break_off_once
+    assert fetch().read_bytes() == archive
+    first, second = server.asked
+    assert first is None
+    assert resumed_near_half(second, archive)
+
+
+def test_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
+    server.answer = server.hang_after_half
+    with pytest.raises(Unusable, match="silent for 0.2 s"):
+        fetch(timeout=0.2)
+    assert all(".partial" in name for name in left(tmp_path))
+    server.answer = server.send
+    server.asked.clear()
+    assert fetch().read_bytes() == archive
+    (only,) = server.asked
+    assert resumed_near_half(only, archive)
+
+
+def test_begins_anew_when_the_file_has_changed_meanwhile(fetch, server, archive):
+    server.content = bytes(reversed(archive))
+    server.answer = server.hang_after_half
+    with pytest.raises(Unusable):
+        fetch(timeout=0.2)
+    server.content, server.answer = archive, server.send
+    assert fetch().read_bytes() == archive
+
+
+def test_begins_anew_when_two_halves_do_not_fit(fetch, server, archive, tmp_path):
+    server.answer = server.hang_after_half
+    with pytest.raises(Unusable):
+        fetch(timeout=0.2)
+    (partial,) = [path for path in (tmp_path / "cache").iterdir() if path.name.endswith(".partial")]
+    partial.write_bytes(b"?" * partial.stat().st_size)
+    server.answer = server.send
+    assert fetch().read_bytes() == archive
+
+
+def test_a_whole_partial_file_is_taken(fetch, server, archive, tmp_path):
+    path = fetch()
+    path.rename(path.with_name(path.name + ".partial"))
+    assert fetch().read_bytes() == archive
+    assert server.asked[-1] == f"bytes={len(archive)}-"
+
+
+def test_a_host_that_hangs_is_given_up_in_seconds(fetch, server):
+    server.answer = server.hang
+    begin = time.monotonic()
+    with pytest.raises(Unusable, match="silent for 1 s"):
+        fetch(timeout=1)
+    assert time.monotonic() - begin < 3
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"<html>log in</html>", "text/html; charset=utf-8"), (b"\n<!DOCTYPE html>", "application/octet-stream")],
+)
+def test_a_web_page_is_no_archive(fetch, server, tmp_path, content, kind):
+    server.content = content
+    server.answer = lambda request: server.send(request, kind)
+    with pytest.raises(Unusable, match="web page"):
+        fetch()
+    assert all(".partial" in name for name in left(tmp_path))
+    server.content, server.answer = b"", server.send
+
+
+def test_wrong_bytes_take_no_name(fetch, server, tmp_path):
+    server.content = b"\x1f\x8b something else"
+    with pytest.raises(Unusable, match="wrong bytes"):
+        fetch()
+    assert left(tmp_path) == []
+
+
+def test_absurd_sizes_are_refused_before_and_during_the_transfer(fetch, server):
+    with pytest.raises(Unusable, match="far more"):
+        fetch(most=100)
+
+    def without_length(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(server.content)
+
+    server.answer = without_length
+    with pytest.raises(Unusable, match="far more"):
+        fetch(most=100)
+
+
+def test_an_error_is_named(fetch, server, tmp_path):
+    server.answer = lambda request: request.send_error(404)
+    with pytest.raises(Unusable, match="answers 404 Not Found"):
+        fetch()
+    with pytest.raises(Unusable, match="refuses"):
+        download("http://127.0.0.1:9/x.tar.gz", tmp_path, 1, lambda _: None, MOST)
+
+
+def test_a_name_server_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: time.sleep(2))
+    with pytest.raises(Unusable, match="within 0.1 s"):
+        find_host("https://example.org/x", 0.1)
+
+
+def test_reasons_are_short():
+    assert reason(requests.ConnectTimeout(), 10) == "no connection within 10 s"
+    assert reason(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"
+
+
+def test_secrets_in_addresses_are_not_shown():
+    assert shown("https://me:secret@host:1/a.tar.gz?token=secret") == "https://host:1/a.tar.gz"
+    assert shown("/a/folder") == "/a/folder"

@@ -1,0 +1,43 @@
+"""What is held back: evenly, by seed, and never twice."""
+
+import numpy as np
+import pytest
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.split import stratified_split
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 73, 101, 27]))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.37, 0.9])
+def test_parts_are_disjoint_complete_and_even(fraction):
+    train, val = stratified_split(LABELS, fraction, seed=3)
+    assert sorted([*train, *val]) == list(range(len(LABELS)))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(val) > 0).all()
+    assert len(val) == round(fraction * len(LABELS))
+    exact = np.bincount(LABELS) * fraction
+    assert (np.abs(np.bincount(LABELS[val]) - exact) < 1).all()
+
+
+def test_the_seed_decides():
+    one, again, other = (stratified_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1))
+    assert one == again
+    assert one != other
+
+
+def test_the_held_back_images_never_change():
+    assert stratified_split(np.repeat([0, 1], 10), 0.2, seed=0)[1].tolist() == [2, 8, 13, 15]
+
+
+def test_nothing_held_back():
+    train, val = stratified_split(LABELS, 0, seed=0)
+    assert train.tolist() == list(range(len(LABELS)))
+    assert val.tolist() == []
+    assert val.dtype == np.int64
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.2, float("nan"), 0.001, 0.999])
+def test_what_leaves_one_side_empty_is_refused(fraction):
+    with pytest.raises(Refusal):
+        stratified_split(LABELS, fraction, seed=0)

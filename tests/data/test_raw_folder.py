@@ -1,0 +1,66 @@
+"""What stands in data/raw when sources answer, when none does, and when the wish changes."""
+
+import pytest
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.raw import bring, present
+from cifar_pipeline.data.sources.digits import Digits
+
+CLOSED = "http://127.0.0.1:9/cifar-10-python.tar.gz"
+
+
+@pytest.fixture
+def download(small, tmp_path):
+    def download(mirrors, fallback=None):
+        return bring(tmp_path / "data" / "raw", small, fallback, mirrors, 5, tmp_path / "cache")
+
+    return download
+
+
+def names(tmp_path) -> set[str]:
+    return {path.name for path in (tmp_path / "data" / "raw").iterdir()}
+
+
+def test_the_real_data_is_brought_and_then_kept(download, server, small, tmp_path, capsys):
+    assert download([server.url]) is small
+    assert names(tmp_path) == {"cifar10"}
+    assert f"from {server.url}" in capsys.readouterr().out
+    assert download([CLOSED]) is small
+    assert "already" in capsys.readouterr().out
+
+
+def test_offline_says_everything_and_goes_on(download, small, tmp_path, capsys):
+    digits = Digits(0.2, 8)
+    assert download([CLOSED, "http://127.0.0.1:9/other"], digits) is digits
+    assert names(tmp_path) == {"digits"}
+    said = capsys.readouterr().err
+    assert "CIFAR-10 cannot be had" in said
+    assert f"{CLOSED}: the host refuses the connection" in said
+    assert "http://127.0.0.1:9/other: " in said
+    assert "digits instead of CIFAR-10" in said
+    assert "make cifar10" in said
+    assert "dvc repro -f download && dvc repro" in said
+    assert "git restore dvc.lock reports" in said
+    assert present(tmp_path / "data" / "raw", small, digits) is digits
+
+
+def test_the_real_data_takes_the_place_of_the_fallback(download, server, tmp_path):
+    digits = Digits(0.2, 8)
+    download([CLOSED], digits)
+    download([server.url], digits)
+    assert names(tmp_path) == {"cifar10"}
+
+
+def test_without_a_fallback_it_is_an_error_that_leaves_everything(download, tmp_path, capsys):
+    download([CLOSED], Digits(0.2, 8))
+    with pytest.raises(Refusal, match="fallback is null"):
+        download([CLOSED])
+    assert names(tmp_path) == {"digits"}
+    assert CLOSED in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_refused(small, tmp_path):
+    with pytest.raises(Refusal, match="CIFAR-10 nor of digits: `dvc repro -f download`"):
+        present(tmp_path, small, Digits(0.2, 8))
+    with pytest.raises(Refusal, match="files of CIFAR-10: "):
+        present(tmp_path, small, None)

@@ -1,0 +1,47 @@
+"""The confusion matrix' percentages and its legibility at any number of classes."""
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from cifar_pipeline.reporting.confusion import confusion_matrix
+
+
+def cells(axes: Axes) -> dict[tuple[int, int], str]:
+    places = {text.get_position(): text.get_text() for text in axes.texts}
+    return {(int(row), int(column)): text for (column, row), text in places.items()}
+
+
+def test_rows_are_per_cent_of_the_actual_class() -> None:
+    labels = np.array([0] * 4 + [1] * 1000)
+    predictions = np.array([0, 0, 0, 1] + [1] * 998 + [0] * 2)
+    (axes,) = confusion_matrix(labels, predictions, ["cat", "dog"], "LeNet on digits").axes
+    # Two of a thousand are not nothing: the cell says 0, an empty one stays empty.
+    assert cells(axes) == {(0, 0): "75", (0, 1): "25", (1, 0): "0", (1, 1): "100"}
+    assert axes.get_xlabel() == "predicted" and axes.get_ylabel().startswith("actual")
+
+
+def test_a_class_without_images_and_one_never_predicted() -> None:
+    (axes,) = confusion_matrix(np.array([0, 0]), np.array([0, 0]), ["a", "b", "c"], "LeNet on digits").axes
+    assert cells(axes) == {(0, 0): "100"}
+    drawn = axes.get_images()[0].get_array()
+    assert drawn is not None
+    assert np.ma.getmaskarray(drawn).tolist() == [[False] * 3, [True] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize("number", [2, 10, 100])
+def test_names_and_numbers_neither_overlap_nor_leave_the_figure(number: int) -> None:
+    labels = np.arange(10 * number) % number
+    classes = [f"aquarium_fish_{k}" for k in range(number)]
+    figure = confusion_matrix(labels, labels, classes, "LeNet on digits")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == classes
+    box = axes.get_tightbbox()
+    assert box is not None and box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    cell = axes.get_window_extent().height / number
+    numbers = axes.texts[0].get_window_extent()
+    assert numbers.width <= cell and numbers.height <= cell
+    assert all(text.get_window_extent().height <= cell for text in axes.get_yticklabels())
+    assert all(text.get_window_extent().width <= cell for text in axes.get_xticklabels())
+    assert min(float(text.get_fontsize()) for text in axes.texts) >= 6

@@ -1,0 +1,101 @@
+"""The learning curves' panels, lines and marks."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from cifar_pipeline.reporting.curves import learning_curves
+from cifar_pipeline.reporting.style import save
+
+
+def history(epochs: int, first: int = 1) -> pd.DataFrame:
+    rising = np.linspace(0.2, 0.7, epochs)
+    return pd.DataFrame(
+        {
+            "epoch": np.arange(first, first + epochs),
+            "train/loss": 2 - 2 * rising,
+            "train/accuracy": rising,
+            "val/loss": 2.1 - 2 * rising,
+            "val/accuracy": rising - 0.05,
+            "lr": 0.001,
+            "images_per_second": 9000.0,
+        }
+    )
+
+
+def lines(axes: Axes) -> dict[str, list[float]]:
+    return {str(line.get_label()): list(line.get_ydata()) for line in axes.get_lines()}  # type: ignore[arg-type]
+
+
+def labels(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def test_draws_loss_accuracy_and_rate() -> None:
+    table = history(5)
+    loss, accuracy, rate = learning_curves(table, "LeNet on digits").axes
+    assert [axes.get_title(loc="left") for axes in (loss, accuracy, rate)] == ["Loss", "Accuracy", "Learning rate"]
+    assert lines(loss)["train"] == list(table["train/loss"])
+    assert lines(loss)["validation"] == list(table["val/loss"])
+    assert lines(accuracy)["validation"] == list(table["val/accuracy"])
+    assert lines(rate)["lr"] == list(table["lr"])
+    assert labels(loss) == labels(accuracy) == ["train", "validation"]
+
+
+def test_marks_the_first_of_the_best_epochs() -> None:
+    table = history(4)
+    table["val/accuracy"] = [0.2, 0.55, 0.55, 0.3]
+    figure = learning_curves(table, "LeNet on digits")
+    assert figure.axes[1].get_title(loc="right") == "best validation 55.0 %, epoch 2"
+    for axes in figure.axes[:2]:
+        upright = [line for line in axes.get_lines() if list(line.get_xdata()) == [2, 2]]  # type: ignore[arg-type]
+        assert len(upright) == 1
+
+
+@pytest.mark.parametrize("missing", ["columns", "values"])
+def test_without_validation_there_is_no_best(missing: str, tmp_path: Path) -> None:
+    table = history(3)
+    if missing == "columns":
+        table = table.drop(columns=["val/loss", "val/accuracy"])
+    else:
+        table[["val/loss", "val/accuracy"]] = np.nan
+    figure = learning_curves(table, "LeNet on digits")
+    assert labels(figure.axes[0]) == ["train"]
+    assert figure.axes[1].get_title(loc="right") == ""
+    save(figure, tmp_path / "curves.png", dpi=50)
+
+
+def test_one_epoch_shows_points_above_zero(tmp_path: Path) -> None:
+    figure = learning_curves(history(1, first=0), "LeNet on digits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, tmp_path / "curves.png", dpi=50)
+    for axes in figure.axes:
+        assert axes.get_ylim()[0] == 0 and axes.get_xlim() == (-0.5, 0.5)
+    assert all(line.get_marker() == "o" for line in figure.axes[0].get_lines() if line.get_label() == "train")
+
+
+def test_epochs_that_were_not_validated_are_passed_over() -> None:
+    table = history(4)
+    table.loc[[0, 2], ["val/loss", "val/accuracy"]] = np.nan
+    loss = learning_curves(table, "LeNet on digits").axes[0]
+    assert lines(loss)["validation"] == [table["val/loss"][1], table["val/loss"][3]]
+
+
+def test_a_read_csv_with_empty_cells_is_understood(tmp_path: Path) -> None:
+    history(2).assign(**{"val/loss": "", "val/accuracy": ""}).to_csv(tmp_path / "history.csv", index=False)
+    figure = learning_curves(pd.read_csv(tmp_path / "history.csv"), "LeNet on digits")
+    assert labels(figure.axes[0]) == ["train"]
+
+
+def test_every_label_is_inside_the_figure() -> None:
+    figure = learning_curves(history(200), "LeNet on digits")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box is not None and box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

@@ -1,0 +1,147 @@
+"""What `make` prints last, as the person sees it: the script itself is run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_pipeline.reporting.summary import duration
+
+SCRIPT = Path(__file__).parents[2] / "src" / "summary.py"
+STAGES = ("configure", "download", "preprocess", "train", "evaluate")
+
+
+def run(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT], cwd=root, env={**os.environ, "COLUMNS": "100", **environment}, capture_output=True,
+        text=True, encoding="utf-8",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "reports").mkdir()
+    write(
+        tmp_path / "reports" / "metrics.json",
+        {
+            "test": {"accuracy": 0.6234, "top3_accuracy": 0.9012, "loss": 1.08, "calibration_error": 0.02},
+            "per_class": {},
+            "dataset": {
+                "name": "cifar10",
+                "title": "CIFAR-10",
+                "source": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "fallback": False,
+                "sizes": {"train": 45000, "val": 5000, "test": 10000},
+            },
+            "parameters": 62006,
+        },
+    )
+    train = {"seconds": 187.0, "images_per_second": 9120.4, "device": "cpu", "threads": 2}
+    write(tmp_path / "reports" / "timing.json", {"train": train, "evaluate": {"seconds": 2.0}})
+    for stage in STAGES:
+        write(tmp_path / ".cache" / "stages" / f"{stage}.json", {"seconds": 187.4 if stage == "train" else 1.26})
+    for name in ("curves.png", "confusion.png"):
+        (tmp_path / "reports" / name).touch()
+    return tmp_path
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def fall_back(root: Path) -> None:
+    path = root / "reports" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["dataset"].update(name="digits", title="handwritten digits", fallback=True)
+    write(path, metrics)
+
+
+def test_says_what_was_reached_and_where_to_look(root: Path) -> None:
+    done = run(root)
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in (
+        "CIFAR-10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "62.34 %", "90.12 %", "45,000",
+        "cpu, 2 threads", "3 min 07 s (9,120 images/s)", "1.3 s", "reports/curves.png", "reports/confusion.png",
+        "make ui", "62,006",
+    ):  # fmt: skip
+        assert words in done.stdout, words
+    assert [stage for stage in STAGES if stage not in done.stdout] == []
+    assert "fallback" not in done.stdout and "git restore" not in done.stdout
+
+
+def test_the_fallback_is_named_with_the_way_to_the_real_data(root: Path) -> None:
+    fall_back(root)
+    printed = run(root).stdout
+    assert "handwritten digits (fallback)" in printed
+    assert "This is the fallback data set, handwritten digits: no source of the real data answered." in printed
+    assert "`make cifar10`" in printed
+    assert "git restore" not in printed
+
+
+def test_a_git_clone_is_told_how_to_have_the_published_results_back(root: Path) -> None:
+    fall_back(root)
+    (root / ".git").mkdir()
+    assert "`git restore dvc.lock reports`" in run(root).stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "words"),
+    [("cpu", 1, "cpu, 1 thread"), ("cpu, 2 threads", "2", "cpu, 2 threads"), ("NVIDIA H100", None, "NVIDIA H100")],
+)
+def test_threads_are_said_once(root: Path, device: str, threads: int | str | None, words: str) -> None:
+    write(root / "reports" / "timing.json", {"train": {"device": device, "threads": threads}})
+    (line,) = [line for line in run(root).stdout.splitlines() if line.startswith(" device")]
+    assert line.split(maxsplit=1)[1].strip() == words
+
+
+def test_a_stage_that_did_not_run_came_from_the_cache(root: Path) -> None:
+    (root / ".cache" / "stages" / "train.json").unlink()
+    (root / "reports" / "timing.json").unlink()
+    printed = run(root).stdout
+    (line,) = [line for line in printed.splitlines() if "train  " in line]
+    assert "from DVC's cache" in line
+    assert "unknown" in printed
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}])
+def test_piped_it_is_plain_and_within_the_width(root: Path, environment: dict[str, str]) -> None:
+    printed = run(root, **environment).stdout
+    assert "\x1b" not in printed
+    assert max(map(len, printed.splitlines())) <= int(environment.get("COLUMNS", "100"))
+
+
+def test_without_results_it_says_what_to_run(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "run `make`" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"test": {}, "dataset": {"fallback": false}}'])
+def test_unreadable_results_are_refused_in_a_sentence(root: Path, content: str) -> None:
+    (root / "reports" / "metrics.json").write_text(content)
+    done = run(root)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "run `make`" in done.stderr
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys, summary\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'mlflow', 'matplotlib', 'hydra', 'dvc'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,68 @@
+"""Which mistakes are shown, in which order, with what beneath."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_pipeline.reporting.mistakes import surest_mistakes
+from cifar_pipeline.reporting.style import save
+
+CLASSES = ["cat", "dog", "ship"]
+IMAGES = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+LABELS = np.array([0, 1, 2, 0, 0])
+PREDICTIONS = np.array([1, 1, 0, 2, 2])
+PROBABILITIES = np.array([0.981, 0.999, 0.4, 0.7, 0.7], np.float32)
+
+
+def captions(count: int, columns: int = 8) -> list[str]:
+    figure = surest_mistakes(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, count, "LeNet on digits", columns)
+    return [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.get_title()]
+
+
+def test_surest_first_and_only_the_wrong() -> None:
+    assert captions(10) == [
+        "cat, taken for dog (98 %)",
+        "cat, taken for ship (70 %)",
+        "cat, taken for ship (70 %)",
+        "ship, taken for cat (40 %)",
+    ]
+    assert captions(2) == captions(10)[:2]
+    assert captions(10, columns=3) == captions(10)
+
+
+def test_each_caption_has_its_own_picture_and_equals_keep_their_order() -> None:
+    figure = surest_mistakes(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, 4, "LeNet on digits")
+    assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [0, 3, 4, 2]  # type: ignore[union-attr]
+
+
+def test_many_equally_sure_ones_keep_their_order() -> None:
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
+    zeros, sure = np.zeros(200, np.int64), np.tile(np.array([0.5, 0.9], np.float32), 100)
+    figure = surest_mistakes(images, zeros, zeros + 1, sure, CLASSES, 6, "LeNet on digits")
+    assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [1, 3, 5, 7, 9, 11]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "count", "says"),
+    [
+        (LABELS, 24, "No mistakes: all 5 images are recognised."),
+        (LABELS, 0, "No mistakes: all 5 images are recognised."),
+        (PREDICTIONS, 0, "4 of 5 images are mistaken; none is shown."),
+    ],
+)
+def test_nothing_to_show_is_said(predictions: np.ndarray, count: int, says: str, tmp_path: Path) -> None:
+    figure = surest_mistakes(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
+    assert [text.get_text() for text in figure.axes[0].texts] == [says]
+    save(figure, tmp_path / "none.png", dpi=50)
+
+
+def test_grey_pictures_and_long_names_fit() -> None:
+    grey, names = IMAGES[..., :1], ["an uncommonly long name of a class"] * 3
+    figure = surest_mistakes(
+        grey.repeat(8, 0), LABELS.repeat(8), PREDICTIONS.repeat(8), PROBABILITIES.repeat(8), names, 24, ""
+    )
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[:8]]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))

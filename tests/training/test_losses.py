@@ -1,0 +1,147 @@
+"""Each loss of conf/loss/ against the formula in its file, in NumPy and double precision."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.training.losses import BinaryCrossEntropy, Focal, MeanSquaredError
+
+LOSSES = Path(__file__).parents[2] / "conf" / "loss"
+IMAGES, CLASSES = 7, 10
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def batch() -> tuple[Array, Array]:
+    """Logits `[7, 10] float64` with some that are far out, and labels `[7] int64`."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(IMAGES, CLASSES), scale=2.0)
+    logits[0, :2] = 30.0, -30.0
+    return logits, random.integers(0, CLASSES, IMAGES)
+
+
+def chosen(name: str) -> nn.Module:
+    """The loss as a training builds it from its file; `probabilities` is for those that read its outputs."""
+    options: Any = OmegaConf.load(LOSSES / f"{name}.yaml")
+    del options["probabilities"]
+    loss: nn.Module = hydra.utils.instantiate(options)
+    return loss
+
+
+def one_hot(y: Array) -> Array:
+    targets: Array = np.eye(CLASSES)[y]
+    return targets
+
+
+def log_softmax(z: Array) -> Array:
+    shifted = z - z.max(axis=1, keepdims=True)
+    logarithms: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logarithms
+
+
+def sigmoid(z: Array) -> Array:
+    values: Array = 1 / (1 + np.exp(-z))
+    return values
+
+
+def log_sigmoid(z: Array) -> Array:
+    logarithms: Array = -np.logaddexp(0, -z)
+    return logarithms
+
+
+def mse(z: Array, y: Array) -> float:
+    return float(((z - one_hot(y)) ** 2).sum() / len(y))
+
+
+def binary_cross_entropy(z: Array, y: Array) -> float:
+    t = one_hot(y)
+    # 1 - s(z) = s(-z), without the cancellation.
+    return float(-(t * log_sigmoid(z) + (1 - t) * log_sigmoid(-z)).sum() / len(y))
+
+
+def cross_entropy(z: Array, y: Array) -> float:
+    return float(-log_softmax(z)[np.arange(len(y)), y].mean())
+
+
+def label_smoothing(z: Array, y: Array, s: float = 0.1) -> float:
+    t = (1 - s) * one_hot(y) + s / CLASSES
+    return float(-(t * log_softmax(z)).sum() / len(y))
+
+
+def focal(z: Array, y: Array, alpha: float = -1, gamma: float = 2.0) -> float:
+    t = one_hot(y)
+    signed = np.where(t == 1, z, -z)
+    weight = np.where(t == 1, alpha, 1 - alpha) if alpha >= 0 else 1.0
+    return float((-weight * (1 - sigmoid(signed)) ** gamma * log_sigmoid(signed)).sum() / len(y))
+
+
+FORMULAS = {
+    "mse": mse,
+    "binary_cross_entropy": binary_cross_entropy,
+    "cross_entropy": cross_entropy,
+    "label_smoothing": label_smoothing,
+    "focal": focal,
+}
+
+
+def test_every_option_has_its_formula_here() -> None:
+    assert {file.stem for file in LOSSES.glob("*.yaml")} == set(FORMULAS)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_loss_is_its_formula(name: str) -> None:
+    z, y = batch()
+    found = chosen(name)(torch.from_numpy(z), torch.from_numpy(y))
+    assert found.shape == ()
+    assert found.item() == pytest.approx(FORMULAS[name](z, y), rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_gradient_is_the_formulas_slope(name: str) -> None:
+    z, y = batch()
+    logits = torch.from_numpy(z).requires_grad_()
+    chosen(name)(logits, torch.from_numpy(y)).backward()
+    slopes, reach = np.zeros_like(z), 1e-5
+    for place in np.ndindex(z.shape):
+        up, down = z.copy(), z.copy()
+        up[place] += reach
+        down[place] -= reach
+        slopes[place] = (FORMULAS[name](up, y) - FORMULAS[name](down, y)) / (2 * reach)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), slopes, atol=1e-6)
+
+
+def test_focal_weighs_an_images_own_class_by_alpha() -> None:
+    z, y = batch()
+    found = Focal(alpha=0.25, gamma=1.5)(torch.from_numpy(z), torch.from_numpy(y))
+    assert found.item() == pytest.approx(focal(z, y, alpha=0.25, gamma=1.5), rel=1e-10)
+
+
+def test_focal_without_focus_is_binary_cross_entropy() -> None:
+    z, y = batch()
+    found = Focal(alpha=-1, gamma=0)(torch.from_numpy(z), torch.from_numpy(y))
+    assert found.item() == pytest.approx(binary_cross_entropy(z, y), rel=1e-10)
+
+
+@pytest.mark.parametrize(("alpha", "gamma", "key"), [(1.5, 2.0, "alpha"), (-0.5, 2.0, "alpha"), (0.25, -1.0, "gamma")])
+def test_focal_refuses_what_its_formula_does_not_allow(alpha: float, gamma: float, key: str) -> None:
+    with pytest.raises(Refusal, match=rf"loss\.{key}="):
+        Focal(alpha, gamma)
+
+
+@pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy(), Focal(-1, 2.0)])
+@pytest.mark.parametrize("count", [1, 256])
+def test_half_precision_logits_are_summed_in_single_precision(loss: nn.Module, count: int) -> None:
+    torch.manual_seed(0)
+    logits: Tensor = torch.randn(count, CLASSES).bfloat16()
+    labels = torch.randint(0, CLASSES, (count,))
+    found = loss(logits, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), loss(logits.double(), labels), rtol=1e-5, atol=1e-6)

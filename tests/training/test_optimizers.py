@@ -1,0 +1,210 @@
+"""Each optimizer of conf/optimizer/, as a training builds it, against NumPy written from the formulas: 100 steps.
+
+The problem is softmax regression, one batch after another, in double precision; its gradient is worked out by hand, so
+nothing that is compared comes from torch but the optimizer's own step.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+OPTIMIZERS = Path(__file__).parents[2] / "conf" / "optimizer"
+STEPS, EXAMPLES, FEATURES, CLASSES, BATCH = 100, 60, 6, 4, 20
+
+Array = np.ndarray
+Rule = Callable[[Array, Iterator[Array], Any], None]
+
+
+def options(name: str, **others: Any) -> DictConfig:
+    """An option's values as its file has them, but for `others`."""
+    loaded = OmegaConf.load(OPTIMIZERS / f"{name}.yaml")
+    assert isinstance(loaded, DictConfig)
+    loaded.merge_with(others)
+    return loaded
+
+
+def build(chosen: DictConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """`full_batch` is the engine's, everything else the constructor's."""
+    arguments = OmegaConf.masked_copy(chosen, [str(key) for key in chosen if key != "full_batch"])
+    optimizer: torch.optim.Optimizer = hydra.utils.instantiate(arguments)(parameters)
+    return optimizer
+
+
+def gradient(theta: Array, step: int, full_batch: bool) -> Array:
+    """Of `-mean_i log softmax(x_i theta)[y_i]`: `x^T (p - t) / n`, on the step's batch or on everything."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(EXAMPLES, FEATURES)), random.integers(0, CLASSES, EXAMPLES)
+    if not full_batch:
+        rows = np.arange(step * BATCH, (step + 1) * BATCH) % EXAMPLES
+        x, y = x[rows], y[rows]
+    z = x @ theta
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    slope: Array = x.T @ (p - np.eye(CLASSES)[y]) / len(x)
+    return slope
+
+
+def momentum_sgd(theta: Array, gradients: Iterator[Array], o: Any) -> None:
+    v = np.zeros_like(theta)
+    for g in gradients:
+        g = g + o.weight_decay * theta
+        v = o.momentum * v + g
+        theta -= o.lr * (g + o.momentum * v if o.get("nesterov") else v)
+
+
+def gradient_descent(theta: Array, gradients: Iterator[Array], o: Any) -> None:
+    for g in gradients:
+        theta -= o.lr * g
+
+
+def adam(theta: Array, gradients: Iterator[Array], o: Any) -> None:
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    b1, b2 = o.betas
+    for t, g in enumerate(gradients, start=1):
+        g = g + o.weight_decay * theta
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        theta -= o.lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + o.eps)
+
+
+def adamw(theta: Array, gradients: Iterator[Array], o: Any) -> None:
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    b1, b2 = o.betas
+    for t, g in enumerate(gradients, start=1):
+        theta -= o.lr * o.weight_decay * theta
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        theta -= o.lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + o.eps)
+
+
+def rmsprop(theta: Array, gradients: Iterator[Array], o: Any) -> None:
+    v, b = np.zeros_like(theta), np.zeros_like(theta)
+    for g in gradients:
+        g = g + o.weight_decay * theta
+        v = o.alpha * v + (1 - o.alpha) * g**2
+        b = o.momentum * b + g / (np.sqrt(v) + o.eps)
+        theta -= o.lr * b
+
+
+RULES: dict[str, Rule] = {
+    "gradient_descent": gradient_descent,
+    "sgd": momentum_sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+}
+
+# Each as its file has it, then with every term of its formula at work and a rate that goes somewhere.
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in RULES),
+    ("sgd", {"lr": 0.1, "momentum": 0.0}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    ("adam", {"lr": 0.05, "betas": [0.8, 0.95], "eps": 1e-3, "weight_decay": 0.1}),
+    ("adamw", {"lr": 0.05, "betas": [0.8, 0.95], "eps": 1e-3, "weight_decay": 0.1}),
+    ("rmsprop", {"lr": 0.05, "alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1}),
+]
+
+
+def test_every_option_is_tested_here() -> None:
+    assert {file.stem for file in OPTIMIZERS.glob("*.yaml")} == {*RULES, "muon"}
+
+
+@pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
+def test_hundred_steps_are_the_formulas(name: str, others: dict[str, Any]) -> None:
+    chosen = options(name, **others)
+    start = np.random.default_rng(1).normal(size=(FEATURES, CLASSES))
+
+    expected = start.copy()
+    RULES[name](expected, (gradient(expected, step, chosen.full_batch) for step in range(STEPS)), chosen)
+
+    theta = nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = build(chosen, [theta])
+    for step in range(STEPS):
+        theta.grad = torch.from_numpy(gradient(theta.detach().numpy(), step, chosen.full_batch))
+        optimizer.step()
+
+    assert np.abs(expected - start).max() > 1e-2, "the problem did not move: nothing was compared"
+    np.testing.assert_allclose(theta.detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_only_gradient_descent_takes_the_whole_train_part() -> None:
+    assert [file.stem for file in OPTIMIZERS.glob("*.yaml") if options(file.stem).full_batch] == ["gradient_descent"]
+
+
+def muon_steps(chosen: DictConfig, shape: tuple[int, ...], steps: int) -> tuple[Array, list[Array]]:
+    """How far each step moves a parameter of this shape, and the random gradients that moved it."""
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    optimizer = build(chosen, [parameter])
+    gradients, moves = [], []
+    for _ in range(steps):
+        before = parameter.detach().clone()
+        parameter.grad = torch.randn(shape, dtype=torch.float64)
+        gradients.append(parameter.grad.numpy().copy())
+        optimizer.step()
+        moves.append((parameter.detach() - before).numpy())
+    return np.stack(moves), gradients
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84), (40, 10)])
+def test_muon_moves_every_direction_of_a_weight_matrix_equally_far(shape: tuple[int, ...]) -> None:
+    chosen = options("muon")
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    moves, _ = muon_steps(chosen, shape, steps=3)
+    distance = chosen.lr * max(1, rows / columns) ** 0.5
+    spectra = np.linalg.svd(moves.reshape(-1, rows, columns), compute_uv=False) / distance
+    # Five iterations in bf16 bring singular values near 1, not to it.
+    assert spectra.min() > 0.6
+    assert spectra.max() < 1.3
+
+
+def test_muon_goes_where_the_nearest_orthogonal_matrix_points() -> None:
+    chosen = options("muon", momentum=0.0, nesterov=False)
+    moves, gradients = muon_steps(chosen, (16, 6, 5, 5), steps=1)
+    u, _, vt = np.linalg.svd(gradients[0].reshape(16, -1), full_matrices=False)
+    expected, found = -u @ vt, moves[0].reshape(16, -1)
+    assert (expected * found).sum() / np.linalg.norm(expected) / np.linalg.norm(found) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 10)])
+def test_muon_moves_biases_and_narrow_matrices_by_adamw(shape: tuple[int, ...]) -> None:
+    chosen = options("muon", nesterov=False, weight_decay=0.1)
+    moves, gradients = muon_steps(chosen, shape, STEPS)
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    start = parameter.detach().clone()
+    rate = chosen.lr * chosen.fallback_lr_scale
+    # 1e-7 is timm's.
+    reference = torch.optim.AdamW([parameter], lr=rate, betas=tuple(chosen.betas), eps=1e-7, weight_decay=0.1)
+    for g in gradients:
+        parameter.grad = torch.from_numpy(g)
+        reference.step()
+    np.testing.assert_allclose(moves.sum(axis=0), (parameter.detach() - start).numpy(), rtol=1e-9, atol=1e-10)
+
+
+def test_muon_as_it_stands_lets_adamw_look_ahead() -> None:
+    chosen = options("muon")
+    assert chosen.nesterov
+    moves, gradients = muon_steps(chosen, (6,), STEPS)
+    rate, (b1, b2) = chosen.lr * chosen.fallback_lr_scale, chosen.betas
+    m, v = np.zeros(6), np.zeros(6)
+    for t, g in enumerate(gradients, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        ahead = b1 * m + (1 - b1) * g
+        expected = -rate * (ahead / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + 1e-7)
+        np.testing.assert_allclose(moves[t - 1], expected, rtol=1e-8, atol=1e-10)
+
+
+def test_muon_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(options("muon"), [nn.Parameter(torch.zeros(4, 4))])
