@@ -18,9 +18,9 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.console import say
     from cifar_pipeline.data.asked import asked_values, used_values
     from cifar_pipeline.data.dataset import Dataset, write
-    from cifar_pipeline.data.folder import replaced
     from cifar_pipeline.data.raw import present
     from cifar_pipeline.data.split import stratified_split
+    from cifar_pipeline.files import only_one, whole_folder
     from cifar_pipeline.reporting.samples import contact_sheet
     from cifar_pipeline.reporting.style import save
 
@@ -31,7 +31,7 @@ def preprocess(config: DictConfig) -> None:
     train, val = stratified_split(official.train_labels, config.data.val_fraction, config.data.split_seed)
     asked = asked_values(config.data)
     used = used_values(asked, by_fallback=source is fallback)
-    with replaced(PROCESSED) as folder:
+    with only_one(PROCESSED), whole_folder(PROCESSED) as folder:
         write(folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used)
 
     dataset = Dataset.open(PROCESSED)

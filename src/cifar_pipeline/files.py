@@ -1,10 +1,17 @@
-"""Files and folders that are there whole or not at all, whenever the process that writes them is killed."""
+"""Files and folders that change as a whole: whoever looks sees the old content or the new, never half of either.
+
+The partial content lies in a hidden sibling, so that a rename suffices, and outside what DVC takes as a stage's output.
+"""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cifar_pipeline.console import say
 
 
 @contextmanager
@@ -22,30 +29,55 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; when the block ends well, it takes the name `path` and the place of what was there.
+    """Yield an empty folder to fill; when the block ends well, it takes the name and the place of `path`.
 
-    Only one process at a time may write to `path`.
+    Only one process at a time may write to `path` (`only_one`). What a killed one left behind is cleared away first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)  # Killed between the two renames below.
     for left_over in (part, old):
         shutil.rmtree(left_over, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(parents=True)
     try:
         yield part
         for file in part.rglob("*"):
-            if file.is_file():
-                _sync(file)
+            _sync(file)
+        _sync(part)
         if path.exists():
             path.rename(old)
         part.rename(path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Let one process at a time write to `path`; the others wait, and say so.
+
+    DVC leaves a stage running when DVC itself is killed, and starts a second one when it is started again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is writing {path}: waiting for it to end.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    # A rename can outlive a power cut that the renamed bytes did not, unless they were forced to the disk before.
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

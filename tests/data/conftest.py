@@ -123,6 +123,7 @@ class Server:
         self.released.wait(20)
 
     def hang_after_half(self, request: BaseHTTPRequestHandler) -> None:
+        self.answer = self.hang
         self.send(request, only=len(self.content) // 2)
         self.released.wait(20)
 

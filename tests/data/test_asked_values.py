@@ -38,10 +38,10 @@ def test_the_fallback_steps_into_the_place_of_the_source():
     [
         ({}, {"val_fraction": 0.2}, ["val_fraction=0.1", "val_fraction=0.2", "{data: {val_fraction: 0.2}}"]),
         ({}, {"split_seed": 7}, ["split_seed=0", "split_seed=7", "{data: {split_seed: 7}}"]),
-        ({}, {"source": DIGITS, "fallback": None}, ["cifar10.Cifar10", "digits.Digits", "data: digits"]),
-        ({"source": DIGITS}, {}, ["digits.Digits", "cifar10.Cifar10", "data: cifar10"]),
+        ({}, {"source": DIGITS, "fallback": None}, ["source=cifar10,", "source=digits:", "`data: digits`"]),
+        ({"source": DIGITS}, {}, ["source=digits,", "source=cifar10:", "`data: cifar10`"]),
         ({"source": DIGITS}, {"source": DIGITS | {"size": 8}}, ["size=32", "size=8", "{data: {source: {size: 8}}}"]),
-        ({}, {"fallback": None}, ["digits.Digits", "fallback=null"]),
+        ({}, {"fallback": None}, ["fallback=digits,", "fallback=null:", "{data: {fallback: null}}"]),
     ],
 )
 def test_other_values_are_refused_with_both_and_the_way_out(then, now, words):

@@ -145,7 +145,12 @@ def test_an_empty_part_has_no_batches():
 
 @pytest.mark.parametrize(
     ("batch_size", "options", "word"),
-    [(0, {}, "batch_size=0"), (-1, {}, "batch_size=-1"), (104, {}, "103 images"), (1, {"world_size": 200}, "processes")],
+    [
+        (0, {}, "batch_size=0"),
+        (-1, {}, "batch_size=-1"),
+        (104, {}, "103 images"),
+        (1, {"world_size": 200}, "processes"),
+    ],
 )
 def test_what_makes_no_batches_is_refused(batch_size, options, word):
     with pytest.raises(Refusal, match=word):

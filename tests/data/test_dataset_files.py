@@ -90,6 +90,8 @@ def test_a_fallback_is_never_in_doubt(tmp_path):
     fallback = make(tmp_path / "fallback", used=ASKED | {"source": ASKED["fallback"]})
     assert fallback.is_fallback
     assert fallback.caption == "digits, in place of CIFAR-10"
+    assert fallback.summary()["fallback"]
+    assert not asked.summary()["fallback"]
 
 
 def cut(path):

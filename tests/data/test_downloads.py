@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -13,7 +14,10 @@ MOST = 1 << 20
 
 
 @pytest.fixture
-def fetch(server, archive, tmp_path):
+def fetch(server, archive, tmp_path, monkeypatch):
+    # pooch waits for a second before it tries again.
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
+
     def check(path: Path) -> None:
         if path.read_bytes() != archive:
             raise Unusable("wrong bytes")

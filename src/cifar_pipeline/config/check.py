@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_pipeline.config.choices import CONF, groups, nearest, shown
 from cifar_pipeline.console import Refusal
 
 
@@ -61,10 +62,17 @@ PRECISION = Rule(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
 CHECKPOINT = Rule("last or best", lambda value: value in ("last", "best"))
+OPTION = Rule(
+    "an option of conf/ that names a class or function as `_target_`",
+    lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str),
+)
 
+# In a part of the configuration without a `_target_` these are all the keys there are.
 RULES: dict[str, Rule] = {
     "seed": SEED,
     "rerun": SWITCH,
+    "data.source": OPTION,
+    "data.fallback": _or_null(OPTION),
     "data.mirrors": MIRRORS,
     "data.timeout": POSITIVE,
     "data.val_fraction": BELOW_ONE,
@@ -73,12 +81,16 @@ RULES: dict[str, Rule] = {
     "data.*.size": COUNT,
     "normalize.mean": CHANNELS,
     "normalize.std": SPREAD,
+    "augment": OPTION,
     "augment.padding": WHOLE,
     "augment.flip": SWITCH,
+    "model": OPTION,
+    "loss": OPTION,
     "loss.probabilities": TEXT,
     "loss.label_smoothing": BELOW_ONE,
     "loss.gamma": NOT_NEGATIVE,
     "loss.alpha": NUMBER,
+    "optimizer": OPTION,
     "optimizer.lr": POSITIVE,
     "optimizer.fallback_lr_scale": POSITIVE,
     "optimizer.momentum": BELOW_ONE,
@@ -88,15 +100,19 @@ RULES: dict[str, Rule] = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.nesterov": SWITCH,
     "optimizer.full_batch": SWITCH,
+    "schedule": OPTION,
     "schedule.warmup": FRACTION,
     "schedule.start": FRACTION,
     "schedule.final": FRACTION,
-    "precision.*": PRECISION,
+    "precision.cpu": PRECISION,
+    "precision.cuda": PRECISION,
+    "precision.mps": PRECISION,
     "trainer.max_epochs": COUNT,
     "trainer.batch_size": COUNT,
     "trainer.eval_batch_size": COUNT,
     "trainer.gradient_clip_val": _or_null(POSITIVE),
-    "trainer.limit_*_batches": _or_null(COUNT),
+    "trainer.limit_train_batches": _or_null(COUNT),
+    "trainer.limit_val_batches": _or_null(COUNT),
     "evaluate.checkpoint": CHECKPOINT,
     "evaluate.batch_size": COUNT,
     "evaluate.calibration_bins": COUNT,
@@ -109,18 +125,37 @@ RULES: dict[str, Rule] = {
 
 
 def check(config: DictConfig) -> None:
-    """Refuse, in one sentence, the first value that is not of the kind or in the range that its key allows."""
+    """Refuse, in one sentence, a key that nothing reads, one that is missing, or a value that its key does not allow."""
     plain = OmegaConf.to_container(config, resolve=True)
-    for key, value in _leaves(plain):
+    assert isinstance(plain, dict)
+    _check_keys("", plain, {key for key in _parts("") if "*" not in key} | set(groups()))
+    for key, value in _nodes(plain):
         for pattern, rule in RULES.items():
             if fnmatch(key, pattern) and not rule.holds(value):
-                raise Refusal(f"{key}={value!r} is not allowed; it must be {rule.allowed}.")
+                raise Refusal(f"{key}={shown(value)} is not allowed; it must be {rule.allowed}.")
+    for part in _parts(""):
+        if _parts(f"{part}.") and "_target_" not in plain[part]:
+            _check_keys(f"{part}.", plain[part], _parts(f"{part}."))
+    if "probabilities" not in plain["loss"]:
+        raise Refusal("loss.probabilities is missing; the loss's file says how its outputs become probabilities.")
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _check_keys(path: str, node: dict[Any, Any], known: set[str]) -> None:
+    for key in node:
+        if key not in known:
+            raise Refusal(f"{path}{key}: nothing reads this key of {CONF}/; {nearest(str(key), sorted(known))}")
+    for key in sorted(_parts(path)):
+        if key not in node:
+            raise Refusal(f"{path}{key} is missing; a file of {CONF}/ must give it a value.")
+
+
+def _parts(path: str) -> set[str]:
+    """The names that follow `path` in the keys of RULES."""
+    return {key.removeprefix(path).partition(".")[0] for key in RULES if key.startswith(path)}
+
+
+def _nodes(node: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        full = f"{path}{key}"
+        yield f"{path}{key}", value
         if isinstance(value, dict):
-            yield from _leaves(value, f"{full}.")
-        else:
-            yield full, value
+            yield from _nodes(value, f"{path}{key}.")

@@ -26,22 +26,26 @@ def used_values(asked: dict[str, Any], by_fallback: bool) -> dict[str, Any]:
 
 def require(dataset: Dataset, data: DictConfig) -> None:
     """Refuse to go on where `dataset` was made for other values than the configuration's `data` asks for."""
-    wanted, made = _flat(asked_values(data)), _flat(dataset.asked)
+    wanted, made = asked_values(data), dict(dataset.asked)
+    for role in ("source", "fallback"):
+        if _target(wanted[role]) != _target(made.get(role)):  # then its further values need no comparison
+            wanted[role], made[role] = _option(wanted[role]), _option(made.get(role))
+    wanted, made = _flat(wanted), _flat(made)
     differing = [key for key in dict.fromkeys([*wanted, *made]) if wanted.get(key) != made.get(key)]
     if not differing:
         return
     key = differing[0]
-    others = f" (and {', '.join(f'data.{other}' for other in differing[1:])} differ)" if differing[1:] else ""
-    if key == "source._target_" and wanted.get(key):
-        remedy = f"`data: {_option(wanted[key])}`"
-    elif key == "fallback._target_" or key == "fallback":
-        remedy = "the option of `data` whose fallback this is"
+    value = wanted.get(key)
+    if key == "source":
+        remedy = f"`data: {value}`"
+    elif key == "fallback" and value is not None:
+        remedy = "the option of `data` that has this fallback"
     else:
-        remedy = f"`overrides: {_nested('data.' + key, wanted.get(key))}`"
+        remedy = f"`overrides: {_nested('data.' + key, value)}`"
     raise Refusal(
         f"{dataset.folder} was made for data.{key}={_shown(made.get(key))}, but this configuration asks for "
-        f"data.{key}={_shown(wanted.get(key))}{others}: write {remedy} in params.yaml and run `dvc repro preprocess`, "
-        "or train with the values that it was made for."
+        f"data.{key}={_shown(value)}: write {remedy} in params.yaml and run `dvc repro preprocess`, or train with what "
+        "it was made for."
     )
 
 
@@ -55,9 +59,13 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _option(target: str) -> str:
+def _target(source: Any) -> Any:
+    return source["_target_"] if source else None
+
+
+def _option(source: Any) -> str | None:
     """An option of conf/data bears the name of the module that its source lives in."""
-    return target.split(".")[-2] if "." in target else target
+    return _target(source).split(".")[-2] if source else None
 
 
 def _nested(key: str, value: Any) -> str:

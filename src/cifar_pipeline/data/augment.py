@@ -1,6 +1,6 @@
 """Augmentation: a whole batch at a time, on the device it lies on, random only by the generator it is handed."""
 
-from torch import Generator, Tensor, arange, randint
+from torch import Generator, Tensor, arange, randint, where
 
 from cifar_pipeline.console import Refusal
 
@@ -29,7 +29,7 @@ def flip_crop(images: Tensor, generator: Generator, flip: bool = True, padding: 
     mirrored = randint(0, 2, (batch, 1), generator=generator, device=device).bool() & flip
     rows = _reflected(arange(height, device=device) - down, height)
     columns = _reflected(arange(width, device=device) - right, width)
-    columns = mirrored * (width - 1 - columns) + ~mirrored * columns
+    columns = where(mirrored, width - 1 - columns, columns)
     first = arange(batch, device=device).view(-1, 1, 1) * (height * width)
     pixels = first + rows[:, :, None] * width + columns[:, None, :]
     return images.reshape(-1, channels)[pixels.view(-1)].view(images.shape)

@@ -4,7 +4,6 @@ pooch keeps the cache, repeats a transfer that broke off and moves a file to its
 itself is ours, since pooch's own starts from the beginning and waits as long as the host likes.
 """
 
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -83,7 +82,7 @@ class Transfer:
             if resumed:  # the two halves may belong to different files
                 raise requests.ConnectionError(str(failure)) from failure
             raise
-        os.replace(self.partial, output_file)
+        self.partial.replace(output_file)
         self._forget()
 
     def _transfer(self, url: str) -> bool:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cifar_pipeline.console import Refusal, say, warn
 from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.folder import replaced
 from cifar_pipeline.data.sources.source import Source
+from cifar_pipeline.files import only_one, whole_folder
 
 
 def bring(
@@ -53,7 +53,7 @@ def _fill(raw: Path, source: Source, mirrors: list[str], timeout: float, cache: 
     if alone and source.is_complete(raw / source.name):
         say(f"{source.title}: already in {raw / source.name}, verified.")
         return
-    with replaced(raw) as new:
+    with only_one(raw), whole_folder(raw) as new:
         place = source.fetch(new / source.name, mirrors, timeout, cache)
     say(f"{source.title}: verified, from {place}.")
 

@@ -40,6 +40,7 @@ def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Pat
             # Given, because to find them out takes MLflow eight seconds.
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
         )
+    _forget_places(folder / WEIGHTS)
 
 
 def load_model(folder: Path) -> nn.Module:
@@ -55,3 +56,14 @@ def load_model(folder: Path) -> nn.Module:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise Refusal(f"{path} is damaged ({reason}): `dvc repro -f train` makes it again.") from None
+
+
+def _forget_places(path: Path) -> None:
+    """Drop the stack traces that torch keeps with each operation, so that equal networks are equal bytes in any folder.
+
+    They name this machine's folders, too, which is nobody's business who gets the model.
+    """
+    program = torch.export.load(path)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)

@@ -45,8 +45,8 @@ class Trained:
         """Refuse data other than what this was trained on: the test part might hold training images."""
         if self.facts["dataset"]["hash"] != dataset.hash:
             raise Refusal(
-                f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in {dataset.folder} "
-                f"({dataset.name}): `dvc repro` trains on what is there."
+                f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in "
+                f"{dataset.folder} ({dataset.name}): `dvc repro` trains on what is there."
             )
 
 

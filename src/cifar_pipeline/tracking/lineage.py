@@ -16,6 +16,9 @@ def tags() -> dict[str, str]:
     """Facts that a person may want to filter runs by; those that are not to be had here are left out."""
     facts = {
         "command": shlex.join(["python", *sys.argv]),
+        "mlflow.source.name": sys.argv[0],
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
         "python": sys.version.split()[0],
         "git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(diff())).lower() if _git("rev-parse", "HEAD") else "",

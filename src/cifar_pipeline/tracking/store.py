@@ -50,4 +50,6 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         return str(experiment.experiment_id)
     # MLflow's own default would be a folder below whatever directory the first process happens to run in.
     local = (main_workspace() / "mlruns").as_uri() if uri.startswith("sqlite:///") else None
-    return str(client.create_experiment(EXPERIMENT, artifact_location=local))
+    # Without this kind the page opens on what it has for language models.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(EXPERIMENT, artifact_location=local, tags=kind))

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from cifar_pipeline.console import say
-from cifar_pipeline.files import whole_file, whole_folder
+from cifar_pipeline.files import only_one, whole_file, whole_folder
 from cifar_pipeline.training.checkpoints import BEST, LAST
 from cifar_pipeline.training.history import Row, write_history
 
@@ -46,20 +43,11 @@ class TrainingFolder:
     @contextmanager
     def held(self, rerun: bool) -> Iterator[None]:
         """Keep other processes out; `rerun` clears what is there."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"Another process is at this very training ({self.path.name}); waiting for it to end ...")
-            lock.acquire()
-        try:
+        with only_one(self.path):
             if rerun:
                 shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def finishing(self, facts: Mapping[str, Any], rows: list[Row]) -> Iterator[Path]:
@@ -76,7 +64,8 @@ class TrainingFolder:
 
     def publish(self, root: Path, run: Mapping[str, str]) -> None:
         """Copy the result to `root`/models, with id and name of its MLflow run, and the history to `root`/reports."""
-        with whole_folder(root / "models") as part:
+        models = root / "models"
+        with only_one(models), whole_folder(models) as part:
             shutil.copytree(self.result, part, dirs_exist_ok=True)
             (part / HISTORY).unlink()
             (part / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n")

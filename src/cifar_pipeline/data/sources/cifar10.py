@@ -16,9 +16,9 @@ from cifar_pipeline.console import Refusal, warn
 from cifar_pipeline.data.archive import members
 from cifar_pipeline.data.failures import Unavailable, Unusable
 from cifar_pipeline.data.fetch import download, shown
-from cifar_pipeline.data.folder import staged
 from cifar_pipeline.data.official import Images, Labels, Official
 from cifar_pipeline.data.unpickle import unpickle
+from cifar_pipeline.files import whole_folder
 
 # The MD5 of each file in the archive, as torchvision publishes them (torchvision/datasets/cifar.py). The files are what
 # is verified, so that a repack of the archive and an unpacked folder count as much as the archive itself.
@@ -111,7 +111,7 @@ class Cifar10:
         downloaded = None
         if path is None:
             path = downloaded = download(place, cache, timeout, self._check, MOST_PER_ARCHIVE)
-        with staged(folder) as new:
+        with whole_folder(folder) as new:
             for name, content in self._verified(self._contents(path)):
                 (new / name).write_bytes(content)
         if downloaded:

@@ -10,9 +10,9 @@ import numpy as np
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.folder import staged
 from cifar_pipeline.data.official import Images, Official
 from cifar_pipeline.data.split import stratified_split
+from cifar_pipeline.files import whole_folder
 
 # MD5 of each array's bytes, so that another release of scikit-learn cannot change the data unseen.
 CHECKSUMS = {"images": "fa70cba135d4cdd4cde65da70dbffde2", "labels": "1041ea9b393a866c07fc3ca1c2bb06cd"}
@@ -50,7 +50,7 @@ class Digits:
         for name, array in arrays.items():
             if _md5(array) != CHECKSUMS[name]:
                 raise Unavailable(self.title, [("scikit-learn", f"its digits' {name} are not the known ones")])
-        with staged(folder) as new:
+        with whole_folder(folder) as new:
             for name, array in arrays.items():
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
         return "scikit-learn"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.data import folder as module
-from cifar_pipeline.data.folder import replaced
+from cifar_pipeline import files
+from cifar_pipeline.files import only_one, whole_folder
 
 
 def fill(folder: Path, content: str) -> None:
-    with replaced(folder) as new:
+    with only_one(folder), whole_folder(folder) as new:
         (new / "deep").mkdir()
         (new / "deep" / "file").write_text(content)
 
@@ -36,7 +36,7 @@ def test_new_content_takes_the_place_of_old(tmp_path):
 
 def test_a_failure_leaves_the_old(tmp_path):
     fill(tmp_path / "x", "old")
-    with pytest.raises(ZeroDivisionError), replaced(tmp_path / "x") as new:
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x") as new:
         (new / "half").touch()
         raise ZeroDivisionError
     assert read(tmp_path / "x") == "old"
@@ -46,11 +46,11 @@ def test_a_failure_leaves_the_old(tmp_path):
 def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
     fill(tmp_path / "x", "old")
     code = (
-        "import os, sys; from pathlib import Path; from cifar_pipeline.data.folder import replaced\n"
-        f"with replaced(Path({str(tmp_path / 'x')!r})) as new:\n"
+        "import os, sys; from pathlib import Path; from cifar_pipeline.files import only_one, whole_folder\n"
+        f"with whole_folder(Path({str(tmp_path / 'x')!r})) as new:\n"
         "    (new / 'half').touch(); os.kill(os.getpid(), 9)"
     )
-    source = str(Path(module.__file__).parents[2])
+    source = str(Path(files.__file__).parents[1])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}).returncode == -9
     assert read(tmp_path / "x") == "old"
     fill(tmp_path / "x", "new")
@@ -61,13 +61,13 @@ def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
 def test_killed_between_the_two_renames(tmp_path):
     fill(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.old")
-    with pytest.raises(ZeroDivisionError), replaced(tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x"):
         raise ZeroDivisionError
     assert read(tmp_path / "x") == "old"
 
 
 def test_a_second_writer_waits(tmp_path, capsys):
-    with replaced(tmp_path / "x") as new:
+    with only_one(tmp_path / "x"), whole_folder(tmp_path / "x") as new:
         second = threading.Thread(target=fill, args=(tmp_path / "x", "second"))
         second.start()
         time.sleep(0.2)
