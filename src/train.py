@@ -8,19 +8,22 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cifar_pipeline.config.stage import run_stage
+from cifar_pipeline.sweeps.job import surviving
+from cifar_pipeline.sweeps.multirun import concluded
 
 
 def train(config: DictConfig) -> float | None:
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
     from cifar_pipeline.config.compose import decisive
     from cifar_pipeline.config.identity import identity
-    from cifar_pipeline.config.stage import choices, output_root
+    from cifar_pipeline.config.stage import choices, cores, output_root
     from cifar_pipeline.config.targets import check_targets
     from cifar_pipeline.config.workspace import trainings_cache
     from cifar_pipeline.console import say
     from cifar_pipeline.data.asked import require
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.inference.export import export_model
+    from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.runs import run_name, training_run
     from cifar_pipeline.training.build import build_module, build_pictures
     from cifar_pipeline.training.facts import training_facts
@@ -32,19 +35,25 @@ def train(config: DictConfig) -> float | None:
     check_targets(config)
     dataset = Dataset.open(Path("data/processed"))
     require(dataset, config.data)
-    say(
-        f"Data:   {dataset.caption}, {dataset.sizes['train']:,} training and {dataset.sizes['val']:,} validation images"
-    )
-    hardware = choose_hardware(config.machine, config.precision)
-    say(f"Device: {hardware}")
+    hardware = choose_hardware(config.machine, config.precision, cores())
+    point = current_point()
+    if point:
+        require_val(dataset.sizes["val"])
+    if not point or point.number == 0:
+        say(
+            f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images to train on, {dataset.sizes['val']:,} held back"
+        )
+        say(f"Device: {hardware}")
     module = build_module(config, dataset)
     pictures = build_pictures(config, dataset)
 
     this = identity(config, dataset.hash)
-    name = run_name(choices(), config.seed)
+    name = run_name(choices(), config.seed, point)
+    if point and not config.rerun and (value := finished_value(point, this)) is not None:
+        return value
     folder = TrainingFolder(trainings_cache() / this)
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
-    with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun) as run:
+    with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun, point) as run:
         logger = RunLogger(run.tracking_uri, run.id, run.logged_epochs)
         if folder.is_finished:
             say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
@@ -64,4 +73,4 @@ def train(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    run_stage(train)
+    concluded(lambda: run_stage(train, around=surviving))

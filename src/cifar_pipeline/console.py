@@ -16,20 +16,30 @@ class Refusal(Exception):
     """One sentence to a person: what is wrong and what to write instead. Shown without a traceback; exit code 2."""
 
 
+# What lines begin with, so that those of processes beside each other can be told apart.
+_speaker = ""
+
+
+def speak_as(speaker: str) -> None:
+    """Let this process begin its lines with `speaker`."""
+    global _speaker
+    _speaker = speaker
+
+
 def say(line: str) -> None:
     """Print one plain line."""
-    terminal.print(escape(line))
+    terminal.print(escape(_speaker + line))
     sys.stdout.flush()
 
 
 def warn(line: str) -> None:
     """Print one line that must not be overlooked, on standard error."""
-    errors.print(escape(line), style="bold yellow")
+    errors.print(escape(_speaker + line), style="bold yellow")
 
 
 def complain(line: str) -> None:
     """Print why the work ends here, on standard error."""
-    errors.print(escape(line), style="bold red")
+    errors.print(escape(_speaker + line), style="bold red")
 
 
 @contextmanager

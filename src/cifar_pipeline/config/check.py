@@ -125,10 +125,10 @@ RULES: dict[str, Rule] = {
 
 
 def check(config: DictConfig) -> None:
-    """Refuse, in one sentence, a key that nothing reads, one that is missing, or a value that its key does not allow."""
+    """Refuse, in one sentence, a key that nothing reads or that is missing, or a value that is not allowed."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    _check_keys("", plain, {key for key in _parts("") if "*" not in key} | set(groups()))
+    _check_keys("", plain, _parts("") | set(groups()))
     for key, value in _nodes(plain):
         for pattern, rule in RULES.items():
             if fnmatch(key, pattern) and not rule.holds(value):
@@ -140,7 +140,9 @@ def check(config: DictConfig) -> None:
         raise Refusal("loss.probabilities is missing; the loss's file says how its outputs become probabilities.")
 
 
-def _check_keys(path: str, node: dict[Any, Any], known: set[str]) -> None:
+def _check_keys(path: str, node: Any, known: set[str]) -> None:
+    if not isinstance(node, dict):
+        raise Refusal(f"{path[:-1]}={shown(node)} is not allowed; it must be an option of {CONF}/{path[:-1]}/.")
     for key in node:
         if key not in known:
             raise Refusal(f"{path}{key}: nothing reads this key of {CONF}/; {nearest(str(key), sorted(known))}")
@@ -151,7 +153,7 @@ def _check_keys(path: str, node: dict[Any, Any], known: set[str]) -> None:
 
 def _parts(path: str) -> set[str]:
     """The names that follow `path` in the keys of RULES."""
-    return {key.removeprefix(path).partition(".")[0] for key in RULES if key.startswith(path)}
+    return {key.removeprefix(path).partition(".")[0] for key in RULES if key.startswith(path) and "*" not in key}
 
 
 def _nodes(node: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:

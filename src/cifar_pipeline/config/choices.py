@@ -1,7 +1,9 @@
 """params.yaml as a part of Hydra's defaults tree: the config named `choices`, which conf/config.yaml lists last."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -12,11 +14,18 @@ from cifar_pipeline.console import Refusal
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
+# Groups that are no part of what a training is: `experiment` stands by itself, a sweep is of many.
+NO_CHOICES = ("experiment", "sweep")
 
 
 def groups() -> list[str]:
     """The groups of conf/ that params.yaml can choose an option of, by name."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_CHOICES)
+
+
+def is_choice(key: str) -> bool:
+    """Whether params.yaml has this key on its top level."""
+    return key in ("experiment", "seed", *groups())
 
 
 def register_choices() -> None:
@@ -29,8 +38,8 @@ def register_choices() -> None:
     store = ConfigStore.instance()
     # From here on a key that no file of conf/ has is an error instead of a new key.
     store.store("strict", DictConfig({}, flags={"struct": True}), package="_global_")
-    defaults: list[Any] = [{"/experiment": params["experiment"]}] if params.get("experiment") is not None else []
-    defaults.append("strict")
+    # An experiment of null composes the groups alone, and can still be chosen on the command line.
+    defaults: list[Any] = [{"/experiment": params.get("experiment")}, "strict"]
     defaults += [{f"override /{group}": params[group]} for group in groups() if params.get(group) is not None]
     defaults.append("_self_")
     seed = {} if params.get("seed") is None else {"seed": params["seed"]}
@@ -42,35 +51,72 @@ def read_params() -> dict[str, Any]:
     if not CONF.is_dir() or not PARAMS.is_file():
         raise Refusal(f"There is no {CONF}/ or no {PARAMS} in {Path.cwd()}: run this from the project's root folder.")
     try:
-        params = yaml.safe_load(PARAMS.read_text())
+        # As Hydra reads conf/: 1e-3 is a number, and a key that stands twice is an error.
+        params = OmegaConf.to_container(OmegaConf.load(PARAMS))
     except yaml.YAMLError as error:
-        raise Refusal(f"{PARAMS} is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(params, dict):
+        raise Refusal(broken_yaml(error)) from None
+    if not isinstance(params, dict) or not params:
         raise Refusal(f"{PARAMS} must be a mapping that names an experiment, such as `experiment: tutorial`.")
     _refuse_unknown(params)
-    return params
+    return {str(key): value for key, value in params.items()}
 
 
-def _refuse_unknown(params: dict[str, Any]) -> None:
+def broken_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML file, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f"A configuration file is no valid YAML: {' '.join(str(error).split())}."
+    path = Path(mark.name)
+    place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{place}, line {mark.line + 1}, is no valid YAML: {problem}."
+
+
+def _refuse_unknown(params: Mapping[Any, Any]) -> None:
     allowed = ["experiment", "seed", *groups(), "overrides"]
     for key, value in params.items():
         if key not in allowed:
             raise Refusal(f"{PARAMS}: nothing reads the key `{key}`; {nearest(str(key), allowed)}")
         if key not in ("seed", "overrides") and value is not None and not isinstance(value, str):
-            raise Refusal(f"{PARAMS}: `{key}` names a file of {CONF}/{key}/, which {value!r} is not.")
+            raise Refusal(f"{PARAMS}: `{key}` names a file of {CONF}/{key}/, which {shown(value)} is not.")
     overrides = params.get("overrides") or {}
     if not isinstance(overrides, dict):
         raise Refusal(
-            f"{PARAMS}: `overrides` must be a mapping such as {{optimizer: {{lr: 0.002}}}}, not {overrides!r}."
+            f"{PARAMS}: `overrides` must be a mapping such as {{optimizer: {{lr: 0.002}}}}, not {shown(overrides)}."
         )
     for key, value in overrides.items():
-        if key in groups() and not isinstance(value, dict):
+        if key in allowed and not isinstance(value, dict):
             raise Refusal(
-                f"{PARAMS}: `overrides.{key}: {value}` is a choice; write `{key}: {value}` above `overrides`."
+                f"{PARAMS}: `overrides` holds what has no place of its own; write `{key}: {shown(value)}` above it."
             )
+
+
+def refuse_odd_choices(arguments: list[str]) -> None:
+    """Refuse `optimizer=3` or `optimizer=null` on the command line, for which Hydra has no words."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in ("experiment", *groups()) and isinstance(yaml.safe_load(value or "''"), NoneType | int | float):
+            raise Refusal(f"{argument}: {CONF}/{key}/ has no such file; {nearest(value, options(key))}")
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, by name."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def nearest(word: str, allowed: list[str]) -> str:
     """What to write instead of `word`: the nearest of the allowed words, or all of them."""
     close = get_close_matches(word, allowed, n=1)
     return f"did you mean `{close[0]}`?" if close else f"allowed are {', '.join(allowed)}."
+
+
+def shown(value: Any) -> str:
+    """A value as a person would write it in YAML or on the command line."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)

@@ -11,14 +11,15 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cifar_pipeline.config.check import check
-from cifar_pipeline.config.choices import CONF, register_choices
-from cifar_pipeline.config.sentences import sentence
+from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
+from cifar_pipeline.config.sentences import refusal_in, sentence
 from cifar_pipeline.console import Refusal, complain
 from cifar_pipeline.files import whole_file
 
@@ -27,8 +28,10 @@ Stage = Callable[[DictConfig], Any]
 SECONDS = Path(".cache/stages")
 
 
-def run_stage(stage: Stage) -> None:
+def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: stage) -> None:
     """Run `stage` on the configuration that conf/, params.yaml and the command line make.
+
+    `around` wraps the stage together with the checks before it.
 
     Ends the process with code 2 and one sentence where the configuration, or what the stage found, is refused.
     """
@@ -39,8 +42,11 @@ def run_stage(stage: Stage) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         register_choices()
-        hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(_checked(stage))()
-    except (Refusal, HydraException, OmegaConfBaseException) as error:
+        refuse_odd_choices(sys.argv[1:])
+        hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(around(_checked(stage)))()
+    except InstantiationException:
+        raise  # What a class of ours or of the user's did wrong needs its traceback.
+    except (Refusal, HydraException, OmegaConfBaseException, YAMLError) as error:
         complain(sentence(error))
         sys.exit(2)
 
@@ -53,6 +59,16 @@ def is_sweep() -> bool:
 def output_root() -> Path:
     """Below which folder a stage writes models/ and reports/: the project's, or that of this job of a multirun."""
     return Path(HydraConfig.get().runtime.output_dir) if is_sweep() else Path()
+
+
+def cores() -> int:
+    """The cores of this machine that this process may use: its share, where a launcher runs jobs beside each other."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    launcher = HydraConfig.get().launcher if is_sweep() else {}
+    if launcher.get("cpus_per_task"):
+        return int(launcher["cpus_per_task"])
+    beside = int(launcher.get("n_jobs") or 1)
+    return max(1, here // beside) if beside > 0 else 1
 
 
 def choices() -> dict[str, str]:
@@ -69,11 +85,14 @@ def _checked(stage: Stage) -> Stage:
         try:
             check(config)
             result = stage(config)
-        except Refusal as refusal:
-            if is_sweep():
+        except (Refusal, InstantiationException, OmegaConfBaseException) as error:
+            refusal = refusal_in(error)
+            if refusal is not None and is_sweep():
+                raise refusal from None
+            if is_sweep() or (refusal is None and isinstance(error, InstantiationException)):
                 raise
             # Here already, because Hydra announces an error before it passes it on.
-            complain(str(refusal))
+            complain(sentence(refusal or error))
             sys.exit(2)
         if not is_sweep():
             _note_seconds(stage.__name__, time.perf_counter() - start)

@@ -1,5 +1,6 @@
 """A trained network as a folder that outlives the training: an MLflow model around a pt2 file, without pickle."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -29,10 +30,12 @@ def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Pat
         Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # Training keeps the weights channels_last; a file holds them in their plain order.
+    plain = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pytorch.save_model(
-            net.cpu().eval(),
+            plain,
             str(folder),
             serialization_format="pt2",
             signature=signature,
@@ -40,7 +43,7 @@ def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Pat
             # Given, because to find them out takes MLflow eight seconds.
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
         )
-    _forget_places(folder / WEIGHTS)
+        _forget_places(folder / WEIGHTS)
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -12,11 +12,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from cifar_pipeline.console import say
+from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.tracking import lineage
+from cifar_pipeline.tracking.points import DEATHS, PARENT, Point
 from cifar_pipeline.tracking.store import connect, tracking_uri
+from cifar_pipeline.tracking.sweeps import note_point
 
 LONGEST_PARAMETER = 6000
+# How often a sweep lets a point end its process without a word.
+MOST_DEATHS = 2
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,39 @@ class TrainingRun:
         self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
 
 
-def run_name(choices: Mapping[str, str], seed: int) -> str:
-    """What a run is called, by its choices: `sgd-cross_entropy-0`."""
-    return f"{choices['optimizer']}-{choices['loss']}-{seed}"
+def run_name(choices: Mapping[str, str], seed: int, point: Point | None = None) -> str:
+    """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept."""
+    name = f"{choices['optimizer']}-{choices['loss']}-{seed}"
+    values = [text for text in point.label.split(" ") if "." in text.partition("=")[0]] if point else []
+    return " ".join([name, *values])
 
 
 @contextmanager
 def training_run(
-    identity: str, name: str, config: Mapping[str, Any], dataset: Mapping[str, str], rerun: bool
+    identity: str,
+    name: str,
+    config: Mapping[str, Any],
+    dataset: Mapping[str, str],
+    rerun: bool,
+    point: Point | None = None,
 ) -> Iterator[TrainingRun]:
     """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
-    A run that an earlier process left off, and one that has finished, is continued; `rerun` opens another.
+    A run that an earlier process left off, and one that has finished, is continued; `rerun` opens another. A new run of
+    a sweep's point is a child of the sweep's run, which is told of it in any case.
+
+    Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
     found = None if rerun else _find(client, experiment, identity)
-    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset)
+    if found:
+        run_id = found.info.run_id
+    else:
+        run_id = _create(client, experiment, identity, name, config, dataset, point)
+    if point:
+        note_point(point, run_id)
+    if found:
+        _count_deaths(client, found, refuse=point is not None)
     client.update_run(run_id, status="RUNNING")
     with _ended(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), _logged_epochs(client, run_id))
@@ -95,13 +116,41 @@ def reopened_run(run_id: str, name: str) -> Iterator[TrainingRun]:
     A new one, and a line that says so, where this store doesn't have it: the model may come from DVC's cache.
     """
     client, experiment = connect()
-    try:
-        client.get_run(run_id)
-    except MlflowException:
-        say(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
-        run_id = client.create_run(experiment, run_name=name, tags=lineage.tags()).info.run_id
+    if _exists(client, run_id):
+        yield TrainingRun(client, run_id, name, tracking_uri(), 0)
+        return
+    say(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
+    run_id = client.create_run(experiment, run_name=name, tags=lineage.tags()).info.run_id
     with _ended(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def finished_run(identity: str) -> Run | None:
+    """The run of this identity, if the training has come to its end."""
+    client, experiment = connect()
+    run = _find(client, experiment, identity)
+    return run if run is not None and run.info.status == "FINISHED" else None
+
+
+def _count_deaths(client: MlflowClient, run: Run, refuse: bool) -> None:
+    """Count a process that ended without a word: its run is still RUNNING, and nobody holds the training's lock."""
+    deaths = int(run.data.tags.get(DEATHS, 0))
+    if run.info.status == "RUNNING":
+        deaths += 1
+        client.set_tag(run.info.run_id, DEATHS, deaths)
+    if refuse and deaths >= MOST_DEATHS:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise Refusal(f"It has killed its process {deaths} times and is passed over; rerun=true tries it again.")
 
 
 @contextmanager
@@ -136,8 +185,10 @@ def _create(
     name: str,
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
+    point: Point | None,
 ) -> str:
-    tags = {"identity": identity, "dataset": dataset["name"], **lineage.tags()}
+    parent = {PARENT: point.parent} if point else {}
+    tags = {"identity": identity, "dataset": dataset["name"], **parent, **lineage.tags()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _shortened(value)) for key, value in flat(config).items()])
     entity = Dataset(

@@ -1,6 +1,5 @@
 """What a training runs on, chosen once and said in one line."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +34,10 @@ class Hardware:
         return f"{self.device} ({self.reason}), precision {self.precision}"
 
 
-def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str]) -> Hardware:
+def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str], cores: int) -> Hardware:
     """Choose by conf/machine and conf/precision, and set torch's number of threads accordingly.
+
+    `cores` is how many threads `auto` means.
 
     Raises `Refusal` where the accelerator asked for is not here.
     """
@@ -52,9 +53,7 @@ def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str]) ->
             f"machine.accelerator={asked}: this machine has {' and '.join(there)}; write auto to take the best."
         )
     reason = "asked for" if asked != "auto" else "no GPU found" if accelerator == "cpu" else "the fastest here"
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if machine["threads"] != "auto":
-        threads = int(machine["threads"])
+    threads = cores if machine["threads"] == "auto" else int(machine["threads"])
     torch.set_num_threads(threads)
     devices = 1 if machine["devices"] == "auto" else int(machine["devices"])
     return Hardware(accelerator, devices, threads, precision[accelerator], reason)

@@ -1,0 +1,47 @@
+"""params.yaml changed by a program, with its comments left as they are."""
+
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from ruamel.yaml import YAML
+
+from cifar_pipeline.config.check import check
+from cifar_pipeline.config.choices import PARAMS, is_choice
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.sentences import sentence
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.files import whole_file
+
+
+def choose(settings: list[str]) -> None:
+    """Write settings such as `optimizer=adam` and `optimizer.lr=0.002` into params.yaml.
+
+    Raises `Refusal`, and leaves the file alone, where they don't make a configuration.
+    """
+    try:
+        check(composed(settings))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refusal(sentence(error)) from None
+    form = YAML()
+    form.width = 120
+    form.representer.add_representer(
+        type(None), lambda this, _: this.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    params = form.load(PARAMS)
+    for setting in settings:
+        key, _, text = setting.lstrip("+").partition("=")
+        _set(params, key if is_choice(key) else f"overrides.{key}", yaml.safe_load(text))
+    with whole_file(PARAMS) as part:
+        form.dump(params, part)
+
+
+def _set(node: Any, key: str, value: Any) -> None:
+    head, _, rest = key.partition(".")
+    if rest:
+        if not node.get(head):
+            node[head] = {}
+        _set(node[head], rest, value)
+    else:
+        node[head] = value

@@ -1,0 +1,60 @@
+"""The comparison of a sweep's points: which won, by how much, and what became of the others.
+
+All that others need of it is named here; it is worked out in the files beside this one.
+"""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cifar_pipeline.console import say, terminal
+from cifar_pipeline.files import whole_file
+from cifar_pipeline.reporting.comparison_dots import dots
+from cifar_pipeline.reporting.comparison_groups import Comparison, ranked, winner
+from cifar_pipeline.reporting.comparison_line import line, numeric_column
+from cifar_pipeline.reporting.comparison_tables import as_table, failed_points, to_csv, to_markdown
+from cifar_pipeline.reporting.heat_map import heat_map, is_grid
+from cifar_pipeline.reporting.style import save
+from cifar_pipeline.reporting.sweep_curves import curves
+
+__all__ = [
+    "Comparison", "as_table", "curves", "failed_points", "figure", "print_comparison", "ranked", "to_csv",
+    "to_markdown", "winner", "write",
+]  # fmt: skip
+
+
+def figure(comparison: Comparison) -> Figure:
+    """Draw the points as what is swept asks for, the seed aside.
+
+    Two columns that fill a grid make a heat map, a column of numbers makes a line (one for each choice where
+    another column leaves the grid too empty), all else a row of dots per combination.
+    """
+    if len(comparison.choices) == 2 and is_grid(comparison):
+        return heat_map(comparison)
+    if numeric_column(comparison) is not None:
+        return line(comparison)
+    return dots(comparison)
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.csv, comparison.md, comparison.png and curves.png into `folder`; returns their paths.
+
+    The same comparison gives the same bytes.
+    """
+    written = []
+    for name, content in (("comparison.csv", to_csv(comparison)), ("comparison.md", to_markdown(comparison))):
+        with whole_file(folder / name) as part:
+            part.write_text(content, encoding="utf-8", newline="\n")
+        written.append(folder / name)
+    for name, drawn in (("comparison.png", figure(comparison)), ("curves.png", curves(comparison))):
+        save(drawn, folder / name)
+        written.append(folder / name)
+    return written
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the table, then a sentence for each point that failed."""
+    # The console lets lines run on for whoever pipes them; a table needs its width kept.
+    terminal.print(as_table(comparison), soft_wrap=False)
+    for sentence in failed_points(comparison):
+        say(sentence)

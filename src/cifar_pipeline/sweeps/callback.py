@@ -1,0 +1,67 @@
+"""Hydra's callback that makes a multirun one thing: the parent run, made before the first job and known to each.
+
+Hydra sends the callback along to wherever a job runs, other processes and machines included; environment variables
+would not get there.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.sweeps import job, multirun
+from cifar_pipeline.tracking.points import Point
+
+
+class SweepParent(Callback):
+    """Opens the parent run of a multirun and tells each job about it."""
+
+    def __init__(self) -> None:
+        self.parent = ""
+        self.swept: tuple[str, ...] = ()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Find the sweep's parent run by its identity, or make it."""
+        from cifar_pipeline.tracking.sweeps import open_sweep
+
+        try:
+            fixed, swept = parted(config)
+            self.swept = tuple(swept)
+            search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+            base = decisive(compose("config", overrides=fixed))
+            identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
+            name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
+            facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
+            self.parent = open_sweep(identity.hexdigest()[:16], name, facts)
+        except Refusal as refusal:
+            # Hydra would make a warning of an exception.
+            complain(str(refusal))
+            raise SystemExit(2) from None
+        multirun.started(self.parent, Path(config.hydra.sweep.dir))
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """In the process of the job, let it know which point of which sweep it is."""
+        if self.parent:
+            settings = HydraConfig.get()
+            job.begin(Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept))
+
+
+def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
+    """What is the same for every job, and what is swept: each key with its values as they were written."""
+    texts = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
+    texts += list(config.hydra.overrides.task)
+    fixed, swept = [], {}
+    for override in OverridesParser.create().parse_overrides(texts):
+        if override.is_sweep_override():
+            swept[override.get_key_element()] = str(override.input_line).partition("=")[2]
+        else:
+            fixed.append(str(override.input_line))
+    return fixed, swept

@@ -1,0 +1,31 @@
+"""The command that makes a point of a sweep what the pipeline runs."""
+
+import shlex
+from pathlib import Path
+
+from cifar_pipeline.config.choices import is_choice
+from cifar_pipeline.tracking.sweeps import PointRecord
+
+# What a job was started with that says nothing about its training.
+NOT_CHOSEN = ("hydra", "machine", "rerun", "sweep")
+
+
+def command_for(record: PointRecord) -> str:
+    """`dvc exp run -S ...` with the point's choices; where there is no git, the same as an edit of params.yaml.
+
+    The number of threads is named, because weights are equal bit for bit with as many only.
+    """
+    assert record.run is not None
+    values = dict(override.lstrip("+").split("=", 1) for override in record.overrides)
+    values = {key: value for key, value in values.items() if key.partition(".")[0] not in NOT_CHOSEN}
+    values["machine.threads"] = record.run.data.tags.get("threads", "auto")
+    if Path(".git").exists():
+        return shlex.join(["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", setting(*item)))])
+    return (
+        shlex.join(["python", "src/choose.py", *(f"{key}={value}" for key, value in values.items())]) + " && dvc repro"
+    )
+
+
+def setting(key: str, value: str) -> str:
+    """How DVC writes a value of params.yaml."""
+    return f"{key}={value}" if is_choice(key) else f"++overrides.{key}={value}"

@@ -1,0 +1,80 @@
+"""A job of a sweep: which point it is, and how it fails without stopping the others."""
+
+import functools
+import traceback
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.stage import Stage, output_root
+from cifar_pipeline.console import Refusal, complain, say, speak_as
+from cifar_pipeline.tracking.points import Point
+
+_point: Point | None = None
+
+
+def begin(point: Point) -> None:
+    """Let this process know which point it is at. Called by the callback, in the job's process."""
+    global _point
+    _point = point
+
+
+def current_point() -> Point | None:
+    """The point that this process is at; none outside a multirun."""
+    return _point
+
+
+def require_val(images: int) -> None:
+    """Refuse a sweep that has nothing to choose by: the test part is never used for that."""
+    if images == 0:
+        raise Refusal("data.val_fraction=0 leaves a sweep nothing to choose by: write a fraction such as 0.1.")
+
+
+def finished_value(point: Point, identity: str) -> float | None:
+    """The validation accuracy of the run that has this identity, if it has finished; the point is linked to it."""
+    from cifar_pipeline.tracking.runs import finished_run
+    from cifar_pipeline.tracking.sweeps import note_point
+
+    run = finished_run(identity)
+    if run is None:
+        return None
+    note_point(point, run.info.run_id)
+    say(f"finished before (run {run.info.run_name}); `rerun=true` trains it again")
+    return float(run.data.metrics["val/accuracy"])
+
+
+def surviving(stage: Stage) -> Stage:
+    """In a multirun, note a failure on the point and tell the search NaN, so that the other jobs go on."""
+
+    @functools.wraps(stage)
+    def run(config: DictConfig) -> Any:
+        # Asked anew in the job's process: a launcher copies this function's own names as they were before.
+        point = current_point()
+        if point is None:
+            return stage(config)
+        from cifar_pipeline.tracking.sweeps import fail_point, note_point
+
+        speak_as(f"[{point.number}] ")
+        say(" ".join(point.overrides))
+        note_point(point)
+        try:
+            return stage(config)
+        except Exception as error:
+            reason = failure_sentence(error)
+            fail_point(point, point.label, reason)
+            complain(reason)
+            return float("nan")
+        finally:
+            speak_as("")
+
+    return run
+
+
+def failure_sentence(error: Exception) -> str:
+    """Why a job failed, in a sentence; the traceback of what is no refusal goes to error.txt in the job's folder."""
+    if isinstance(error, Refusal):
+        return str(error)
+    path = output_root() / "error.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"
