@@ -27,6 +27,21 @@ $(SETUP): pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(SETUP) ## set up only
 
+# A sweep's jobs beside each other: `make sweep JOBS=2`.
+SWEEP ?= optimizer_loss
+JOBS ?= 1
+BESIDE := $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
+	$(if $(filter search,$(SWEEP)),hydra.sweeper.n_jobs=$(JOBS)))
+
+.PHONY: sweep
+sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and compare its points
+	@dvc repro preprocess
+	@python src/train.py -m sweep=$(SWEEP) $(BESIDE)
+
+.PHONY: compare
+compare: $(SETUP) ## compare the points of the newest sweep, at any time
+	@python src/compare.py
+
 .PHONY: test
 test: $(SETUP) ## set up and run the tests (less than six minutes on two cores)
 	@python -m pytest

@@ -40,9 +40,7 @@ def train(config: DictConfig) -> float | None:
     if point:
         require_val(dataset.sizes["val"])
     if not point or point.number == 0:
-        say(
-            f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images to train on, {dataset.sizes['val']:,} held back"
-        )
+        say(f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images, {dataset.sizes['val']:,} more held back")
         say(f"Device: {hardware}")
     module = build_module(config, dataset)
     pictures = build_pictures(config, dataset)

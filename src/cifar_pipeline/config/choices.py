@@ -1,9 +1,9 @@
 """params.yaml as a part of Hydra's defaults tree: the config named `choices`, which conf/config.yaml lists last."""
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import yaml
@@ -93,9 +93,9 @@ def _refuse_unknown(params: Mapping[Any, Any]) -> None:
 def refuse_odd_choices(arguments: list[str]) -> None:
     """Refuse `optimizer=3` or `optimizer=null` on the command line, for which Hydra has no words."""
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in ("experiment", *groups()) and isinstance(yaml.safe_load(value or "''"), NoneType | int | float):
-            raise Refusal(f"{argument}: {CONF}/{key}/ has no such file; {nearest(value, options(key))}")
+        group, _, option = argument.partition("=")
+        if group in ("experiment", *groups()) and re.fullmatch(r"null|true|false|[-+]?[\d.]+", option, re.IGNORECASE):
+            raise Refusal(f"{argument}: {CONF}/{group}/ has no file of this name; {nearest(option, options(group))}")
 
 
 def options(group: str) -> list[str]:

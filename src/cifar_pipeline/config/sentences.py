@@ -28,7 +28,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: this cannot be read ({error.message.splitlines()[0]}); write key=value."
+        reasons = [line for line in error.message.splitlines() if not re.match(r"See https|Error parsing", line)]
+        return f"{error.override}: this cannot be read ({' '.join(reasons)}); write key=value."
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):

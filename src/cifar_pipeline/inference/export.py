@@ -31,7 +31,7 @@ def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Pat
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     # Training keeps the weights channels_last; a file holds them in their plain order.
-    plain = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pytorch.save_model(

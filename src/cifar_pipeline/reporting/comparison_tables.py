@@ -35,9 +35,12 @@ def as_table(comparison: Comparison) -> Table:
     if len(comparison.choices) > 2:
         header[1:-4] = headings(comparison.choices)
     for place, name in enumerate(header):
+        heading = Text(name.replace(" ", "\n"))
         # Numbers are never broken; what is long folds.
-        heading, justify = Text(name.replace(" ", "\n")), "right" if place in numbers else "left"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=place in numbers)  # type: ignore[arg-type]
+        if place in numbers:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold", min_width=min(12, len(name)))
     for place, (group, row) in enumerate(zip(groups(comparison), rows, strict=True)):
         won = place == 0 and not math.isnan(group.mean(comparison.metric))
         style = "bold green" if won else "red" if group.count(*BROKEN) else None

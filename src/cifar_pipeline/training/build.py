@@ -1,10 +1,13 @@
 """From the configuration and the data set to what Lightning trains, before any work is done."""
 
+from collections.abc import Sequence
+
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from cifar_pipeline.config.targets import arguments
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pixels import RawPixels
 from cifar_pipeline.training.datamodule import Pictures
@@ -22,6 +25,12 @@ def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
     net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
     mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
     std = dataset.std if config.normalize.std is None else config.normalize.std
+    for name, numbers in (("mean", mean), ("std", std)):
+        if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
+            raise Refusal(
+                f"normalize.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
+                f"{channels} channels: write one number, or {channels}."
+            )
     return Classifier(
         RawPixels(net, mean, std),
         instantiate(arguments(config.loss, "loss")),
@@ -33,5 +42,5 @@ def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
 
 def build_pictures(config: DictConfig, dataset: Dataset) -> Pictures:
     """The batches: of the size that conf/trainer says or, for a full batch, in parts that fit into memory."""
-    batch_size = config.trainer.eval_batch_size if config.optimizer.full_batch else config.trainer.batch_size
+    batch_size = config.trainer.eval_batch_size if config.optimizer.get("full_batch") else config.trainer.batch_size
     return Pictures(dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed)

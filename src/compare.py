@@ -1,0 +1,29 @@
+"""Compare the points of a sweep, finished or not: `python src/compare.py` for the newest, or with a sweep's run id or name.
+
+The table and the figures go to multirun/ and onto the sweep's run in MLflow when the sweep ends; this shows the table.
+"""
+
+import argparse
+import sys
+
+from cifar_pipeline.console import Refusal, complain
+
+
+def compare(wanted: str) -> None:
+    from cifar_pipeline.sweeps.conclusion import gather, show
+    from cifar_pipeline.tracking.sweeps import find_sweep
+
+    sweep = find_sweep(wanted)
+    if sweep is None:
+        raise Refusal(f"There is no sweep {wanted or 'yet'}: `make sweep` or `python src/train.py -m ...` makes one.")
+    show(gather(sweep.info.run_id), sweep.info.run_id)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("sweep", nargs="?", default="", help="a sweep's run id or name; the newest without")
+    try:
+        compare(parser.parse_args().sweep)
+    except Refusal as refusal:
+        complain(str(refusal))
+        sys.exit(2)
