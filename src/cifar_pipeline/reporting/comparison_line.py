@@ -68,7 +68,7 @@ def line(comparison: Comparison) -> Figure:
     _crosses(axes, found, place, metric)
     known = zip(*axes.get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(known, key=lambda item: item[1] in MARKS), strict=True)
-    if len(handles) > 1:
+    if len(handles) > 1 or MARKS[1] in labels:
         legend = axes.legend(
             handles, labels, frameon=False, labelcolor=INK, prop={"family": FONT, "size": SMALL}, loc="upper left",
             bbox_to_anchor=(1.01, 1),

@@ -49,7 +49,8 @@ def gather(parent: str) -> Comparison:
         for record in records
         if record.run
     }
-    return Comparison(f"{run.info.run_name} on {', '.join(sorted(filter(None, datasets)))}", points, swept, histories)
+    on = " and ".join(sorted(filter(None, datasets))) or "no data"
+    return Comparison(f"{run.info.run_name} on {on}", points, swept, histories)
 
 
 def _row(record: PointRecord, swept: tuple[str, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
@@ -16,11 +17,22 @@ from cifar_pipeline.training.optimizers import choose_optimizer
 
 
 def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
-    """The network with new weights that follow from the seed, its loss, optimizer and schedule.
-
-    The network's channels, size and classes come from the data set.
-    """
+    """The network with new weights that follow from the seed, its loss, optimizer and schedule."""
     seed_everything(config.seed, verbose=False)
+    return Classifier(
+        build_network(config, dataset),
+        instantiate(arguments(config.loss, "loss")),
+        choose_optimizer(config.optimizer),
+        instantiate(config.schedule),
+        config.seed,
+    )
+
+
+def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
+    """The network behind its normalisation; channels, size and classes come from the data set.
+
+    A network that has a method `initialize` is shown the first training images, normalised: `[N, C, H, W] float`.
+    """
     size, _, channels = dataset.shape
     net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
     mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
@@ -31,13 +43,11 @@ def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
                 f"normalize.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
                 f"{channels} channels: write one number, or {channels}."
             )
-    return Classifier(
-        RawPixels(net, mean, std),
-        instantiate(arguments(config.loss, "loss")),
-        choose_optimizer(config.optimizer),
-        instantiate(config.schedule),
-        config.seed,
-    )
+    pixels = RawPixels(net, mean, std)
+    if hasattr(net, "initialize"):
+        images, _ = dataset.part("train")
+        net.initialize(pixels.normalise(torch.from_numpy(images[: config.trainer.eval_batch_size])))
+    return pixels
 
 
 def build_pictures(config: DictConfig, dataset: Dataset) -> Pictures:

@@ -1,0 +1,231 @@
+"""Ranking and grouping a sweep's points, against plain formulas; and what is written and printed of them."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from cifar_pipeline.reporting.comparison import (
+    Comparison,
+    as_table,
+    print_comparison,
+    ranked,
+    to_csv,
+    to_markdown,
+    winner,
+    write,
+)
+
+NAN = float("nan")
+
+
+def point(name: str, accuracy: float = NAN, status: str = "FINISHED", **others: Any) -> dict[str, Any]:
+    known = status == "FINISHED"
+    return {
+        "run_id": f"run-{name}", "name": name, "status": status, "reason": "", "reused": False,
+        "val/accuracy": accuracy, "val/loss": 2 - 2 * accuracy, "train/accuracy": accuracy + 0.1,
+        "train/loss": 1 - accuracy, "seconds": 60.0 if known else NAN,
+    } | others  # fmt: skip
+
+
+def sweep(*points: dict[str, Any], swept: tuple[str, ...] = ("optimizer",), **others: Any) -> Comparison:
+    return Comparison("a sweep on digits", pd.DataFrame(list(points)), swept, **others)
+
+
+def over_seeds() -> Comparison:
+    """Three optimizers, three seeds each: all well, one seed lost, all lost. Listed worst first."""
+    points = [
+        point(f"muon-{seed}", status="FAILED", reason="The loss is NaN.", optimizer="muon", seed=str(seed))
+        for seed in range(3)
+    ]
+    accuracies = {"sgd": (0.51, 0.55, 0.5), "adam": (0.61, NAN, 0.64)}
+    for optimizer, values in accuracies.items():
+        for seed, value in enumerate(values):
+            lost = {"status": "FAILED", "reason": "out of\nmemory | here"} if math.isnan(value) else {}
+            points.append(point(f"{optimizer}-{seed}", value, optimizer=optimizer, seed=str(seed), **lost))
+    return sweep(*points, swept=("optimizer", "seed"))
+
+
+def drawn(comparison: Comparison, width: int = 100) -> str:
+    page = io.StringIO()
+    Console(file=page, width=width).print(as_table(comparison))
+    return page.getvalue()
+
+
+def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
+    table = ranked(
+        sweep(
+            point("failed", 0.9, "FAILED", optimizer="failed"),
+            point("a", 0.5, optimizer="a"),
+            point("nan", NAN, optimizer="nan"),
+            point("b", 0.7, optimizer="b"),
+            point("running", 0.95, "RUNNING", optimizer="running"),
+            point("infinite", math.inf, optimizer="infinite"),
+        )
+    )
+    assert list(table["optimizer"]) == ["b", "a", "failed", "nan", "running", "infinite"]
+    assert list(table["rank"].fillna(0)) == [1, 2, 0, 0, 0, 0]
+    assert list(table["failed"]) == [0, 0, 1, 0, 0, 0]
+    assert table["val/accuracy"][2:].isna().all()
+
+
+def test_the_lower_loss_is_the_better() -> None:
+    comparison = sweep(point("a", 0.5, optimizer="a"), point("b", 0.7, optimizer="b"), metric="val/loss")
+    assert list(ranked(comparison)["optimizer"]) == ["b", "a"]
+    worse = point("c", 0.9, optimizer="c") | {"val/loss": 9.0}
+    best = winner(sweep(worse, point("a", 0.5, optimizer="a"), metric="val/loss"))
+    assert best is not None and best["optimizer"] == "a"
+
+
+def test_equals_share_a_rank_and_the_first_listed_wins() -> None:
+    comparison = sweep(
+        *(point(name, value, optimizer=name) for name, value in zip("abcd", (0.5, 0.7, 0.7, 0.6), strict=True))
+    )
+    table = ranked(comparison)
+    assert list(zip(table["name"], table["rank"], strict=True)) == [("b", 1), ("c", 1), ("d", 3), ("a", 4)]
+    best = winner(comparison)
+    assert best is not None and best["run_id"] == "run-b"
+
+
+def test_means_that_differ_in_the_order_of_the_seeds_only_are_equal() -> None:
+    values = (0.1, 0.2, 0.3, 0.7)
+    first = [point(f"a{i}", v, optimizer="a", seed=str(i)) for i, v in enumerate(values)]
+    second = [point(f"b{i}", v, optimizer="b", seed=str(i)) for i, v in enumerate(reversed(values))]
+    assert list(ranked(sweep(*first, *second, swept=("optimizer", "seed")))["rank"]) == [1, 1]
+
+
+def test_groups_over_seeds_have_mean_sample_deviation_and_number() -> None:
+    comparison = over_seeds()
+    table = ranked(comparison).set_index("optimizer")
+    assert list(table.index) == ["adam", "sgd", "muon"]
+    for optimizer in ("adam", "sgd"):
+        points = comparison.points[comparison.points["optimizer"] == optimizer]
+        for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss"):
+            values = [float(value) for value in points[metric] if not math.isnan(value)]
+            mean = sum(values) / len(values)
+            deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+            assert table.loc[optimizer, metric] == pytest.approx(mean, abs=1e-15)
+            assert table.loc[optimizer, f"{metric} std"] == pytest.approx(deviation, abs=1e-15)
+            assert table.loc[optimizer, f"{metric} n"] == len(values)
+    assert list(table["points"]) == [3, 3, 3]
+    assert list(table["finished"]) == [2, 3, 0]
+    assert list(table["failed"]) == [1, 0, 3]
+    assert list(table["rank"].isna()) == list(table["val/accuracy"].isna()) == [False, False, True]
+
+
+def test_the_winner_is_the_best_mean_and_of_it_the_first_seed_that_finished() -> None:
+    lost = point("a-2", status="FAILED", optimizer="a", seed="2")
+    a = [point(f"a-{seed}", value, optimizer="a", seed=seed) for seed, value in (("7", 0.6), ("1", 0.62))]
+    lucky = [point(f"b-{seed}", value, optimizer="b", seed=seed) for seed, value in (("7", 0.9), ("1", 0.2))]
+    best = winner(sweep(lost, *lucky, *a, swept=("optimizer", "seed")))
+    assert best is not None
+    assert (best["optimizer"], best["seed"], best["run_id"]) == ("a", "7", "run-a-7")
+
+
+def test_the_seed_alone_is_one_group() -> None:
+    comparison = sweep(*(point(str(i), v, seed=str(i)) for i, v in enumerate((0.5, 0.6))), swept=("seed",))
+    table = ranked(comparison)
+    assert len(table) == 1 and table["val/accuracy"][0] == pytest.approx(0.55)
+    assert "55.00 ± 7.07 % (2)" in drawn(comparison) and "0, 1" in drawn(comparison)
+
+
+def test_a_run_that_the_sweep_met_twice_counts_once() -> None:
+    twice = point("a", 0.5, optimizer="a", seed="0")
+    table = ranked(sweep(twice, twice, point("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
+    assert table["val/accuracy n"][0] == 2 and table["val/accuracy"][0] == pytest.approx(0.55)
+
+
+def test_nothing_finished_has_no_winner() -> None:
+    assert winner(sweep(point("a", status="FAILED", optimizer="a"), point("b", NAN, optimizer="b"))) is None
+    assert winner(sweep(swept=())) is None
+
+
+def test_table_fits_and_says_it_all() -> None:
+    comparison = over_seeds()
+    page = drawn(comparison)
+    assert max(map(len, page.splitlines())) <= 100
+    assert "62.50 ± 2.12 % (2)" in page and "52.00 ± 2.65 % (3)" in page
+    assert page.index("adam") < page.index("sgd") < page.index("muon")
+    assert "1 min" in page
+    words = " ".join(page.split())
+    assert "2 finished, 1 failed: out of memory | here" in words and "failed: The loss is NaN." in words
+    assert "a sweep on digits" in page
+
+
+def test_numbers_are_never_broken_in_a_wide_table() -> None:
+    swept = ("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "data.batch_size")
+    values: dict[str, Any] = dict(zip(swept, ("0.00123456789012345", "0.987654321", "0.0005", "64"), strict=True))
+    failed = point("b", status="FAILED", reason="because of " + 30 * "many words ", **values)
+    page = drawn(sweep(point("a", 0.6234, **values), failed, swept=swept))
+    assert max(map(len, page.splitlines())) <= 100
+    for cell in ("0.001235", "0.9877", "0.0005", "62.34 %", "weight_decay", "batch_size", "1 min 00 s", "0.7532"):
+        assert cell in page
+
+
+def test_reused_points_are_marked() -> None:
+    comparison = sweep(point("a", 0.5, optimizer="a", reused=True), point("b", 0.4, optimizer="b"))
+    assert drawn(comparison).count("reused") == 1
+    assert "finished, reused" in to_markdown(comparison)
+
+
+def test_markup_and_bars_in_values_are_kept_as_they_are() -> None:
+    comparison = sweep(point("a", 0.5, optimizer="[red]x|y[/red]"))
+    assert "[red]x|y[/red]" in drawn(comparison)
+    assert "**[red]x\\|y[/red]**" in to_markdown(comparison)
+
+
+def test_markdown_has_the_ranking_and_each_failure() -> None:
+    lines = to_markdown(over_seeds()).splitlines()
+    assert lines[0] == "## a sweep on digits"
+    assert lines[2] == "| rank | optimizer | validation accuracy | validation loss | time | status |"
+    assert lines[4].startswith("| **1** | **adam** | **62.50 ± 2.12 % (2)** | **0.7500** | **1 min 00 s** |")
+    assert lines[5].startswith("| 2 | sgd | 52.00 ± 2.65 % (3) |") and lines[6].startswith("|  | muon |  |  |  |")
+    assert all(line.replace("\\|", "").count("|") == 7 for line in lines[2:7])
+    assert "- adam-1 failed: out of memory | here." in lines
+    assert sum(line.startswith("- ") for line in lines) == 4
+
+
+def test_csv_has_every_point_in_full() -> None:
+    comparison = over_seeds()
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert [row["name"] for row in rows] == list(comparison.points["name"])
+    assert [row["seed"] for row in rows] == list("012" * 3)
+    for row, value in zip(rows, comparison.points["train/accuracy"], strict=True):
+        assert (float(row["train/accuracy"]) == value) if row["train/accuracy"] else np.isnan(value)
+    assert list(rows[0])[:5] == ["name", "optimizer", "seed", "status", "reason"]
+
+
+def test_written_twice_gives_equal_bytes(tmp_path: Path) -> None:
+    epochs = pd.DataFrame({"epoch": [1, 2], "val/accuracy": [0.3, 0.5]})
+    comparison = over_seeds()
+    comparison.histories.update(dict.fromkeys(comparison.points["run_id"], epochs))
+    names = ["comparison.csv", "comparison.md", "comparison.png", "curves.png"]
+    for folder in ("one", "two"):
+        assert write(comparison, tmp_path / folder) == [tmp_path / folder / name for name in names]
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_prints_a_sentence_for_each_failed_point(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(
+        sweep(
+            point("a", 0.5, optimizer="a"),
+            point("b", status="FAILED", reason="The loss is NaN.", optimizer="b"),
+            point("c", status="KILLED", optimizer="c"),
+            point("", status="FAILED", reason="it never began", optimizer="d", run_id=""),
+            point("e", status="RUNNING", optimizer="e"),
+        )
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "b failed: The loss is NaN.",
+        "c was killed, and left no reason.",
+        "optimizer=d failed: it never began.",
+    ]
