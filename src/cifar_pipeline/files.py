@@ -60,7 +60,7 @@ def only_one(path: Path) -> Iterator[None]:
     DVC leaves a stage running when DVC itself is killed, and starts a second one when it is started again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(_lock_of(path))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -70,6 +70,21 @@ def only_one(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_busy(path: Path) -> bool:
+    """Whether some process holds `only_one(path)` at this moment."""
+    if not path.parent.is_dir():
+        return False
+    try:
+        with FileLock(_lock_of(path)).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _sync(path: Path) -> None:

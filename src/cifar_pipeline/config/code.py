@@ -15,6 +15,8 @@ def imported_files(entries: Iterable[Path], source: Path) -> set[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
+            packages = [folder / "__init__.py" for folder in path.parents if source in folder.parents]
+            waiting += [package for package in packages if package.is_file()]
             waiting += [file for name in _imports(path) for file in _files(name, source)]
     return found
 

@@ -11,6 +11,9 @@ from yaml import YAMLError
 from cifar_pipeline.config.choices import CONF, broken_yaml, groups, nearest
 from cifar_pipeline.console import Refusal
 
+# Groups that come with packages of their own, hydra-joblib-launcher for one, and what those names end with.
+PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
+
 
 def refusal_in(error: BaseException | None) -> Refusal | None:
     """The refusal behind an error, which Hydra wraps into its own when a constructor raises it."""
@@ -47,6 +50,9 @@ def _unknown_option(error: MissingConfigException) -> str:
         return " ".join(str(error).split())
     group, _, option = error.missing_cfg_file.rpartition("/")
     group = group.strip("/")
+    if group in PLUGINS:
+        package = f"hydra-{option.removesuffix('_local').removesuffix('_slurm')}-{PLUGINS[group]}"
+        return f"{group}={option} is not installed, or there is none of this name; try `pip install {package}`."
     return f"{group}={option}: {CONF}/{group}/ has no file of this name; {nearest(option, sorted(error.options))}"
 
 

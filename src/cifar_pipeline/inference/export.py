@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow.models import ModelSignature
@@ -24,6 +23,9 @@ def export_model(net: nn.Module, shape: Sequence[int], classes: int, folder: Pat
 
     The folder is an MLflow model: logged as it is, loaded by `load_model`, served by `mlflow models serve -m FOLDER`.
     """
+    # Imported here, because it brings Lightning along, which takes two seconds that only a training has to spare.
+    import mlflow.pytorch
+
     example = np.zeros((2, *shape), np.uint8)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),

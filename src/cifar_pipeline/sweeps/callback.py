@@ -6,16 +6,20 @@ would not get there.
 
 import hashlib
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.tracking.points import Point
@@ -30,22 +34,27 @@ class SweepParent(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
-        from cifar_pipeline.tracking.sweeps import open_sweep
-
         try:
-            fixed, swept = parted(config)
-            self.swept = tuple(swept)
-            search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-            base = decisive(compose("config", overrides=fixed))
-            identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
-            name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
-            facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-            self.parent = open_sweep(identity.hexdigest()[:16], name, facts)
-        except Refusal as refusal:
-            # Hydra would make a warning of an exception.
-            complain(str(refusal))
+            self.parent = self._open(config)
+        except Exception as error:
+            # Hydra would make a warning of it, and go on.
+            if not isinstance(error, Refusal | HydraException | OmegaConfBaseException):
+                traceback.print_exception(error)
+            complain(sentence(error))
             raise SystemExit(2) from None
         multirun.started(self.parent, Path(config.hydra.sweep.dir))
+
+    def _open(self, config: DictConfig) -> str:
+        fixed, swept = parted(config)
+        self.swept = tuple(swept)
+        search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        base = decisive(compose("config", overrides=fixed))
+        from cifar_pipeline.tracking.sweeps import open_sweep
+
+        identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
+        name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
+        facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
+        return open_sweep(identity.hexdigest()[:16], name, facts)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """In the process of the job, let it know which point of which sweep it is."""
@@ -55,13 +64,17 @@ class SweepParent(Callback):
 
 
 def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
-    """What is the same for every job, and what is swept: each key with its values as they were written."""
+    """What is the same for every job, and what is swept: each key with its values as they were written.
+
+    Of two for a key the last counts: the command line's beats that of a file in conf/sweep/.
+    """
     texts = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
     texts += list(config.hydra.overrides.task)
-    fixed, swept = [], {}
-    for override in OverridesParser.create().parse_overrides(texts):
-        if override.is_sweep_override():
-            swept[override.get_key_element()] = str(override.input_line).partition("=")[2]
-        else:
-            fixed.append(str(override.input_line))
+    last = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(texts)}
+    fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
+    swept = {
+        key.lstrip("+"): str(override.input_line).partition("=")[2]
+        for key, override in last.items()
+        if override.is_sweep_override()
+    }
     return fixed, swept

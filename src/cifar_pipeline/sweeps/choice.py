@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from cifar_pipeline.config.choices import is_choice
+from cifar_pipeline.tracking.points import settings
 from cifar_pipeline.tracking.sweeps import PointRecord
 
 # What a job was started with that says nothing about its training.
@@ -16,8 +17,9 @@ def command_for(record: PointRecord) -> str:
     The number of threads is named, because weights are equal bit for bit with as many only.
     """
     assert record.run is not None
-    values = dict(override.lstrip("+").split("=", 1) for override in record.overrides)
-    values = {key: value for key, value in values.items() if key.partition(".")[0] not in NOT_CHOSEN}
+    values = {
+        key: value for key, value in settings(record.overrides).items() if key.partition(".")[0] not in NOT_CHOSEN
+    }
     values["machine.threads"] = record.run.data.tags.get("threads", "auto")
     if Path(".git").exists():
         return shlex.join(["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", setting(*item)))])

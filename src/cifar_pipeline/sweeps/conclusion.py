@@ -1,4 +1,4 @@
-"""What a sweep came to: its points gathered from MLflow, compared, and the command that makes the best one the choice."""
+"""What a sweep came to: its points gathered from MLflow, compared, and the command that chooses the best one."""
 
 import json
 from pathlib import Path
@@ -6,22 +6,46 @@ from typing import Any
 
 import pandas as pd
 
+from cifar_pipeline.config.workspace import trainings_cache
 from cifar_pipeline.console import say, warn
+from cifar_pipeline.files import is_busy
 from cifar_pipeline.reporting.comparison import Comparison, print_comparison, winner, write
 from cifar_pipeline.sweeps.choice import command_for
-from cifar_pipeline.tracking.sweeps import PointRecord, end_sweep, find_sweep, history, read_points
+from cifar_pipeline.tracking.points import FAILURE, SECONDS, settings
+from cifar_pipeline.tracking.sweeps import (
+    PointRecord,
+    end_left_points,
+    end_sweep,
+    find_sweep,
+    forget_sweep,
+    history,
+    read_points,
+)
 
 METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 
 def conclude(parent: str, folder: Path) -> bool:
     """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
+    end_left_points(parent, _is_held)
     comparison = gather(parent)
     show(comparison, parent)
     well = bool((comparison.points["status"] == "FINISHED").all())
-    end_sweep(parent, failed=not well, artifacts=write(comparison, folder))
+    end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder))
     say(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`).")
     return well
+
+
+def leave(parent: str) -> None:
+    """End a sweep that was stopped; one that was refused before its first job has never been."""
+    end_left_points(parent, _is_held)
+    end_sweep(parent, "KILLED", [])
+    if not read_points(parent):
+        forget_sweep(parent)
+
+
+def _is_held(identity: str) -> bool:
+    return is_busy(trainings_cache() / identity)
 
 
 def show(comparison: Comparison, parent: str) -> None:
@@ -42,7 +66,7 @@ def gather(parent: str) -> Comparison:
     assert run is not None
     swept = tuple(json.loads(run.data.tags["swept"]))
     records = read_points(parent)
-    points = pd.DataFrame([_row(record, swept) for record in records])
+    points = pd.DataFrame([_row(record, swept, run.info.status) for record in records])
     datasets = {record.run.data.tags.get("dataset", "") for record in records if record.run}
     histories = {
         record.run.info.run_id: pd.DataFrame(history(record.run.info.run_id, METRICS))
@@ -53,20 +77,20 @@ def gather(parent: str) -> Comparison:
     return Comparison(f"{run.info.run_name} on {on}", points, swept, histories)
 
 
-def _row(record: PointRecord, swept: tuple[str, ...]) -> dict[str, Any]:
-    values = dict(override.lstrip("+").split("=", 1) for override in record.overrides)
+def _row(record: PointRecord, swept: tuple[str, ...], sweep_status: str) -> dict[str, Any]:
+    values = settings(record.overrides)
     row: dict[str, Any] = {key: values.get(key, "") for key in swept}
     run = record.run
     if run is None:
-        return {"run_id": "", "name": "", "status": "FAILED", "reason": "it never began", "reused": False} | row
-    seconds = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000
+        status, reason = ("RUNNING", "") if sweep_status == "RUNNING" else ("FAILED", "it never began")
+        return {"run_id": "", "name": "", "status": status, "reason": reason, "reused": False} | row
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
         "status": run.info.status,
-        "reason": run.data.tags.get("failure", "its process was killed" if run.info.status == "KILLED" else ""),
+        "reason": run.data.tags.get(FAILURE, "its process was killed" if run.info.status == "KILLED" else ""),
         "reused": record.reused,
         **row,
         **{key: run.data.metrics.get(key, float("nan")) for key in METRICS},
-        "seconds": seconds,
+        "seconds": float(run.data.tags.get(SECONDS, "nan")),
     }

@@ -61,7 +61,7 @@ def surviving(stage: Stage) -> Stage:
             return stage(config)
         except Exception as error:
             reason = failure_sentence(error)
-            fail_point(point, point.label, reason)
+            fail_point(point, reason)
             complain(reason)
             return float("nan")
         finally:

@@ -1,10 +1,14 @@
 """A multirun in the process that started it: after the last job comes the comparison, and an exit code."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cifar_pipeline.console import complain
+
+# How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
+DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "WorkerCrashedError")
 
 _parent = ""
 _folder = Path()
@@ -24,11 +28,17 @@ def concluded(launch: Callable[[], None]) -> None:
     killed = False
     try:
         launch()
+    except KeyboardInterrupt:
+        _leave()
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit:
+        _leave()
+        raise
     except Exception as error:
-        # joblib's, which need not be installed.
-        if type(error).__name__ != "TerminatedWorkerError":
+        killed = type(error).__name__ in DEATHS
+        if not killed and not _is_empty_search(error):
+            _leave()
             raise
-        killed = True
     if not _parent:
         return
     from cifar_pipeline.sweeps.conclusion import conclude
@@ -38,3 +48,15 @@ def concluded(launch: Callable[[], None]) -> None:
         complain("A job's process was killed: the same command typed again does the rest.")
     if killed or not all_well:
         sys.exit(1)
+
+
+def _leave() -> None:
+    if _parent:
+        from cifar_pipeline.sweeps.conclusion import leave
+
+        leave(_parent)
+
+
+def _is_empty_search(error: Exception) -> bool:
+    """Whether it is what Optuna has to say where every point failed."""
+    return isinstance(error, ValueError) and str(error).startswith("No trials are completed")

@@ -1,11 +1,18 @@
 """What identifies a job of a sweep. Apart from what talks to MLflow, which takes seconds to import."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # The tag that makes a run another's child on MLflow's pages.
 PARENT = "mlflow.parentRunId"
-# The tag that counts how often a process at a training ended without a word.
-DEATHS = "deaths"
+# The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
+DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
+# The tag that says why a point failed.
+FAILURE = "failure"
+# The tag with the seconds that processes spent at a training: its run lasts while it is left off, or taken again, too.
+SECONDS = "seconds"
+# What a run's name says by itself.
+NAMED = ("optimizer", "loss", "seed")
 
 
 @dataclass(frozen=True)
@@ -20,4 +27,19 @@ class Point:
     @property
     def label(self) -> str:
         """Its swept values, for a person: `optimizer=adam optimizer.lr=0.01`."""
-        return " ".join(text for text in self.overrides if text.lstrip("+").partition("=")[0] in self.swept)
+        return " ".join(f"{key}={value}" for key, value in self._swept_values)
+
+    @property
+    def beside(self) -> list[str]:
+        """Those of its swept values that `optimizer-loss-seed` does not say."""
+        return [f"{key}={value}" for key, value in self._swept_values if key not in NAMED]
+
+    @property
+    def _swept_values(self) -> list[tuple[str, str]]:
+        return [item for item in settings(self.overrides).items() if item[0] in self.swept]
+
+
+def settings(overrides: Iterable[str]) -> dict[str, str]:
+    """Overrides of a command line as keys with the values written for them; of two for a key the last counts."""
+    pairs = (text.lstrip("+").partition("=") for text in overrides if not text.startswith("~"))
+    return {key: value for key, _, value in pairs}

@@ -2,21 +2,23 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from cifar_pipeline.config.workspace import main_workspace
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.points import DEATHS, PARENT, Point
+from cifar_pipeline.tracking.points import DEATHS, FAILURE, PARENT, SECONDS, Point
 from cifar_pipeline.tracking.store import connect, tracking_uri
-from cifar_pipeline.tracking.sweeps import note_point
+from cifar_pipeline.tracking.sweeps import count_death, logged_epochs, note_point
 
 LONGEST_PARAMETER = 6000
 # How often a sweep lets a point end its process without a word.
@@ -74,8 +76,7 @@ class TrainingRun:
 def run_name(choices: Mapping[str, str], seed: int, point: Point | None = None) -> str:
     """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept."""
     name = f"{choices['optimizer']}-{choices['loss']}-{seed}"
-    values = [text for text in point.label.split(" ") if "." in text.partition("=")[0]] if point else []
-    return " ".join([name, *values])
+    return " ".join([name, *(point.beside if point else [])])
 
 
 @contextmanager
@@ -96,17 +97,20 @@ def training_run(
     """
     client, experiment = connect()
     found = None if rerun else _find(client, experiment, identity)
-    if found:
-        run_id = found.info.run_id
-    else:
-        run_id = _create(client, experiment, identity, name, config, dataset, point)
+    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, point)
     if point:
         note_point(point, run_id)
-    if found:
-        _count_deaths(client, found, refuse=point is not None)
-    client.update_run(run_id, status="RUNNING")
-    with _ended(client, run_id):
-        yield TrainingRun(client, run_id, name, tracking_uri(), _logged_epochs(client, run_id))
+    deaths = _deaths(client, found) if found else 0
+    if point and deaths >= MOST_DEATHS:
+        client.set_terminated(run_id, "FAILED")
+        raise Refusal(f"It has killed its process {deaths} times and is passed over; rerun=true tries it again.")
+    if found and FAILURE in found.data.tags:
+        client.delete_tag(run_id, FAILURE)
+    spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
+    with _apart(suspect=point is not None and deaths > 0):
+        client.update_run(run_id, status="RUNNING")
+        with _ended(client, run_id, spent):
+            yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
 
 @contextmanager
@@ -142,20 +146,26 @@ def finished_run(identity: str) -> Run | None:
     return run if run is not None and run.info.status == "FINISHED" else None
 
 
-def _count_deaths(client: MlflowClient, run: Run, refuse: bool) -> None:
-    """Count a process that ended without a word: its run is still RUNNING, and nobody holds the training's lock."""
-    deaths = int(run.data.tags.get(DEATHS, 0))
-    if run.info.status == "RUNNING":
-        deaths += 1
-        client.set_tag(run.info.run_id, DEATHS, deaths)
-    if refuse and deaths >= MOST_DEATHS:
-        client.set_terminated(run.info.run_id, "FAILED")
-        raise Refusal(f"It has killed its process {deaths} times and is passed over; rerun=true tries it again.")
+def _deaths(client: MlflowClient, run: Run) -> int:
+    """How often a process at this training ended without a word: once more where the run is still RUNNING.
+
+    Whoever asks holds the training's lock, so nobody is at it.
+    """
+    return count_death(client, run) if run.info.status == "RUNNING" else int(run.data.tags.get(DEATHS, 0))
+
+
+def _apart(suspect: bool) -> AbstractContextManager[Any]:
+    """Let points that may have killed their process run one at a time.
+
+    Where one process dies, joblib kills the others: the guilty point is the one that dies again without them.
+    """
+    return FileLock(main_workspace() / ".cache" / "suspects.lock") if suspect else nullcontext()
 
 
 @contextmanager
-def _ended(client: MlflowClient, run_id: str) -> Iterator[None]:
-    status = "FAILED"
+def _ended(client: MlflowClient, run_id: str, spent: float = 0.0) -> Iterator[None]:
+    """End the run with what became of the block, and with its seconds added to those spent before."""
+    status, start = "FAILED", time.perf_counter()
     try:
         yield
         status = "FINISHED"
@@ -163,6 +173,7 @@ def _ended(client: MlflowClient, run_id: str) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
+        client.set_tag(run_id, SECONDS, round(spent + time.perf_counter() - start, 2))
         client.set_terminated(run_id, status)
 
 
@@ -216,8 +227,3 @@ def _shortened(value: str) -> str:
     """MLflow cuts longer values without a word; the whole stands in the artifact config.yaml."""
     notice = " ... (the whole value: artifact config.yaml)"
     return value if len(value) <= LONGEST_PARAMETER else value[: LONGEST_PARAMETER - len(notice)] + notice
-
-
-def _logged_epochs(client: MlflowClient, run_id: str) -> int:
-    """How many epochs' metrics the run has: a continued training must not put them there twice."""
-    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)

@@ -4,14 +4,19 @@ import logging
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from cifar_pipeline.config.workspace import main_workspace
 
 EXPERIMENT = "cifar-pipeline"
+# How long a process waits for others to have written to a SQLite file; MLflow's 20 s are few for many jobs at once.
+LONGEST_WAIT = 300
 
 
 def tracking_uri() -> str:
@@ -42,6 +47,13 @@ def _write_ahead(database: Path) -> None:
     """Let readers and a writer of a SQLite file go on beside each other; MLflow's default makes them wait."""
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
+
+
+@event.listens_for(Engine, "connect")
+def _wait_for_others(connection: Any, record: Any) -> None:
+    """Have every connection of this process to a SQLite file, whoever opens it, wait instead of giving up."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute(f"PRAGMA busy_timeout = {1000 * LONGEST_WAIT}")
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:

@@ -4,7 +4,7 @@ A point's own run is the parent's child where this sweep trained it; a run that 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mlflow.entities import Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.points import DEATHS, PARENT, Point
+from cifar_pipeline.tracking.points import DEATH_EPOCH, DEATHS, FAILURE, PARENT, Point
 from cifar_pipeline.tracking.store import connect
 
 POINT = "point."
@@ -47,37 +47,38 @@ def open_sweep(sweep: str, name: str, facts: Mapping[str, Any]) -> str:
 
 
 def note_point(point: Point, run_id: str = "") -> None:
-    """Let the parent know the point and, once it is open, the point's run."""
+    """Let the parent know the point and, once it is open, the point's run.
+
+    A run that only says why the point failed before, where it came to none of its own, has had its time.
+    """
     client, _ = connect()
-    content = json.dumps({"overrides": point.overrides, "run": run_id})
-    client.set_tag(point.parent, f"{POINT}{point.number:04}", content)
+    key = _key(point.number)
+    before = _record(client, point.parent, key, client.get_run(point.parent).data.tags.get(key, ""))
+    if before and before.run and before.run_id != run_id and "identity" not in before.run.data.tags:
+        client.delete_run(before.run_id)
+    client.set_tag(point.parent, key, json.dumps({"overrides": point.overrides, "run": run_id}))
 
 
-def fail_point(point: Point, name: str, reason: str) -> None:
+def fail_point(point: Point, reason: str) -> None:
     """Note why a point failed: on its run, or on a FAILED one of its own where it came to none."""
     client, experiment = connect()
-    record = next(record for record in read_points(point.parent) if record.number == point.number)
-    if record.run is None or record.reused:
+    key = _key(point.number)
+    record = _record(client, point.parent, key, client.get_run(point.parent).data.tags[key])
+    if record and record.run and not record.reused:
+        run_id = record.run_id
+    else:
         tags = {PARENT: point.parent, **lineage.tags()}
-        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        run_id = client.create_run(experiment, run_name=point.label, tags=tags).info.run_id
         client.set_terminated(run_id, "FAILED")
         note_point(point, run_id)
-    else:
-        run_id = record.run.info.run_id
-    client.set_tag(run_id, "failure", reason[:5000])
+    client.set_tag(run_id, FAILURE, reason[:5000])
 
 
 def read_points(parent: str) -> list[PointRecord]:
     """Every point of the sweep, in the order of their numbers."""
     client, _ = connect()
-    records = []
-    for key, text in sorted(client.get_run(parent).data.tags.items()):
-        if key.startswith(POINT):
-            content = json.loads(text)
-            run = _run(client, content["run"])
-            reused = run is not None and run.data.tags.get(PARENT) != parent
-            records.append(PointRecord(int(key.removeprefix(POINT)), tuple(content["overrides"]), run, reused))
-    return records
+    tags = sorted(client.get_run(parent).data.tags.items())
+    return [record for record in (_record(client, parent, key, text) for key, text in tags) if record]
 
 
 def find_sweep(wanted: str) -> Run | None:
@@ -98,29 +99,66 @@ def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def end_sweep(parent: str, failed: bool, artifacts: list[Path]) -> None:
-    """Put the comparison on the parent and end it; points whose process is gone are no longer RUNNING."""
+def count_death(client: MlflowClient, run: Run) -> int:
+    """Count a process at a training that ended without a word; how many it were in a row.
+
+    A training that has come further since the last time has not ended its process by itself: it starts from 1 again.
+    """
+    epoch = logged_epochs(client, run.info.run_id)
+    further = epoch > int(run.data.tags.get(DEATH_EPOCH, 0))
+    deaths = 1 if further else int(run.data.tags.get(DEATHS, 0)) + 1
+    client.log_batch(run.info.run_id, tags=[RunTag(DEATHS, str(deaths)), RunTag(DEATH_EPOCH, str(epoch))])
+    return deaths
+
+
+def logged_epochs(client: MlflowClient, run_id: str) -> int:
+    """How many epochs' metrics the run has: a continued training must not put them there twice."""
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+
+
+def end_left_points(parent: str, is_held: Callable[[str], bool]) -> None:
+    """End the runs of points whose process is gone; `is_held` says of an identity whether some process is at it."""
     client, _ = connect()
     for record in read_points(parent):
-        if record.run is not None and record.run.info.status == "RUNNING":
-            deaths = int(record.run.data.tags.get(DEATHS, 0)) + 1
-            client.set_tag(record.run.info.run_id, DEATHS, deaths)
-            client.set_terminated(record.run.info.run_id, "KILLED")
+        run = record.run
+        if run is not None and run.info.status == "RUNNING" and not is_held(run.data.tags.get("identity", "")):
+            count_death(client, run)
+            client.set_terminated(record.run_id, "KILLED")
+
+
+def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
+    """Put the comparison on the parent and end it."""
+    client, _ = connect()
     for path in artifacts:
         client.log_artifact(parent, str(path))
-    client.set_terminated(parent, "FAILED" if failed else "FINISHED")
+    client.set_terminated(parent, status)
 
 
-def tag_parent(parent: str, values: Mapping[str, Any]) -> None:
-    """Add facts about the whole sweep to its parent run."""
+def forget_sweep(parent: str) -> None:
+    """Drop a sweep that has come to nothing."""
     client, _ = connect()
-    client.log_batch(parent, tags=[RunTag(key, str(value)) for key, value in values.items()])
+    client.delete_run(parent)
+
+
+def _key(number: int) -> str:
+    return f"{POINT}{number:04}"
+
+
+def _record(client: MlflowClient, parent: str, key: str, text: str) -> PointRecord | None:
+    """What a tag of the parent says about a point; None where it is about something else."""
+    if not key.startswith(POINT) or not text:
+        return None
+    content = json.loads(text)
+    run = _run(client, content["run"])
+    reused = run is not None and run.data.tags.get(PARENT) != parent
+    return PointRecord(int(key.removeprefix(POINT)), tuple(content["overrides"]), run, reused)
 
 
 def _run(client: MlflowClient, run_id: str) -> Run | None:
     if not run_id:
         return None
     try:
-        return client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException:
         return None
+    return run if run.info.lifecycle_stage == "active" else None

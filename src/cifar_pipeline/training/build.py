@@ -52,5 +52,7 @@ def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
 
 def build_pictures(config: DictConfig, dataset: Dataset) -> Pictures:
     """The batches: of the size that conf/trainer says or, for a full batch, in parts that fit into memory."""
-    batch_size = config.trainer.eval_batch_size if config.optimizer.get("full_batch") else config.trainer.batch_size
+    batch_size = config.trainer.batch_size
+    if config.optimizer.get("full_batch"):
+        batch_size = min(config.trainer.eval_batch_size, dataset.sizes["train"])
     return Pictures(dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed)

@@ -75,8 +75,14 @@ class TrainingFolder:
     def clear_others(self, keep: int) -> None:
         """Remove the finished trainings beside this one but for the newest `keep`; unfinished ones stay."""
         others = [TrainingFolder(path) for path in self.path.parent.iterdir() if path.is_dir() and path != self.path]
-        finished = sorted(
-            (other for other in others if other.is_finished), key=lambda other: other.result.stat().st_mtime
-        )
+        finished = sorted((other for other in others if other.is_finished), key=TrainingFolder.finished_at)
         for other in finished[: max(0, len(finished) + 1 - keep)]:
-            shutil.rmtree(other.path)
+            # A job beside this one may be about the same.
+            shutil.rmtree(other.path, ignore_errors=True)
+
+    def finished_at(self) -> float:
+        """When the training came to its end; 0 where its folder is gone."""
+        try:
+            return self.result.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0

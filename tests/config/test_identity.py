@@ -1,0 +1,117 @@
+"""The identity of a training changes with all that decides its outcome, and with nothing else."""
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from project import ROOT, Project
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.identity import identity
+
+Edited = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of src/ with a second network in it, to look at."""
+    copy = tmp_path_factory.mktemp("project") / "src"
+    shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    models = copy / "cifar_pipeline" / "models"
+    shutil.copy(models / "lenet.py", models / "other.py")
+    return copy
+
+
+@pytest.fixture
+def edited(sources: Path, tmp_path: Path) -> Edited:
+    """A copy of it in which one file is another one."""
+
+    def edit(file: str) -> Path:
+        shutil.copytree(sources, tmp_path / "src")
+        with (tmp_path / "src" / "cifar_pipeline" / file).open("a") as text:
+            text.write("\n# edited\n")
+        return tmp_path / "src"
+
+    return edit
+
+
+@cache
+def published(*overrides: str) -> DictConfig:
+    """The published configuration, composed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return composed(list(overrides))
+
+
+def of(source: Path, *overrides: str, data: str = "1234") -> str:
+    return identity(published(*overrides), data, source / "train.py")
+
+
+def test_equal_choices_have_one_identity_however_they_are_written(project: Project, sources: Path) -> None:
+    plain = of(sources)
+    assert plain == of(sources, "optimizer=sgd", "optimizer.lr=0.001", "seed=0", "experiment=tutorial")
+    project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {lr: 1e-3}}")
+    assert plain == identity(project.compose(), "1234", sources / "train.py")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "model=lenet model._target_=cifar_pipeline.models.other.LeNet",
+        "normalize=statistics",
+        "normalize.mean=0.4",
+        "augment=flip_crop",
+        "loss=mse",
+        "loss=label_smoothing",
+        "optimizer=adam",
+        "optimizer.lr=0.002",
+        "schedule=cosine",
+        "schedule.warmup=0.1",
+        "precision=bf16",
+        "trainer.max_epochs=11",
+        "trainer.batch_size=8",
+        "trainer.limit_train_batches=3",
+    ],
+)
+def test_each_decisive_value_has_its_own_identity(sources: Path, override: str) -> None:
+    assert of(sources, *override.split()) != of(sources)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["machine.threads=1", "machine.accelerator=cpu", "machine.keep_trainings=0", "rerun=true", "evaluate=best"],
+)
+def test_what_decides_nothing_leaves_the_identity(sources: Path, override: str) -> None:
+    assert of(sources, override) == of(sources)
+
+
+def test_other_data_is_another_training(sources: Path) -> None:
+    assert of(sources, data="5678") != of(sources)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["models/lenet.py", "models/__init__.py", "models/pixels.py", "training/module.py", "data/batches.py"],
+)
+def test_code_that_is_used_is_part_of_the_identity(sources: Path, edited: Edited, file: str) -> None:
+    assert of(edited(file)) != of(sources)
+
+
+@pytest.mark.parametrize("file", ["models/other.py", "console.py", "tracking/runs.py", "config/check.py"])
+def test_code_that_is_not_used_to_compute_is_no_part(sources: Path, edited: Edited, file: str) -> None:
+    assert of(edited(file)) == of(sources)
+
+
+def test_the_chosen_networks_code_counts(sources: Path, edited: Edited) -> None:
+    other = "model._target_=cifar_pipeline.models.other.LeNet"
+    assert of(edited("models/other.py"), other) != of(sources, other)
+
+
+def test_a_losss_code_counts_where_it_is_chosen(sources: Path, edited: Edited) -> None:
+    source = edited("training/losses.py")
+    assert of(source, "loss=mse") != of(sources, "loss=mse")
+    assert of(source) == of(sources)  # torch's own loss

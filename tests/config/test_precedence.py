@@ -1,0 +1,123 @@
+"""Command line > params.yaml > experiment > the files of the groups; and every option composes with every other."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from project import ROOT, Project
+
+from cifar_pipeline.config.check import check
+from configure import configure
+
+CONF = ROOT / "conf"
+# experiment and sweep choose among the others; a sweep's options are for `-m` alone.
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "sweep"))
+OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in [*GROUPS, "experiment"]}
+
+
+@pytest.fixture
+def recipe(project: Project) -> Project:
+    """An experiment that chooses what no default does: adam, and 3 epochs."""
+    text = "# @package _global_\ndefaults:\n  - tutorial\n  - override /optimizer: adam\n  - _self_\n"
+    project.write("conf/experiment/recipe.yaml", text + "trainer:\n  max_epochs: 3\noptimizer:\n  lr: 0.03\n")
+    project.edit("params.yaml", "experiment: tutorial", "experiment: recipe")
+    return project
+
+
+def test_experiment_beats_the_files_of_the_groups(recipe: Project) -> None:
+    config = recipe.compose()
+    assert config.trainer.max_epochs == 3
+    assert config.optimizer._target_ == "torch.optim.Adam"
+    assert config.optimizer.lr == 0.03
+
+
+def test_what_no_experiment_names_is_the_files(recipe: Project) -> None:
+    recipe.edit("conf/optimizer/adam.yaml", "eps: 1.0e-8", "eps: 1.0e-7")
+    assert recipe.compose().optimizer.eps == 1e-7
+
+
+def test_params_beats_the_experiment(recipe: Project) -> None:
+    recipe.edit("params.yaml", "optimizer: null", "optimizer: rmsprop")
+    recipe.edit("params.yaml", "overrides: {}", "overrides: {trainer: {max_epochs: 4}, optimizer: {lr: 0.04}}")
+    config = recipe.compose()
+    assert (config.trainer.max_epochs, config.optimizer.lr) == (4, 0.04)
+    assert config.optimizer._target_ == "torch.optim.RMSprop"
+
+
+def test_command_line_beats_params(recipe: Project) -> None:
+    recipe.edit("params.yaml", "optimizer: null", "optimizer: rmsprop")
+    recipe.edit("params.yaml", "seed: 0", "seed: 5")
+    recipe.edit("params.yaml", "overrides: {}", "overrides: {trainer: {max_epochs: 4}, optimizer: {lr: 0.04}}")
+    assert recipe.compose().seed == 5
+    config = recipe.compose("optimizer=adamw", "trainer.max_epochs=6", "optimizer.lr=0.06", "seed=6")
+    assert (config.trainer.max_epochs, config.optimizer.lr, config.seed) == (6, 0.06, 6)
+    assert config.optimizer._target_ == "torch.optim.AdamW"
+
+
+def test_command_line_beats_the_experiment_and_the_files(recipe: Project) -> None:
+    config = recipe.compose("trainer.max_epochs=6", "optimizer.eps=0.1")
+    assert (config.trainer.max_epochs, config.optimizer.eps) == (6, 0.1)
+
+
+@pytest.mark.parametrize("named", ["tutorial", "null"])
+def test_experiment_of_the_command_line_beats_that_of_params(project: Project, named: str) -> None:
+    project.edit("params.yaml", "experiment: tutorial", f"experiment: {named}")
+    assert project.compose().trainer.limit_train_batches is None
+    assert project.compose("experiment=debug").trainer.limit_train_batches == 8
+
+
+def test_params_choice_outlives_another_experiment_on_the_command_line(recipe: Project) -> None:
+    recipe.edit("params.yaml", "optimizer: null", "optimizer: rmsprop")
+    assert recipe.compose("experiment=debug").optimizer._target_ == "torch.optim.RMSprop"
+
+
+def test_numbers_in_params_are_read_as_those_in_conf(project: Project) -> None:
+    project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {lr: 1e-3}}")
+    assert project.compose().optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize("group", ["experiment", "evaluate", "machine", "data"])
+def test_every_option_composes_and_is_allowed(project: Project, group: str) -> None:
+    for option in OPTIONS[group]:
+        check(project.compose(f"{group}={option}"))
+
+
+def test_every_optimizer_loss_and_schedule_composes_with_every_other(project: Project) -> None:
+    """Each pair of them is met, and what each comes to is the same in every company."""
+    met: dict[str, object] = {}
+    schedules = OPTIONS["schedule"]
+    for i, optimizer in enumerate(OPTIONS["optimizer"]):
+        for j, loss in enumerate(OPTIONS["loss"]):
+            choice = {"optimizer": optimizer, "loss": loss, "schedule": schedules[(i + j) % len(schedules)]}
+            config = project.compose(*(f"{group}={option}" for group, option in choice.items()))
+            check(config)
+            for group, option in choice.items():
+                assert met.setdefault(f"{group}={option}", config[group]) == config[group]
+    assert len(met) == sum(len(OPTIONS[group]) for group in ("optimizer", "loss", "schedule"))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_of_conf_opens_by_saying_what_it_is(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > len("# What it is.")
+
+
+def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else")
+    assert project.start(configure, "machine.threads=7", "rerun=true").code == 0
+    text = (project.folder / "composed.yaml").read_text()
+    found = OmegaConf.create(text)
+    assert set(found) == {*GROUPS, "seed"} - {"machine"}
+    assert found == {key: value for key, value in project.compose().items() if key not in ("machine", "rerun")}
+    for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
+        assert trace not in text
+
+
+def test_composing_twice_writes_the_same_bytes(project: Project) -> None:
+    project.start(configure)
+    before = (project.folder / "composed.yaml").read_bytes()
+    project.start(configure, "machine.accelerator=cpu")
+    assert (project.folder / "composed.yaml").read_bytes() == before

@@ -1,0 +1,244 @@
+"""What is wrong in a configuration ends the first stage in one sentence, before anything is written."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from project import ROOT, Ended, Project
+
+from cifar_pipeline.config.check import RULES, check
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.build import build_module, build_pictures
+from configure import configure
+
+Edit = Callable[[Project], Any]
+
+# What is typed behind `python src/configure.py`, and what the sentence must say.
+COMMANDS = {
+    "optimizer=adm": ["optimizer=adm", "`adam`"],
+    "optimizer=": ["optimizer=", "adam, ", "sgd"],
+    "optimizer=3": ["optimizer=3", "conf/optimizer/", "sgd"],
+    "optimizer=null": ["optimizer=null", "conf/optimizer/", "sgd"],
+    "experiment=tutoral": ["experiment=tutoral", "`tutorial`"],
+    "experiment=nope": ["experiment=nope", "allowed are", "tutorial"],
+    "data/source=digit": ["data/source=digit", "`digits`"],
+    "optimiser=adam": ["optimiser", "`optimizer`"],
+    "optimizer.lrr=1": ["optimizer.lrr", "torch.optim.SGD", "`optimizer.lr`"],
+    "lr=1": ["lr:", "allowed are", "optimizer"],
+    "+optimizer.foo=1": ["optimizer.foo", "torch.optim.SGD", "allowed are lr, momentum"],
+    "+optimizer.momentun=1": ["optimizer.momentun", "torch.optim.SGD", "`momentum`"],
+    "+trainer.max_epoch=1": ["trainer.max_epoch", "`max_epochs`"],
+    "+trainr.max_epochs=1": ["trainr", "`trainer`"],
+    "+model.channels=1": ["model.channels", "LeNet"],
+    "+optimizer=adam": ["optimizer", "without a +"],
+    "~optimizer": ["optimizer is missing"],
+    "~trainer.batch_size": ["trainer.batch_size is missing"],
+    "~loss.probabilities": ["loss.probabilities is missing"],
+    "optimizer.lr": ["optimizer.lr", "key=value"],
+    "optimizer.lr=[1": ["optimizer.lr=[1", "key=value"],
+    "optimizer.lr=1,2": ["optimizer.lr=1,2", "-m"],
+    "optimizer.lr=-1": ["optimizer.lr=-1", "a number above 0"],
+    "optimizer.lr={a:1}": ["optimizer.lr={a: 1}", "a number above 0"],
+    "optimizer.lr=${optimizer.lrr}": ["optimizer.lr", "optimizer.lrr"],
+    "trainer.batch_size=0": ["trainer.batch_size=0", "a whole number of at least 1"],
+    "schedule=one_cycle schedule.start=0": ["schedule.start=0", "positive"],
+    "optimizer=adam optimizer.betas=[0.9,0.9,0.9]": ["optimizer.betas=[0.9, 0.9, 0.9]", "two numbers"],
+    "optimizer.nesterov=true optimizer.momentum=0": ["torch.optim.SGD", "nesterov=true", "momentum=0", "Nesterov"],
+    "optimizer=muon optimizer.conv_mode=foo": ["timm.optim.Muon", "conv_mode=foo"],
+    "loss.probabilities=foo": ["loss.probabilities=foo", "softmax, normalised_sigmoid, clipped"],
+    "loss.probabilities=sofmax": ["loss.probabilities=sofmax", "softmax?"],
+    "loss.probabilities=": ["loss.probabilities=''"],
+    "loss=focal loss.alpha=7": ["loss.alpha=7", "between 0 and 1"],
+    "loss=focal loss.gamma=x": ["loss.gamma=x", "a number of at least 0"],
+    "model._target_=cifar_pipeline.models.lenet.LeNat": ["model._target_=", "`LeNat`", "`LeNet`"],
+    "model._target_=cifar_pipeline.model.lenet.LeNet": ["model._target_=", "`model`", "`models`"],
+    "optimizer._target_=torch.optim.SDG": ["optimizer._target_=torch.optim.SDG", "`SGD`"],
+    "model._target_=nowhere.Net": ["model._target_=nowhere.Net", "No module named 'nowhere'"],
+}
+
+# Further values, checked on one composition.
+VALUES = {
+    "optimizer.lr=abc": ["optimizer.lr=abc", "a number above 0"],
+    "optimizer.lr=true": ["optimizer.lr=true", "a number above 0"],
+    "optimizer.lr=nan": ["optimizer.lr=nan", "a number above 0"],
+    "optimizer.lr=inf": ["optimizer.lr=inf", "a number above 0"],
+    "optimizer.lr=": ["optimizer.lr=''", "a number above 0"],
+    "optimizer.lr=null": ["optimizer.lr=null", "a number above 0"],
+    "trainer.batch_size=2.5": ["trainer.batch_size=2.5", "a whole number of at least 1"],
+    "trainer.limit_train_batches=0": ["trainer.limit_train_batches=0", "or null"],
+    "data.val_fraction=1.2": ["data.val_fraction=1.2", "at least 0 and below 1"],
+    "data.val_fraction=x": ["data.val_fraction=x", "at least 0 and below 1"],
+    "data.source=null": ["data.source=null", "an option"],
+    "schedule.warmup=2": ["schedule.warmup=2", "from 0 to 1"],
+    "seed=-1": ["seed=-1", "from 0 to 4294967295"],
+    "seed=": ["seed=''", "from 0 to 4294967295"],
+    "rerun=yes": ["rerun=yes", "true or false"],
+    "precision.cpu=bf17": ["precision.cpu=bf17", "bf16-mixed"],
+    "evaluate.checkpoint=first": ["evaluate.checkpoint=first", "last or best"],
+    "normalize.std=0": ["normalize.std=0", "above 0"],
+    "machine.threads=0": ["machine.threads=0", "auto or a whole number"],
+    "machine.accelerator=": ["machine.accelerator=''"],
+}
+
+SGD, TUTORIAL = "conf/optimizer/sgd.yaml", "conf/experiment/tutorial.yaml"
+
+
+def params(old: str, new: str) -> Edit:
+    return lambda project: project.edit("params.yaml", old, new)
+
+
+def overrides(text: str) -> Edit:
+    return params("overrides: {}", f"overrides: {text}")
+
+
+def momentum_for_adam(project: Project) -> None:
+    project.edit("params.yaml", "optimizer: null", "optimizer: adam")
+    project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {momentum: 0.3}}")
+
+
+# What is written into params.yaml, and what the sentence must say.
+PARAMS: dict[str, tuple[Edit, list[str]]] = {
+    "an option": (params("optimizer: null", "optimizer: adm"), ["optimizer=adm", "`adam`"]),
+    "a number for an option": (params("optimizer: null", "optimizer: 3"), ["`optimizer`", "conf/optimizer/", "3"]),
+    "an empty option": (params("optimizer: null", "optimizer: ''"), ["optimizer=", "sgd"]),
+    "an experiment": (params("experiment: tutorial", "experiment: tutoral"), ["experiment=tutoral", "`tutorial`"]),
+    "a seed": (params("seed: 0", "seed: x"), ["seed=x", "a whole number"]),
+    "a key": (params("optimizer: null", "optimiser: null"), ["params.yaml", "`optimiser`", "`optimizer`"]),
+    "a far key": (params("seed: 0", "seed: 0\nfoo: 1"), ["params.yaml", "`foo`", "allowed are experiment, seed"]),
+    "a key in overrides": (overrides("{optimizer: {lrr: 1}}"), ["optimizer.lrr", "`optimizer.lr`"]),
+    "a group in overrides": (overrides("{optimiser: {lr: 1}}"), ["optimiser", "`optimizer`"]),
+    "a value in overrides": (overrides("{optimizer: {lr: abc}}"), ["optimizer.lr=abc", "a number above 0"]),
+    "a choice in overrides": (overrides("{optimizer: adam}"), ["params.yaml", "`optimizer: adam`"]),
+    "a second seed": (overrides("{seed: 3}"), ["params.yaml", "`seed: 3`"]),
+    "overrides as a list": (overrides("[optimizer.lr=3]"), ["params.yaml", "a mapping"]),
+    "another option's key": (momentum_for_adam, ["optimizer.momentum", "torch.optim.Adam", "no such key", "betas"]),
+    "no YAML": (lambda project: project.write("params.yaml", "seed: [1\nb"), ["params.yaml, line 2", "YAML"]),
+    "a key twice": (params("seed: 0", "seed: 0\nseed: 1"), ["params.yaml, line", "seed"]),
+    "a list": (lambda project: project.write("params.yaml", "- a\n"), ["params.yaml", "a mapping"]),
+    "nothing": (lambda project: project.write("params.yaml", ""), ["params.yaml", "experiment: tutorial"]),
+    "no file": (lambda project: (project.folder / "params.yaml").unlink(), ["params.yaml", "root folder"]),
+    "another folder": (lambda project: shutil.rmtree(project.folder / "conf"), ["conf/", "root folder"]),
+}
+
+
+def conf(path: str, old: str, new: str) -> Edit:
+    return lambda project: project.edit(path, old, new)
+
+
+# What is written into a file of conf/, and what the sentence must say.
+CONF: dict[str, tuple[Edit, list[str]]] = {
+    "an argument": (
+        conf(SGD, "momentum: 0.9", "momentun: 0.9"),
+        ["optimizer.momentun", "torch.optim.SGD", "`momentum`"],
+    ),
+    "a target": (conf(SGD, "torch.optim.SGD", "torch.optim.SDG"), ["optimizer._target_", "`SDG`", "`SGD`"]),
+    "_target_": (conf(SGD, "_target_: ", "target: "), ["optimizer=", "`_target_`"]),
+    "_partial_": (conf(SGD, "_partial_: ", "_partal_: "), ["optimizer._partal_", "torch.optim.SGD"]),
+    "a value": (conf(SGD, "lr: 0.001", "lr: fast"), ["optimizer.lr=fast", "a number above 0"]),
+    "no YAML": (lambda project: project.write(SGD, "lr: [\n"), [f"{SGD}, line 2", "YAML"]),
+    "a key twice": (conf(SGD, "lr: 0.001", "lr: 0.001\nlr: 0.002"), [f"{SGD}, line", "lr"]),
+    "an empty file": (lambda project: project.write(SGD, ""), ["optimizer", "`_target_`"]),
+    "a trainer's key": (
+        conf("conf/trainer/default.yaml", "batch_size: 4", "batchsize: 4"),
+        ["trainer.batchsize", "`batch_size`"],
+    ),
+    "an experiment's key": (conf(TUTORIAL, "batch_size: 4", "batchsize: 4"), ["trainer.batchsize", "`batch_size`"]),
+    "an experiment's option": (conf(TUTORIAL, "optimizer: sgd", "optimizer: sdg"), ["optimizer=sdg", "`sgd`"]),
+    "an experiment's group": (conf(TUTORIAL, "/optimizer: sgd", "/optimiser: sgd"), [TUTORIAL, "`optimizer`"]),
+    "an experiment's package": (conf(TUTORIAL, "# @package _global_\n", ""), [TUTORIAL, "# @package _global_"]),
+}
+
+
+def refused(ended: Ended, *fragments: str) -> None:
+    """Exit code 2, and on standard error exactly one line, which says all of this."""
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1, ended.err
+    for fragment in fragments:
+        assert fragment in ended.err
+    for noise in ("Traceback", "Error executing job", "HYDRA_FULL_ERROR", "hydra.cc", "_target_: "):
+        assert noise not in ended.err
+    assert ended.err.rstrip()[-1] in ".?"
+
+
+def files(project: Project) -> set[str]:
+    return {str(path.relative_to(project.folder)) for path in project.folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_command_line_is_refused_in_a_sentence(project: Project, command: str) -> None:
+    before = files(project)
+    refused(project.start(configure, *command.split()), *COMMANDS[command])
+    assert files(project) == before
+
+
+@pytest.mark.parametrize("case", PARAMS)
+def test_wrong_params_file_is_refused_in_a_sentence(project: Project, case: str) -> None:
+    edit, fragments = PARAMS[case]
+    edit(project)
+    before = files(project)
+    refused(project.start(configure), *fragments)
+    assert files(project) == before
+
+
+@pytest.mark.parametrize("case", CONF)
+def test_wrong_file_of_conf_is_refused_in_a_sentence(project: Project, case: str) -> None:
+    edit, fragments = CONF[case]
+    edit(project)
+    before = files(project)
+    refused(project.start(configure), *fragments)
+    assert files(project) == before
+
+
+@pytest.fixture(scope="module")
+def published() -> DictConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return composed()
+
+
+@pytest.mark.parametrize("override", VALUES)
+def test_wrong_value_is_refused_in_a_sentence(published: DictConfig, override: str) -> None:
+    config = published.copy()
+    parsed = OverridesParser.create().parse_override(override)
+    OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=False)
+    with pytest.raises(Refusal) as refusal:
+        check(config)
+    for fragment in VALUES[override]:
+        assert fragment in str(refusal.value)
+
+
+def test_a_refusal_leaves_the_composed_file_as_it_was(project: Project) -> None:
+    assert project.start(configure).code == 0
+    before = (project.folder / "composed.yaml").read_text()
+    refused(project.start(configure, "optimizer.lr=-1"))
+    assert (project.folder / "composed.yaml").read_text() == before
+
+
+def test_every_rule_is_about_a_key_that_some_option_has(project: Project) -> None:
+    keys = set()
+    for path in (project.folder / "conf").rglob("*.yaml"):
+        group = path.relative_to(project.folder / "conf").with_suffix("").parts[0]
+        keys |= {f"{group}.{key}" for key in OmegaConf.load(path)} | {group, str(path.stem)}
+    config = OmegaConf.load(project.folder / "conf" / "config.yaml")
+    keys |= {str(key) for key in config} | {"data.source", "data.fallback"}
+    assert {rule for rule in RULES if "*" not in rule} <= keys
+
+
+def test_a_key_for_the_pipeline_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
+    project.edit(SGD, "full_batch: false", "")
+    assert project.start(configure).code == 0
+    assert build_pictures(project.compose(), digits).batch_size == 4
+
+
+@pytest.mark.parametrize("override", ["normalize.mean=[0.4,0.5]", "normalize.std=[0.4,0.5]"])
+def test_two_numbers_for_three_channels_are_refused_before_training(
+    project: Project, digits: Dataset, override: str
+) -> None:
+    with pytest.raises(Refusal, match=r"normalize\.\w+=\[0\.4, 0\.5\] has 2 numbers.*3 channels"):
+        build_module(project.compose(override), digits)

@@ -1,0 +1,105 @@
+"""The stages as a person starts them: real processes, in a copy of the project."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from project import ROOT, Project
+
+from cifar_pipeline.config.code import imported_files
+from cifar_pipeline.config.identity import ROOMS
+
+# Runs a script as `python script ...` does, then says which modules it has loaded.
+LOADED = """
+import json, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = str(__import__("pathlib").Path(sys.argv[0]).parent)
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def copy(project: Project) -> Project:
+    """With src/ in it, in the working directory."""
+    shutil.copytree(ROOT / "src", project.folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    return project
+
+
+@pytest.mark.parametrize("script", ["configure", "download", "preprocess", "train", "evaluate"])
+def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: str) -> None:
+    ended = start("-c", LOADED, f"src/{script}.py", "--cfg", "job", "optimizer.lr=0.5")
+    assert ended.returncode == 0, ended.stderr
+    shown = OmegaConf.create(ended.stdout)
+    assert shown == copy.compose("optimizer.lr=0.5")
+    modules = json.loads(ended.stderr.splitlines()[-1])
+    assert not {"torch", "lightning", "mlflow", "torchvision", "sklearn", "pandas", "matplotlib"} & set(modules)
+    assert sorted(path.name for path in copy.folder.iterdir()) == ["conf", "params.yaml", "src"]
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(copy: Project) -> None:
+    ended = start("src/train.py", "optimizer.lr=-1")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "optimizer.lr=-1 is not allowed; it must be a number above 0.\n"
+
+
+def test_a_stage_started_elsewhere_says_where_to_start_it(copy: Project) -> None:
+    ended = subprocess.run(
+        [sys.executable, str(copy.folder / "src" / "configure.py")],
+        cwd=copy.folder / "src",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "run this from the project's root folder" in ended.stderr
+
+
+def test_a_class_that_fails_shows_where(copy: Project) -> None:
+    """A refusal is for a wrong choice; a fault in somebody's own code needs its traceback."""
+    copy.write(
+        "src/cifar_pipeline/data/sources/broken.py", "class Broken:\n    def __init__(self):\n        self.x.y\n"
+    )
+    copy.write("conf/data/source/broken.yaml", "# Broken.\n_target_: cifar_pipeline.data.sources.broken.Broken\n")
+    ended = start("src/download.py", "data/source=broken")
+    assert ended.returncode == 1
+    assert "broken.py" in ended.stderr
+    assert "has no attribute 'x'" in ended.stderr
+
+
+def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
+    source = Path("src")
+    modules = [
+        "cifar_pipeline.training.build",
+        "cifar_pipeline.training.fit",
+        "cifar_pipeline.training.facts",
+        "cifar_pipeline.training.folder",
+        "cifar_pipeline.inference.export",
+        "cifar_pipeline.models.lenet",
+    ]
+    files = [source.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
+    found = {path.as_posix() for path in imported_files(files, source)}
+    code = f"import sys; sys.path.insert(0, 'src'); import {', '.join(modules)}\n" + (
+        "for module in list(sys.modules.values()):\n"
+        "    if module.__name__.startswith('cifar_pipeline.'): print(module.__file__)"
+    )
+    ended = start("-c", code)
+    assert ended.returncode == 0, ended.stderr
+    loaded = {Path(line).resolve().relative_to(copy.folder.resolve()).as_posix() for line in ended.stdout.split()}
+
+    def computing(paths: set[str]) -> set[str]:
+        return {path for path in paths if path.split("/")[2] in ROOMS}
+
+    assert computing(loaded) == computing(found)

@@ -1,0 +1,60 @@
+"""A copy of the project's configuration that a test may break, and its stages started in this process."""
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.stage import Stage, run_stage
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage ended: its exit code, and what it printed."""
+
+    code: Any
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of conf/ and params.yaml in a folder of its own, which is the working directory."""
+
+    folder: Path
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace `old`, which must be there, by `new`."""
+        text = (self.folder / path).read_text()
+        assert old in text, f"{path} has no {old!r}"
+        (self.folder / path).write_text(text.replace(old, new, 1))
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def compose(self, *overrides: str) -> DictConfig:
+        """The configuration that a stage gets with these overrides on its command line."""
+        return composed(list(overrides))
+
+    def start(self, stage: Stage, *arguments: str) -> Ended:
+        """Start `stage` as its script does, in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        code: Any = 0
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", [str(ROOT / "src" / f"{stage.__name__}.py"), *arguments])
+            for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
+                patch.setenv(name, "")
+            try:
+                run_stage(stage)
+            except SystemExit as end:
+                code = end.code
+        return Ended(code, out.getvalue(), err.getvalue())

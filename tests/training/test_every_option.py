@@ -1,0 +1,30 @@
+"""Every option of every group that a training reads trains for two steps, as `train` builds it."""
+
+import math
+
+import pytest
+import torch
+from project import ROOT, Project
+from small_training import batch_limit, start
+
+from cifar_pipeline.data.dataset import Dataset
+
+GROUPS = ("model", "optimizer", "loss", "schedule", "augment", "normalize", "precision", "trainer", "experiment")
+OPTIONS = [
+    f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+]  # a new file is tested without a new line here
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_trains_for_two_steps(project: Project, digits: Dataset, option: str) -> None:
+    config = project.compose(option, *batch_limit(2), "trainer.batch_size=16", "trainer.max_epochs=1")
+    if config.optimizer.get("full_batch"):
+        config.trainer.max_epochs = 2  # a step is an epoch
+    training = start(project, config, digits)
+    before = {name: value.clone() for name, value in training.module.state_dict().items() if "conv" in name}
+    rows = training.run().rows
+    assert training.steps == 2
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    for name, value in training.module.state_dict().items():
+        if name in before:
+            assert not torch.equal(value, before[name]), name

@@ -1,0 +1,198 @@
+"""A training that was stopped and started again ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from project import ROOT, Project
+from small_training import start
+
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training import checkpoints
+from cifar_pipeline.training.checkpoints import AtomicCheckpoints, load_weights
+from cifar_pipeline.training.fit import Interrupted
+from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.history import best_row, write_history
+
+
+def restless(project: Project, *more: str) -> DictConfig:
+    """Three epochs of ten batches with all that is random, and a schedule and an optimizer that remember."""
+    return project.compose(
+        "optimizer=adam", "schedule=cosine", "augment=flip_crop", "trainer.batch_size=9", "trainer.max_epochs=3", *more
+    )
+
+
+def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
+    project: Project, digits: Dataset, epoch: int
+) -> None:
+    config = restless(project)
+    undisturbed = start(project, config, digits, project.folder / "undisturbed")
+    whole = undisturbed.run()
+
+    stopped = start(project, config, digits)
+    usual = stopped.module.on_train_batch_start
+
+    def stop(batch: Any, index: int) -> None:
+        if stopped.module.current_epoch == epoch and index == 4:
+            raise KeyboardInterrupt
+        usual(batch, index)
+
+    stopped.module.on_train_batch_start = stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted) as interrupted:
+        stopped.run()
+    assert interrupted.value.code == 128 + signal.SIGINT
+    assert sorted(stopped.logger.epochs) == list(range(1, epoch + 1))
+
+    again = start(project, config, digits)
+    again.logger.epochs = stopped.logger.epochs
+    rows = again.run().rows
+    assert without_speed(rows) == without_speed(whole.rows)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert sorted(again.logger.epochs) == [1, 2, 3]
+    assert stopped.steps + again.steps == undisturbed.steps + 4  # those of the broken epoch
+    for name, value in undisturbed.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], value), name
+
+
+def test_the_best_checkpoint_is_the_first_epoch_with_the_best_accuracy(project: Project, digits: Dataset) -> None:
+    config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
+    training = start(project, config, digits)
+    states = []
+    usual = training.module.on_validation_epoch_end
+
+    def keep() -> None:
+        states.append({name: value.clone() for name, value in training.module.state_dict().items()})
+        usual()
+
+    training.module.on_validation_epoch_end = keep  # type: ignore[method-assign]
+    rows = training.run().rows
+    accuracies = [row["val/accuracy"] for row in rows]
+    assert len(set(accuracies)) == 1  # at this rate nothing is learned: all are best, and the first counts
+    assert best_row(rows) is rows[0]
+    best = load_weights(training.folder.checkpoint("best"))
+    last = load_weights(training.folder.checkpoint("last"))
+    assert all(torch.equal(best[name], value) for name, value in states[0].items())
+    assert all(torch.equal(last[name], value) for name, value in states[-1].items())
+    assert not all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_the_best_checkpoint_outlives_worse_epochs(project: Project, digits: Dataset) -> None:
+    training = start(project, restless(project), digits)
+    accuracies, states = iter([0.3, 0.5, 0.4]), []
+
+    def pretend() -> None:
+        states.append({name: value.clone() for name, value in training.module.state_dict().items()})
+        training.module.log("val/accuracy", next(accuracies), logger=False)
+
+    training.module.on_validation_epoch_end = pretend  # type: ignore[method-assign]
+    training.run()
+    best = load_weights(training.folder.checkpoint("best"))
+    assert all(torch.equal(best[name], value) for name, value in states[1].items())
+
+
+def test_with_nothing_held_back_there_is_only_the_last(
+    project: Project, digits_without_val: Dataset, tmp_path: Path
+) -> None:
+    training = start(project, restless(project), digits_without_val)
+    rows = training.run().rows
+    assert training.folder.checkpoints() == ["last"]
+    assert sorted(path.name for path in training.folder.path.iterdir()) == ["last.ckpt"]
+    assert not [key for key in rows[0] if key.startswith("val/")]
+    assert best_row(rows) is rows[-1]
+    write_history(rows, tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text().splitlines()[0] == (
+        "epoch,train/loss,train/accuracy,lr,images_per_second"
+    )
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+
+    def full(checkpoint: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        AtomicCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
+    monkeypatch.undo()
+    assert torch.equal(load_weights(path)["w"], torch.ones(2))
+
+
+def test_a_checkpoint_that_holds_anything_but_tensors_is_not_loaded(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "extra": Path("/")}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        load_weights(tmp_path / "bad.ckpt")
+
+
+def finished(path: Path, age: int) -> TrainingFolder:
+    folder = TrainingFolder(path)
+    path.mkdir(parents=True)
+    with folder.finishing({}, []):
+        pass
+    os.utime(folder.result, (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, []), (2, ["young"]), (3, ["middle", "young"]), (9, None)])
+def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left: list[str] | None) -> None:
+    for age, name in enumerate(["young", "middle", "old"]):
+        finished(tmp_path / name, age)
+    (tmp_path / "broken_off").mkdir()
+    this = finished(tmp_path / "this", 0)
+    this.clear_others(keep)
+    there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert there == {"this", "broken_off", *(["young", "middle", "old"] if left is None else left)}
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cifar_pipeline.training.folder import TrainingFolder\n"
+        "with TrainingFolder(Path(sys.argv[1])).held(rerun=False): print('held', flush=True)"
+    )
+    folder = TrainingFolder(tmp_path / "abc")
+    with folder.held(rerun=False):
+        (folder.path / "last.ckpt").touch()
+        second = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder.path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
+        )
+        assert second.stdout is not None
+        assert "waiting for it to end" in second.stdout.readline()
+        assert second.poll() is None
+    assert second.communicate(timeout=30)[0] == "held\n"
+    assert second.returncode == 0
+
+
+def test_a_rerun_forgets_what_was_there(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "abc", 0)
+    with folder.held(rerun=False):
+        assert folder.is_finished
+    with folder.held(rerun=True):
+        assert not folder.is_finished
+        assert list(folder.path.iterdir()) == []
+
+
+def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:
+    folder = TrainingFolder(tmp_path / "abc")
+    folder.path.mkdir()
+    with pytest.raises(RuntimeError), folder.finishing({}, []) as part:
+        (part / "last").mkdir()
+        raise RuntimeError
+    assert not folder.is_finished
