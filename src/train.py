@@ -25,7 +25,8 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.inference.export import export_model
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.runs import run_name, training_run
-    from cifar_pipeline.training.build import build_module, build_pictures
+    from cifar_pipeline.training.build import build_module, build_pictures, step_images
+    from cifar_pipeline.training.engine import choose_engine
     from cifar_pipeline.training.facts import training_facts
     from cifar_pipeline.training.fit import fit
     from cifar_pipeline.training.folder import TrainingFolder
@@ -35,15 +36,16 @@ def train(config: DictConfig) -> float | None:
     check_targets(config)
     dataset = Dataset.open(Path("data/processed"))
     require(dataset, config.data)
-    hardware = choose_hardware(config.machine, config.precision, cores())
+    hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
+    engine = choose_engine(config, hardware, dataset.sizes["train"])
     point = current_point()
     if point:
         require_val(dataset.sizes["val"])
     if not point or point.number == 0:
         say(f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images, {dataset.sizes['val']:,} more held back")
-        say(f"Device: {hardware}")
-    module = build_module(config, dataset)
-    pictures = build_pictures(config, dataset)
+        say(f"Device: {hardware}; steps {engine}")
+    module = build_module(config, dataset, engine)
+    pictures = build_pictures(config, dataset, engine)
 
     this = identity(config, dataset.hash)
     name = run_name(choices(), config.seed, point)
@@ -64,7 +66,7 @@ def train(config: DictConfig) -> float | None:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))
                     export_model(module.net, dataset.shape, len(dataset.classes), result / checkpoint)
-        run.log_result(folder.result, hardware.tags())
+        run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})
     folder.publish(output_root(), {"id": run.id, "name": name})
     folder.clear_others(config.machine.keep_trainings)
     return folder.rows()[-1].get("val/accuracy")

@@ -10,7 +10,7 @@ from cifar_pipeline.training.hardware import choose_hardware
 
 def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
     config = project.compose("machine.threads=1", "machine.accelerator=cpu")
-    hardware = choose_hardware(config.machine, config.precision, cores=3)
+    hardware = choose_hardware(config.machine, config.precision, cores=3, images=1000)
     assert (hardware.threads, torch.get_num_threads()) == (1, 1)
     assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
 
@@ -23,7 +23,7 @@ def test_an_accelerator_that_is_not_here_is_refused(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     config = project.compose(f"machine.accelerator={name}")
     with pytest.raises(Refusal, match=rf"machine\.accelerator={name}: this machine has cpu; write auto"):
-        choose_hardware(config.machine, config.precision, cores=3)
+        choose_hardware(config.machine, config.precision, cores=3, images=1000)
 
 
 def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
@@ -32,8 +32,8 @@ def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
     config = project.compose("precision=auto")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cpu = choose_hardware(config.machine, config.precision, cores=3)
+    cpu = choose_hardware(config.machine, config.precision, cores=3, images=1000)
     assert (cpu.accelerator, cpu.precision, cpu.threads) == ("cpu", "32-true", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    gpu = choose_hardware(config.machine, config.precision, cores=3)
+    gpu = choose_hardware(config.machine, config.precision, cores=3, images=1000)
     assert (gpu.accelerator, gpu.precision) == ("cuda", "bf16-mixed")

@@ -61,6 +61,7 @@ AUTO_OR_COUNT = Rule("auto or a whole number of at least 1", lambda value: value
 PRECISION = Rule(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
+ENGINE = Rule("auto, plain or block", lambda value: value in ("auto", "plain", "block"))
 CHECKPOINT = Rule("last or best", lambda value: value in ("last", "best"))
 OPTION = Rule(
     "an option of conf/ that names a class or function as `_target_`",
@@ -120,6 +121,9 @@ RULES: dict[str, Rule] = {
     "machine.accelerator": TEXT,
     "machine.devices": AUTO_OR_COUNT,
     "machine.threads": AUTO_OR_COUNT,
+    "machine.images_per_thread": COUNT,
+    "machine.engine": ENGINE,
+    "machine.block.*": COUNT,
     "machine.keep_trainings": WHOLE,
 }
 

@@ -11,15 +11,18 @@ from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.training.block_module import BlockClassifier
 from cifar_pipeline.training.datamodule import Pictures
+from cifar_pipeline.training.engine import PLAIN, Engine
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.optimizers import choose_optimizer
 
 
-def build_module(config: DictConfig, dataset: Dataset) -> Classifier:
+def build_module(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -> Classifier:
     """The network with new weights that follow from the seed, its loss, optimizer and schedule."""
     seed_everything(config.seed, verbose=False)
-    return Classifier(
+    kind = BlockClassifier if engine.is_block else Classifier
+    return kind(
         build_network(config, dataset),
         instantiate(arguments(config.loss, "loss")),
         choose_optimizer(config.optimizer),
@@ -50,9 +53,19 @@ def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
     return pixels
 
 
-def build_pictures(config: DictConfig, dataset: Dataset) -> Pictures:
+def step_images(config: DictConfig) -> int:
+    """How many images go through the network at once in training: a batch, or a part of a full batch."""
+    full = config.optimizer.get("full_batch")
+    images: int = config.trainer.eval_batch_size if full else config.trainer.batch_size
+    return images
+
+
+def build_pictures(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -> Pictures:
     """The batches: of the size that conf/trainer says or, for a full batch, in parts that fit into memory."""
-    batch_size = config.trainer.batch_size
+    batch_size = step_images(config)
     if config.optimizer.get("full_batch"):
-        batch_size = min(config.trainer.eval_batch_size, dataset.sizes["train"])
-    return Pictures(dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed)
+        batch_size = min(batch_size, dataset.sizes["train"])
+    chunk = engine.chunk_steps if engine.is_block else 0
+    return Pictures(
+        dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed, chunk
+    )

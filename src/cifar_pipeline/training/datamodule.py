@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.batches import Batches
+from cifar_pipeline.data.chunks import Chunks
 from cifar_pipeline.data.dataset import Dataset
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -22,12 +23,15 @@ class Pictures(LightningDataModule):
         eval_batch_size: images per batch of validation.
         augment: what is done to the training images, and to them only.
         seed: what the order of the training images and their augmentation follow from.
+        chunk: how many batches of training are handed out at once, `[S, N, H, W, C]` (0: each by itself).
 
     Raises:
         Refusal: a batch is larger than the train part.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, eval_batch_size: int, augment: Augment, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, batch_size: int, eval_batch_size: int, augment: Augment, seed: int, chunk: int = 0
+    ) -> None:
         super().__init__()
         size = dataset.sizes["train"]
         if batch_size > size:
@@ -35,7 +39,7 @@ class Pictures(LightningDataModule):
                 f"trainer.batch_size={batch_size} is larger than the {size} training images of {dataset.title}."
             )
         self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.chunk = augment, seed, chunk
 
     @property
     def has_val(self) -> bool:
@@ -47,9 +51,10 @@ class Pictures(LightningDataModule):
         """Batches per epoch."""
         return -(-self.dataset.sizes["train"] // self.batch_size)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Batches | Chunks:
         images, labels = self._part("train")
-        return Batches(images, labels, self.batch_size, seed=self.seed, shuffle=True, augment=self.augment)
+        batches = Batches(images, labels, self.batch_size, seed=self.seed, shuffle=True, augment=self.augment)
+        return Chunks(batches, self.chunk) if self.chunk else batches
 
     def val_dataloader(self) -> Batches | list[Batches]:
         if not self.has_val:

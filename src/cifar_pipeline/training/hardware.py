@@ -34,10 +34,10 @@ class Hardware:
         return f"{self.device} ({self.reason}), precision {self.precision}"
 
 
-def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str], cores: int) -> Hardware:
+def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str], cores: int, images: int) -> Hardware:
     """Choose by conf/machine and conf/precision, and set torch's number of threads accordingly.
 
-    `cores` is how many threads `auto` means.
+    A thread for each of the `cores`, but no more than `images`, those of a step, are worth.
 
     Raises `Refusal` where the accelerator asked for is not here.
     """
@@ -53,7 +53,8 @@ def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str], co
             f"machine.accelerator={asked}: this machine has {' and '.join(there)}; write auto to take the best."
         )
     reason = "asked for" if asked != "auto" else "no GPU found" if accelerator == "cpu" else "the fastest here"
-    threads = cores if machine["threads"] == "auto" else int(machine["threads"])
+    worth = max(1, images // int(machine["images_per_thread"]))
+    threads = min(cores, worth) if machine["threads"] == "auto" else int(machine["threads"])
     torch.set_num_threads(threads)
     devices = 1 if machine["devices"] == "auto" else int(machine["devices"])
     return Hardware(accelerator, devices, threads, precision[accelerator], reason)

@@ -57,12 +57,22 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed * 2**20 + self.current_epoch)
         self.train_sums = Sums()
-        self.all_steps = int(self.trainer.estimated_stepping_batches)
+        self.epoch_steps = self.steps_per_epoch()
+        self.all_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
         loader: Any = self.trainer.train_dataloader
         self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
+        return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        factor = self.schedule(self.global_step, self.all_steps)
+        step = batch_index // self.trainer.accumulate_grad_batches
+        self.set_lr(self.current_epoch * self.epoch_steps + step)
+
+    def set_lr(self, step: int) -> None:
+        """Set the learning rate of the step with this number, counted from the training's first."""
+        factor = self.schedule(step, self.all_steps)
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = group["initial_lr"] * factor
 
@@ -107,7 +117,7 @@ class Sums:
     """Loss and right answers, added up as tensors on the device, so that no step waits for a number."""
 
     def __init__(self) -> None:
-        self.loss = torch.zeros(())
+        self.loss = torch.zeros((), dtype=torch.float64)
         self.right = torch.zeros((), dtype=torch.int64)
         self.images = 0
 
@@ -116,6 +126,12 @@ class Sums:
         self.loss = self.loss + loss.detach().double() * len(labels)
         self.right = self.right + (logits.detach().argmax(1) == labels).sum()
         self.images += len(labels)
+
+    def add_sums(self, loss: Tensor, right: Tensor, images: int) -> None:
+        """Count several batches: the sum of the losses of their images, the right answers among them."""
+        self.loss = self.loss + loss
+        self.right = self.right + right
+        self.images += images
 
     def means(self) -> dict[str, float]:
         """Loss and accuracy over all images counted."""

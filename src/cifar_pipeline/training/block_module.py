@@ -1,0 +1,87 @@
+"""The Lightning module whose unit of work is a chunk of batches, run in compiled blocks of optimizer steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cifar_pipeline.training.blocks import Block
+from cifar_pipeline.training.module import Batch, Classifier
+
+
+class BlockClassifier(Classifier):
+    """Trains like `Classifier`, on chunks `[S, B, H, W, C] uint8` and `[S, B] int64`, `block_steps` steps in one call.
+
+    What makes no whole block (an epoch's end, a smaller batch, the very first step, which makes the optimizer's state)
+    is stepped one by one.
+    """
+
+    block_steps = 8
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.automatic_optimization = False
+        self.block: Block | None = None
+        self.batch_size = 0
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.taken = 0
+
+    def steps_per_epoch(self) -> int:
+        loader: Any = self.trainer.train_dataloader
+        return len(loader.batches)
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """The learning rates are set step by step, within the chunk."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:  # type: ignore[override]
+        images, labels = batch
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        self.batch_size = self.batch_size or labels.shape[1]
+        done = 0
+        while done < len(labels):
+            left = len(labels) - done
+            if left >= self.block_steps and labels.shape[1] == self.batch_size and optimizer.state:
+                chosen = slice(done, done + self.block_steps)
+                self._block(optimizer, images[chosen], labels[chosen])
+                done += self.block_steps
+            else:
+                self._step(optimizer, images[done], labels[done])
+                done += 1
+        self._tell_lightning(done)
+        self.refuse_infinite_loss()
+
+    def _block(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
+        if self.block is None:
+            self.block = Block(self.net, self.loss, optimizer, self.block_steps)
+        first = self.current_epoch * self.epoch_steps + self.taken
+        factors = [self.schedule(step, self.all_steps) for step in range(first, first + len(labels))]
+        initial = [group["initial_lr"] for group in optimizer.param_groups]
+        lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors])
+        loss, right = self.block(images, labels, lrs)
+        self.train_sums.add_sums(loss * labels.shape[1], right, labels.numel())
+        self.taken += len(labels)
+        for group, lr in zip(optimizer.param_groups, initial, strict=True):
+            group["lr"] = lr * factors[-1]
+
+    def _step(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
+        self.set_lr(self.current_epoch * self.epoch_steps + self.taken)
+        optimizer.zero_grad()
+        logits = self.net(images)
+        loss: Tensor = self.loss(logits, labels)
+        loss.backward()
+        optimizer.step()
+        # A block leaves no gradients behind either, so that a checkpoint and what follows see the same.
+        optimizer.zero_grad()
+        self.train_sums.add(loss, logits, labels)
+        self.taken += 1
+
+    def _tell_lightning(self, steps: int) -> None:
+        """Count optimizer steps as automatic optimization does: checkpoints, `max_steps` and loggers go by them."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for counted in (progress.total, progress.current):
+            counted.ready += steps
+            counted.completed += steps

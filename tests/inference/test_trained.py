@@ -1,0 +1,46 @@
+"""What `train` left is opened whole or refused, and never measured on data that it may have been trained on."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.inference.trained import Trained
+
+
+@pytest.fixture
+def models(tmp_path):
+    folder = tmp_path / "models"
+    for name in ("last", "best"):
+        (folder / name).mkdir(parents=True)
+    (folder / "training.json").write_text(json.dumps({"dataset": {"name": "digits", "hash": "1234"}}))
+    (folder / "run.json").write_text(json.dumps({"id": "5678", "name": "sgd-mse-0"}))
+    return folder
+
+
+def test_it_opens_the_checkpoint_that_is_asked_for(models):
+    trained = Trained.open(models, "best")
+    assert (trained.model, trained.checkpoint, trained.run["name"]) == (models / "best", "best", "sgd-mse-0")
+
+
+def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
+    (models / "best").rmdir()
+    assert Trained.open(models, "best").model == models / "last"
+    assert "the last ones are measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_what_no_training_finished_is_refused(models, content):
+    (models / "training.json").unlink()
+    if content is not None:
+        (models / "training.json").write_text(content)
+    with pytest.raises(Refusal, match=r"There is no finished training in .*: `dvc repro train` makes one"):
+        Trained.open(models, "last")
+
+
+def test_other_data_is_refused(models, tmp_path):
+    trained = Trained.open(models, "last")
+    trained.require(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
+    with pytest.raises(Refusal, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):
+        trained.require(SimpleNamespace(hash="9", name="cifar10", folder=tmp_path))

@@ -1,0 +1,128 @@
+"""`dvc repro` from nothing, offline: every output, one MLflow run that says all, the same numbers everywhere."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas
+import pytest
+import torch
+import yaml
+from workspace import EPOCHS, STAGES, stages_that
+
+from cifar_pipeline.reporting.metrics import flatten
+
+FIGURES = {"learning_curves.png", "confusion.png", "filters.png", "mistakes.png"}
+TABLES = {"metrics.json", "timing.json", "confusion.csv", "predictions.csv"}
+
+
+def dotted(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+@pytest.fixture
+def run(clone):
+    runs = clone.runs()
+    assert len(runs) == 1
+    return runs[0]
+
+
+def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
+    assert stages_that(reproduced.clone_said, "ran") == STAGES
+    reports = {path.name for path in (clone.root / "reports").iterdir()}
+    assert reports == FIGURES | TABLES | {"samples.png", "history.csv"}
+    for figure in FIGURES | {"samples.png"}:
+        assert (clone.root / "reports" / figure).read_bytes().startswith(b"\x89PNG")
+    for checkpoint in ("last", "best"):
+        assert (clone.root / "models" / checkpoint / "MLmodel").is_file()
+    # What git ignores and what the stages write in between does not look like a change.
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_that_it_is_the_fallback_is_never_in_doubt(reproduced, clone):
+    assert "Going on with digits instead of CIFAR-10" in reproduced.clone_said
+    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in reproduced.clone_said
+    assert "`make cifar10`" in reproduced.clone_said
+    summary = clone.run("python", "src/summary.py")
+    assert "digits (fallback)" in summary
+    assert "`make cifar10`" in summary and "`git restore dvc.lock reports`" in summary
+    dataset = clone.json("data/processed/dataset.json")
+    assert (dataset["name"], dataset["wanted"]) == ("digits", "CIFAR-10")
+    assert dataset["sizes"] == {"train": 1294, "val": 144, "test": 359}
+    reported = clone.json("reports/metrics.json")["dataset"]
+    assert reported["fallback"] is True and reported["name"] == "digits" and reported["hash"] == dataset["hash"]
+
+
+def test_the_run_says_all_that_it_takes_to_make_it_again(clone, run):
+    composed = yaml.safe_load(clone.read("composed.yaml"))
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "sgd-cross_entropy-0")
+    assert run.info.run_id == clone.json("models/run.json")["id"]
+    assert run.data.params == dict(dotted(composed))
+
+    tags = run.data.tags
+    assert tags["identity"] == clone.json("models/training.json")["identity"]
+    assert tags["command"] == "python src/train.py"
+    assert tags["git.commit"] == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
+    assert tags["git.dirty"] == "false"
+    assert tags["dataset"] == "digits"
+    assert (tags["device"], tags["threads"], tags["precision"]) == ("cpu, 1 thread", "1", "32-true")
+    assert tags["version.torch"] == version("torch") and tags["version.mlflow"] == version("mlflow")
+    lock = yaml.safe_load(clone.read("dvc.lock"))["stages"]
+    assert tags["dvc.data"] == lock["download"]["outs"][0]["md5"]
+
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "digits"
+    assert clone.json("data/processed/dataset.json")["hash"].startswith(used.dataset.digest)
+
+
+def test_the_run_shows_the_configuration_the_figures_and_the_tables(clone, run, tmp_path):
+    artifacts = {artifact.path for artifact in clone.mlflow.list_artifacts(run.info.run_id)}
+    assert artifacts >= FIGURES | TABLES | {"config.yaml"}
+    assert "code.diff" not in artifacts
+    path = clone.mlflow.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
+    assert yaml.safe_load(Path(path).read_text()) == yaml.safe_load(clone.read("composed.yaml"))
+
+
+def test_history_and_mlflow_hold_the_same_numbers_each_once(clone, run):
+    history = pandas.read_csv(clone.root / "reports" / "history.csv")
+    epochs = list(range(1, EPOCHS + 1))
+    assert list(history["epoch"]) == epochs
+    columns = [column for column in history.columns if column != "epoch"]
+    assert set(columns) >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_second"}
+    for column in columns:
+        logged = clone.mlflow.get_metric_history(run.info.run_id, column)
+        assert [(metric.step, metric.value) for metric in logged] == list(zip(epochs, history[column], strict=True))
+
+
+def test_metrics_json_and_mlflow_hold_the_same_numbers(clone, run, tmp_path):
+    reported = clone.json("reports/metrics.json")
+    assert reported["test"]["accuracy"] > 0.5 and reported["parameters"] == 62006
+    logged = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
+    assert logged == flatten({"test": reported["test"]}) != {}
+    # Those per class stand in the file, which is on the run as it is.
+    path = clone.mlflow.download_artifacts(run.info.run_id, "metrics.json", str(tmp_path))
+    assert Path(path).read_text() == clone.read("reports/metrics.json")
+    shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]["reports/metrics.json"]["data"]
+    assert shown == reported
+
+
+def test_the_models_on_the_run_answer_as_the_files_do(clone, run):
+    mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
+    names = {clone.mlflow.get_logged_model(output.model_id).name for output in run.outputs.model_outputs}
+    assert names == {"last", "best"}
+    images = np.load(clone.root / "data" / "processed" / "test" / "images.npy")
+    from_file = torch.export.load(clone.root / "models" / "last" / "data" / "model.pt2").module()
+    expected = from_file(torch.from_numpy(images)).detach().numpy()
+    uri = f"runs:/{run.info.run_id}/last"
+    with torch.inference_mode():
+        assert np.array_equal(mlflow.pytorch.load_model(uri)(torch.from_numpy(images)).numpy(), expected)
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(images), expected, rtol=1e-5, atol=1e-5)
+    # And those answers are the ones that were reported.
+    predictions = pandas.read_csv(clone.root / "reports" / "predictions.csv")
+    assert list(predictions["prediction"].astype(str)) == [str(answer) for answer in expected.argmax(1)]

@@ -1,0 +1,84 @@
+"""`python src/train.py` does what the DVC stage does, goes on where it was stopped, and says what is wrong."""
+
+import signal
+
+import pytest
+from workspace import EPOCHS, Command, Workspace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others(clone, tmp_path_factory) -> dict[str, tuple[Workspace, Command]]:
+    """Commands that take seconds to import what they need: started at once, each in a copy of its own."""
+    folder = tmp_path_factory.mktemp("others")
+    commands = {
+        "diverging": ["src/train.py", "optimizer.lr=1e9"],
+        "finished": ["src/train.py"],
+        "no database": ["src/evaluate.py"],
+    }
+    copies = {name: clone.copy(folder / name) for name in commands}
+    for file in copies["no database"].root.glob("mlflow.db*"):
+        file.unlink()
+    return {name: (copies[name], copies[name].start("python", *words)) for name, words in commands.items()}
+
+
+def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
+    weights = copy.model()
+
+    training = copy.start("python", "src/train.py", "rerun=true")
+    training.wait_for(f"epoch 1/{EPOCHS}")
+    training.process.send_signal(signal.SIGTERM)
+    said = training.end(code=143)
+    assert said.splitlines()[-1].startswith("Stopped after epoch ") and "Traceback" not in said
+    assert copy.model() == weights
+    assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
+
+    training = copy.start("python", "src/train.py")
+    training.wait_for(f"epoch 2/{EPOCHS}")
+    training.process.send_signal(signal.SIGINT)
+    said = training.end(code=130)
+    assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
+    assert said.splitlines()[-1].startswith("Stopped after epoch ") and "Traceback" not in said
+    assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
+
+    said = copy.train()
+    assert "Going on from the checkpoint" in said and f"epoch {EPOCHS}/{EPOCHS}" in said
+    assert copy.model() == weights
+    first, second = copy.runs()
+    assert second.info.status == "FINISHED"
+    assert second.data.tags["identity"] == first.data.tags["identity"]
+    assert copy.json("models/run.json")["id"] == second.info.run_id
+    for key in ("train/loss", "val/accuracy", "lr", "images_per_second"):
+        steps = [metric.step for metric in copy.mlflow.get_metric_history(second.info.run_id, key)]
+        assert steps == list(range(1, EPOCHS + 1))
+    for key in ("train/loss", "val/accuracy"):
+        values = [
+            [point.value for point in copy.mlflow.get_metric_history(run.info.run_id, key)] for run in (first, second)
+        ]
+        assert values[0] == values[1]
+
+
+def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(others, clone):
+    copy, command = others["diverging"]
+    said = command.end(code=2)
+    assert said.splitlines()[-1].startswith("The loss is no finite number any more in epoch 1")
+    assert "Traceback" not in said
+    assert copy.model() == clone.model()
+    assert [run.info.status for run in copy.runs()] == ["FINISHED", "FAILED"]
+
+
+def test_what_has_finished_is_not_trained_again(others, clone):
+    copy, command = others["finished"]
+    said = command.end()
+    assert "has finished before: its weights are taken" in said and "epoch" not in said
+    assert copy.model() == clone.model()
+    assert [run.info.status for run in copy.runs()] == ["FINISHED"]
+
+
+def test_evaluation_without_the_run_opens_another_and_says_so(others, clone):
+    copy, command = others["no database"]
+    said = command.end()
+    assert "is not in this MLflow database: a new one, sgd-cross_entropy-0, takes the results" in said
+    (run,) = copy.runs()
+    assert (run.info.run_name, run.info.status) == ("sgd-cross_entropy-0", "FINISHED")
+    assert run.data.metrics["test/accuracy"] == clone.json("reports/metrics.json")["test"]["accuracy"]
+    assert copy.read("reports/metrics.json") == clone.read("reports/metrics.json")

@@ -1,0 +1,85 @@
+"""The house keeps its order: which room may know which, and what no file of src/ does."""
+
+import ast
+from graphlib import TopologicalSorter
+
+import pytest
+from source import FILES, PACKAGE, SRC, STAGES, imported_files, imported_names, imported_packages, name_of, room_of
+
+# Each room with those that it may import from.
+MAY_KNOW = {
+    "console": set(),
+    "files": {"console"},
+    "config": {"console", "files"},
+    "data": {"config", "console", "files"},
+    "models": {"config", "console", "files"},
+    "training": {"config", "console", "files", "data", "models"},
+    "inference": {"config", "console", "files", "data", "models"},
+    "tracking": {"config", "console", "files"},
+    "reporting": {"console", "files"},
+    "sweeps": {"config", "console", "files", "tracking", "reporting"},
+}
+# Packages that a room does without.
+NEVER = {
+    "config": {"lightning", "mlflow"},
+    "console": {"torch", "lightning", "mlflow", "hydra"},
+    "files": {"torch", "lightning", "mlflow", "hydra"},
+    "models": {"lightning", "mlflow", "hydra"},
+    "data": {"lightning", "mlflow", "hydra"},
+    "tracking": {"torch", "lightning", "torchmetrics"},
+    "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
+}
+MOST_LINES = 300
+
+
+def test_every_room_has_its_place():
+    assert {room_of(path) for path in FILES} - {"", "__init__"} == set(MAY_KNOW)
+
+
+@pytest.mark.parametrize("room", MAY_KNOW)
+def test_a_room_imports_from_those_it_may_know(room):
+    for path in FILES:
+        if room_of(path) == room:
+            known = {room_of(file) for file in imported_files(path)} - {room, "__init__"}
+            assert known <= MAY_KNOW[room], f"{name_of(path)} imports from {sorted(known - MAY_KNOW[room])}"
+            forbidden = imported_packages(path) & NEVER.get(room, set())
+            assert not forbidden, f"{name_of(path)} imports {sorted(forbidden)}"
+
+
+def test_nothing_imports_a_stage():
+    stages = {path.stem for path in STAGES}
+    for path in FILES:
+        assert not imported_packages(path) & stages, f"{name_of(path)} imports a script"
+
+
+def test_there_are_no_circles():
+    tuple(TopologicalSorter({path: imported_files(path) for path in FILES}).static_order())  # it raises CycleError
+
+
+def test_every_module_of_ours_that_is_imported_exists():
+    for path in FILES:
+        for name in imported_names(path):
+            if name.startswith(f"{PACKAGE}."):
+                module = SRC.joinpath(*name.split("."))
+                found = (module.with_suffix(".py"), module / "__init__.py", module.parent.with_suffix(".py"))
+                assert any(file.is_file() for file in found), f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_unpickles_what_it_does_not_know(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called, where = ast.unparse(node.func), f"{name_of(path)}:{node.lineno}"
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"), where
+        if called == "torch.load":
+            assert keywords.get("weights_only") == "True", where
+        assert keywords.get("allow_pickle", "False") == "False", where
+        if called.endswith(".fit") and "ckpt_path" in keywords:
+            assert keywords.get("weights_only") == "True", where
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_no_longer_than_a_person_reads_at_once(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES

@@ -1,0 +1,21 @@
+"""An empty main workspace, whose MLflow database is made by the first test that needs it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory, for all tests of a file: to make a database takes seconds."""
+    root = tmp_path_factory.mktemp("Verfolgung für alle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for variable in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+            patch.delenv(variable)
+        before = mlflow.get_tracking_uri()
+        yield root
+        mlflow.set_tracking_uri(before)

@@ -1,0 +1,81 @@
+"""Where a run came from: the commit, what differs from it, DVC's hash, the command; what is not there is left out."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cifar_pipeline.tracking import lineage
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for variable in ("GIT_DIR", "GIT_WORK_TREE", "DVC_EXP_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    return tmp_path
+
+
+@pytest.fixture
+def repository(folder):
+    for name in ("src/train.py", "conf/config.yaml", "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("as committed\n")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false", "commit", "-qm", "all")
+    return folder
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["src/train.py", "optimizer=adam", "data.title=two words"])
+    tags = lineage.tags()
+    assert not [key for key in tags if key.startswith(("git.", "dvc."))]
+    assert tags["command"] == "python src/train.py optimizer=adam 'data.title=two words'"
+    assert tags["python"] == sys.version.split()[0]
+    assert tags.keys() >= {f"version.{package}" for package in lineage.PACKAGES}
+    assert lineage.diff() == ""
+
+
+def test_without_git_installed_too(folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    assert "git.commit" not in lineage.tags()
+
+
+def test_a_repository_without_a_commit(folder):
+    git("init", "--quiet")
+    assert "git.commit" not in lineage.tags()
+
+
+def test_a_clean_tree_says_its_commit(repository):
+    tags = lineage.tags()
+    assert (tags["git.commit"], tags["git.dirty"]) == (git("rev-parse", "HEAD"), "false")
+
+
+def test_only_code_and_configuration_make_it_dirty(repository):
+    (repository / "README.md").write_text("another\n")
+    (repository / "params.yaml").write_text("seed: 0\n")
+    assert lineage.tags()["git.dirty"] == "false"
+    (repository / "conf" / "config.yaml").write_text("edited\n")
+    assert lineage.tags()["git.dirty"] == "true"
+    assert "-as committed\n+edited" in lineage.diff() and "README" not in lineage.diff()
+
+
+def test_a_new_file_is_named_in_what_differs(repository):
+    (repository / "src" / "mine.py").write_text("SECRET_OF_SUCCESS = 1\n")
+    assert lineage.tags()["git.dirty"] == "true"
+    assert "src/mine.py" in lineage.diff()
+
+
+def test_an_experiment_of_dvc_and_the_datas_hash(folder, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "votes")
+    (folder / "dvc.lock").write_text("stages: {download: {outs: [{path: data/raw, md5: 12ab.dir}]}}\n")
+    tags = lineage.tags()
+    assert (tags["dvc.experiment"], tags["dvc.data"]) == ("votes", "12ab.dir")
+    (folder / "dvc.lock").write_text("")
+    assert "dvc.data" not in lineage.tags()

@@ -1,0 +1,155 @@
+"""One run per training: opened once, continued by whoever comes next, ended as what really happened."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, flat, reopened_run, run_name, training_run
+from cifar_pipeline.tracking.store import connect
+
+CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
+DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
+
+
+@pytest.fixture
+def client(workspace) -> MlflowClient:
+    return connect()[0]
+
+
+def opened(identity, rerun=False, config=CONFIG):
+    return training_run(identity, "sgd-mse-0", config, DATA, rerun)
+
+
+def runs_of(client: MlflowClient, identity: str):
+    return client.search_runs([connect()[1]], f"tags.identity = '{identity}'")
+
+
+def status(client: MlflowClient, run_id: str) -> str:
+    return client.get_run(run_id).info.status
+
+
+def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path):
+    with opened("whole") as run:
+        assert status(client, run.id) == "RUNNING"
+    logged = client.get_run(run.id)
+    assert logged.info.status == "FINISHED" and logged.info.run_name == "sgd-mse-0"
+    assert logged.data.params == {
+        "optimizer.lr": "0.1",
+        "optimizer.betas": "[0.9, 0.99]",
+        "trainer.clip": "None",
+        "seed": "0",
+    }
+    assert logged.data.tags["dataset"] == "digits"
+    (used,) = logged.inputs.dataset_inputs
+    assert used.dataset.name == "digits" and DATA["hash"].startswith(used.dataset.digest)
+    path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
+    assert yaml.safe_load(Path(path).read_text()) == CONFIG
+
+
+def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, tmp_path):
+    value = "x" * (LONGEST_PARAMETER + 1)
+    with opened("long", config={"augment": {"policy": value}, "exact": "y" * LONGEST_PARAMETER}) as run:
+        pass
+    parameters = client.get_run(run.id).data.params
+    assert parameters["exact"] == "y" * LONGEST_PARAMETER
+    shortened = parameters["augment.policy"]
+    assert len(shortened) == LONGEST_PARAMETER and shortened.endswith(" ... (the whole value: artifact config.yaml)")
+    path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
+    assert yaml.safe_load(Path(path).read_text())["augment"]["policy"] == value
+
+
+@pytest.mark.parametrize(
+    ("exception", "expected"),
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),
+        (ValueError("out of memory"), "FAILED"),
+        (None, "FINISHED"),
+    ],
+)
+def test_a_run_ends_as_what_happened(client, exception, expected):
+    identity = f"ends-{expected}-{type(exception).__name__}"
+    try:
+        with opened(identity) as run:
+            if exception:
+                raise exception
+    except BaseException as raised:
+        assert raised is exception
+    assert status(client, run.id) == expected
+
+
+def test_a_run_whose_process_died_is_continued_and_not_doubled(client):
+    with opened("died") as first:
+        for epoch in (1, 2):
+            first.log_metrics({"train/loss": 1 / epoch}, epoch)
+    client.update_run(first.id, status="RUNNING")  # as a process that was killed leaves it
+    with opened("died") as second:
+        assert second.id == first.id
+        assert second.logged_epochs == 2
+    assert status(client, first.id) == "FINISHED"
+    assert len(runs_of(client, "died")) == 1
+
+
+def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
+    with opened("again") as first:
+        pass
+    with opened("again", rerun=True) as second:
+        assert second.logged_epochs == 0
+    assert second.id != first.id
+    with opened("again") as third:
+        pass
+    assert third.id == second.id
+    assert len(runs_of(client, "again")) == 2
+
+
+def test_another_identity_is_another_run(client):
+    with opened("one") as one, opened("two") as two:
+        assert one.id != two.id
+
+
+def test_metrics_keep_their_names_and_steps(client):
+    with opened("metrics") as run:
+        run.log_metrics({"per_class/a b/recall": 0.5, "test/accuracy": 1.0})
+        run.log_metrics({"test/accuracy": 0.25}, step=3)
+    history = client.get_metric_history(run.id, "test/accuracy")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (3, 0.25)]
+    assert client.get_run(run.id).data.metrics == {"per_class/a b/recall": 0.5, "test/accuracy": 0.25}
+
+
+def test_results_become_models_and_files_once(client, tmp_path):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "MLmodel").write_text("flavors: {}\n")
+    (tmp_path / "training.json").write_text("{}")
+    with opened("result") as run:
+        run.log_result(tmp_path, {"device": "cpu"})
+        run.log_result(tmp_path, {"device": "cpu"})
+    logged = client.get_run(run.id)
+    (output,) = logged.outputs.model_outputs
+    assert client.get_logged_model(output.model_id).name == "last"
+    assert [artifact.path for artifact in client.list_artifacts(run.id) if artifact.path.endswith(".json")] == [
+        "training.json"
+    ]
+    assert logged.data.tags["device"] == "cpu"
+
+
+def test_results_that_come_later_go_to_the_run_that_was_there(client, capsys):
+    with opened("later") as run:
+        pass
+    with reopened_run(run.id, "sgd-mse-0") as later:
+        later.log_metrics({"test/accuracy": 0.5})
+    assert later.id == run.id and status(client, run.id) == "FINISHED"
+    assert capsys.readouterr().out == ""
+
+
+def test_and_to_a_new_one_where_the_run_is_not_in_this_database(client, capsys):
+    with reopened_run("0" * 32, "adam-mse-1") as run:
+        pass
+    assert "is not in this MLflow database: a new one, adam-mse-1, takes the results" in capsys.readouterr().out
+    assert client.get_run(run.id).info.run_name == "adam-mse-1" and status(client, run.id) == "FINISHED"
+
+
+def test_names_and_flattened_values():
+    assert run_name({"optimizer": "adam", "loss": "mse", "model": "lenet"}, 0) == "adam-mse-0"
+    assert flat({"a": {"b": {"c": 1}}, "d": [1, 2], "e": True}) == {"a.b.c": "1", "d": "[1, 2]", "e": "True"}

@@ -1,0 +1,62 @@
+"""One database and one experiment, whoever comes first, however many come at once, wherever they are started."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cifar_pipeline.tracking.store import EXPERIMENT, connect, tracking_uri
+
+SOURCE = Path(__file__).parents[2] / "src"
+AT_ONCE = 6
+CONNECT = "from cifar_pipeline.tracking.store import connect; print(connect()[1])"
+
+
+def test_processes_that_all_find_no_database_make_one(tmp_path):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    environment = inherited | {"PYTHONPATH": str(SOURCE)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONNECT],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(AT_ONCE)
+    ]
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, _, code in ends] == [0] * AT_ONCE, [error for _, error, _ in ends]
+    assert {error for _, error, _ in ends} == {""}
+    assert len({printed for printed, _, _ in ends}) == 1
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
+        assert names == [EXPERIMENT]
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_temporary_workspace_uses_the_main_ones_database(workspace, tmp_path, monkeypatch):
+    client, experiment = connect()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    assert tracking_uri() == f"sqlite:///{workspace / 'mlflow.db'}"
+    assert connect()[1] == experiment
+    assert client.get_experiment(experiment).artifact_location == (workspace / "mlruns").as_uri()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_named_goes_before_the_file(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking_uri() == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_variable_names_no_server(workspace, monkeypatch, empty):
+    if empty is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", empty)
+    assert tracking_uri().startswith("sqlite:///")
