@@ -123,7 +123,10 @@ RULES: dict[str, Rule] = {
     "machine.threads": AUTO_OR_COUNT,
     "machine.images_per_thread": COUNT,
     "machine.engine": ENGINE,
-    "machine.block.*": COUNT,
+    "machine.block_steps": COUNT,
+    "machine.chunk_steps": COUNT,
+    "machine.block_from_steps": COUNT,
+    "machine.block_up_to_images": COUNT,
     "machine.keep_trainings": WHOLE,
 }
 

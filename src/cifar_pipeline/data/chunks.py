@@ -11,7 +11,7 @@ from cifar_pipeline.data.batches import Batches
 
 
 class Chunks:
-    """Iterates over `(images [S, B, H, W, C] uint8, labels [S, B] int64)`: the same batches in the same order, S at once.
+    """Iterates over `(images [S, B, H, W, C] uint8, labels [S, B] int64)`: the same batches, S at once.
 
     A chunk has `steps` batches; the last of an epoch fewer. A smaller last batch is a chunk of its own.
     """

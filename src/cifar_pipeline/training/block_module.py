@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cifar_pipeline.console import warn
 from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.module import Batch, Classifier
 
@@ -23,6 +24,7 @@ class BlockClassifier(Classifier):
         super().__init__(*arguments)
         self.automatic_optimization = False
         self.block: Block | None = None
+        self.impossible = False
         self.batch_size = 0
 
     def on_train_epoch_start(self) -> None:
@@ -44,9 +46,9 @@ class BlockClassifier(Classifier):
         done = 0
         while done < len(labels):
             left = len(labels) - done
-            if left >= self.block_steps and labels.shape[1] == self.batch_size and optimizer.state:
-                chosen = slice(done, done + self.block_steps)
-                self._block(optimizer, images[chosen], labels[chosen])
+            part = slice(done, done + self.block_steps)
+            whole = left >= self.block_steps and labels.shape[1] == self.batch_size
+            if whole and optimizer.state and self._block(optimizer, images[part], labels[part]):
                 done += self.block_steps
             else:
                 self._step(optimizer, images[done], labels[done])
@@ -54,25 +56,36 @@ class BlockClassifier(Classifier):
         self._tell_lightning(done)
         self.refuse_infinite_loss()
 
-    def _block(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
-        if self.block is None:
-            self.block = Block(self.net, self.loss, optimizer, self.block_steps)
+    def _block(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> bool:
+        """Take the steps of a block; False, and none is taken, where they can't be compiled."""
+        if self.impossible:
+            return False
         first = self.current_epoch * self.epoch_steps + self.taken
         factors = [self.schedule(step, self.all_steps) for step in range(first, first + len(labels))]
         initial = [group["initial_lr"] for group in optimizer.param_groups]
         lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors])
+        if self.block is None:
+            block = Block(self.net, self.loss, optimizer, self.block_steps)
+            try:
+                block.compile(images, labels, lrs)
+            except Exception as error:
+                self.impossible = True
+                warn(f"The steps go one by one, for they can't be compiled: {' '.join(str(error).split())[:200]}")
+                return False
+            self.block = block
         loss, right = self.block(images, labels, lrs)
         self.train_sums.add_sums(loss * labels.shape[1], right, labels.numel())
         self.taken += len(labels)
         for group, lr in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = lr * factors[-1]
+        return True
 
     def _step(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
         self.set_lr(self.current_epoch * self.epoch_steps + self.taken)
         optimizer.zero_grad()
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
-        loss.backward()
+        self.manual_backward(loss)
         optimizer.step()
         # A block leaves no gradients behind either, so that a checkpoint and what follows see the same.
         optimizer.zero_grad()

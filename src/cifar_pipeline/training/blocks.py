@@ -1,8 +1,8 @@
 """Several optimizer steps as one compiled function: forward, backward and update, without Python in between.
 
-At batch 4 most of a step's time is overhead, not arithmetic. The steps are traced through the optimizer's own code, so any
-optimizer of tensors works, and compiled by inductor. Parameters and the optimizer's state stay the tensors that they are,
-updated in place: a checkpoint knows nothing of blocks.
+At batch 4 most of a step's time is overhead, not arithmetic. The steps are traced through the optimizer's own code, so
+any optimizer of tensors works, and compiled by inductor. Parameters and the optimizer's state stay the tensors that
+they are, updated in place: a checkpoint knows nothing of blocks.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
@@ -37,7 +38,18 @@ class Block:
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.buffers = dict(net.named_buffers())
         self.keys = [[key for key, value in self._state(p).items() if torch.is_tensor(value)] for p in self.parameters]
-        self.compiled: Step | None = None
+        self.code: Step | None = None
+
+    def compile(self, images: Tensor, labels: Tensor, lrs: Tensor) -> None:
+        """Trace and compile the steps for arguments of these shapes, as `__call__` takes them; takes no step.
+
+        Raises whatever the network, the loss or the optimizer does that can't be traced or compiled.
+        """
+        arguments = self._arguments(images, labels, lrs)
+        with torch.no_grad():
+            self.code = compiled(trace(self._steps, arguments))
+            # The compiler goes to work at the first call, which is on copies here.
+            self.code(*tree_map(torch.clone, arguments))
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
         """Take the steps; returns the sum of their mean losses (double) and the number of right answers.
@@ -47,13 +59,16 @@ class Block:
             labels: `[steps, B] int64`.
             lrs: the learning rate of each step and parameter group, `[steps, groups] float`.
         """
+        if self.code is None:
+            self.compile(images, labels, lrs)
+        assert self.code is not None
+        with torch.no_grad():
+            return self.code(*self._arguments(images, labels, lrs))
+
+    def _arguments(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Any, ...]:
         weights = [parameter.detach() for parameter in self.parameters]
         state = [[self._state(p)[key] for key in keys] for p, keys in zip(self.parameters, self.keys, strict=True)]
-        arguments = (weights, state, self.buffers, images, labels, lrs)
-        with torch.no_grad():
-            if self.compiled is None:
-                self.compiled = _compile(self._steps, arguments)
-            return self.compiled(*arguments)
+        return weights, state, self.buffers, images, labels, lrs
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.optimizer.state[parameter]
@@ -108,16 +123,21 @@ class Block:
         return optimizer
 
 
-def _compile(steps: Step, arguments: tuple[Any, ...]) -> Step:
-    """Trace `steps` and compile what came out. Compiled code is cached by inductor, for later processes too."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+def trace(steps: Step, arguments: tuple[Any, ...]) -> Step:
+    """The operations that `steps` does on such arguments, as a graph; what it changes in place, the graph does too."""
     # Optimizers then keep their step counters as tensors instead of reading them.
     torch.compiler._is_compiling_flag = True
     try:
         pure = functionalize(lambda *values: steps(*values), remove="mutations")
-        graph = make_fx(pure, tracing_mode="fake")(*arguments)
+        graph: Step = make_fx(pure, tracing_mode="fake")(*arguments)
     finally:
         torch.compiler._is_compiling_flag = False
-    options = {"cpp_wrapper": True, "fallback_random": True}
-    compiled: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
-    return compiled
+    return graph
+
+
+def compiled(graph: Step) -> Step:
+    """Machine code for a graph. Inductor keeps it for later processes too."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"cpp_wrapper": True, "fallback_random": True}
+    code: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    return code

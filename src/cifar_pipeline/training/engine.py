@@ -40,7 +40,7 @@ def choose_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
 
     Raises `Refusal` where blocks are asked for and can't be had.
     """
-    machine, block = config.machine, config.machine.block
+    machine = config.machine
     batch_size = config.trainer.batch_size
     steps = config.trainer.max_epochs * (train_images // batch_size)
     obstacle = _obstacle(config, hardware)
@@ -50,13 +50,13 @@ def choose_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
         name, reason = machine.engine, "asked for"
     elif obstacle:
         name, reason = "plain", obstacle
-    elif batch_size > block.largest_batch:
+    elif batch_size > machine.block_up_to_images:
         name, reason = "plain", f"batches of {batch_size} gain nothing from blocks"
-    elif steps < block.least_steps:
+    elif steps < machine.block_from_steps:
         name, reason = "plain", f"{steps:,} steps would not pay back a compilation"
     else:
         name, reason = "block", f"{steps:,} steps of {batch_size} images"
-    return Engine(name, reason, block.steps, block.chunk)
+    return Engine(name, reason, machine.block_steps, machine.chunk_steps)
 
 
 def _obstacle(config: DictConfig, hardware: Hardware) -> str:

@@ -72,9 +72,7 @@ def fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     except (SystemExit, KeyboardInterrupt):
-        say(
-            f"Stopped in epoch {trainer.current_epoch + 1}: the same command typed again goes on from its last checkpoint."
-        )
+        say(f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint.")
         raise Interrupted(watch.exit_code) from None
     return Fitted(epochs.rows, time.perf_counter() - start)
 

@@ -5,7 +5,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torchvision.ops import sigmoid_focal_loss
 
 from cifar_pipeline.console import Refusal
@@ -64,4 +64,6 @@ def _against_one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The logits and their targets, both `[N, K]`, in single precision at least."""
     # Under bf16 autocast logits arrive with 8 bits: too few to add up a batch's terms.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits, one_hot(labels, logits.shape[1]).to(logits.dtype)
+    # Compared and not torch's one_hot, which looks at the labels' values: a tracer (`blocks`) has none to look at.
+    classes = torch.arange(logits.shape[1], device=labels.device)
+    return logits, (labels.unsqueeze(1) == classes).to(logits.dtype)

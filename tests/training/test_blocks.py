@@ -1,0 +1,165 @@
+"""Blocks take the same steps as stepping one by one does: for every optimizer and every loss of conf/."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from project import ROOT
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.targets import arguments
+from cifar_pipeline.training import blocks
+from cifar_pipeline.training.blocks import Block
+from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.engine import Engine, choose_engine
+from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.hardware import Hardware
+from cifar_pipeline.training.optimizers import choose_optimizer
+
+STEPS, PER_BLOCK, BATCH, CLASSES = 200, 5, 4, 3
+CPU = Hardware("cpu", 1, 1, "32-true", "tested")
+
+
+def options(group: str) -> list[str]:
+    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+    return [file.stem for file in files if "defaults" not in OmegaConf.load(file)]
+
+
+class Small(nn.Module):
+    """A convolution, a bias and a matrix: a parameter of each kind, quick to trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.tanh(self.conv(images.permute(0, 3, 1, 2).double() / 255))
+        logits: Tensor = self.linear(features.mean((2, 3)))
+        return logits
+
+
+def make(optimizer: str) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    net = Small().double()
+    chosen = choose_optimizer(OmegaConf.load(ROOT / "conf" / "optimizer" / f"{optimizer}.yaml"))
+    return net, chosen.build(net.parameters())
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (STEPS, BATCH, 6, 6, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, CLASSES, (STEPS, BATCH), generator=generator)
+
+
+def one_by_one(net: nn.Module, loss: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor) -> float:
+    total = 0.0
+    for pictures, truth in zip(images, labels, strict=True):
+        optimizer.zero_grad()
+        value = loss(net(pictures), truth)
+        value.backward()
+        optimizer.step()
+        total += float(value.detach())
+    return total
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [*((name, "cross_entropy") for name in options("optimizer")), *(("sgd", name) for name in options("loss"))],
+)
+def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
+    optimizer: str, loss: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is compared is what was traced; that inductor compiles it rightly is tested once, below.
+    monkeypatch.setattr(blocks, "compiled", lambda graph: graph)
+    images, labels = data
+    criterion = instantiate(arguments(OmegaConf.load(ROOT / "conf" / "loss" / f"{loss}.yaml"), "loss"))
+    expected, stepper = make(optimizer)
+    total = one_by_one(expected, criterion, stepper, images, labels)
+
+    net, chosen = make(optimizer)
+    summed = one_by_one(net, criterion, chosen, images[:PER_BLOCK], labels[:PER_BLOCK])
+    block = Block(net, criterion, chosen, PER_BLOCK)
+    lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * PER_BLOCK, dtype=torch.float64)
+    for start in range(PER_BLOCK, STEPS, PER_BLOCK):
+        part = slice(start, start + PER_BLOCK)
+        summed += float(block(images[part], labels[part], lrs)[0])
+
+    # Adam's step counter is a float32 tensor; Muon multiplies its matrices in bfloat16.
+    relative, absolute = (1e-4, 5e-2) if optimizer == "muon" else (1e-7, 1e-5)
+    assert summed == pytest.approx(total, rel=relative)
+    for mine, theirs in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=absolute)
+
+
+def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
+    project, digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(
+        ["data=digits", "trainer.max_epochs=2", "trainer.batch_size=16", "schedule=cosine", "model=lenet"]
+    )
+    weights, rows = [], []
+    for engine in (Engine("plain", "", 1, 0), Engine("block", "", 2, 5)):
+        folder = TrainingFolder(tmp_path / engine.name)
+        folder.path.mkdir()
+        module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
+        fitted = fit(module, pictures, config.trainer, CPU, folder, None)
+        weights.append([parameter.detach() for parameter in module.parameters()])
+        rows.append([{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.rows])
+        checkpoint = torch.load(folder.checkpoint("last"), weights_only=True)
+        assert checkpoint["global_step"] == 2 * -(-digits.sizes["train"] // 16)
+    for plain, block in zip(*weights, strict=True):
+        torch.testing.assert_close(block, plain, rtol=1e-4, atol=1e-5)
+    for plain, block in zip(*rows, strict=True):
+        assert block == pytest.approx(plain, rel=1e-4)
+
+
+class Picky(nn.CrossEntropyLoss):
+    """Looks at the labels' values, which nothing that traces has."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        assert labels.numpy().min() >= 0
+        return super().forward(logits, labels)
+
+
+def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits, tmp_path: Path, capsys) -> None:
+    config = composed(["data=digits", "trainer.max_epochs=1", "trainer.batch_size=16"])
+    engine = Engine("block", "", 2, 5)
+    folder = TrainingFolder(tmp_path / "picky")
+    folder.path.mkdir()
+    module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
+    module.loss = Picky()
+    assert len(fit(module, pictures, config.trainer, CPU, folder, None).rows) == 1
+    assert "one by one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "reason"),
+    [
+        ([], "block", "125,000 steps"),
+        (["trainer.max_epochs=1"], "plain", "pay back"),
+        (["trainer.batch_size=64", "trainer.max_epochs=1000"], "plain", "gain nothing"),
+        (["trainer.gradient_clip_val=1"], "plain", "single steps"),
+        (["optimizer=gradient_descent"], "plain", "accumulated"),
+        (["machine.engine=plain"], "plain", "asked for"),
+        (["machine.engine=block", "trainer.max_epochs=1"], "block", "asked for"),
+    ],
+)
+def test_the_rule_that_picks_an_engine(project, settings: list[str], name: str, reason: str) -> None:
+    engine = choose_engine(composed(settings), CPU, train_images=50_000)
+    assert (engine.name, reason in engine.reason) == (name, True), engine
+
+
+def test_blocks_that_cannot_be_had_are_refused_or_passed_over(project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cifar_pipeline.console import Refusal
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert choose_engine(composed(), CPU, 50_000).reason == "there is no C++ compiler"
+    with pytest.raises(Refusal, match=r"machine\.engine=block .* C\+\+ compiler"):
+        choose_engine(composed(["machine.engine=block"]), CPU, 50_000)
