@@ -109,6 +109,7 @@ def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
         folder.path.mkdir()
         module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
         fitted = fit(module, pictures, config.trainer, CPU, folder, None)
+        assert (getattr(module, "block", None) is not None) == engine.is_block
         weights.append([parameter.detach() for parameter in module.parameters()])
         rows.append([{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.rows])
         checkpoint = torch.load(folder.checkpoint("last"), weights_only=True)

@@ -6,7 +6,9 @@ would not get there.
 
 import hashlib
 import json
+import logging
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ class SweepParent(Callback):
         multirun.started(self.parent, Path(config.hydra.sweep.dir))
 
     def _open(self, config: DictConfig) -> str:
+        if "optuna" in str(config.hydra.sweeper.get("_target_")):
+            import_module("optuna").logging.set_verbosity(logging.WARNING)
         fixed, swept = parted(config)
         self.swept = tuple(swept)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)

@@ -44,7 +44,10 @@ def finished_value(point: Point, identity: str) -> float | None:
 
 
 def surviving(stage: Stage) -> Stage:
-    """In a multirun, note a failure on the point and tell the search NaN, so that the other jobs go on."""
+    """In a multirun, note a failure on the point and tell the search that there is no value: the other jobs go on.
+
+    Optuna's sweeper takes what is no number for a failed trial, but ends with an error for NaN.
+    """
 
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
@@ -63,7 +66,7 @@ def surviving(stage: Stage) -> Stage:
             reason = failure_sentence(error)
             fail_point(point, reason)
             complain(reason)
-            return float("nan")
+            return None
         finally:
             speak_as("")
 

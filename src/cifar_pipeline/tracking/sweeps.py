@@ -38,11 +38,12 @@ class PointRecord:
 def open_sweep(sweep: str, name: str, facts: Mapping[str, Any]) -> str:
     """The id of the parent run of the sweep with this identity, RUNNING: the one of before, or a new one."""
     client, experiment = connect()
+    tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **lineage.tags()}
     runs = client.search_runs([experiment], f"tags.sweep = '{sweep}'", ViewType.ACTIVE_ONLY, max_results=1)
     if runs:
         client.update_run(runs[0].info.run_id, status="RUNNING")
+        client.log_batch(runs[0].info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         return str(runs[0].info.run_id)
-    tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **lineage.tags()}
     return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
 
 

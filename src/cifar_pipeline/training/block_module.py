@@ -18,10 +18,9 @@ class BlockClassifier(Classifier):
     is stepped one by one.
     """
 
-    block_steps = 8
-
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, block_steps: int) -> None:
         super().__init__(*arguments)
+        self.block_steps = block_steps
         self.automatic_optimization = False
         self.block: Block | None = None
         self.impossible = False
