@@ -28,7 +28,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     training.wait_for(f"epoch 1/{EPOCHS}")
     training.process.send_signal(signal.SIGTERM)
     said = training.end(code=143)
-    assert said.splitlines()[-1].startswith("Stopped after epoch ") and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Stopped in epoch ") and "Traceback" not in said
     assert copy.model() == weights
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
@@ -37,7 +37,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     training.process.send_signal(signal.SIGINT)
     said = training.end(code=130)
     assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
-    assert said.splitlines()[-1].startswith("Stopped after epoch ") and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Stopped in epoch ") and "Traceback" not in said
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
     said = copy.train()

@@ -1,0 +1,42 @@
+"""The README's recipes for something of one's own, done exactly as they stand there."""
+
+import re
+
+from workspace import ROOT, Workspace
+
+FILE = re.compile(
+    r"[Ii]n\s+`([\w./]+)`:\s+```\w+\n(.*?)```|such as `([\w./]+)`:\s+```\w+\n(.*?)```|as in `([\w./]+)`:\s+```\w+\n(.*?)```",
+    re.S,
+)
+
+
+def recipes() -> dict[str, str]:
+    """Each file that the README shows, by its path."""
+    section = (ROOT / "README.md").read_text().split("Your own of each")[1].split("## What is where")[0]
+    found = {}
+    for match in FILE.finditer(section):
+        path, content = (group for group in match.groups() if group)
+        found[path] = re.sub(r"^  ", "", content, flags=re.M).rstrip() + "\n"
+    return found
+
+
+def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspace) -> None:
+    files = recipes()
+    assert sorted(files) == [
+        "conf/data/source/stripes.yaml",
+        "conf/data/stripes.yaml",
+        "conf/loss/hinge.yaml",
+        "conf/model/linear.yaml",
+        "conf/optimizer/adagrad.yaml",
+        "src/cifar_pipeline/data/sources/stripes.py",
+        "src/cifar_pipeline/models/linear.py",
+    ]
+    for path, content in files.items():
+        (copy.root / path).write_text(content)
+    choices = ["model=linear", "optimizer=adagrad", "loss=hinge", "data=stripes"]
+    said = copy.dvc("exp", "run", *(word for choice in choices for word in ("-S", choice)))
+    assert "Test accuracy: " in said and "on stripes" in said
+    metrics = copy.json("reports/metrics.json")
+    assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
+    assert list(metrics["per_class"]) == ["upright", "lying"]
+    assert copy.runs()[-1].info.run_name == "adagrad-hinge-0"
