@@ -50,6 +50,10 @@ test: $(SETUP) ## set up and run the tests (less than six minutes on two cores)
 test-long: $(SETUP) ## run all tests, those that take minutes too
 	@python -m pytest -m ''
 
+.PHONY: bench
+bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (eight minutes)
+	@python benchmarks/run.py
+
 .PHONY: check
 check: $(SETUP) ## check format, style and types
 	@ruff format --check

@@ -10,9 +10,11 @@ from cifar_pipeline.console import Refusal, complain
 
 
 def compare(wanted: str) -> None:
+    from cifar_pipeline.config.choices import read_params
     from cifar_pipeline.sweeps.conclusion import gather, show
     from cifar_pipeline.tracking.sweeps import find_sweep
 
+    read_params()  # Elsewhere than in the project's folder, an empty database would be made.
     sweep = find_sweep(wanted)
     if sweep is None:
         raise Refusal(f"There is no sweep {wanted or 'yet'}: `make sweep` or `python src/train.py -m ...` makes one.")

@@ -4,10 +4,7 @@ import re
 
 from workspace import ROOT, Workspace
 
-FILE = re.compile(
-    r"[Ii]n\s+`([\w./]+)`:\s+```\w+\n(.*?)```|such as `([\w./]+)`:\s+```\w+\n(.*?)```|as in `([\w./]+)`:\s+```\w+\n(.*?)```",
-    re.S,
-)
+FILE = re.compile(r"(?:[Ii]n|such as|as in)\s+`([\w./]+)`:\s+```\w+\n(.*?)```", re.DOTALL)
 
 
 def recipes() -> dict[str, str]:
@@ -15,7 +12,7 @@ def recipes() -> dict[str, str]:
     section = (ROOT / "README.md").read_text().split("Your own of each")[1].split("## What is where")[0]
     found = {}
     for match in FILE.finditer(section):
-        path, content = (group for group in match.groups() if group)
+        path, content = match.groups()
         found[path] = re.sub(r"^  ", "", content, flags=re.M).rstrip() + "\n"
     return found
 
