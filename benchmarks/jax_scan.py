@@ -1,0 +1,86 @@
+"""Side: JAX, all steps as one compiled `lax.scan`: the strongest peer that one could pick instead of PyTorch.
+
+    python benchmarks/jax_scan.py --steps 2000
+
+The same network, optimizer and values as the tutorial's; the weights' start does not matter for the time.
+"""
+
+import time
+from math import sqrt
+from typing import Any
+
+import jax  # type: ignore[import-not-found, unused-ignore]
+import numpy as np
+from jax import lax
+from jax import numpy as jnp
+from side import CLASSES, HALF, LR, MOMENTUM, answer_steps, parser, pictures, since_start
+
+Weights = dict[str, Any]
+# Kernel or matrix of each layer; convolutions height, width, channels in and out, as NHWC images take them.
+SHAPES = {
+    "conv1": (5, 5, 3, 6),
+    "conv2": (5, 5, 6, 16),
+    "fc1": (400, 120),
+    "fc2": (120, 84),
+    "fc3": (84, CLASSES),
+}
+
+
+def first_weights(generator: np.random.Generator) -> Weights:
+    """Uniform, as PyTorch begins."""
+    weights = {}
+    for name, shape in SHAPES.items():
+        bound = 1 / sqrt(np.prod(shape[:-1]))
+        for kind, dimensions in (("weight", shape), ("bias", shape[-1:])):
+            weights[f"{name}.{kind}"] = jnp.asarray(generator.uniform(-bound, bound, dimensions), jnp.float32)
+    return weights
+
+
+def logits_of(weights: Weights, images: Any) -> Any:
+    """Logits `[B, K]` of raw pictures `[B, H, W, C] uint8`."""
+    features = (images.astype(jnp.float32) / 255 - HALF) / HALF
+    for name in ("conv1", "conv2"):
+        kernel = weights[f"{name}.weight"]
+        features = lax.conv_general_dilated(
+            features, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        features = jax.nn.relu(features + weights[f"{name}.bias"])
+        features = lax.reduce_window(features, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    features = features.reshape(len(images), -1)
+    for name in ("fc1", "fc2"):
+        features = jax.nn.relu(features @ weights[f"{name}.weight"] + weights[f"{name}.bias"])
+    return features @ weights["fc3.weight"] + weights["fc3.bias"]
+
+
+def mean_loss(weights: Weights, images: Any, labels: Any) -> Any:
+    chances = jax.nn.log_softmax(logits_of(weights, images))
+    return -jnp.take_along_axis(chances, labels[:, None], axis=1).mean()
+
+
+def epoch(weights: Weights, velocity: Weights, images: Any, labels: Any, order: Any) -> tuple[Weights, Weights, Any]:
+    """A step for each row of `order [S, B]`; weights, velocity and the steps' losses."""
+
+    def step(state: tuple[Weights, Weights], index: Any) -> tuple[tuple[Weights, Weights], Any]:
+        weights, velocity = state
+        loss, gradients = jax.value_and_grad(mean_loss)(weights, images[index], labels[index])
+        velocity = jax.tree.map(lambda speed, gradient: MOMENTUM * speed + gradient, velocity, gradients)
+        weights = jax.tree.map(lambda weight, speed: weight - LR * speed, weights, velocity)
+        return (weights, velocity), loss
+
+    (weights, velocity), losses = lax.scan(step, (weights, velocity), order)
+    return weights, velocity, losses
+
+
+options = parser(__doc__).parse_args()
+generator = np.random.default_rng(0)
+raw, truth = pictures(options.data)
+images, labels = jnp.asarray(raw), jnp.asarray(truth, jnp.int32)
+weights = first_weights(generator)
+velocity = jax.tree.map(jnp.zeros_like, weights)
+order = jnp.asarray(generator.integers(0, len(raw), (options.steps, options.batch_size)), jnp.int32)
+code = jax.jit(epoch, donate_argnums=(0, 1)).lower(weights, velocity, images, labels, order).compile()
+start_up = since_start()
+start = time.perf_counter()
+weights, velocity, losses = code(weights, velocity, images, labels, order)
+jax.block_until_ready((weights, losses))
+answer_steps(start_up, time.perf_counter() - start, options.steps, options.batch_size)

@@ -1,0 +1,215 @@
+"""Processes measured one after another, and the table of what they come to."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+START = time.perf_counter()
+# Variables that would make a side here something else than the same command typed in a new shell.
+DISTURBING = ("DVC_", "MLFLOW_", "OMP_", "MKL_", "TORCH", "PYTHONPATH", "CIFAR10_SOURCE", "MAKE")
+GIGABYTE = 10**9
+PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "dvc", "hydra-core", "jax")
+
+
+class Failed(Exception):
+    """A process that was to be measured ended with an error."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended well: its seconds, the memory of the largest process in it, what it printed."""
+
+    seconds: float
+    peak_gigabytes: float
+    output: str
+
+    def answer(self) -> dict[str, Any]:
+        """What a side says in its last line."""
+        answer: dict[str, Any] = json.loads(self.output.splitlines()[-1])
+        return answer
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A copy of the project in a folder of its own, and the environment variables of the commands that run there."""
+
+    root: Path
+    variables: Mapping[str, str]
+
+    def run(self, *words: str) -> Ended:
+        """Run a command to its end and measure it. Raises Failed with the end of its output."""
+        say(f"  {' '.join(words)}")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(DISTURBING)}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        ours = {"PATH": path, "PYTHONPATH": str(self.root / "src"), "PYTHONUTF8": "1", "COLUMNS": "200"}
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            words,
+            cwd=self.root,
+            env={**inherited, **ours, **self.variables, "BENCHMARK_START": repr(time.time())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise Failed(f"`{' '.join(words)}` ended with {process.returncode}: {output[-1500:]}")
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+        return Ended(seconds, usage.ru_maxrss * unit / GIGABYTE, output)
+
+    def side(self, name: str, *arguments: str) -> dict[str, Any]:
+        """Run benchmarks/`name`.py; returns what it answers."""
+        answer = self.run("python", f"benchmarks/{name}.py", *arguments).answer()
+        say("    " + "  ".join(f"{key} {_number(value)}" for key, value in answer.items()))
+        return answer
+
+
+def alternate(
+    workspace: Workspace, sides: Mapping[str, Sequence[str]], repetitions: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each of `sides` (a script's name and its arguments) in turn, A B A B; all answers of each side."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(repetitions):
+        for name, arguments in sides.items():
+            answers[name].append(workspace.side(name, *arguments))
+    return answers
+
+
+def column(answers: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """The same number of every answer."""
+    return [float(answer[key]) for answer in answers]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `theirs` is empty where a limit is to be kept and nobody is to be beaten.
+
+    `at_least` is for how many times as fast as they we are to be; `at_most` for our own number.
+    """
+
+    what: str
+    unit: str = ""
+    ours: Sequence[float] = ()
+    theirs: Sequence[float] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+    not_measured: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast we are."""
+        if not self.theirs:
+            return None
+        ours, theirs = median(self.ours), median(self.theirs)
+        return ours / theirs if self.unit.endswith("/s") else theirs / ours
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the target is met; None where nothing was measured."""
+        if not self.ours:
+            return None
+        if self.at_most is not None:
+            return median(self.ours) <= self.at_most
+        return self.ratio is not None and self.at_least is not None and self.ratio >= self.at_least
+
+    @property
+    def target(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g} {self.unit}"
+
+    def cells(self) -> list[str]:
+        """The row as it is printed, without the note."""
+        met = {True: "yes", False: "**no**", None: "not measured"}[self.is_met]
+        ratio = f"{self.ratio:.2f}" if self.ratio is not None else ""
+        return [self.what, _spread(self.ours, self.unit), _spread(self.theirs, self.unit), ratio, self.target, met]
+
+    def facts(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": self.ratio, "met": self.is_met}
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    path = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def write_report(folder: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Write bench.json and bench.md; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {**head, "rows": [row.facts() for row in rows]}
+    (folder / "bench.json").write_text(json.dumps(facts, indent=2) + "\n")
+    text = _markdown(head, rows)
+    (folder / "bench.md").write_text(text)
+    return text
+
+
+def say(line: str) -> None:
+    """Print a line, with the seconds since the beginning before it."""
+    print(f"[{time.perf_counter() - START:4.0f} s] {line}", flush=True)
+
+
+def _markdown(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    hardware = head["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in hardware["versions"].items() if number)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"`{head['command']}` on {head['date']}, commit {head['commit']}, in {head['seconds']:.0f} s.",
+        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['system']}; load at the start "
+        f"{hardware['load_at_start']}.",
+        f"{versions}.",
+        f"Data: {head['data']}.",
+        "",
+        "Medians [smallest - largest], each value from a process of its own, the sides in turn. Ratio: how many times "
+        "as fast ours is.",
+        "",
+        "| what | ours | theirs | ratio | target | met |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *("| " + " | ".join(row.cells()) + " |" for row in rows),
+        "",
+        "How each was measured:",
+        "",
+    ]
+    lines += [f"- {row.what}: {row.not_measured or row.note}" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{_number(values[0])} {unit} (once)"
+    return f"{_number(median(values))} {unit} [{_number(min(values))} - {_number(max(values))}]"
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,77 @@
+"""Side: this project's own `fit`, put together as src/train.py does it; rows go to a CSV file, checkpoints are kept.
+
+    python benchmarks/ours.py --steps 0 --epochs 2 trainer.batch_size=4
+
+Arguments without dashes are those of src/train.py. `--steps` limits an epoch (0: all of it, which alone can be had in
+compiled blocks). The first epoch is not measured: in it the code is compiled, or found.
+"""
+
+import csv
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from side import answer, parser, since_start
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.stage import cores
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.build import build_module, build_pictures, step_images
+from cifar_pipeline.training.engine import choose_engine
+from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.hardware import choose_hardware
+
+
+class EpochFile(Logger):
+    """Writes the numbers of each epoch to a CSV file, and remembers when it did."""
+
+    name, version = "epochs", 0
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.ends: list[float] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.ends.append(time.perf_counter())
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([step, *metrics.values()])
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """There is nothing to note about a benchmark."""
+
+
+arguments = parser(__doc__)
+arguments.add_argument("--epochs", type=int, default=2, help="epochs, of which all but the first are measured")
+arguments.add_argument("overrides", nargs="*")
+options = arguments.parse_args()
+
+# What `auto` means is asked of the whole recipe, before its epochs are shortened here.
+config = composed([*options.overrides, "machine.accelerator=cpu"])
+dataset = Dataset.open(options.data)
+hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
+engine = choose_engine(config, hardware, dataset.sizes["train"])
+module = build_module(config, dataset, engine)
+pictures = build_pictures(config, dataset, engine)
+values = {**config.trainer, "max_epochs": options.epochs}
+if options.steps:
+    values |= {"limit_train_batches": options.steps, "limit_val_batches": 1}
+with TemporaryDirectory() as folder:
+    logger = EpochFile(Path(folder) / "epochs.csv")
+    start_up, start = since_start(), time.perf_counter()
+    fitted = fit(module, pictures, values, hardware, TrainingFolder(Path(folder)), logger)
+rows = fitted.rows[1:]
+answer(
+    start_up=start_up,
+    first_epoch=logger.ends[0] - start,
+    # From the end of one epoch to that of the next: training, validation, logging, two checkpoints.
+    seconds=(logger.ends[-1] - logger.ends[0]) / len(rows),
+    # The training alone, as every other side has nothing else either.
+    images_per_second=sum(row["images_per_second"] for row in rows) / len(rows),
+    engine=str(engine),
+    threads=hardware.threads,
+)

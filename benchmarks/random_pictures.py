@@ -1,0 +1,45 @@
+"""Writes random pixels as a processed data set, for a machine without CIFAR-10: the same shapes, so the same work.
+
+python benchmarks/random_pictures.py --images 45000
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.data.asked import asked_values
+from cifar_pipeline.data.dataset import write
+from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.sources.cifar10 import Cifar10
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class RandomPixels(Cifar10):
+    """Something of CIFAR-10's shape that nobody should take for it."""
+
+    name, title, origin = "random", "random pixels", "a random number generator"
+
+
+arguments = ArgumentParser(description=__doc__)
+arguments.add_argument("--images", type=int, required=True, help="images in the train part")
+arguments.add_argument("--data", type=Path, default=Path("data/processed"))
+options = arguments.parse_args()
+train, val, test = options.images, max(1, options.images // 9), max(1, options.images // 4)
+generator = np.random.default_rng(0)
+
+
+def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images and labels."""
+    images = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    return images, np.arange(count, dtype=np.int64) % len(CLASSES)
+
+
+official = Official(CLASSES, *drawn(train + val), *drawn(test))
+order = np.arange(train + val)
+asked = asked_values(composed().data)
+options.data.mkdir(parents=True)
+source = RandomPixels()
+write(options.data, official, order[:train], order[train:], source=source, wanted=source.title, asked=asked, used=asked)

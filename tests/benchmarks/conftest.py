@@ -1,0 +1,7 @@
+"""The scripts of benchmarks/ find each other as in a process of their own."""
+
+import sys
+
+from project import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))

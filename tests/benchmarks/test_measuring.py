@@ -1,0 +1,80 @@
+"""The harness of `make bench`: what it makes of numbers, and that every side runs and answers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from measure import Failed, Row, Workspace, alternate, write_report
+from project import ROOT
+from run import SECTIONS
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A folder in which two sides note that they ran."""
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("one", "two"):
+        script = f"open('order', 'a').write('{name} ')\nprint('a line')\nprint('{{\"seconds\": 2.5}}')"
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(script)
+    return Workspace(tmp_path, {"VARIABLE": "value"})
+
+
+def test_sides_take_turns_and_their_last_line_counts(workspace):
+    answers = alternate(workspace, {"one": [], "two": []}, 2)
+    assert answers == {"one": [{"seconds": 2.5}] * 2, "two": [{"seconds": 2.5}] * 2}
+    assert (workspace.root / "order").read_text() == "one two one two "
+
+
+def test_a_process_is_measured_with_its_memory_and_variables(workspace):
+    code = "import os, time; kept = bytearray(10**8); kept[::4096] = b'x' * len(kept[::4096]); time.sleep(0.3)"
+    ended = workspace.run("python", "-c", f"{code}; print(os.environ['VARIABLE'])")
+    assert ended.output == "value\n"
+    assert 0.3 < ended.seconds < 5 and 0.1 < ended.peak_gigabytes < 0.5
+
+
+def test_a_process_that_fails_is_no_measurement(workspace):
+    with pytest.raises(Failed, match=r"ended with 1: [\s\S]*ZeroDivisionError"):
+        workspace.run("python", "-c", "1 / 0")
+
+
+@pytest.mark.parametrize(
+    ("row", "ratio", "is_met"),
+    [
+        (Row("", "s", [1, 2, 9], [10, 8, 99], at_least=5), 5, True),
+        (Row("", "s", [2], [9.9], at_least=5), 4.95, False),
+        (Row("", "images/s", [95], [100], at_least=0.95), 0.95, True),
+        (Row("", "images/s", [90], [100], at_least=0.95), 0.9, False),
+        (Row("", "s", [7, 9, 8], at_most=8), None, True),
+        (Row("", "GB", [1.6], at_most=1.5), None, False),
+        (Row("", at_least=3, not_measured="no jax"), None, None),
+    ],
+)
+def test_medians_are_compared_with_the_target(row, ratio, is_met):
+    assert (row.ratio, row.is_met) == (pytest.approx(ratio) if ratio else None, is_met)
+
+
+def test_the_report_has_every_row_and_what_was_not_measured(tmp_path):
+    machine = {"processor": "abacus", "cores": 2, "system": "here", "load_at_start": 0.1, "versions": {"torch": "2"}}
+    head = {"command": "c", "date": "d", "commit": "e", "seconds": 1.0, "data": "pixels", "machine": machine}
+    rows = [
+        Row("fast", "s", [1.0, 2.0, 4.0], [30.0, 20.0, 10.0], at_least=5, note="extrapolated"),
+        Row("jax", at_least=3, not_measured="jax is not installed"),
+    ]
+    text = write_report(tmp_path, head, rows)
+    assert text == (tmp_path / "bench.md").read_text()
+    assert "| fast | 2 s [1 - 4] | 20 s [10 - 30] | 10.00 | >= 5 | yes |" in text
+    assert "| jax |  |  |  | >= 3 | not measured |" in text and "abacus, 2 cores" in text
+    assert "- fast: extrapolated\n- jax: jax is not installed\n" in text
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert kept["rows"][0]["ours"] == [1.0, 2.0, 4.0] and kept["rows"][0]["ratio"] == 10 and kept["rows"][0]["met"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_part_runs(section, tmp_path):
+    command = [sys.executable, "benchmarks/run.py", "--tiny", "--only", section, "--reports", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert ended.returncode == 0, ended.stdout
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert rows and all(row["ours"] or row["not_measured"] for row in rows)
