@@ -1,0 +1,92 @@
+"""Real sweeps in copies of one workspace, two at a time, begun before the first test asks what came of them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# The workspace is that of the pipeline's tests.
+sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+
+from workspace import Workspace, workspace_of_tree
+
+AT_ONCE = 2
+# What a user might bring along: classes in a file of their own beside the stages.
+LOSSES = '''
+import os, signal, time
+from pathlib import Path
+from torch.nn.functional import cross_entropy
+from torch import nn
+
+class Slow(nn.Module):
+    """Time enough to be killed in the middle."""
+    def forward(self, logits, labels):
+        time.sleep(0.04)
+        return cross_entropy(logits, labels)
+
+class Raising(nn.Module):
+    def forward(self, logits, labels):
+        raise LookupError("no such\\n  label")
+
+class Deadly(nn.Module):
+    """Kills its process, as running out of memory would."""
+    def forward(self, logits, labels):
+        with Path("deaths.txt").open("a") as file:
+            file.write("once more ")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Telling(nn.Module):
+    """Leaves its process's environment for whoever wants to look."""
+    def forward(self, logits, labels):
+        Path(f"environment-{os.getpid()}.txt").write_text(repr(dict(os.environ)))
+        return cross_entropy(logits, labels)
+'''
+
+Scenario = Callable[[Workspace], Any]
+
+
+@pytest.fixture(scope="session")
+def never_swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    """A workspace with processed digits and an empty database, and what compare.py says there."""
+    workspace = workspace_of_tree(tmp_path_factory.mktemp("sweeps für alle"))
+    workspace.edit("params.yaml", "data: null", "data: digits")
+    workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
+    (workspace.root / "src" / "own.py").write_text(LOSSES)
+    for name in ("Slow", "Raising", "Deadly", "Telling"):
+        text = f"_target_: own.{name}\nprobabilities: softmax\n"
+        (workspace.root / "conf" / "loss" / f"{name.lower()}.yaml").write_text(text)
+    for stage in ("download", "preprocess"):
+        workspace.run("python", f"src/{stage}.py")
+    return workspace, workspace.run("python", "src/compare.py", code=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun(
+    request: pytest.FixtureRequest, never_swept: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Scenario], Future[Any]]]:
+    """Begin what the chosen tests ask about, the functions named scenario_..., each in a copy of its own."""
+    futures: dict[Scenario, Future[Any]] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+
+        def begin(scenario: Scenario) -> Future[Any]:
+            if scenario not in futures:
+                copy = never_swept[0].copy(tmp_path_factory.mktemp(scenario.__name__) / "copy")
+                futures[scenario] = pool.submit(scenario, copy)
+            return futures[scenario]
+
+        for item in request.session.items:
+            if isinstance(item, pytest.Function) and "outcome" in item.fixturenames:
+                for name in item.function.__code__.co_names:
+                    if name.startswith("scenario_"):
+                        begin(getattr(item.module, name))
+        yield begin
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def outcome(begun: Callable[[Scenario], Future[Any]]) -> Callable[[Scenario], Any]:
+    """What a scenario returns, once it has ended."""
+    return lambda scenario: begun(scenario).result()

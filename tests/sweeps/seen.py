@@ -1,0 +1,56 @@
+"""What the tests want to know about a sweep in a workspace's MLflow database."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+from mlflow.entities import Run
+from workspace import Workspace
+
+PARENT = "mlflow.parentRunId"
+
+
+def sweeps(workspace: Workspace) -> list[Run]:
+    """The parent runs, the oldest first."""
+    return [run for run in workspace.runs() if "sweep" in run.data.tags]
+
+
+def the_sweep(workspace: Workspace) -> Run:
+    (sweep,) = sweeps(workspace)
+    return sweep
+
+
+def children(workspace: Workspace, parent: Run) -> list[Run]:
+    return [run for run in workspace.runs() if run.data.tags.get(PARENT) == parent.info.run_id]
+
+
+def points(parent: Run) -> list[str]:
+    """The run id of each point, in their order."""
+    return [json.loads(text)["run"] for key, text in sorted(parent.data.tags.items()) if key.startswith("point.")]
+
+
+def rows(workspace: Workspace, parent: Run) -> list[dict[str, str]]:
+    """The table that the sweep's run keeps."""
+    return list(csv.DictReader(io.StringIO(artifact(workspace, parent, "comparison.csv").decode())))
+
+
+def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
+    return Path(workspace.mlflow.download_artifacts(run.info.run_id, name)).read_bytes()
+
+
+def trained(said: str) -> list[int]:
+    """The number of each point that was trained from its first epoch on."""
+    return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", said, re.MULTILINE)]
+
+
+def logged(workspace: Workspace, run: Run, metric: str = "train/loss") -> list[int]:
+    """The epochs of a run, as often as they were logged."""
+    return sorted(entry.step for entry in workspace.mlflow.get_metric_history(run.info.run_id, metric))
+
+
+def folder(said: str) -> str:
+    """Where the comparison was kept."""
+    (found,) = re.findall(r"^Kept in (\S+) and", said, re.MULTILINE)
+    return found

@@ -1,0 +1,122 @@
+"""A sweep is one thing in MLflow, and what has been trained is not trained again."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from mlflow.entities import Run
+from seen import PARENT, artifact, children, folder, logged, points, rows, sweeps, trained
+from workspace import Workspace
+
+BASIC = ("-m", "optimizer=sgd,adam", "loss=cross_entropy,mse", "trainer.max_epochs=2")
+LARGER = ("-m", "optimizer=sgd,adam", "loss=mse,focal,cross_entropy", "trainer.max_epochs=2")
+
+
+@dataclass(frozen=True)
+class Swept:
+    workspace: Workspace
+    said: dict[str, str]
+    after_first: list[Run]
+    typed_again: str
+
+
+def scenario_basic(workspace: Workspace) -> Swept:
+    first = workspace.train(*BASIC)
+    after = workspace.runs()
+    again = workspace.train(*BASIC)
+    return Swept(workspace, {"first": first, "larger": workspace.train(*LARGER)}, after, again)
+
+
+def test_it_is_one_run_with_its_jobs_as_children(outcome):
+    basic = outcome(scenario_basic)
+    workspace = basic.workspace
+    parent = basic.after_first[0]
+    assert parent.info.run_name == "optimizer=sgd,adam loss=cross_entropy,mse"
+    assert parent.info.status == "FINISHED"
+    jobs = children(workspace, parent)
+    assert [job.info.run_name for job in jobs] == [
+        f"{optimizer}-{loss}-0" for optimizer in ("sgd", "adam") for loss in ("cross_entropy", "mse")
+    ]
+    assert {job.info.status for job in jobs} == {"FINISHED"}
+    assert points(parent) == [job.info.run_id for job in jobs]
+    assert trained(basic.said["first"]) == [0, 1, 2, 3]
+
+
+def test_the_table_holds_the_numbers_of_the_jobs(outcome):
+    basic = outcome(scenario_basic)
+    workspace, parent = basic.workspace, basic.after_first[0]
+    jobs = children(workspace, parent)
+    table = rows(workspace, parent)
+    assert [row["run_id"] for row in table] == [job.info.run_id for job in jobs]
+    for row, job in zip(table, jobs, strict=True):
+        for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss"):
+            assert float(row[metric]) == job.data.metrics[metric]
+        assert (row["status"], row["reason"], row["reused"]) == ("FINISHED", "", "False")
+        assert 0 < float(row["seconds"]) == float(job.data.tags["seconds"])
+    kept = folder(basic.typed_again)
+    for name in ("comparison.csv", "comparison.md", "comparison.png", "curves.png"):
+        assert artifact(workspace, parent, name) == (workspace.root / kept / name).read_bytes()
+    best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
+    optimizer, loss, _ = best.info.run_name.split("-")
+    assert f"To make {best.info.run_name} the pipeline's choice" in basic.said["first"]
+    # There is no git in this workspace.
+    chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1"
+    assert f"  python src/choose.py {chosen} && dvc repro\n" in basic.said["first"]
+
+
+def test_typed_again_it_trains_nothing_and_stays_the_same_sweep(outcome):
+    basic = outcome(scenario_basic)
+    said, workspace = basic.typed_again, basic.workspace
+    assert not trained(said) and said.count("finished before") == 4
+    parent, larger = sweeps(workspace)
+    assert parent.info.run_id == basic.after_first[0].info.run_id and parent.info.status == "FINISHED"
+    before = {run.info.run_id: run.info.start_time for run in basic.after_first}
+    assert {run.info.run_id for run in workspace.runs()} - set(before) == {
+        larger.info.run_id,
+        *(job.info.run_id for job in children(workspace, larger)),
+    }
+    assert all(logged(workspace, job) == [1, 2] for job in children(workspace, parent))
+
+
+def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcome):
+    basic = outcome(scenario_basic)
+    workspace, said = basic.workspace, basic.said["larger"]
+    first, larger = sweeps(workspace)
+    assert trained(said) == [1, 4] and said.count("finished before") == 4
+    assert [job.info.run_name for job in children(workspace, larger)] == ["sgd-focal-0", "adam-focal-0"]
+    assert len(points(larger)) == 6 and set(points(first)) < set(points(larger))
+    reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
+    assert {run for run, was in reused.items() if was == "True"} == set(points(first))
+    assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
+    assert said.count("finished, reused") == 4
+
+
+def test_without_any_sweep_there_is_nothing_to_compare(never_swept):
+    workspace, said = never_swept
+    assert said == "There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one.\n"
+    assert workspace.runs() == []
+
+
+def scenario_forced(workspace: Workspace) -> tuple[Workspace, str, str]:
+    # Refused before any work, with nothing left behind.
+    said = workspace.train("-m", "optimizer=sgd,nope", code=2)
+    assert said.startswith("optimizer=nope: conf/optimizer/ has no file of this name;") and said.count("\n") == 1
+    assert workspace.runs() == []
+    learning_rates = "optimizer.lr=0.1,0.001"
+    first = workspace.train("-m", learning_rates)
+    return workspace, first, workspace.train("-m", learning_rates, "rerun=true")
+
+
+@pytest.mark.long
+def test_rerun_trains_again_under_the_same_parent(outcome):
+    workspace, first, again = outcome(scenario_forced)
+    assert trained(first) == trained(again) == [0, 1]
+    (parent,) = sweeps(workspace)
+    jobs = children(workspace, parent)
+    # The name says what is swept beside optimizer, loss and seed.
+    assert [job.info.run_name for job in jobs] == [
+        f"sgd-cross_entropy-0 optimizer.lr={lr}" for lr in ("0.1", "0.001")
+    ] * 2
+    assert points(parent) == [job.info.run_id for job in jobs[2:]]
+    values = [job.data.metrics["val/loss"] for job in jobs]
+    assert values[:2] == values[2:] and not any(map(math.isnan, values))

@@ -1,0 +1,64 @@
+"""What is fixed in a sweep, what is swept, and how a point is written down."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import flag_override
+from project import Project
+
+from cifar_pipeline.config.choices import register_choices
+from cifar_pipeline.sweeps.callback import parted
+from cifar_pipeline.sweeps.choice import setting
+from cifar_pipeline.tracking.points import Point, settings
+
+
+def parts(project: Project, overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+    """As the callback sees a multirun's configuration, which knows of what is swept only as text."""
+    register_choices()
+    of_hydra = [text for text in overrides if text.startswith(("hydra", "sweep="))]
+    with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
+        config = compose("config", overrides=of_hydra, return_hydra_config=True)
+    task = [text for text in overrides if not text.startswith("hydra")]
+    with flag_override(config, ["readonly", "struct"], False):
+        config.hydra.overrides.task = task
+    return parted(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fixed", "swept"),
+    [
+        (["optimizer=sgd,adam", "seed=3"], ["seed=3"], {"optimizer": "sgd,adam"}),
+        (["++optimizer.lr=0.1,0.2"], [], {"optimizer.lr": "0.1,0.2"}),
+        (["optimizer.betas=[0.9,0.99]"], ["optimizer.betas=[0.9,0.99]"], {}),
+        (["optimizer.betas=[0.9,0.99],[0.8,0.9]"], [], {"optimizer.betas": "[0.9,0.99],[0.8,0.9]"}),
+        (["seed=range(3)"], [], {"seed": "range(3)"}),
+        (["optimizer.lr=tag(log, interval(0.1, 1))"], [], {"optimizer.lr": "tag(log, interval(0.1, 1))"}),
+        (["sweep=seeds"], ["sweep=seeds"], {"seed": "0,1,2"}),
+        # The command line beats the file, as everywhere.
+        (["sweep=seeds", "seed=7"], ["sweep=seeds", "seed=7"], {}),
+        (["sweep=seeds", "seed=7,8"], ["sweep=seeds"], {"seed": "7,8"}),
+        (["seed=0,1", "hydra/launcher=joblib"], [], {"seed": "0,1"}),
+    ],
+)
+def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swept):
+    found_fixed, found_swept = parts(project, overrides)
+    assert (sorted(found_fixed), found_swept) == (sorted(fixed), swept)
+
+
+def test_a_point_is_called_by_what_is_swept():
+    overrides = ("optimizer=adam", "++optimizer.lr=0.01", "augment=flip_crop", "seed=1", "trainer.max_epochs=2")
+    point = Point("parent", 3, overrides, ("optimizer", "optimizer.lr", "augment", "seed"))
+    assert point.label == "optimizer=adam optimizer.lr=0.01 augment=flip_crop seed=1"
+    # Optimizer, loss and seed stand in every run's name.
+    assert point.beside == ["optimizer.lr=0.01", "augment=flip_crop"]
+    assert Point("parent", 0, ("seed=1",), ()).label == ""
+
+
+def test_settings_are_read_from_overrides():
+    assert settings(["a=1", "+b.c=x=y", "~d", "++a=2", "e="]) == {"a": "2", "b.c": "x=y", "e": ""}
+
+
+def test_a_value_is_set_where_params_has_its_place(project):
+    assert setting("optimizer", "adam") == "optimizer=adam"
+    assert setting("seed", "3") == "seed=3"
+    assert setting("optimizer.lr", "0.01") == "++overrides.optimizer.lr=0.01"
+    assert setting("optimizer.betas", "[0.9,0.99]") == "++overrides.optimizer.betas=[0.9,0.99]"
