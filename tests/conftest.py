@@ -14,6 +14,15 @@ from cifar_pipeline.data.dataset import Dataset, write
 from cifar_pipeline.data.sources.digits import Digits
 
 TRAIN, VAL, TEST = 90, 30, 20
+# Folders whose tests share a workspace in which the real stages have run.
+SHARING = ("pipeline", "sweeps")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share something slow to make in one process: a whole folder, or else a file."""
+    for item in items:
+        group = next((name for name in SHARING if name in item.path.parts), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """A sweep is one thing in MLflow, and what has been trained is not trained again."""
 
 import math
+import re
+import shlex
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -18,13 +21,20 @@ class Swept:
     said: dict[str, str]
     after_first: list[Run]
     typed_again: str
+    chosen_weights: bytes
 
 
 def scenario_basic(workspace: Workspace) -> Swept:
     first = workspace.train(*BASIC)
     after = workspace.runs()
     again = workspace.train(*BASIC)
-    return Swept(workspace, {"first": first, "larger": workspace.train(*LARGER)}, after, again)
+    larger = workspace.train(*LARGER)
+    # The command that takes the winner, less what follows training; it really trains.
+    (command,) = re.findall(r"^  (python src/choose.py .*) && dvc repro$", first, re.MULTILINE)
+    shutil.rmtree(workspace.root / ".cache" / "trainings")
+    workspace.run(*shlex.split(command))
+    assert "epoch 2/2" in workspace.train()
+    return Swept(workspace, {"first": first, "larger": larger}, after, again, workspace.model())
 
 
 def test_it_is_one_run_with_its_jobs_as_children(outcome):
@@ -89,6 +99,14 @@ def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcom
     assert {run for run, was in reused.items() if was == "True"} == set(points(first))
     assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
     assert said.count("finished, reused") == 4
+
+
+def test_the_winners_command_trains_to_the_same_weights(outcome):
+    basic = outcome(scenario_basic)
+    jobs = [run for run in basic.after_first if "identity" in run.data.tags]
+    best = max(range(4), key=lambda number: jobs[number].data.metrics["val/accuracy"])
+    assert basic.chosen_weights == basic.workspace.model(f"{folder(basic.said['first'])}/{best}/models")
+    assert basic.workspace.json("models/run.json")["id"] == jobs[best].info.run_id
 
 
 def test_without_any_sweep_there_is_nothing_to_compare(never_swept):

@@ -8,6 +8,9 @@ from mlflow.entities import Run
 from seen import children, logged, points, rows, sweeps, the_sweep, trained
 from workspace import Workspace
 
+from cifar_pipeline.sweeps.conclusion import gather, show
+from cifar_pipeline.tracking.sweeps import find_sweep
+
 SWEEP = ("-m", "optimizer=sgd,adam,adamw", "loss=slow", "trainer.max_epochs=3")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
@@ -17,7 +20,7 @@ class Killed:
     workspace: Workspace
     said: str
     left: list[Run]
-    compared: str
+    copy: Workspace
     again: str
 
 
@@ -27,8 +30,8 @@ def scenario_killed(workspace: Workspace) -> Killed:
     sweep.process.kill()
     said = sweep.end(code=-signal.SIGKILL)
     left = workspace.runs()
-    compared = workspace.run("python", "src/compare.py")
-    return Killed(workspace, said, left, compared, workspace.train(*SWEEP))
+    copy = workspace.copy(workspace.root.with_name("as it was left"))
+    return Killed(workspace, said, left, copy, workspace.train(*SWEEP))
 
 
 def test_it_is_taken_up_where_it_was(outcome):
@@ -46,8 +49,12 @@ def test_it_is_taken_up_where_it_was(outcome):
     assert all(logged(killed.workspace, job) == [1, 2, 3] for job in jobs) and len(jobs) == 3
 
 
-def test_it_is_compared_as_far_as_it_came(outcome):
-    compared = outcome(scenario_killed).compared
+def test_it_is_compared_as_far_as_it_came(outcome, monkeypatch, capsys):
+    monkeypatch.chdir(outcome(scenario_killed).copy.root)
+    sweep = find_sweep("")
+    assert sweep
+    show(gather(sweep.info.run_id), sweep.info.run_id)  # what src/compare.py does
+    compared = capsys.readouterr().out
     assert "optimizer=sgd,adam,adamw on digits" in compared
     assert "finished" in compared and "running" in compared and "adamw" not in compared.partition("rank")[2]
     assert "To make sgd-slow-0 the pipeline's choice" in compared

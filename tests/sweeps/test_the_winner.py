@@ -41,6 +41,7 @@ def scenario_retrained(workspace: Workspace) -> Won:
     return Won(workspace, won.weights, won.command, workspace.run(*won.command))
 
 
+@pytest.mark.long
 def test_it_trains_to_the_same_weights(outcome):
     won = outcome(scenario_retrained)
     assert "epoch 3/3" in won.said
