@@ -18,6 +18,7 @@ TRAIN, VAL, TEST = 90, 30, 20
 SHARING = ("pipeline", "sweeps")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share something slow to make in one process: a whole folder, or else a file."""
     for item in items:

@@ -109,7 +109,7 @@ def training_run(
     spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
     with _apart(suspect=point is not None and deaths > 0):
         client.update_run(run_id, status="RUNNING")
-        with _ended(client, run_id, spent):
+        with _ended(client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"):
             yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
 
@@ -163,8 +163,11 @@ def _apart(suspect: bool) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _ended(client: MlflowClient, run_id: str, spent: float = 0.0) -> Iterator[None]:
-    """End the run with what became of the block, and with its seconds added to those spent before."""
+def _ended(client: MlflowClient, run_id: str, spent: float = 0.0, finished_before: bool = False) -> Iterator[None]:
+    """End the run with what became of the block, and with its seconds added to those spent before.
+
+    A training that had finished keeps its seconds: to take it again, or to make it again, is no part of them.
+    """
     status, start = "FAILED", time.perf_counter()
     try:
         yield
@@ -173,7 +176,8 @@ def _ended(client: MlflowClient, run_id: str, spent: float = 0.0) -> Iterator[No
         status = "KILLED"
         raise
     finally:
-        client.set_tag(run_id, SECONDS, round(spent + time.perf_counter() - start, 2))
+        if not finished_before:
+            client.set_tag(run_id, SECONDS, round(spent + time.perf_counter() - start, 2))
         client.set_terminated(run_id, status)
 
 
