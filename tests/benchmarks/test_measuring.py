@@ -31,7 +31,7 @@ def test_a_process_is_measured_with_its_memory_and_variables(workspace):
     code = "import os, time; kept = bytearray(10**8); kept[::4096] = b'x' * len(kept[::4096]); time.sleep(0.3)"
     ended = workspace.run("python", "-c", f"{code}; print(os.environ['VARIABLE'])")
     assert ended.output == "value\n"
-    # Linux lets a new process begin with the peak of the one that starts it, which is small where `make bench` measures.
+    # Linux lets a process begin with the peak of the one that starts it, which is small where `make bench` measures.
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     assert 0.3 < ended.seconds < 5 and 0.1 < ended.peak_gigabytes < max(0.5, own + 0.1)
 
