@@ -70,7 +70,7 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
     optimizer, loss, _ = best.info.run_name.split("-")
     assert f"To make {best.info.run_name} the pipeline's choice" in basic.said["first"]
     # There is no git in this workspace.
-    chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1"
+    chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1 machine.engine=plain"
     assert f"  python src/choose.py {chosen} && dvc repro\n" in basic.said["first"]
 
 

@@ -14,13 +14,14 @@ NOT_CHOSEN = ("hydra", "machine", "rerun", "sweep")
 def command_for(record: PointRecord) -> str:
     """`dvc exp run -S ...` with the point's choices; where there is no git, the same as an edit of params.yaml.
 
-    The number of threads is named, because weights are equal bit for bit with as many only.
+    The number of threads and the engine are named, because weights are equal bit for bit with the same only.
     """
     assert record.run is not None
     values = {
         key: value for key, value in settings(record.overrides).items() if key.partition(".")[0] not in NOT_CHOSEN
     }
-    values["machine.threads"] = record.run.data.tags.get("threads", "auto")
+    for key in ("threads", "engine"):
+        values[f"machine.{key}"] = record.run.data.tags.get(key, "auto")
     if Path(".git").exists():
         return shlex.join(["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", setting(*item)))])
     return (
