@@ -59,7 +59,7 @@ def evaluate(config: DictConfig) -> None:
     with reopened_run(trained.run["id"], trained.run["name"]) as run:
         # The numbers per class are on the run as metrics.json: forty charts would hide the others.
         run.log_metrics(flatten({"test": measured["test"]}))
-        run.log_figures([*figures, *tables])
+        run.log_files([*figures, *tables])
     say(f"Test accuracy: {metrics['test']['accuracy']:.2%} on {dataset.caption} ({trained.checkpoint} weights)")
 
 

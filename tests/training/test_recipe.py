@@ -1,6 +1,7 @@
 """What a training computes is what a plain loop of the same recipe computes."""
 
 import copy
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -96,6 +97,7 @@ def test_a_loss_that_is_no_number_is_refused_by_its_learning_rate(
     training = start(project, config, digits)
     with pytest.raises(Refusal, match=r"no finite number.*learning rate 1e\+12.*smaller optimizer\.lr"):
         training.run()
+    assert all(math.isfinite(value) for row in training.logger.epochs.values() for value in row.values())
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_training(project: Project, digits: Dataset) -> None:

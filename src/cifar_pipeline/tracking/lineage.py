@@ -14,14 +14,15 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", 
 
 def tags() -> dict[str, str]:
     """Facts that a person may want to filter runs by; those that are not to be had here are left out."""
+    commit = _git("rev-parse", "HEAD")
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "mlflow.source.name": sys.argv[0],
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+        "mlflow.source.git.commit": commit,
         "python": sys.version.split()[0],
-        "git.commit": _git("rev-parse", "HEAD"),
-        "git.dirty": str(bool(diff())).lower() if _git("rev-parse", "HEAD") else "",
+        "git.commit": commit,
+        "git.dirty": str(bool(diff())).lower() if commit else "",
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc.data": _dvc_hash("download", "data/raw"),
         **{f"version.{package}": version(package) for package in PACKAGES},

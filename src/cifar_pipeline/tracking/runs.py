@@ -11,13 +11,12 @@ import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
 
 from cifar_pipeline.config.workspace import main_workspace
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.points import DEATHS, FAILURE, PARENT, SECONDS, Point
-from cifar_pipeline.tracking.store import connect, tracking_uri
+from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
 from cifar_pipeline.tracking.sweeps import count_death, logged_epochs, note_point
 
 LONGEST_PARAMETER = 6000
@@ -35,7 +34,7 @@ class TrainingRun:
     tracking_uri: str
     logged_epochs: int
 
-    def log_figures(self, paths: list[Path]) -> None:
+    def log_files(self, paths: list[Path]) -> None:
         """Show pictures and tables on the run's page."""
         for path in paths:
             self.client.log_artifact(self.id, str(path))
@@ -120,23 +119,13 @@ def reopened_run(run_id: str, name: str) -> Iterator[TrainingRun]:
     A new one, and a line that says so, where this store doesn't have it: the model may come from DVC's cache.
     """
     client, experiment = connect()
-    if _exists(client, run_id):
+    if known_run(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
         return
     say(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
     run_id = client.create_run(experiment, run_name=name, tags=lineage.tags()).info.run_id
     with _ended(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
-
-
-def _exists(client: MlflowClient, run_id: str) -> bool:
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
 
 
 def finished_run(identity: str) -> Run | None:

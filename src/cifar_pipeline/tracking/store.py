@@ -9,6 +9,8 @@ from typing import Any
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -41,6 +43,17 @@ def connect() -> tuple[MlflowClient, str]:
         if uri.startswith("sqlite:///"):
             _write_ahead(Path(uri.removeprefix("sqlite:///")))
         return client, _experiment(client, uri)
+
+
+def known_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run with this id; None where the store doesn't have it, or where it was deleted."""
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run is not None and run.info.lifecycle_stage == "active" else None
 
 
 def _write_ahead(database: Path) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
 
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.points import DEATH_EPOCH, DEATHS, FAILURE, PARENT, Point
-from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.tracking.store import connect, known_run
 
 POINT = "point."
 
@@ -150,16 +149,6 @@ def _record(client: MlflowClient, parent: str, key: str, text: str) -> PointReco
     if not key.startswith(POINT) or not text:
         return None
     content = json.loads(text)
-    run = _run(client, content["run"])
+    run = known_run(client, content["run"])
     reused = run is not None and run.data.tags.get(PARENT) != parent
     return PointRecord(int(key.removeprefix(POINT)), tuple(content["overrides"]), run, reused)
-
-
-def _run(client: MlflowClient, run_id: str) -> Run | None:
-    if not run_id:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        return None
-    return run if run.info.lifecycle_stage == "active" else None

@@ -1,6 +1,5 @@
-"""Checkpoints that are there whole or not at all, and the folder in which a training keeps them."""
+"""Which checkpoints a training keeps, written whole or not at all, and read without unpickling code."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from cifar_pipeline.files import whole_file
+
 LAST, BEST = "last", "best"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the final name, syncs and renames: killed at any moment, the old file or the new one is there."""
+    """Killed at any moment, the old file or the new one is there; Lightning's own way copies, and does not sync."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.part")
-        with temporary.open("wb") as file:
+        with whole_file(Path(path)) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
 
 def checkpoint_callbacks(folder: Path, has_val: bool) -> list[ModelCheckpoint]:

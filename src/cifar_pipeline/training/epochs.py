@@ -26,6 +26,7 @@ class EpochRows(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        pl_module.refuse_infinite_loss()
         seconds = self.train_seconds or time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1.0}
         row |= {f"train/{key}": value for key, value in pl_module.train_sums.means().items()}

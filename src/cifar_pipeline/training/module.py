@@ -99,12 +99,9 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log("val/accuracy", self.val_sums.means()["accuracy"], logger=False)
 
-    def on_train_epoch_end(self) -> None:
-        self.refuse_infinite_loss()
-
     def refuse_infinite_loss(self) -> None:
-        """Stop where the sum of this epoch's losses is no finite number."""
-        total = float(self.train_sums.loss)
+        """Stop where the sum of an epoch's losses, in training or validation, is no finite number."""
+        total = float(self.train_sums.loss + self.val_sums.loss)
         if total != total or abs(total) == float("inf"):
             lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
             raise Refusal(
