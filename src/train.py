@@ -59,7 +59,8 @@ def train(config: DictConfig) -> float | None:
             say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
             logger.log_rows(folder.rows())
         else:
-            fitted = fit(module, pictures, config.trainer, hardware, folder, logger)
+            every = config.machine.checkpoint_every
+            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every)
             with folder.finishing(
                 training_facts(this, config, dataset, module, hardware, fitted), fitted.rows
             ) as result:

@@ -10,14 +10,16 @@ from source import FILES, PACKAGE, SRC, STAGES, imported_files, imported_names, 
 MAY_KNOW = {
     "console": set(),
     "files": {"console"},
-    "config": {"console", "files"},
+    "faults": set(),
+    "interruption": set(),
+    "config": {"console", "faults", "files", "interruption"},
     "data": {"config", "console", "files"},
     "models": {"config", "console", "files"},
-    "training": {"config", "console", "files", "data", "models"},
+    "training": {"config", "console", "files", "interruption", "data", "models"},
     "inference": {"config", "console", "files", "data", "models"},
     "tracking": {"config", "console", "files"},
     "reporting": {"console", "files"},
-    "sweeps": {"config", "console", "files", "tracking", "reporting"},
+    "sweeps": {"config", "console", "faults", "files", "interruption", "tracking", "reporting"},
 }
 # Packages that a room does without.
 NEVER = {

@@ -14,9 +14,9 @@ from project import ROOT, Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.interruption import Interrupted
 from cifar_pipeline.training import checkpoints
 from cifar_pipeline.training.checkpoints import AtomicCheckpoints, load_weights
-from cifar_pipeline.training.fit import Interrupted
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.history import best_row, write_history
 
@@ -107,7 +107,7 @@ def test_with_nothing_held_back_there_is_only_the_last(
     training = start(project, restless(project), digits_without_val)
     rows = training.run().rows
     assert training.folder.checkpoints() == ["last"]
-    assert sorted(path.name for path in training.folder.path.iterdir()) == ["last.ckpt"]
+    assert sorted(path.name for path in training.folder.path.iterdir()) == ["before.ckpt", "last.ckpt"]
     assert not [key for key in rows[0] if key.startswith("val/")]
     assert best_row(rows) is rows[-1]
     write_history(rows, tmp_path / "history.csv")
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    AtomicCheckpoints("abc").save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
 
     def full(checkpoint: object, file: Any) -> None:
         file.write(b"half of it")
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
     with pytest.raises(OSError, match="no space"):
-        AtomicCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
+        AtomicCheckpoints("abc").save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
     monkeypatch.undo()
     assert torch.equal(load_weights(path)["w"], torch.ones(2))
 

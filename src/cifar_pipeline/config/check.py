@@ -127,6 +127,7 @@ RULES: dict[str, Rule] = {
     "machine.chunk_steps": COUNT,
     "machine.block_from_steps": COUNT,
     "machine.block_up_to_images": COUNT,
+    "machine.checkpoint_every": _or_null(POSITIVE),
     "machine.keep_trainings": WHOLE,
 }
 

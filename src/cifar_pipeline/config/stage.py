@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
 from cifar_pipeline.config.sentences import refusal_in, sentence
 from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.interruption import Interrupted, end_with_dvc, listen
 
 Stage = Callable[[DictConfig], Any]
 
@@ -33,8 +36,11 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
 
     `around` wraps the stage together with the checks before it.
 
-    Ends the process with code 2 and one sentence where the configuration, or what the stage found, is refused.
+    Ends the process with one sentence: with code 2 where the configuration, or what the stage found, is refused, with 1
+    where the machine failed, and with 130 or 143 where somebody stopped it.
     """
+    listen()
+    end_with_dvc()
     # The processes of some launchers do not look beside the script for the package.
     source = str(Path(sys.argv[0]).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -44,6 +50,10 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
         register_choices()
         refuse_odd_choices(sys.argv[1:])
         hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(around(_checked(stage)))()
+    except KeyboardInterrupt:
+        _stop(Interrupted(signal.SIGINT))
+    except Interrupted as interrupted:
+        _stop(interrupted)
     except InstantiationException:
         raise  # What a class of ours or of the user's did wrong needs its traceback.
     except (Refusal, HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -85,20 +95,28 @@ def _checked(stage: Stage) -> Stage:
         try:
             check(config)
             result = stage(config)
-        except (Refusal, InstantiationException, OmegaConfBaseException) as error:
-            refusal = refusal_in(error)
+        except Exception as error:
+            refusal, fault = refusal_in(error), fault_sentence(error)
             if refusal is not None and is_sweep():
                 raise refusal from None
-            if is_sweep() or (refusal is None and isinstance(error, InstantiationException)):
-                raise
             # Here already, because Hydra announces an error before it passes it on.
-            complain(sentence(refusal or error))
-            sys.exit(2)
+            if refusal is not None or (isinstance(error, OmegaConfBaseException) and not is_sweep()):
+                complain(sentence(refusal or error))
+                sys.exit(2)
+            if fault is not None and not is_sweep():
+                complain(fault)
+                sys.exit(1)
+            raise
         if not is_sweep():
             _note_seconds(stage.__name__, time.perf_counter() - start)
         return result
 
     return run
+
+
+def _stop(interrupted: Interrupted) -> None:
+    complain(interrupted.line)
+    sys.exit(interrupted.code)
 
 
 def _note_seconds(stage: str, seconds: float) -> None:

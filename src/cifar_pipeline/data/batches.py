@@ -58,7 +58,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.position = 0  # batches handed out in this epoch
-        self._start = 0  # where the next pass begins; other than 0 only after load_state_dict
+        self.start = 0  # where the next pass begins; other than 0 only after load_state_dict
         # Lightning announces an epoch to `loader.sampler`, and looks for shuffling in `loader.batch_sampler`.
         self.sampler, self.batch_sampler = self, None
 
@@ -69,7 +69,7 @@ class Batches:
         return whole + (left >= self.world_size or (left > 0 and not whole))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start, self._start = self._start, 0
+        start, self.start = self.start, 0
         self.position = start
         total = len(self)
         if start >= total:
@@ -93,7 +93,7 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next pass yields, from its beginning unless it is the one that was resumed."""
         if epoch != self.epoch:
-            self.epoch, self.position, self._start = epoch, 0, 0
+            self.epoch, self.position, self.start = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches were handed out."""
@@ -102,7 +102,7 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass go on where `state_dict` was taken."""
         self.epoch = state["epoch"]
-        self.position = self._start = state["position"]
+        self.position = self.start = state["position"]
 
     def _order(self) -> Tensor:
         """The indices of this rank's images in the order of this epoch."""

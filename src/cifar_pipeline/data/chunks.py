@@ -18,6 +18,7 @@ class Chunks:
 
     def __init__(self, batches: Batches, steps: int) -> None:
         self.batches, self.steps = batches, steps
+        self.position = 0  # batches handed out in this epoch
         # Lightning announces an epoch to `loader.sampler`, and looks for shuffling in `loader.batch_sampler`.
         self.sampler, self.batch_sampler = self, None
 
@@ -28,22 +29,27 @@ class Chunks:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images: list[Tensor] = []
         labels: list[Tensor] = []
+        self.position = self.batches.start
         for pictures, truth in self.batches:
             if images and (len(images) == self.steps or len(truth) != len(labels[-1])):
-                yield torch.stack(images), torch.stack(labels)
+                yield self._chunk(images, labels)
                 images, labels = [], []
             images.append(pictures)
             labels.append(truth)
         if images:
-            yield torch.stack(images), torch.stack(labels)
+            yield self._chunk(images, labels)
+
+    def _chunk(self, images: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        self.position += len(images)
+        return torch.stack(images), torch.stack(labels)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next pass yields."""
         self.batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were handed out."""
-        return self.batches.state_dict()
+        """The epoch, and how many of its batches were handed out: fewer than were asked of `batches`."""
+        return self.batches.state_dict() | {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass go on where `state_dict` was taken."""

@@ -7,6 +7,7 @@ would not get there.
 import hashlib
 import json
 import logging
+import os
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -32,10 +33,12 @@ class SweepParent(Callback):
 
     def __init__(self) -> None:
         self.parent = ""
+        self.process = 0
         self.swept: tuple[str, ...] = ()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
+        self.process = os.getpid()
         try:
             self.parent = self._open(config)
         except Exception as error:
@@ -64,7 +67,9 @@ class SweepParent(Callback):
         """In the process of the job, let it know which point of which sweep it is."""
         if self.parent:
             settings = HydraConfig.get()
-            job.begin(Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept))
+            job.begin(
+                Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept), self.process
+            )
 
 
 def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:

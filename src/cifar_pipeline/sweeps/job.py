@@ -1,6 +1,7 @@
 """A job of a sweep: which point it is, and how it fails without stopping the others."""
 
 import functools
+import os
 import traceback
 from typing import Any
 
@@ -8,15 +9,23 @@ from omegaconf import DictConfig
 
 from cifar_pipeline.config.stage import Stage, output_root
 from cifar_pipeline.console import Refusal, complain, say, speak_as
+from cifar_pipeline.faults import fault_sentence
+from cifar_pipeline.interruption import end_with, listen
 from cifar_pipeline.tracking.points import Point
 
 _point: Point | None = None
 
 
-def begin(point: Point) -> None:
-    """Let this process know which point it is at. Called by the callback, in the job's process."""
+def begin(point: Point, sweep_process: int) -> None:
+    """Let this process know which point it is at. Called by the callback, in the job's process.
+
+    A process of its own ends with that of the sweep, if it was started on the same machine.
+    """
     global _point
     _point = point
+    if os.getpid() != sweep_process:
+        listen()
+        end_with(sweep_process)
 
 
 def current_point() -> Point | None:
@@ -74,9 +83,11 @@ def surviving(stage: Stage) -> Stage:
 
 
 def failure_sentence(error: Exception) -> str:
-    """Why a job failed, in a sentence; the traceback of what is no refusal goes to error.txt in the job's folder."""
+    """Why a job failed, in a sentence; the traceback of what is a bug goes to error.txt in the job's folder."""
     if isinstance(error, Refusal):
         return str(error)
+    if fault := fault_sentence(error):
+        return fault
     path = output_root() / "error.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(traceback.format_exception(error)))

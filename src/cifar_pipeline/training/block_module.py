@@ -18,9 +18,9 @@ class BlockClassifier(Classifier):
     is stepped one by one.
     """
 
-    def __init__(self, *arguments: Any, block_steps: int) -> None:
+    def __init__(self, *arguments: Any, block_steps: int, chunk_steps: int) -> None:
         super().__init__(*arguments)
-        self.block_steps = block_steps
+        self.block_steps, self.chunk_steps = block_steps, chunk_steps
         self.automatic_optimization = False
         self.block: Block | None = None
         self.impossible = False
@@ -29,6 +29,13 @@ class BlockClassifier(Classifier):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.taken = 0
+
+    def epoch_so_far(self) -> dict[str, Any]:
+        return super().epoch_so_far() | {"chunk_steps": self.chunk_steps, "taken": self.taken}
+
+    def go_on(self, left_off: dict[str, Any]) -> None:
+        super().go_on(left_off)
+        self.taken = left_off["taken"]
 
     def steps_per_epoch(self) -> int:
         loader: Any = self.trainer.train_dataloader

@@ -1,6 +1,6 @@
 """From the configuration and the data set to what Lightning trains, before any work is done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,9 @@ from cifar_pipeline.training.optimizers import choose_optimizer
 def build_module(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -> Classifier:
     """The network with new weights that follow from the seed, its loss, optimizer and schedule."""
     seed_everything(config.seed, verbose=False)
-    kind = partial(BlockClassifier, block_steps=engine.block_steps) if engine.is_block else Classifier
+    kind: Callable[..., Classifier] = Classifier
+    if engine.is_block:
+        kind = partial(BlockClassifier, block_steps=engine.block_steps, chunk_steps=engine.chunk_steps)
     return kind(
         build_network(config, dataset),
         instantiate(arguments(config.loss, "loss")),

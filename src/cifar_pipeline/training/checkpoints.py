@@ -1,37 +1,117 @@
-"""Which checkpoints a training keeps, written whole or not at all, and read without unpickling code."""
+"""Which checkpoints a training keeps, written whole or not at all, and read without unpickling code.
 
+`last` is the end of the newest epoch, `before` that of the one before it; `within`, from within an epoch, is newer
+than both; `best` are the weights of the epoch with the best accuracy on the validation part.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from cifar_pipeline.console import Refusal, say, warn
 from cifar_pipeline.files import whole_file
 
-LAST, BEST = "last", "best"
+WITHIN, LAST, BEFORE, BEST = "within", "last", "before", "best"
+
+
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Where the checkpoint of this name lies."""
+    return folder / f"{name}.ckpt"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Killed at any moment, the old file or the new one is there; Lightning's own way copies, and does not sync."""
+    """Killed at any moment, the old file or the new one is there; Lightning's own way copies, and does not sync.
+
+    Args:
+        identity: of the training, noted in each file, so that no other's is taken for it.
+    """
+
+    def __init__(self, identity: str) -> None:
+        super().__init__()
+        self.identity = identity
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        with whole_file(Path(path)) as part, part.open("wb") as file:
-            torch.save(checkpoint, file)
+        path = Path(path)
+        with whole_file(path) as part:
+            with part.open("wb") as file:
+                torch.save({**checkpoint, "identity": self.identity}, file)
+            if path.stem == LAST and path.exists():
+                path.replace(checkpoint_path(path.parent, BEFORE))
+        if path.stem == LAST:
+            checkpoint_path(path.parent, WITHIN).unlink(missing_ok=True)
 
 
-def checkpoint_callbacks(folder: Path, has_val: bool) -> list[ModelCheckpoint]:
-    """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it."""
-    checkpoint = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
-    last = checkpoint(filename=LAST)
-    if not has_val:
-        return [last]
-    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=True), last]
+def checkpoint_callbacks(folder: Path, has_val: bool, seconds: float | None) -> list[ModelCheckpoint]:
+    """Keep the last weights, and those of the best epoch where there is a validation part to tell.
+
+    Within an epoch too, every so many seconds; None: only at its end.
+    """
+    checkpoint = partial(ModelCheckpoint, folder, enable_version_counter=False)
+    callbacks = [checkpoint(filename=LAST, save_on_train_epoch_end=True)]
+    if has_val:
+        best = partial(checkpoint, monitor="val/accuracy", mode="max", save_weights_only=True)
+        callbacks.insert(0, best(filename=BEST, save_on_train_epoch_end=True))
+    if seconds is not None:
+        callbacks.insert(0, checkpoint(filename=WITHIN, train_time_interval=timedelta(seconds=seconds)))
+    return callbacks
+
+
+def resume_point(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps: int) -> Path | None:
+    """The newest checkpoint in `folder` that a training can go on from; None where it begins anew.
+
+    What is damaged, or of another training, is passed over and named. One from within an epoch counts the steps in
+    chunks: with chunks of another size, the end of the epoch before is taken.
+    """
+    for name in (WITHIN, LAST, BEFORE):
+        path = checkpoint_path(folder, name)
+        if not path.is_file():
+            continue
+        try:
+            checkpoint = read_checkpoint(path)
+            _require_fitting(checkpoint, folder.name, weights)
+        except Refusal as refusal:
+            warn(f"{refusal} It is passed over.")
+            continue
+        if name == WITHIN and checkpoint["epoch_so_far"]["chunk_steps"] != chunk_steps:
+            say("The steps were run in another way when this epoch was broken off: it begins again.")
+            continue
+        return path
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, which is unpickled only as far as tensors and plain values go.
+
+    Raises `Refusal` where the file is damaged: torch itself does not look at the checksums in it.
+    """
+    try:
+        with ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise BadZipFile(f"wrong checksum of {damaged}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not isinstance(content["state_dict"], dict):
+            raise ValueError("no checkpoint")
+    except Exception as error:
+        raise Refusal(f"{path} is damaged ({' '.join(str(error).split())[:100]}).") from error
+    return content
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The module's state dict in a checkpoint, read without unpickling anything but tensors and plain values."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    """The module's state dict in a checkpoint. Raises `Refusal` where the file is damaged."""
+    weights: dict[str, torch.Tensor] = read_checkpoint(path)["state_dict"]
     return weights
+
+
+def _require_fitting(checkpoint: Mapping[str, Any], identity: str, weights: Mapping[str, torch.Tensor]) -> None:
+    shapes = {name: value.shape for name, value in weights.items()}
+    if checkpoint.get("identity") != identity or shapes != {
+        name: value.shape for name, value in checkpoint["state_dict"].items()
+    }:
+        raise Refusal("A checkpoint of another training lies in its place.")

@@ -17,6 +17,11 @@ class EpochRows(Callback):
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.start, self.train_seconds = time.perf_counter(), 0.0
+        self.seconds_before = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = time.perf_counter() - self.seconds_before
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start, self.train_seconds = time.perf_counter(), 0.0
@@ -42,7 +47,7 @@ class EpochRows(Callback):
         say(line_of(row, trainer.max_epochs or 0))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "seconds": time.perf_counter() - self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from cifar_pipeline.console import say
-from cifar_pipeline.training.checkpoints import LAST, AtomicCheckpoints, checkpoint_callbacks
+from cifar_pipeline.interruption import Interrupted
+from cifar_pipeline.training.checkpoints import AtomicCheckpoints, checkpoint_callbacks, resume_point
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.epochs import EpochRows
 from cifar_pipeline.training.folder import TrainingFolder
@@ -20,10 +21,6 @@ from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.progress import EpochProgress
-
-
-class Interrupted(SystemExit):
-    """Somebody stopped the training: Ctrl-C (code 130) or SIGTERM (code 143)."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,16 @@ def fit(
     hardware: Hardware,
     folder: TrainingFolder,
     logger: Logger,
+    checkpoint_every: float | None = None,
 ) -> Fitted:
     """Train `module` with the values of conf/trainer; checkpoints go to `folder`, and from there it goes on.
+
+    They are written at the end of each epoch and, within it, every `checkpoint_every` seconds.
 
     Raises `Interrupted` when it was stopped, and what `Classifier` raises.
     """
     _quieten()
-    epochs, watch = EpochRows(), InterruptionWatch()
+    epochs = EpochRows()
     trainer = Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -58,33 +58,25 @@ def fit(
         gradient_clip_val=options["gradient_clip_val"],
         accumulate_grad_batches=_parts(module, data, options),
         logger=logger,
-        callbacks=[epochs, EpochProgress(), watch, *checkpoint_callbacks(folder.path, has_val=data.has_val)],
-        plugins=[AtomicCheckpoints()],
+        callbacks=[epochs, EpochProgress(), *checkpoint_callbacks(folder.path, data.has_val, checkpoint_every)],
+        plugins=[AtomicCheckpoints(folder.path.name)],
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder.path,
     )
-    last = folder.checkpoint(LAST)
-    if last.is_file():
-        say(f"Going on from the checkpoint {last}")
+    checkpoint = resume_point(folder.path, module.state_dict(), data.chunk)
+    if checkpoint:
+        say(f"Going on from the checkpoint {checkpoint}")
     start = time.perf_counter()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except (SystemExit, KeyboardInterrupt):
-        say(f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint.")
-        raise Interrupted(watch.exit_code) from None
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        # Lightning ends with an exit code of its own after Ctrl-C.
+        number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
+        line = f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint."
+        raise Interrupted(number, line) from None
     return Fitted(epochs.rows, time.perf_counter() - start)
-
-
-class InterruptionWatch(Callback):
-    """Remembers what stopped the training: Lightning itself ends with code 1, or 0, whatever it was."""
-
-    exit_code = 128 + signal.SIGTERM
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            self.exit_code = 128 + signal.SIGINT
 
 
 def _parts(module: Classifier, data: Pictures, options: Mapping[str, Any]) -> int:

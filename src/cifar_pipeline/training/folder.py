@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.files import only_one, whole_file, whole_folder
-from cifar_pipeline.training.checkpoints import BEST, LAST
+from cifar_pipeline.training.checkpoints import BEST, LAST, checkpoint_path
 from cifar_pipeline.training.history import Row, write_history
 
 FACTS = "training.json"
@@ -38,7 +38,7 @@ class TrainingFolder:
 
     def checkpoint(self, name: str) -> Path:
         """Where the checkpoint `last` or `best` lies."""
-        return self.path / f"{name}.ckpt"
+        return checkpoint_path(self.path, name)
 
     @contextmanager
     def held(self, rerun: bool) -> Iterator[None]:

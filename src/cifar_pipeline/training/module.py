@@ -43,6 +43,7 @@ class Classifier(LightningModule):
         self.loss, self.optimizer, self.schedule, self.seed = loss, optimizer, schedule, seed
         self.train_sums = Sums()
         self.val_sums = Sums()
+        self.left_off: dict[str, Any] | None = None
 
     def load_checkpoint(self, path: Path) -> None:
         """Take the weights of a checkpoint, read without unpickling anything but tensors and plain values."""
@@ -53,6 +54,28 @@ class Classifier(LightningModule):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epoch_so_far"] = self.epoch_so_far()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.left_off = checkpoint["epoch_so_far"]
+
+    def epoch_so_far(self) -> dict[str, Any]:
+        """What a training that goes on within this epoch has to know of it, beside what Lightning keeps."""
+        return {"chunk_steps": 0, "sums": vars(self.train_sums), "random": random_state(self.device)}
+
+    def go_on(self, left_off: dict[str, Any]) -> None:
+        """Take up an epoch where `epoch_so_far` was asked for."""
+        vars(self.train_sums).update(left_off["sums"])
+        set_random_state(self.device, left_off["random"])
+
+    def on_train_start(self) -> None:
+        # Lightning does not announce an epoch again that it goes on with.
+        if self.trainer.fit_loop.restarted_mid_epoch:
+            assert self.left_off is not None
+            self.on_train_epoch_start()
+            self.go_on(self.left_off)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed * 2**20 + self.current_epoch)
@@ -108,6 +131,18 @@ class Classifier(LightningModule):
                 f"The loss is no finite number any more in epoch {self.current_epoch + 1} (learning rate {lr:g}): "
                 "write a smaller optimizer.lr, or a trainer.gradient_clip_val."
             )
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Where the random generators of the CPU and of this device are."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    """Put the random generators where they were."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 class Sums:

@@ -17,6 +17,11 @@ class EpochProgress(Callback):
     def __init__(self) -> None:
         self.open = ExitStack()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning does not announce an epoch again that it goes on with.
+        if trainer.fit_loop.restarted_mid_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if terminal.is_terminal:
             what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

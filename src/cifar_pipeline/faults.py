@@ -1,0 +1,52 @@
+"""What a machine can do wrong, in a sentence: a full disk, a locked folder, a database or server that doesn't answer.
+
+Everything else that is raised is a bug, and shows its traceback.
+"""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+GOES_ON = "what was finished before is still there, and the same command goes on"
+
+
+def fault_sentence(error: BaseException) -> str | None:
+    """What went wrong on this machine and what to do about it; None where the error is none of the machine's."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return f"The disk is full, or a limit is reached ({_told(cause)}): free some space; {GOES_ON}."
+        if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
+            return f"This may not be written ({_told(cause)}): allow it, or remove what is in the way; {GOES_ON}."
+        if type(cause).__module__.partition(".")[0] in ("requests", "urllib3"):
+            server = os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
+            return f"MLflow's server at {server} doesn't answer ({type(cause).__name__}): start it; {GOES_ON}."
+        if isinstance(cause, sqlite3.Error):
+            return f"MLflow's database can't be used ({cause}): {_remedy(str(cause))}; {GOES_ON}."
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what lies behind it, the innermost first: what came while clearing up says less."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    yield from reversed(seen)
+
+
+def _told(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{where}"
+
+
+def _remedy(message: str) -> str:
+    if "full" in message or "I/O" in message:
+        return "free some space"
+    if "locked" in message:
+        return "end the process that holds it"
+    if "malformed" in message or "not a database" in message:
+        return "put a good copy of mlflow.db in its place, or move it away to begin a new one"
+    return "see that mlflow.db and its folder may be written to"
