@@ -95,7 +95,14 @@ def test_other_data_is_another_training(sources: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["models/lenet.py", "models/__init__.py", "models/pixels.py", "training/module.py", "data/batches.py"],
+    [
+        "models/lenet.py",
+        "models/__init__.py",
+        "models/pixels.py",
+        "training/module.py",
+        "training/small_convolutions.cpp",
+        "data/batches.py",
+    ],
 )
 def test_code_that_is_used_is_part_of_the_identity(sources: Path, edited: Edited, file: str) -> None:
     assert of(edited(file)) != of(sources)

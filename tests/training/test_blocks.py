@@ -76,7 +76,7 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
     optimizer: str, loss: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is compared is what was traced; that inductor compiles it rightly is tested once, below.
-    monkeypatch.setattr(blocks, "compiled", lambda graph: graph)
+    monkeypatch.setattr(blocks, "compiled", lambda graph, arguments: graph)
     images, labels = data
     criterion = instantiate(arguments(OmegaConf.load(ROOT / "conf" / "loss" / f"{loss}.yaml"), "loss"))
     expected, stepper = make(optimizer)

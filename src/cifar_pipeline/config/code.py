@@ -8,7 +8,10 @@ PACKAGE = "cifar_pipeline"
 
 
 def imported_files(entries: Iterable[Path], source: Path) -> set[Path]:
-    """`entries` and every file of the package under `source` that they import, directly or not."""
+    """`entries` and every file of the package under `source` that they import, directly or not.
+
+    A file of C++ beside one of Python and of its name is a part of it.
+    """
     found: set[Path] = set()
     waiting = list(entries)
     while waiting:
@@ -18,7 +21,7 @@ def imported_files(entries: Iterable[Path], source: Path) -> set[Path]:
             packages = [folder / "__init__.py" for folder in path.parents if source in folder.parents]
             waiting += [package for package in packages if package.is_file()]
             waiting += [file for name in _imports(path) for file in _files(name, source)]
-    return found
+    return found | {path.with_suffix(".cpp") for path in found if path.with_suffix(".cpp").is_file()}
 
 
 def module_file(name: str, source: Path) -> Path | None:

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize, grad_and_value
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+
+from cifar_pipeline.training.small_convolutions import use_small_convolutions
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
@@ -47,8 +50,8 @@ class Block:
         """
         arguments = self._arguments(images, labels, lrs)
         with torch.no_grad():
-            self.code = compiled(trace(self._steps, arguments))
-            # The compiler goes to work at the first call, which is on copies here.
+            self.code = compiled(trace(self._steps, arguments), arguments)
+            # The first call finds what can't be run after all, on copies.
             self.code(*tree_map(torch.clone, arguments))
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,21 +126,24 @@ class Block:
         return optimizer
 
 
-def trace(steps: Step, arguments: tuple[Any, ...]) -> Step:
+def trace(steps: Step, arguments: tuple[Any, ...]) -> GraphModule:
     """The operations that `steps` does on such arguments, as a graph; what it changes in place, the graph does too."""
     # Optimizers then keep their step counters as tensors instead of reading them.
     torch.compiler._is_compiling_flag = True
     try:
         pure = functionalize(lambda *values: steps(*values), remove="mutations")
-        graph: Step = make_fx(pure, tracing_mode="fake")(*arguments)
+        graph: GraphModule = make_fx(pure, tracing_mode="fake")(*arguments)
     finally:
         torch.compiler._is_compiling_flag = False
     return graph
 
 
-def compiled(graph: Step) -> Step:
-    """Machine code for a graph. Inductor keeps it for later processes too."""
+def compiled(graph: GraphModule, arguments: tuple[Any, ...]) -> Step:
+    """Machine code for a graph that takes such arguments. Inductor keeps it for later processes too."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"cpp_wrapper": True, "fallback_random": True}
-    code: Step = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
-    return code
+    use_small_convolutions(graph)
+    # What the processor can do is asked of itself; to try it with the compiler takes ten seconds.
+    options: dict[str, Any] = {"cpp_wrapper": True, "fallback_random": True, "cpp.vec_isa_ok": True}
+    # Not torch.compile, which looks at every argument of each call again to see whether its code still fits.
+    code = torch._inductor.compile(graph, tree_leaves(arguments), options=options)
+    return lambda *values: code(*tree_leaves(values))
