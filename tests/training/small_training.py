@@ -14,6 +14,7 @@ from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.fit import Fitted, fit
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import Hardware
+from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
 
 
@@ -72,3 +73,8 @@ def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path |
 def batch_limit(batches: int) -> list[str]:
     """Overrides for epochs of so many batches."""
     return [f"trainer.limit_train_batches={batches}", f"trainer.limit_val_batches={batches}"]
+
+
+def without_speed(rows: list[Row]) -> list[Row]:
+    """What of a training's rows is the same each time."""
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from project import ROOT, Project
-from small_training import start
+from small_training import start, without_speed
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.interruption import Interrupted
@@ -26,10 +26,6 @@ def restless(project: Project, *more: str) -> DictConfig:
     return project.compose(
         "optimizer=adam", "schedule=cosine", "augment=flip_crop", "trainer.batch_size=9", "trainer.max_epochs=3", *more
     )
-
-
-def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])

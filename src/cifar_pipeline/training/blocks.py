@@ -49,7 +49,8 @@ class Block:
         Raises whatever the network, the loss or the optimizer does that can't be traced or compiled.
         """
         arguments = self._arguments(images, labels, lrs)
-        with torch.no_grad():
+        # To draw for dropout here would change what the training draws: it compiles where it is taken up again, too.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             self.code = compiled(trace(self._steps, arguments), arguments)
             # The first call finds what can't be run after all, on copies.
             self.code(*tree_map(torch.clone, arguments))

@@ -4,14 +4,15 @@
 than both; `best` are the weights of the epoch with the best accuracy on the validation part.
 """
 
+import time
 from collections.abc import Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
@@ -48,19 +49,45 @@ class AtomicCheckpoints(TorchCheckpointIO):
             checkpoint_path(path.parent, WITHIN).unlink(missing_ok=True)
 
 
-def checkpoint_callbacks(folder: Path, has_val: bool, seconds: float | None) -> list[ModelCheckpoint]:
-    """Keep the last weights, and those of the best epoch where there is a validation part to tell.
+def checkpoint_callbacks(folder: Path, has_val: bool) -> list[ModelCheckpoint]:
+    """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it."""
+    checkpoint = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
+    last = checkpoint(filename=LAST)
+    if not has_val:
+        return [last]
+    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=True), last]
 
-    Within an epoch too, every so many seconds; None: only at its end.
+
+class WithinEpoch(Callback):
+    """Writes a checkpoint within an epoch, so many seconds after the last one.
+
+    Lightning's own callback does it by the clock only where Lightning itself steps the optimizer.
+
+    Args:
+        folder: of the training.
+        seconds: between two checkpoints; None: only at an epoch's end.
     """
-    checkpoint = partial(ModelCheckpoint, folder, enable_version_counter=False)
-    callbacks = [checkpoint(filename=LAST, save_on_train_epoch_end=True)]
-    if has_val:
-        best = partial(checkpoint, monitor="val/accuracy", mode="max", save_weights_only=True)
-        callbacks.insert(0, best(filename=BEST, save_on_train_epoch_end=True))
-    if seconds is not None:
-        callbacks.insert(0, checkpoint(filename=WITHIN, train_time_interval=timedelta(seconds=seconds)))
-    return callbacks
+
+    def __init__(self, folder: Path, seconds: float | None) -> None:
+        self.path, self.seconds = checkpoint_path(folder, WITHIN), seconds
+        self.when = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.when = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.when = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.seconds is None or time.monotonic() - self.when < self.seconds:
+            return
+        # Gradients that are still being added up are in no checkpoint, and an epoch's end has one of its own.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
+            return
+        trainer.save_checkpoint(self.path)
+        self.when = time.monotonic()
 
 
 def resume_point(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps: int) -> Path | None:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from cifar_pipeline.console import say
 from cifar_pipeline.interruption import Interrupted
-from cifar_pipeline.training.checkpoints import AtomicCheckpoints, checkpoint_callbacks, resume_point
+from cifar_pipeline.training.checkpoints import AtomicCheckpoints, WithinEpoch, checkpoint_callbacks, resume_point
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.epochs import EpochRows
 from cifar_pipeline.training.folder import TrainingFolder
@@ -58,7 +58,12 @@ def fit(
         gradient_clip_val=options["gradient_clip_val"],
         accumulate_grad_batches=_parts(module, data, options),
         logger=logger,
-        callbacks=[epochs, EpochProgress(), *checkpoint_callbacks(folder.path, data.has_val, checkpoint_every)],
+        callbacks=[
+            epochs,
+            EpochProgress(),
+            WithinEpoch(folder.path, checkpoint_every),
+            *checkpoint_callbacks(folder.path, data.has_val),
+        ],
         plugins=[AtomicCheckpoints(folder.path.name)],
         num_sanity_val_steps=0,
         enable_progress_bar=False,

@@ -1,0 +1,105 @@
+"""A training that was stopped within an epoch goes on within it, and ends as if nothing had happened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from project import ROOT, Project
+from small_training import Logged, without_speed
+from torch import nn
+
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.interruption import Interrupted
+from cifar_pipeline.training import blocks
+from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.engine import PLAIN, Engine
+from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.hardware import Hardware
+from cifar_pipeline.training.history import Row
+
+BLOCK = Engine("block", "tested", 2, 3)
+AFTER_EACH_STEP = 1e-9  # seconds
+CPU = Hardware("cpu", 1, 1, "32-true", "tested")
+
+
+class WithDropout(nn.Module):
+    """Randomness inside the network, which has to go on as well."""
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels * size**2, classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(images)
+        return logits
+
+
+def options(group: str) -> list[str]:
+    return [f"{group}={path.stem}" for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+
+
+CHOICES = [*options("optimizer"), *options("schedule"), *options("augment")]
+
+
+@pytest.fixture(autouse=True)
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compile takes long, and tests/training/test_blocks.py does it."""
+    monkeypatch.setattr(blocks, "compiled", lambda graph, arguments: graph)
+
+
+def restless(project: Project, *more: str) -> DictConfig:
+    short = ("trainer.batch_size=9", "trainer.max_epochs=3")
+    return project.compose("schedule=cosine", "optimizer=adam", "augment=flip_crop", *short, *more)
+
+
+class Trained:
+    """One process's share of a training in `folder`, stopped after some batches if so wished."""
+
+    def __init__(self, config: DictConfig, dataset: Dataset, engine: Engine, folder: Path, stop_after: int = 0) -> None:
+        folder.mkdir(exist_ok=True)
+        self.module, pictures = build_module(config, dataset, engine), build_pictures(config, dataset, engine)
+        network = WithDropout(3, dataset.shape[0], len(dataset.classes))
+        self.module.net.net = network  # type: ignore[assignment]
+        self.rows: list[Row] = []
+        seen, usual = [], self.module.on_train_batch_start
+
+        def begin(batch: Any, index: int) -> None:
+            seen.append(index)
+            if len(seen) == stop_after:
+                raise KeyboardInterrupt
+            usual(batch, index)
+
+        self.module.on_train_batch_start = begin  # type: ignore[method-assign]
+        try:
+            self.rows = fit(
+                self.module, pictures, config.trainer, CPU, TrainingFolder(folder), Logged(), AFTER_EACH_STEP
+            ).rows
+        except Interrupted:
+            assert stop_after
+        self.batches = len(seen)
+
+
+def is_equal(one: Trained, other: Trained) -> None:
+    assert without_speed(one.rows) == without_speed(other.rows)
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(other.module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("engine", [PLAIN, BLOCK], ids=["plain", "block"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_it_ends_with_the_same_weights_and_means(
+    project: Project, digits: Dataset, engine: Engine, choice: str
+) -> None:
+    config = restless(project, choice)
+    if engine.is_block and config.optimizer.get("full_batch"):
+        pytest.skip("a full batch is never in blocks")
+    whole = Trained(config, digits, engine, project.folder / "whole")
+    stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=whole.batches // 2)
+    going_on = Trained(config, digits, engine, project.folder / "abc")
+    is_equal(whole, going_on)
+    if not config.optimizer.get("full_batch"):
+        # Nothing is done twice but the batch at which it was stopped.
+        assert stopped.batches + going_on.batches == whole.batches + 1
