@@ -15,7 +15,9 @@ def download(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from cifar_pipeline.data.raw import bring
+    from cifar_pipeline.files import require_writable
 
+    require_writable(RAW)
     source = instantiate(config.data.source)
     fallback = instantiate(config.data.fallback)
     bring(RAW, source, fallback, list(config.data.mirrors), config.data.timeout, PARTIAL)

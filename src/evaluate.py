@@ -22,6 +22,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.config.targets import arguments
     from cifar_pipeline.console import say
     from cifar_pipeline.data.dataset import Dataset
+    from cifar_pipeline.files import require_writable, whole_files
     from cifar_pipeline.inference.batched import logits_of
     from cifar_pipeline.inference.export import load_model
     from cifar_pipeline.inference.probabilities import by_name
@@ -32,7 +33,9 @@ def evaluate(config: DictConfig) -> None:
 
     start = time.perf_counter()
     options = config.evaluate
+    require_writable(REPORTS)
     dataset = Dataset.open(Path("data/processed"))
+    dataset.verify()
     trained = Trained.open(MODELS, options.checkpoint)
     trained.require(dataset)
 
@@ -52,14 +55,16 @@ def evaluate(config: DictConfig) -> None:
         "dataset": dataset.summary(),
     }
     title = f"{trained.run['name']} on {dataset.caption}"
-    figures = write_figures(REPORTS, title, answers, images, first_convolution(model), options.mistakes)
-    timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
-    tables = write_numbers(REPORTS, metrics, timing, answers)
+    history = REPORTS / "history.csv"
+    with whole_files(REPORTS) as part:
+        written = write_figures(part, title, answers, images, first_convolution(model), options.mistakes, history)
+        timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
+        written += write_numbers(part, metrics, timing, answers)
 
     with reopened_run(trained.run["id"], trained.run["name"]) as run:
         # The numbers per class are on the run as metrics.json: forty charts would hide the others.
         run.log_metrics(flatten({"test": measured["test"]}))
-        run.log_files([*figures, *tables])
+        run.log_files([REPORTS / path.name for path in written])
     say(f"Test accuracy: {metrics['test']['accuracy']:.2%} on {dataset.caption} ({trained.checkpoint} weights)")
 
 

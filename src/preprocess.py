@@ -20,10 +20,11 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.data.dataset import Dataset, write
     from cifar_pipeline.data.raw import present
     from cifar_pipeline.data.split import stratified_split
-    from cifar_pipeline.files import only_one, whole_folder
+    from cifar_pipeline.files import only_one, require_writable, whole_folder
     from cifar_pipeline.reporting.samples import contact_sheet
     from cifar_pipeline.reporting.style import save
 
+    require_writable(PROCESSED)
     wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     source = present(RAW, wanted, fallback)
     official = source.read(RAW / source.name)

@@ -22,6 +22,7 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.console import say
     from cifar_pipeline.data.asked import require
     from cifar_pipeline.data.dataset import Dataset
+    from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.export import export_model
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.runs import run_name, training_run
@@ -34,7 +35,9 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.training.logger import RunLogger
 
     check_targets(config)
+    require_writable(output_root() / "models")
     dataset = Dataset.open(Path("data/processed"))
+    dataset.verify()
     require(dataset, config.data)
     hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
     engine = choose_engine(config, hardware, dataset.sizes["train"])

@@ -15,7 +15,7 @@ MAY_KNOW = {
     "config": {"console", "faults", "files", "interruption"},
     "data": {"config", "console", "files"},
     "models": {"config", "console", "files"},
-    "training": {"config", "console", "files", "interruption", "data", "models"},
+    "training": {"config", "console", "faults", "files", "interruption", "data", "models"},
     "inference": {"config", "console", "files", "data", "models"},
     "tracking": {"config", "console", "files"},
     "reporting": {"console", "files"},

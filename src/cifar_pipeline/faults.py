@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-GOES_ON = "what was finished before is still there, and the same command goes on"
+GOES_ON = "what was finished is still there, and the same command goes on"
 
 
 def fault_sentence(error: BaseException) -> str | None:

@@ -3,15 +3,17 @@
 The partial content lies in a hidden sibling, so that a rename suffices, and outside what DVC takes as a stage's output.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
-from cifar_pipeline.console import say
+from cifar_pipeline.console import Refusal, say
 
 
 @contextmanager
@@ -19,6 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; what was written there takes the name `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    _clear_killed(path)
     try:
         yield part
         _sync(part)
@@ -54,6 +57,36 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; the files in it when the block ends well go to `folder`, over those of their names.
+
+    Nothing of `folder` has changed until all are written; then it takes a rename for each.
+    """
+    part = folder.with_name(f".{folder.name}.files")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.iterdir():
+            _sync(file)
+        folder.mkdir(exist_ok=True)
+        for file in part.iterdir():
+            file.replace(folder / file.name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before any work, a file or folder that could not be replaced when the work is done."""
+    path = path.absolute()
+    parent = next(folder for folder in path.parents if folder.exists())
+    locked = next((place for place in (parent, path) if place.exists() and not os.access(place, os.W_OK)), None)
+    if locked is not None:
+        raise Refusal(f"{locked} may not be written to, and the result goes there: allow it (`chmod u+w {locked}`).")
+
+
+@contextmanager
 def only_one(path: Path) -> Iterator[None]:
     """Let one process at a time write to `path`; the others wait, and say so.
 
@@ -81,6 +114,14 @@ def is_busy(path: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove what processes that were killed had written of `path`."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*.part{glob.escape(path.suffix)}"):
+        number = left_over.name.removeprefix(f".{path.name}.").partition(".")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            left_over.unlink(missing_ok=True)
 
 
 def _lock_of(path: Path) -> Path:

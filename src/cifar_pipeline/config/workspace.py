@@ -1,7 +1,10 @@
 """Where things that outlive one stage are kept: the main workspace, also for an experiment in a temporary one."""
 
 import os
+import platform
 from pathlib import Path
+
+from cifar_pipeline.files import is_busy
 
 
 def main_workspace() -> Path:
@@ -12,3 +15,13 @@ def main_workspace() -> Path:
 def trainings_cache() -> Path:
     """Where checkpoints and results of trainings are kept, a folder for each identity."""
     return main_workspace() / ".cache" / "trainings"
+
+
+def workspace_name() -> str:
+    """The main workspace among those of all machines."""
+    return f"{platform.node()}:{main_workspace()}"
+
+
+def is_held(identity: str) -> bool:
+    """Whether some process of this workspace is at the training with this identity."""
+    return is_busy(trainings_cache() / identity)

@@ -8,6 +8,7 @@ The arrays are memory-mapped to read and to write, so a set larger than memory t
 """
 
 import json
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
@@ -173,9 +174,17 @@ def statistics(images: Images) -> tuple[list[float], list[float]]:
 
 def _write(path: Path, array: np.ndarray, indices: Indices) -> None:
     out = np.lib.format.open_memmap(path, "w+", array.dtype, (len(indices), *array.shape[1:]))
+    _reserve(path)
     for start in range(0, len(indices), CHUNK):
         out[start : start + CHUNK] = array[indices[start : start + CHUNK]]
     out.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space of a file now: what a full disk has no place for ends a process that writes to its map."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _map(path: Path) -> np.ndarray:

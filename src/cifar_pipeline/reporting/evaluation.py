@@ -44,11 +44,17 @@ def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str
 
 
 def write_figures(
-    reports: Path, title: str, answers: Answers, images: np.ndarray, filters: np.ndarray | None, mistakes: int
+    reports: Path,
+    title: str,
+    answers: Answers,
+    images: np.ndarray,
+    filters: np.ndarray | None,
+    mistakes: int,
+    history: Path,
 ) -> list[Path]:
-    """Draw learning curves (from history.csv), confusion matrix, surest mistakes and filters; returns their paths."""
+    """Draw learning curves (from `history`), confusion matrix, surest mistakes and filters; returns their paths."""
     figures = {
-        "learning_curves.png": learning_curves(pd.read_csv(reports / "history.csv"), f"Learning curves: {title}"),
+        "learning_curves.png": learning_curves(pd.read_csv(history), f"Learning curves: {title}"),
         "confusion.png": confusion_matrix(answers.labels, answers.predictions, answers.classes, f"Confusion: {title}"),
         "mistakes.png": surest_mistakes(
             images,

@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cifar_pipeline.config.workspace import trainings_cache
+from cifar_pipeline.config.workspace import is_held
 from cifar_pipeline.console import say, warn
-from cifar_pipeline.files import is_busy
 from cifar_pipeline.reporting.comparison import Comparison, print_comparison, winner, write
 from cifar_pipeline.sweeps.choice import command_for
 from cifar_pipeline.tracking.points import FAILURE, SECONDS, settings
@@ -27,7 +26,7 @@ METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 def conclude(parent: str, folder: Path) -> bool:
     """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
-    end_left_points(parent, _is_held)
+    end_left_points(parent, is_held)
     comparison = gather(parent)
     show(comparison, parent)
     well = bool((comparison.points["status"] == "FINISHED").all())
@@ -38,14 +37,10 @@ def conclude(parent: str, folder: Path) -> bool:
 
 def leave(parent: str) -> None:
     """End a sweep that was stopped; one that was refused before its first job has never been."""
-    end_left_points(parent, _is_held)
+    end_left_points(parent, is_held)
     end_sweep(parent, "KILLED", [])
     if not read_points(parent):
         forget_sweep(parent)
-
-
-def _is_held(identity: str) -> bool:
-    return is_busy(trainings_cache() / identity)
 
 
 def show(comparison: Comparison, parent: str) -> None:

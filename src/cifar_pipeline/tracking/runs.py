@@ -12,13 +12,15 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import main_workspace
+from cifar_pipeline.config.workspace import is_held, main_workspace, workspace_name
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.points import DEATHS, FAILURE, PARENT, SECONDS, Point
 from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
 from cifar_pipeline.tracking.sweeps import count_death, logged_epochs, note_point
 
+# Which folder on which machine a training's checkpoints are in, as a tag.
+WORKSPACE = "workspace"
 LONGEST_PARAMETER = 6000
 # How often a sweep lets a point end its process without a word.
 MOST_DEATHS = 2
@@ -95,6 +97,7 @@ def training_run(
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
+    end_left_runs(client, experiment, but=identity)
     found = None if rerun else _find(client, experiment, identity)
     run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, point)
     if point:
@@ -108,6 +111,7 @@ def training_run(
     spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
     with _apart(suspect=point is not None and deaths > 0):
         client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, WORKSPACE, workspace_name())
         with _ended(client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"):
             yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
@@ -133,6 +137,16 @@ def finished_run(identity: str) -> Run | None:
     client, experiment = connect()
     run = _find(client, experiment, identity)
     return run if run is not None and run.info.status == "FINISHED" else None
+
+
+def end_left_runs(client: MlflowClient, experiment: str, but: str) -> None:
+    """End the runs of other trainings of this workspace whose process is gone: nobody is in their folder any more."""
+    left = client.search_runs([experiment], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1000)
+    for run in left:
+        identity, tags = run.data.tags.get("identity"), run.data.tags
+        if identity not in (None, but) and tags.get(WORKSPACE) == workspace_name() and not is_held(identity):
+            count_death(client, run)
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _deaths(client: MlflowClient, run: Run) -> int:

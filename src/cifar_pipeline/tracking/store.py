@@ -17,6 +17,8 @@ from sqlalchemy.engine import Engine
 from cifar_pipeline.config.workspace import main_workspace
 
 EXPERIMENT = "cifar-pipeline"
+# A server that is gone is noticed in seconds; MLflow's own retries take minutes.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 # How long a process waits for others to have written to a SQLite file; MLflow's 20 s are few for many jobs at once.
 LONGEST_WAIT = 300
 
@@ -34,6 +36,8 @@ def connect() -> tuple[MlflowClient, str]:
     # Lines about tables and migrations, which nobody here can act on.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     lock = main_workspace() / ".cache" / "mlflow.lock"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_pipeline.console import warn
+from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.training.history import Row, metrics_of
 
 
@@ -14,11 +16,24 @@ class RunLogger(MLFlowLogger):
     def __init__(self, tracking_uri: str, run_id: str, logged: int) -> None:
         super().__init__(tracking_uri=tracking_uri, run_id=run_id)
         self.logged = logged
+        self.unsent: list[tuple[Mapping[str, float], int | None]] = []
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if step is None or step > self.logged:
-            super().log_metrics(metrics, step)
+        """Send them, or keep them until the store answers again: what it can't take stops no training."""
+        if step is not None and step <= self.logged:
+            return
+        self.unsent.append((metrics, step))
+        try:
+            while self.unsent:
+                super().log_metrics(*self.unsent[0])
+                del self.unsent[0]
+        except Exception as error:
+            fault = fault_sentence(error)
+            if fault is None:
+                raise
+            if len(self.unsent) == 1:
+                warn(f"{fault} The training goes on, and its metrics are kept until they can be sent.")
 
     def log_rows(self, rows: list[Row]) -> None:
         """Log those epochs of a training that has finished before which this run does not have."""
