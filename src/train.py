@@ -62,8 +62,9 @@ def train(config: DictConfig) -> float | None:
             say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
             logger.log_rows(folder.rows())
         else:
-            every = config.machine.checkpoint_every
-            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every)
+            machine = config.machine
+            every, profiler = machine.checkpoint_every, machine.profiler
+            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler)
             with folder.finishing(
                 training_facts(this, config, dataset, module, hardware, fitted), fitted.rows
             ) as result:

@@ -62,6 +62,7 @@ PRECISION = Rule(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
 ENGINE = Rule("auto, plain or block", lambda value: value in ("auto", "plain", "block"))
+PROFILER = Rule("simple, pytorch, or null", lambda value: value in (None, "simple", "pytorch"))
 CHECKPOINT = Rule("last or best", lambda value: value in ("last", "best"))
 OPTION = Rule(
     "an option of conf/ that names a class or function as `_target_`",
@@ -128,6 +129,7 @@ RULES: dict[str, Rule] = {
     "machine.block_from_steps": COUNT,
     "machine.block_up_to_images": COUNT,
     "machine.checkpoint_every": _or_null(POSITIVE),
+    "machine.profiler": PROFILER,
     "machine.keep_trainings": WHOLE,
 }
 

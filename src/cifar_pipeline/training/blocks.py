@@ -6,7 +6,6 @@ they are, updated in place: a checkpoint knows nothing of blocks.
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,7 +140,6 @@ def trace(steps: Step, arguments: tuple[Any, ...]) -> GraphModule:
 
 def compiled(graph: GraphModule, arguments: tuple[Any, ...]) -> Step:
     """Machine code for a graph that takes such arguments. Inductor keeps it for later processes too."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     use_small_convolutions(graph)
     # What the processor can do is asked of itself; to try it with the compiler takes ten seconds.
     options: dict[str, Any] = {"cpp_wrapper": True, "fallback_random": True, "cpp.vec_isa_ok": True}

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 
 from cifar_pipeline.console import say
 from cifar_pipeline.interruption import Interrupted
@@ -21,6 +22,9 @@ from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.progress import EpochProgress
+
+# simple: seconds in each of Lightning's own calls. pytorch: each operator of a few steps, and a trace for a browser.
+PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ def fit(
     folder: TrainingFolder,
     logger: Logger,
     checkpoint_every: float | None = None,
+    profiler: str | None = None,
 ) -> Fitted:
     """Train `module` with the values of conf/trainer; checkpoints go to `folder`, and from there it goes on.
 
-    They are written at the end of each epoch and, within it, every `checkpoint_every` seconds.
+    They are written at the end of each epoch and, within it, every `checkpoint_every` seconds. `profiler` names one of
+    `PROFILERS`: where the time went is then told in a file beside them.
 
     Raises `Interrupted` when it was stopped, and what `Classifier` raises.
     """
@@ -65,6 +71,7 @@ def fit(
             *checkpoint_callbacks(folder.path, data.has_val),
         ],
         plugins=[AtomicCheckpoints(folder.path.name)],
+        profiler=PROFILERS[profiler](dirpath=folder.path, filename="profile") if profiler else None,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -81,6 +88,8 @@ def fit(
         number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
         line = f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint."
         raise Interrupted(number, line) from None
+    if profiler:
+        say(f"Profile: {', '.join(map(str, sorted(folder.path.glob('fit-profile*'))))}")
     return Fitted(epochs.rows, time.perf_counter() - start)
 
 

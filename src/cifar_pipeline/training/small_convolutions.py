@@ -4,6 +4,7 @@ At batch 4 they take half the time of oneDNN's. Compiled by the machine's own C+
 """
 
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils.cpp_extension import include_paths, library_paths
 
 from cifar_pipeline.files import whole_file
 
@@ -44,6 +44,10 @@ def use_small_convolutions(graph: GraphModule) -> None:
 @cache
 def load() -> None:
     """Compile the operators, unless that was done before, and let torch know them."""
+    # What it says when it is imported, that there is no CUDA, is nothing that anybody here can act on.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.cpp_extension import include_paths, library_paths
+
     # Code for this processor: a folder that is shared by other machines must not lend it to them.
     content = SOURCE.read_bytes() + repr((OPTIONS, torch.__version__, platform.node())).encode()
     name = f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
