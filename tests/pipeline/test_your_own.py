@@ -1,4 +1,4 @@
-"""The README's recipes for something of one's own, done exactly as they stand there."""
+"""The recipes for something of one's own, done exactly as they stand in docs/your-own.md."""
 
 import re
 
@@ -8,8 +8,8 @@ FILE = re.compile(r"(?:[Ii]n|such as|as in)\s+`([\w./]+)`:\s+```\w+\n(.*?)```", 
 
 
 def recipes() -> dict[str, str]:
-    """Each file that the README shows, by its path."""
-    section = (ROOT / "README.md").read_text().split("Your own of each")[1].split("## What is where")[0]
+    """Each file that the page shows, by its path."""
+    section = (ROOT / "docs" / "your-own.md").read_text()
     found = {}
     for match in FILE.finditer(section):
         path, content = match.groups()
