@@ -17,7 +17,7 @@ from cifar_pipeline.data.sources.digits import Digits
 
 TRAIN, VAL, TEST = 90, 30, 20
 # Folders whose tests share a workspace in which the real stages have run.
-SHARING = ("pipeline", "sweeps")
+SHARING = ("pipeline", "sweeps", "kills", "faults")
 
 
 class Sharing(LoadScopeScheduling):

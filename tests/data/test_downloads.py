@@ -1,6 +1,7 @@
 """Downloads against a server that breaks off, hangs, lies or changes its mind."""
 
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,33 @@ def test_a_host_that_hangs_is_given_up_in_seconds(fetch, server):
         fetch(timeout=1)
     assert time.monotonic() - begin < 3
     assert len(server.asked) == 1
+
+
+def test_a_host_that_sends_one_elsewhere_for_ever_is_given_up(fetch, server):
+    def elsewhere(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", server.url)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    server.answer = elsewhere
+    with pytest.raises(Unusable, match="redirects"):
+        fetch()
+
+
+def test_a_slow_host_has_its_time(fetch, server, archive):
+    """What counts is how long it is silent, not how long it takes."""
+
+    def slowly(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(archive)))
+        request.end_headers()
+        for start in range(0, len(archive), len(archive) // 4):
+            time.sleep(0.3)
+            request.wfile.write(archive[start : start + len(archive) // 4])
+
+    server.answer = slowly
+    assert fetch(timeout=1).read_bytes() == archive
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def sentence(error: BaseException) -> str:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         reasons = [line for line in error.message.splitlines() if not re.match(r"See https|Error parsing", line)]
-        return f"{error.override}: this cannot be read ({' '.join(reasons)}); write key=value."
+        return f"{' '.join(str(error.override).split())}: this cannot be read ({' '.join(reasons)}); write key=value."
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):

@@ -58,6 +58,8 @@ class Dataset:
         path = folder / "dataset.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("checksum") != _checksum(values):
+                raise ValueError("wrong checksum")
             for key in ("classes", "shape", "mean", "std"):
                 values[key] = tuple(values[key])
             dataset = Dataset(folder=folder, **values)
@@ -148,6 +150,7 @@ def write(
         "asked": asked,
         "used": used,
     }
+    values["checksum"] = _checksum(values)
     (folder / "dataset.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -198,7 +201,7 @@ def _load(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndar
         array = _map(path)
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; {REMEDY}.") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy lets through whatever it meets in a header that is damaged.
         raise Refusal(f"{path} is cut off or no array; {REMEDY}.") from error
     if array.shape != shape or array.dtype != kind:
         raise Refusal(
@@ -206,6 +209,11 @@ def _load(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndar
             f"{REMEDY}."
         )
     return array
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 of what dataset.json says, whatever its layout."""
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(array: np.ndarray) -> str:

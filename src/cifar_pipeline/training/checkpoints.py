@@ -96,6 +96,7 @@ def resume_point(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps:
     What is damaged, or of another training, is passed over and named. One from within an epoch counts the steps in
     chunks: with chunks of another size, the end of the epoch before is taken.
     """
+    damaged = False
     for name in (WITHIN, LAST, BEFORE):
         path = checkpoint_path(folder, name)
         if not path.is_file():
@@ -105,11 +106,14 @@ def resume_point(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps:
             _require_fitting(checkpoint, folder.name, weights)
         except Refusal as refusal:
             warn(f"{refusal} It is passed over.")
+            damaged = True
             continue
         if name == WITHIN and checkpoint["epoch_so_far"]["chunk_steps"] != chunk_steps:
             say("The steps were run in another way when this epoch was broken off: it begins again.")
             continue
         return path
+    if damaged:
+        warn("No checkpoint is whole: the training begins anew.")
     return None
 
 

@@ -19,12 +19,23 @@ class EpochRows(Callback):
         self.rows: list[Row] = []
         self.start, self.train_seconds = time.perf_counter(), 0.0
         self.seconds_before = 0.0
+        self.line = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = time.perf_counter() - self.seconds_before
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start, self.train_seconds = time.perf_counter(), 0.0
+        self._say_line()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_line()
+
+    def _say_line(self) -> None:
+        """Say what the last epoch came to, now that its checkpoint is written: what was said is not lost any more."""
+        if self.line:
+            say(self.line)
+            self.line = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.train_seconds = time.perf_counter() - self.start
@@ -44,7 +55,7 @@ class EpochRows(Callback):
         self.rows.append(row)
         if trainer.logger:
             trainer.logger.log_metrics(*metrics_of(row))
-        say(line_of(row, trainer.max_epochs or 0))
+        self.line = line_of(row, trainer.max_epochs or 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": time.perf_counter() - self.start}

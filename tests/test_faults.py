@@ -1,0 +1,91 @@
+"""What a machine does wrong is told in a sentence that says what to do; what is a bug is not."""
+
+import errno
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+import requests
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.faults import fault_sentence
+from cifar_pipeline.files import require_writable, whole_files
+
+
+def caused_by(cause: BaseException) -> BaseException:
+    """As libraries raise it: an error of their own around it."""
+    try:
+        try:
+            raise cause
+        except BaseException as inner:
+            raise RuntimeError("something failed") from inner
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "disk is full.*a/b.*free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "models"), "may not be written.*models"),
+        (sqlite3.OperationalError("database is locked"), "database.*locked.*end the process"),
+        (sqlite3.DatabaseError("file is not a database"), "a good copy of mlflow.db"),
+        (sqlite3.OperationalError("database or disk is full"), "free some space"),
+        (requests.ConnectionError("refused"), "server.*doesn't answer"),
+    ],
+)
+def test_a_fault_behind_a_librarys_error_is_told(cause: BaseException, told: str) -> None:
+    sentence = fault_sentence(caused_by(cause))
+    assert sentence is not None
+    assert re.search(told, sentence), sentence
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), FileNotFoundError(errno.ENOENT, "no such file", "x")])
+def test_a_bug_is_none(error: BaseException) -> None:
+    assert fault_sentence(caused_by(error)) is None
+
+
+def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
+    """The real thing: the limit of a process, in a process of its own."""
+    code = (
+        "import sys, torch; from pathlib import Path; from cifar_pipeline.training.checkpoints import *\n"
+        "from cifar_pipeline.faults import fault_sentence\n"
+        "try: AtomicCheckpoints('a').save_checkpoint({'state_dict': {'w': torch.zeros(500000)}}, Path('last.ckpt'))\n"
+        "except BaseException as error: print(fault_sentence(error))\n"
+    )
+    (tmp_path / "last.ckpt").write_bytes(b"what was there")
+    limit = 1_000_000
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert "The disk is full, or a limit is reached" in ended.stdout, ended.stderr
+    assert (tmp_path / "last.ckpt").read_bytes() == b"what was there"
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> None:
+    (tmp_path / "models").mkdir()
+    require_writable(tmp_path / "models")
+    require_writable(tmp_path / "not" / "there" / "yet")
+    # Root may write anywhere, so what the system would say is put into its mouth.
+    monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
+    with pytest.raises(Refusal, match=r"models may not be written to.*chmod"):
+        require_writable(tmp_path / "models")
+
+
+def test_files_change_together_or_not_at_all(tmp_path) -> None:
+    folder = tmp_path / "reports"
+    with whole_files(folder) as part:
+        (part / "a").write_text("old")
+    with pytest.raises(RuntimeError), whole_files(folder) as part:
+        (part / "a").write_text("new")
+        raise RuntimeError
+    assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]
