@@ -50,6 +50,13 @@ test: $(SETUP) ## set up and run the tests (less than six minutes on two cores)
 test-long: $(SETUP) ## run all tests, those that take minutes too
 	@python -m pytest -m ''
 
+# Moments at which trainings are killed: `make torture COUNT=10`.
+COUNT ?= 100
+
+.PHONY: torture
+torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes of them (15 minutes at most)
+	@python tests/kills/torture.py --count $(COUNT)
+
 .PHONY: bench
 bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (eight minutes)
 	@python benchmarks/run.py

@@ -1,0 +1,115 @@
+"""An MLflow server that doesn't answer costs seconds, one that is lost costs no training and no metric."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+
+EPOCHS = 6
+SECONDS = 60
+SENTENCE = "MLflow's server at {} doesn't answer"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The port of an MLflow server."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    with Path(folder / "said.txt").open("w") as said:
+        process = subprocess.Popen([sys.executable, *words, *store], stdout=said, stderr=said, cwd=folder)
+    began = time.monotonic()
+    while not answers(port):
+        assert time.monotonic() - began < SECONDS and process.poll() is None, (folder / "said.txt").read_text()
+        time.sleep(0.2)
+    yield port
+    process.terminate()
+    process.wait(20)
+
+
+def answers(port):
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+class Way:
+    """The way to a server, which can be cut: after that nobody listens at its port."""
+
+    def __init__(self, to, port=0):
+        self.to, self.sockets = to, []
+        self.listening = socket.create_server(("127.0.0.1", port))
+        self.port = self.listening.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near = self.listening.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self.to))
+            except OSError:
+                return
+            self.sockets += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def cut(self):
+        for end in (self.listening, *self.sockets):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def pump(source, target):
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_a_server_that_refuses_is_told_in_seconds_and_before_training(copy):
+    nowhere = "http://127.0.0.1:9"
+    began = time.monotonic()
+    said = copy.run("env", f"MLFLOW_TRACKING_URI={nowhere}", "python", "src/train.py", "seed=1", code=1)
+    assert time.monotonic() - began < SECONDS
+    assert said.splitlines()[-1].startswith(SENTENCE.format(nowhere))
+    assert "Traceback" not in said and "epoch 1/" not in said
+
+
+@pytest.mark.long
+def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_back(copy, server):
+    way = Way(server)
+    uri = f"http://127.0.0.1:{way.port}"
+    words = ["env", f"MLFLOW_TRACKING_URI={uri}", "python", "src/train.py", "loss=slow", f"trainer.max_epochs={EPOCHS}"]
+    training = copy.start(*words)
+    training.wait_for(f"epoch 1/{EPOCHS}")
+    way.cut()
+    said = training.end(code=1)
+    assert f"epoch {EPOCHS}/{EPOCHS}" in said and "Traceback" not in said
+    assert said.splitlines()[-1].startswith(SENTENCE.format(uri))
+
+    back = Way(server, way.port)
+    said = copy.run(*words)
+    assert "has finished before: its weights are taken" in said and "epoch" not in said
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
+    assert run.info.status == "FINISHED"
+    for key in ("train/loss", "val/accuracy", "lr"):
+        assert [entry.step for entry in client.get_metric_history(run.info.run_id, key)] == list(range(1, EPOCHS + 1))
+    assert [model.model_id for model in run.outputs.model_outputs]
+    back.cut()
+    mlflow.set_tracking_uri(None)

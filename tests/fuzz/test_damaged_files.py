@@ -1,0 +1,129 @@
+"""Files with wrong bytes are refused, or read as exactly what they were written as; never as anything else."""
+
+import dataclasses
+import io
+import pickle
+import tarfile
+from hashlib import md5
+
+import numpy as np
+import pytest
+import torch
+from damage import damaged, repeat, tried
+from hypothesis import strategies as st
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.dataset import PARTS, Dataset
+from cifar_pipeline.data.failures import Unavailable
+from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
+from cifar_pipeline.training.checkpoints import read_checkpoint
+
+
+def batch(seed):
+    data = np.random.default_rng(seed).integers(0, 256, (4, 3072), np.uint8)
+    return pickle.dumps({b"data": data, b"labels": [0, 1, 0, 1]}, protocol=2)
+
+
+PUBLISHED = {
+    "batches.meta": pickle.dumps({b"label_names": [b"cat", b"dog"]}, protocol=2),
+    "data_batch_1": batch(1),
+    "test_batch": batch(2),
+}
+SMALL = Cifar10({name: md5(content).hexdigest() for name, content in PUBLISHED.items()})
+
+
+def archive():
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in PUBLISHED.items():
+            entry = tarfile.TarInfo(f"{FOLDER}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def values(dataset):
+    """All that is read from a data set."""
+    arrays = [array.tobytes() for part in PARTS for array in dataset.part(part)]
+    return dataclasses.asdict(dataset), arrays
+
+
+@tried(60)
+def test_a_raw_batch(cases, tmp_path):
+    for name, content in PUBLISHED.items():
+        (tmp_path / name).write_bytes(content)
+    whole = SMALL.read(tmp_path)
+
+    @repeat(cases, st.data())
+    def check(data):
+        name = data.draw(st.sampled_from(sorted(PUBLISHED)))
+        (tmp_path / name).write_bytes(data.draw(damaged(PUBLISHED[name])))
+        try:
+            read = SMALL.read(tmp_path)
+        except Refusal:
+            return
+        finally:
+            (tmp_path / name).write_bytes(PUBLISHED[name])
+        assert read.train_images.tobytes() == whole.train_images.tobytes() and read.classes == whole.classes
+
+
+@tried(60)
+def test_an_archive(cases, tmp_path, monkeypatch):
+    content, path = archive(), tmp_path / "archive.tar.gz"
+    monkeypatch.setenv("CIFAR10_SOURCE", str(path))
+    raw = tmp_path / "raw"
+
+    @repeat(cases, damaged(content))
+    def check(wrong):
+        path.write_bytes(wrong)
+        try:
+            SMALL.fetch(raw, [], 1, tmp_path / "cache")
+        except Unavailable:
+            assert not raw.exists()
+            return
+        assert {file.name: file.read_bytes() for file in raw.iterdir()} == PUBLISHED
+        for file in raw.iterdir():
+            file.unlink()
+        raw.rmdir()
+
+
+@tried(100)
+@pytest.mark.parametrize("file", ["dataset.json", "train/images.npy", "val/labels.npy"])
+def test_a_processed_file(cases, file, digits, tmp_path):
+    whole = values(digits)
+    path = digits.folder / file
+    content = path.read_bytes()
+
+    @repeat(cases, damaged(content))
+    def check(wrong):
+        path.unlink()  # never into the file that is mapped
+        path.write_bytes(wrong)
+        try:
+            dataset = Dataset.open(digits.folder)
+            dataset.verify()
+            assert values(dataset) == whole
+        except Refusal as refusal:
+            assert "\n" not in str(refusal)
+        finally:
+            path.unlink()
+            path.write_bytes(content)
+
+
+@tried(200)
+def test_a_checkpoint(cases, tmp_path):
+    path = tmp_path / "last.ckpt"
+    weights = {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)}
+    torch.save({"state_dict": weights, "identity": "abc", "epoch": 3}, path)
+    content = path.read_bytes()
+
+    @repeat(cases, damaged(content))
+    def check(wrong):
+        path.write_bytes(wrong)
+        try:
+            read = read_checkpoint(path)
+        except Refusal as refusal:
+            assert "\n" not in str(refusal)
+            return
+        assert (read["identity"], read["epoch"]) == ("abc", 3) and set(read["state_dict"]) == set(weights)
+        for name, value in weights.items():
+            assert torch.equal(read["state_dict"][name], value)

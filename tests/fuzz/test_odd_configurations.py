@@ -1,0 +1,77 @@
+"""Whatever stands on the command line or in params.yaml is taken, or refused in one sentence; never a traceback."""
+
+import pytest
+import yaml
+from damage import repeat, tried
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from project import ROOT
+
+from cifar_pipeline.config.check import RULES, check
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.console import Refusal
+
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+KEYS = sorted(key for key in RULES if "*" not in key)
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | words
+nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def published():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return OmegaConf.to_container(composed([]), resolve=True)
+
+
+@tried(300)
+def test_a_value_of_any_kind(cases, published):
+    @repeat(cases, st.sampled_from(KEYS), nested)
+    def judge(key, value):
+        changed = OmegaConf.create(published)
+        try:
+            OmegaConf.update(changed, key, value, merge=False)
+        except Exception:
+            return  # OmegaConf's own; what a stage says of it is asked below
+        assert isinstance(changed, DictConfig)
+        try:
+            check(changed)
+        except Refusal as refusal:
+            assert str(refusal).endswith(".") and "\n" not in str(refusal)
+
+
+def judged(ended):
+    """The stage was begun, or refused with one sentence."""
+    assert ended.code in (0, 2), ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == (1 if ended.code else 0), ended.err
+
+
+def configure(_: DictConfig) -> None:
+    """A stage that does nothing."""
+
+
+@tried(25)
+def test_a_command_line(cases, project):
+    keys = st.sampled_from([*KEYS, *GROUPS]) | words
+    values = nested.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip()) | nested.map(str)
+    overrides = st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), keys, values) | words
+
+    @repeat(cases, st.lists(overrides, min_size=1, max_size=2))
+    def judge(arguments):
+        options = ("-", "hydra")
+        judged(project.start(configure, *(word for word in arguments if word and not word.startswith(options))))
+
+
+@tried(25)
+def test_a_params_file(cases, project):
+    text = (project.folder / "params.yaml").read_text()
+    whole = yaml.safe_load(text)
+    changes = st.dictionaries(st.sampled_from(sorted(whole)) | words, nested, min_size=1, max_size=2)
+    files = changes.map(lambda change: yaml.safe_dump(whole | change, allow_unicode=True))
+
+    @repeat(cases, files | nested.map(yaml.safe_dump) | st.text(max_size=40).map(text.__add__))
+    def judge(wrong):
+        (project.folder / "params.yaml").write_bytes(wrong.encode("utf-8", "replace"))
+        judged(project.start(configure))

@@ -1,0 +1,68 @@
+"""What `dvc repro` and a sweep start is gone when they are, and the same command goes on."""
+
+import re
+import signal
+import time
+
+import psutil
+import pytest
+from torture import EPOCHS
+from workspace import make_repository
+
+SECONDS = 20
+
+
+def started_below(process_id):
+    """The processes that a command has started, directly or not."""
+    return psutil.Process(process_id).children(recursive=True)
+
+
+def gone(processes, seconds=SECONDS):
+    """Those that are still there after so many seconds."""
+    return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.fixture
+def slow(copy):
+    """A training with time enough to be killed in the middle."""
+    (copy.root / "src" / "own.py").write_text(
+        "import time\nfrom torch.nn import CrossEntropyLoss\n\n\nclass Slow(CrossEntropyLoss):\n"
+        "    def forward(self, *given):\n        time.sleep(0.02)\n        return super().forward(*given)\n"
+    )
+    (copy.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
+    for group, option in {"loss": "slow", "optimizer": "adam", "schedule": "cosine", "augment": "flip_crop"}.items():
+        copy.edit("params.yaml", f"\n{group}: null", f"\n{group}: {option}")
+    copy.edit("params.yaml", "{max_epochs: 3}", f"{{max_epochs: {EPOCHS}, batch_size: 64}}")
+    copy.edit("conf/machine/default.yaml", "checkpoint_every: 60", "checkpoint_every: 0.1")
+    return copy
+
+
+def test_a_killed_dvc_leaves_no_training_behind_and_the_next_goes_on(slow, undisturbed):
+    make_repository(slow)
+    repro = slow.start("dvc", "repro", "--single-item", "train")
+    repro.wait_for(f"epoch 2/{EPOCHS}")
+    stage = started_below(repro.process.pid)
+    repro.process.kill()
+    killed = time.monotonic()
+    assert not gone(stage) and time.monotonic() - killed < SECONDS
+    said = repro.end(code=-signal.SIGKILL)
+    assert "Traceback" not in said
+    assert [run.info.status for run in slow.runs()] == ["KILLED"]
+
+    said = slow.dvc("repro", "--single-item", "train")
+    assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
+    assert slow.model() == undisturbed("plain").workspace.model()
+    assert [run.info.status for run in slow.runs()] == ["FINISHED"]
+
+
+@pytest.mark.long
+def test_a_killed_sweep_leaves_no_worker_behind(slow):
+    words = ("-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_epochs=30")
+    sweep = slow.start("python", "src/train.py", *words)
+    sweep.wait_for("epoch 1/30")
+    workers = started_below(sweep.process.pid)
+    assert workers
+    sweep.process.kill()
+    assert not gone(workers)
+    said = sweep.end(code=-signal.SIGKILL)
+    assert not re.search("Traceback|epoch 30/", said)
