@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 
 SECONDS_BETWEEN = 0.5
+# How long a process whose starter is gone may take to clear up.
+SECONDS_TO_END = 10
 
 
 class Interrupted(SystemExit):
@@ -62,12 +64,15 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 
 def _end_with(processes: Iterable[psutil.Process]) -> None:
-    """Send this process a SIGTERM as soon as one of these has ended."""
+    """Send this process a SIGTERM as soon as one of these has ended, and end it where that is not enough."""
 
     def watch() -> None:
         while all(map(_lives, processes)):
             time.sleep(SECONDS_BETWEEN)
         os.kill(os.getpid(), signal.SIGTERM)
+        # A launcher's process takes the end of its job for the job's answer, and waits for another one.
+        time.sleep(SECONDS_TO_END)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

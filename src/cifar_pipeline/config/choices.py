@@ -55,6 +55,10 @@ def read_params() -> dict[str, Any]:
         params = OmegaConf.to_container(OmegaConf.load(PARAMS))
     except yaml.YAMLError as error:
         raise Refusal(broken_yaml(error)) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        params = None  # A single value: OmegaConf has this error for it.
     if not isinstance(params, dict) or not params:
         raise Refusal(f"{PARAMS} must be a mapping that names an experiment, such as `experiment: tutorial`.")
     _refuse_unknown(params)
@@ -91,10 +95,12 @@ def _refuse_unknown(params: Mapping[Any, Any]) -> None:
 
 
 def refuse_odd_choices(arguments: list[str]) -> None:
-    """Refuse `optimizer=3` or `optimizer=null` on the command line, for which Hydra has no words."""
+    """Refuse `optimizer=3`, `optimizer=null` or `optimizer=[]` on the command line, for which Hydra has no words."""
+    odd = re.compile(r"null|true|false|[-+]?[\d.]+|[\[{].*", re.IGNORECASE | re.DOTALL)
     for argument in arguments:
-        group, _, option = argument.partition("=")
-        if group in ("experiment", *groups()) and re.fullmatch(r"null|true|false|[-+]?[\d.]+", option, re.IGNORECASE):
+        key, _, option = argument.partition("=")
+        group = key.removeprefix("~")
+        if group in ("experiment", *groups()) and odd.fullmatch(option):
             raise Refusal(f"{argument}: {CONF}/{group}/ has no file of this name; {nearest(option, options(group))}")
 
 

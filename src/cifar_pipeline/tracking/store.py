@@ -21,6 +21,7 @@ EXPERIMENT = "cifar-pipeline"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 # How long a process waits for others to have written to a SQLite file; MLflow's 20 s are few for many jobs at once.
 LONGEST_WAIT = 300
+WAIT = f"PRAGMA busy_timeout = {1000 * LONGEST_WAIT}"
 
 
 def tracking_uri() -> str:
@@ -36,6 +37,8 @@ def connect() -> tuple[MlflowClient, str]:
     # Lines about tables and migrations, which nobody here can act on.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What it logs it raises as well: a traceback before the sentence.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
@@ -70,7 +73,13 @@ def _write_ahead(database: Path) -> None:
 def _wait_for_others(connection: Any, record: Any) -> None:
     """Have every connection of this process to a SQLite file, whoever opens it, wait instead of giving up."""
     if isinstance(connection, sqlite3.Connection):
-        connection.execute(f"PRAGMA busy_timeout = {1000 * LONGEST_WAIT}")
+        connection.execute(WAIT)
+
+
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def _go_on_waiting(connection: Any, cursor: Any, statement: str, values: Any, context: Any, many: bool) -> Any:
+    """Have it stay so: MLflow sets its own time again in each session."""
+    return WAIT if statement.startswith(WAIT.partition("=")[0]) else statement, values
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:
