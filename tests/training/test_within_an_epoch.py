@@ -103,3 +103,13 @@ def test_it_ends_with_the_same_weights_and_means(
     if not config.optimizer.get("full_batch"):
         # Nothing is done twice but the batch at which it was stopped.
         assert stopped.batches + going_on.batches == whole.batches + 1
+
+
+def test_going_on_at_an_epochs_smaller_last_batch_it_takes_the_others_in_blocks(
+    project: Project, digits: Dataset
+) -> None:
+    """Compiled and single steps differ in their last bits, so which are compiled must not depend on a kill."""
+    config = restless(project, "trainer.batch_size=20")
+    Trained(config, digits, BLOCK, project.folder / "abc", stop_after=3)
+    going_on = Trained(config, digits, BLOCK, project.folder / "abc")
+    assert going_on.module.batch_size == config.trainer.batch_size

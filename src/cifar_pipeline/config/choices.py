@@ -96,12 +96,17 @@ def _refuse_unknown(params: Mapping[Any, Any]) -> None:
 
 def refuse_odd_choices(arguments: list[str]) -> None:
     """Refuse `optimizer=3`, `optimizer=null` or `optimizer=[]` on the command line, for which Hydra has no words."""
-    odd = re.compile(r"null|true|false|[-+]?[\d.]+|[\[{].*", re.IGNORECASE | re.DOTALL)
+    number = r"[-+]?([\d._]+(e[-+]?\d+)?|inf|nan)"
+    value, nested = re.compile(rf"null|true|false|{number}", re.IGNORECASE), ("[", "{")
     for argument in arguments:
         key, _, option = argument.partition("=")
-        group = key.removeprefix("~")
-        if group in ("experiment", *groups()) and odd.fullmatch(option):
-            raise Refusal(f"{argument}: {CONF}/{group}/ has no file of this name; {nearest(option, options(group))}")
+        group, told = key.lstrip("+~"), " ".join(argument.split())
+        if not group:
+            raise Refusal(f"{told or 'An empty argument'}: this names no key; write key=value.")
+        known = group in ("experiment", "sweep", *groups())
+        # A sweep of null is one that may be chosen.
+        if known and (option.startswith(nested) or (group != "sweep" and value.fullmatch(option))):
+            raise Refusal(f"{told}: {CONF}/{group}/ has no file of this name; {nearest(option, options(group))}")
 
 
 def options(group: str) -> list[str]:

@@ -39,6 +39,8 @@ class BlockClassifier(Classifier):
 
     def steps_per_epoch(self) -> int:
         loader: Any = self.trainer.train_dataloader
+        # Not that of the first batch seen: a training may go on at an epoch's last, which is smaller.
+        self.batch_size = loader.batches.batch_size
         return len(loader.batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
@@ -48,7 +50,6 @@ class BlockClassifier(Classifier):
         images, labels = batch
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        self.batch_size = self.batch_size or labels.shape[1]
         done = 0
         while done < len(labels):
             left = len(labels) - done
