@@ -11,9 +11,16 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11 
 	$(shell $(python) -c 'import sys; print("$(python)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 SETUP := .venv/.set-up
 
+# No stage touches MLflow's registry: a stage may be skipped. A model that was seen to takes no time again, and one that
+# is refused (exit code 2, with a sentence) keeps nobody from seeing what came out.
+PROMOTED := .cache/promoted
+PROMOTE := test $(PROMOTED) -nt models/run.json -a $(PROMOTED) -nt reports/metrics.json \
+	|| { python src/promote.py && touch $(PROMOTED); } || test $$? -eq 2
+
 .PHONY: all
 all: $(SETUP) ## set up, run the whole pipeline, show what came out
 	@dvc repro
+	@$(PROMOTE)
 	@python src/summary.py
 
 $(SETUP): pyproject.toml constraints.txt
@@ -76,15 +83,32 @@ format: $(SETUP) ## format the code, and mend what can be mended by a machine
 ui: $(SETUP) ## open the runs in MLflow, on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
+.PHONY: serve
+serve: $(SETUP) ## answer for pictures over HTTP with the champion, on http://127.0.0.1:5001 (MODEL=models:/cifar10/3)
+	@python src/serve.py $(if $(MODEL),--model '$(MODEL)')
+
+.PHONY: models
+models: $(SETUP) ## list the registered models, the newest first
+	@python src/versions.py
+
+.PHONY: rollback
+rollback: $(SETUP) ## put the champion's predecessor back
+	@python src/rollback.py
+
+.PHONY: export
+export: $(SETUP) ## write the model as ONNX and pt2 files that run without this project (MODEL=models:/cifar10@champion)
+	@python src/export.py $(if $(MODEL),--model '$(MODEL)')
+
 .PHONY: cifar10
 cifar10: $(SETUP) ## fetch the real CIFAR-10 after a start on the fallback, and train on it
 	@dvc repro --force --single-item download
 	@dvc repro
+	@$(PROMOTE)
 	@python src/summary.py
 
 .PHONY: clean
 clean: ## remove what the stages wrote; the environment, DVC's cache and the runs in MLflow stay
-	rm -rf data models multirun reports/samples.png reports/mistakes.png reports/confusion.csv reports/predictions.csv .cache
+	rm -rf data models multirun exported reports/samples.png reports/mistakes.png reports/confusion.csv reports/predictions.csv .cache
 
 .PHONY: help
 help: ## list these targets

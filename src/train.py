@@ -25,6 +25,7 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.export import export_model
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
+    from cifar_pipeline.tracking.lineage import commit
     from cifar_pipeline.tracking.runs import run_name, training_run
     from cifar_pipeline.training.build import build_module, build_pictures, step_images
     from cifar_pipeline.training.engine import choose_engine
@@ -65,12 +66,11 @@ def train(config: DictConfig) -> float | None:
             machine = config.machine
             every, profiler = machine.checkpoint_every, machine.profiler
             fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler)
-            with folder.finishing(
-                training_facts(this, config, dataset, module, hardware, fitted), fitted.rows
-            ) as result:
+            facts = training_facts(this, config, dataset, module, hardware, fitted) | {"commit": commit()}
+            with folder.finishing(facts, fitted.rows) as result:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))
-                    export_model(module.net, dataset.shape, len(dataset.classes), result / checkpoint)
+                    export_model(module.net, facts, result / checkpoint)
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})
     folder.publish(output_root(), {"id": run.id, "name": name})
     folder.clear_others(config.machine.keep_trainings)

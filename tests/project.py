@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from omegaconf import DictConfig
 
 from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.script import run_script
 from cifar_pipeline.config.stage import Stage, run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -47,14 +49,25 @@ class Project:
 
     def start(self, stage: Stage, *arguments: str) -> Ended:
         """Start `stage` as its script does, in this process."""
-        out, err = io.StringIO(), io.StringIO()
-        code: Any = 0
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            patch.setattr(sys, "argv", [str(ROOT / "src" / f"{stage.__name__}.py"), *arguments])
-            for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
-                patch.setenv(name, "")
-            try:
-                run_stage(stage)
-            except SystemExit as end:
-                code = end.code
-        return Ended(code, out.getvalue(), err.getvalue())
+        return started(stage, run_stage, arguments)
+
+
+def run(script: Callable[[], Any], *arguments: object, listed: str = "") -> Ended:
+    """Run a script beside the pipeline, in this process; `listed` stands on its standard input."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(listed))
+        return started(script, run_script, [str(argument) for argument in arguments])
+
+
+def started(main: Callable[..., Any], runner: Callable[[Any], None], arguments: Sequence[str]) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
+        for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
+            patch.setenv(name, "")
+        try:
+            runner(main)
+        except SystemExit as end:
+            code = end.code
+    return Ended(code, out.getvalue(), err.getvalue())

@@ -44,14 +44,14 @@ def complain(line: str) -> None:
 
 @contextmanager
 def progress(
-    what: str, total: float | None, unit_of_bytes: bool = False, transient: bool = False
+    what: str, total: float | None, unit_of_bytes: bool = False, transient: bool = False, console: Console = terminal
 ) -> Iterator[Callable[[float], None]]:
     """Show how far `what` is, with the time still to go; on no terminal, a plain line at each tenth.
 
     Yields a function that takes how much further the work has come.
     """
-    if not terminal.is_terminal:
-        yield _PlainProgress(what, total)
+    if not console.is_terminal:
+        yield _PlainProgress(what, total, console)
         return
     count = TextColumn("{task.fields[megabytes]}") if unit_of_bytes else MofNCompleteColumn()
     bar = Progress(
@@ -59,8 +59,10 @@ def progress(
         BarColumn(),
         count,
         TimeRemainingColumn(),
-        console=terminal,
+        console=console,
         transient=transient,
+        # Results on standard output stay there, also where only standard error is a terminal.
+        redirect_stdout=console is terminal,
     )
     with bar:
         task = bar.add_task(escape(what), total=total, megabytes="")
@@ -76,12 +78,12 @@ def progress(
 class _PlainProgress:
     """A line at each tenth of the way."""
 
-    def __init__(self, what: str, total: float | None) -> None:
-        self.what, self.total, self.done, self.tenths = what, total, 0.0, 0
+    def __init__(self, what: str, total: float | None, console: Console) -> None:
+        self.what, self.total, self.console, self.done, self.tenths = what, total, console, 0.0, 0
 
     def __call__(self, amount: float) -> None:
         self.done += amount
         tenths = int(10 * self.done / self.total) if self.total else 0
         if tenths > self.tenths:
             self.tenths = tenths
-            say(f"{self.what}: {10 * tenths} %")
+            self.console.print(escape(f"{_speaker}{self.what}: {10 * tenths} %"))

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from project import ROOT, Project
 
 from cifar_pipeline.config.check import check
+from cifar_pipeline.config.compose import OUTSIDE
 from configure import configure
 
 CONF = ROOT / "conf"
@@ -76,7 +77,7 @@ def test_numbers_in_params_are_read_as_those_in_conf(project: Project) -> None:
     assert project.compose().optimizer.lr == 0.001
 
 
-@pytest.mark.parametrize("group", ["experiment", "evaluate", "machine", "data"])
+@pytest.mark.parametrize("group", ["experiment", "evaluate", "machine", "data", "registry", "predict", "serve"])
 def test_every_option_composes_and_is_allowed(project: Project, group: str) -> None:
     for option in OPTIONS[group]:
         check(project.compose(f"{group}={option}"))
@@ -110,8 +111,8 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
     assert project.start(configure, "machine.threads=7", "rerun=true").code == 0
     text = (project.folder / "composed.yaml").read_text()
     found = OmegaConf.create(text)
-    assert set(found) == {*GROUPS, "seed"} - {"machine"}
-    assert found == {key: value for key, value in project.compose().items() if key not in ("machine", "rerun")}
+    assert set(found) == {*GROUPS, "seed"} - set(OUTSIDE)
+    assert found == {key: value for key, value in project.compose().items() if key not in OUTSIDE}
     for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
         assert trace not in text
 

@@ -8,33 +8,15 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
+from archives import rewrite
 from mlflow.exceptions import MlflowException
+from small_model import CLASSES, SHAPE, facts, network, pictures
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.inference.batched import logits_of
 from cifar_pipeline.inference.export import WEIGHTS, export_model, load_model
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.pixels import RawPixels
-
-SHAPE, CLASSES = (32, 32, 3), 10
-
-
-def network() -> RawPixels:
-    torch.manual_seed(0)
-    return RawPixels(LeNet(channels=3, size=32, classes=CLASSES), mean=0.5, std=0.5).to(
-        memory_format=torch.channels_last
-    )
-
-
-def pictures(number: int) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (number, *SHAPE), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("Modelle für alle") / "last"
-    export_model(network(), SHAPE, CLASSES, folder)
-    return folder
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
@@ -43,7 +25,7 @@ def test_the_loaded_network_answers_as_the_network(exported, number):
     with torch.inference_mode():
         expected = network().eval()(torch.from_numpy(images))
         answered = load_model(exported)(torch.from_numpy(images))
-    assert answered.dtype == torch.float32 and answered.shape == (number, CLASSES)
+    assert answered.dtype == torch.float32 and answered.shape == (number, len(CLASSES))
     assert torch.equal(answered, expected)
 
 
@@ -54,7 +36,7 @@ def test_portions_make_no_difference(exported):
 
 
 def test_equal_networks_are_equal_bytes_that_name_no_place(exported, tmp_path):
-    export_model(network(), SHAPE, CLASSES, tmp_path / "again")
+    export_model(network(), facts(), tmp_path / "again")
     content = (exported / WEIGHTS).read_bytes()
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == content
     here = str(Path(__file__).parents[2])
@@ -66,7 +48,7 @@ def test_other_weights_are_other_bytes(exported, tmp_path):
     other = network()
     with torch.no_grad():
         next(other.parameters()).mul_(2)
-    export_model(other, SHAPE, CLASSES, tmp_path / "other")
+    export_model(other, facts(), tmp_path / "other")
     assert (tmp_path / "other" / WEIGHTS).read_bytes() != (exported / WEIGHTS).read_bytes()
 
 
@@ -97,12 +79,20 @@ def test_mlflow_serves_it_with_its_signature(exported):
     np.testing.assert_allclose(logits, load_model(exported)(torch.from_numpy(images)).detach().numpy(), atol=1e-6)
     (taken,), (given,) = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
     assert (taken.type, taken.shape) == (np.dtype(np.uint8), (-1, *SHAPE))
-    assert (given.type, given.shape) == (np.dtype(np.float32), (-1, CLASSES))
+    assert (given.type, given.shape) == (np.dtype(np.float32), (-1, len(CLASSES)))
     with pytest.raises(MlflowException, match="shape"):
         served.predict(images[:, :16])
 
 
 def test_grey_pictures_of_another_size_and_two_classes(tmp_path):
     net = RawPixels(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
-    export_model(net, (28, 28, 1), 2, tmp_path / "grey")
+    export_model(net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
     assert load_model(tmp_path / "grey")(torch.zeros((5, 28, 28, 1), dtype=torch.uint8)).shape == (5, 2)
+
+
+def test_a_file_of_another_torch_is_refused_with_the_commit_that_reads_it(exported, tmp_path):
+    other = tmp_path / "last"
+    shutil.copytree(exported, other)
+    rewrite(other / WEIGHTS, {"models/model.json": lambda text: text.replace(b'"major": 8', b'"major": 99')})
+    with pytest.raises(Refusal, match=r"can't be read by torch .*`git checkout c0ffee10+` and `make setup` use it"):
+        load_model(other)

@@ -1,5 +1,6 @@
 """What a composed configuration may hold: the type and the range of each key's values."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -42,6 +43,12 @@ COUNT = Rule("a whole number of at least 1", lambda value: _is_whole(value) and 
 SEED = Rule("a whole number from 0 to 4294967295", lambda value: _is_whole(value) and 0 <= value < 2**32)
 SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a word", lambda value: isinstance(value, str) and bool(value))
+# MLflow takes more, but its addresses don't: models:/NAME@ALIAS.
+NAME = Rule(
+    "a word of letters, digits, - and _",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) is not None,
+)
+PORT = Rule("a whole number from 1 to 65535", lambda value: _is_whole(value) and 1 <= value <= 65535)
 MIRRORS = Rule(
     "a list of addresses", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
@@ -131,6 +138,15 @@ RULES: dict[str, Rule] = {
     "machine.checkpoint_every": _or_null(POSITIVE),
     "machine.profiler": PROFILER,
     "machine.keep_trainings": WHOLE,
+    "registry.name": _or_null(NAME),
+    "registry.alias": NAME,
+    "registry.margin": BELOW_ONE,
+    "predict.model": TEXT,
+    "predict.batch_size": COUNT,
+    "predict.top": COUNT,
+    "predict.most_megapixels": POSITIVE,
+    "serve.host": TEXT,
+    "serve.port": PORT,
 }
 
 

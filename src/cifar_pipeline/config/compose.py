@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_pipeline.config.choices import CONF, register_choices
 from cifar_pipeline.files import whole_file
 
-# What belongs to the machine or to this one start of a stage, and not to the training.
-OUTSIDE = ("machine", "rerun")
+# What belongs to the machine, to this one start of a stage, or to what comes after the training.
+OUTSIDE = ("machine", "registry", "predict", "serve", "rerun")
 
 
 def composed(overrides: list[str] | None = None) -> DictConfig:

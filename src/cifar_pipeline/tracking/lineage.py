@@ -14,20 +14,25 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", 
 
 def tags() -> dict[str, str]:
     """Facts that a person may want to filter runs by; those that are not to be had here are left out."""
-    commit = _git("rev-parse", "HEAD")
+    head = commit()
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "mlflow.source.name": sys.argv[0],
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.commit": head,
         "python": sys.version.split()[0],
-        "git.commit": commit,
-        "git.dirty": str(bool(diff())).lower() if commit else "",
+        "git.commit": head,
+        "git.dirty": str(bool(diff())).lower() if head else "",
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.data": _dvc_hash("download", "data/raw"),
+        "dvc.data": dvc_hash("download", "data/raw"),
         **{f"version.{package}": version(package) for package in PACKAGES},
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def commit() -> str:
+    """The commit that is checked out; empty where there is none."""
+    return _git("rev-parse", "HEAD")
 
 
 def diff() -> str:
@@ -45,7 +50,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
+def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
     """The hash under which DVC keeps an output of a stage, as its lock says."""
     if not lock.is_file():
         return ""

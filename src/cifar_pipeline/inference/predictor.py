@@ -1,0 +1,137 @@
+"""A model in use: picture files in, classes with probabilities out, by the code that the training is measured by."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.inference.batched import logits_of
+from cifar_pipeline.inference.export import load_model
+from cifar_pipeline.inference.facts import ModelFacts
+from cifar_pipeline.inference.pictures import Unreadable, read_picture
+from cifar_pipeline.inference.probabilities import by_name
+
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a file shows: classes with their probabilities, the likeliest first; or why it shows nothing."""
+
+    file: str
+    ranking: tuple[tuple[str, float], ...]
+    error: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        """The class, its probability, and those of all that were ranked; or the error."""
+        file = {"file": self.file} if self.file else {}
+        if self.error:
+            return {**file, "error": self.error}
+        probabilities = {name: round(value, DECIMALS) for name, value in self.ranking}
+        name, value = next(iter(probabilities.items()))
+        return {**file, "class": name, "probability": value, "probabilities": probabilities}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A loaded model with what its outputs mean."""
+
+    facts: ModelFacts
+    network: nn.Module
+
+    @staticmethod
+    def open(folder: Path) -> "Predictor":
+        """Load the model in `folder`. Raises `Refusal` where it is none, damaged, unsafe, or not as it says."""
+        predictor = Predictor(ModelFacts.read(folder), load_model(folder))
+        predictor.try_out(folder)
+        return predictor
+
+    def try_out(self, folder: Path) -> None:
+        """Refuse a model that does not take the pictures, or give the classes, that it says about itself."""
+        shape, classes = self.facts.shape, len(self.facts.classes)
+        try:
+            fits = self.probabilities(np.zeros((1, *shape), np.uint8)).shape == (1, classes)
+        except Exception:
+            fits = False
+        if not fits:
+            raise Refusal(
+                f"The model in {folder} does not do what it says about itself: a picture {list(shape)} in, {classes} "
+                "classes out."
+            )
+
+    def checked_top(self, asked: int | None, usual: int) -> int:
+        """How many classes to rank: as many as were asked for, or the usual number where nobody asked.
+
+        Raises `Refusal` where there are not so many classes.
+        """
+        known = len(self.facts.classes)
+        if asked is not None and not 1 <= asked <= known:
+            raise Refusal(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
+        return min(usual, known) if asked is None else asked
+
+    def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> Tensor:
+        """Probabilities `[N, K] float32` of raw pictures `[N, H, W, C] uint8`."""
+        return by_name(self.facts.probabilities)(logits_of(self.network, images, batch_size))
+
+    def ranking(self, images: np.ndarray, top: int) -> list[tuple[tuple[str, float], ...]]:
+        """For each raw picture the `top` likeliest classes with their probabilities."""
+        values, places = self.probabilities(images).sort(dim=1, descending=True, stable=True)
+        pairs = zip(values[:, :top].tolist(), places[:, :top].tolist(), strict=True)
+        return [
+            tuple((self.facts.classes[place], value) for value, place in zip(row, ranks, strict=True))
+            for row, ranks in pairs
+        ]
+
+    def predictions(self, files: Iterable[Path], batch_size: int, top: int) -> Iterator[Prediction]:
+        """What each file shows, in order. A bad file stops nothing.
+
+        In memory are twice so many pictures: while the network looks at some, the next are read.
+        """
+        waiting: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
+        with ThreadPoolExecutor(1) as reader:
+            for batch in _batches(files, batch_size):
+                waiting.append((batch, reader.submit(_read_all, batch, self.facts.shape)))
+                if len(waiting) > 1:
+                    yield from self._answers(*waiting.popleft(), top)
+            for batch, read in waiting:
+                yield from self._answers(batch, read, top)
+
+    def _answers(self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int) -> Iterator[Prediction]:
+        pictures = read.result()
+        good = [picture for picture in pictures if not isinstance(picture, str)]
+        rankings = iter(self.ranking(np.stack(good), top) if good else [])
+        for path, picture in zip(batch, pictures, strict=True):
+            if isinstance(picture, str):
+                yield Prediction(str(path), (), picture)
+            else:
+                yield Prediction(str(path), next(rankings))
+
+
+def leave_a_core(cores: int) -> None:
+    """Let networks in this process compute on all cores but one, which reads the files."""
+    torch.set_num_threads(max(1, cores - 1))
+
+
+def _read_all(paths: list[Path], shape: tuple[int, int, int]) -> list[np.ndarray | str]:
+    return [_read(path, shape) for path in paths]
+
+
+def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray | str:
+    """The picture, or why there is none."""
+    try:
+        return read_picture(path, shape)
+    except Unreadable as error:
+        return str(error)
+
+
+def _batches(files: Iterable[Path], size: int) -> Iterator[list[Path]]:
+    waiting = iter(files)
+    while batch := list(islice(waiting, size)):
+        yield batch

@@ -1,0 +1,26 @@
+"""Write a model as files that run without this project: `python src/export.py`, or `make export`."""
+
+import argparse
+from pathlib import Path
+
+from cifar_pipeline.config.script import configuration, run_script
+
+
+def export() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("--model", help="a folder, models:/cifar10@champion or runs:/RUN/last (conf/predict/)")
+    parser.add_argument("--rev", default="", help="the model that DVC keeps for this tag, branch or commit")
+    parser.add_argument("--to", type=Path, default=Path("exported"), help="the folder for model.onnx and model.pt2")
+    asked, config = parser.parse_args(), configuration()
+    # Imported here, because `--help` and a refusal should answer at once.
+    from cifar_pipeline.console import say
+    from cifar_pipeline.inference.portable import write_portable
+    from cifar_pipeline.tracking.addresses import model_folder
+
+    with model_folder(asked.model or config.predict.model, asked.rev, config.evaluate.checkpoint) as folder:
+        written = write_portable(folder, asked.to)
+    say(f"Written: {' and '.join(map(str, written))}; pictures in, probabilities out, class names inside.")
+
+
+if __name__ == "__main__":
+    run_script(export)

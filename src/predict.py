@@ -1,0 +1,57 @@
+"""Say what pictures show: `python src/predict.py cat.png dog.jpg folder/`, or `find ... | python src/predict.py -`.
+
+Exit code 0: every file was answered for; 1: some could not be read, each with a line that says why; 2: refused.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cifar_pipeline.config.script import configuration, run_script
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="pictures, folders of them, or - for a list of paths")
+    parser.add_argument("--model", help="a folder, models:/cifar10@champion or runs:/RUN/last (conf/predict/)")
+    parser.add_argument("--rev", default="", help="the model that DVC keeps for this tag, branch or commit")
+    parser.add_argument("--top", type=int, help="how many classes to show for each picture (conf/predict/)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="a line of JSON for each file, on standard output")
+    output.add_argument("--csv", metavar="FILE", type=Path, help="a row for each file, in this file")
+    return parser.parse_args()
+
+
+def predict() -> int:
+    asked, config = arguments(), configuration()
+    # Imported here, because `--help` and a refusal should answer at once.
+    from cifar_pipeline.config.stage import cores
+    from cifar_pipeline.console import say
+    from cifar_pipeline.inference.found import count, picture_files
+    from cifar_pipeline.inference.pictures import limit_pixels
+    from cifar_pipeline.inference.predictor import Predictor, leave_a_core
+    from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
+    from cifar_pipeline.tracking.addresses import model_folder
+
+    options = config.predict
+    limit_pixels(options.most_megapixels)
+    leave_a_core(cores())
+    address = asked.model or options.model
+    with model_folder(address, asked.rev, config.evaluate.checkpoint) as folder:
+        predictor = Predictor.open(folder)
+    top = predictor.checked_top(asked.top, options.top)
+    predictions = predictor.predictions(picture_files(asked.files, sys.stdin), options.batch_size, top)
+    shown = with_progress(predictions, count(asked.files), options.batch_size)
+    if asked.json:
+        bad = print_json(shown)
+    elif asked.csv:
+        bad = write_csv(shown, asked.csv, top)
+        say(f"The answers are in {asked.csv}.")
+    else:
+        say(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
+        bad = print_table(shown, top)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    run_script(predict)

@@ -1,0 +1,85 @@
+"""The scoring server as a person starts it, and questions to it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STARTING = 120  # seconds at most
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers on `port` of this machine."""
+
+    port: int
+
+    def ask(self, pictures: np.ndarray) -> tuple[int, Any]:
+        """Status and answer for pictures in MLflow's JSON: a list of predictions, or the error's message."""
+        return self.post(json.dumps({"inputs": pictures.tolist()}))
+
+    def post(self, body: str) -> tuple[int, Any]:
+        """Status and answer for a request's body."""
+        address, kind = f"http://127.0.0.1:{self.port}/invocations", {"Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, body.encode(), kind)) as answer:
+                return answer.status, json.load(answer)["predictions"]
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)["message"]
+
+    def latency(self, pictures: np.ndarray, times: int) -> float:
+        """The median of the seconds that one request with these pictures takes."""
+        body, seconds = json.dumps({"inputs": pictures.tolist()}), []
+        for _ in range(times):
+            start = time.perf_counter()
+            self.post(body)
+            seconds.append(time.perf_counter() - start)
+        return float(np.median(seconds))
+
+
+@contextmanager
+def running(script: Path, folder: Path, *arguments: str) -> Iterator[Server]:
+    """`python src/serve.py` in a project's folder, on a port that is free there; ended as by Ctrl-C or `kill`."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    path = folder / "conf" / "serve" / "default.yaml"
+    path.write_text(path.read_text().replace("port: 5001", f"port: {port}"))
+    process = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        _wait(port, process)
+        yield Server(port)
+    finally:
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+
+
+def _wait(port: int, process: "subprocess.Popen[str]") -> None:
+    for _ in range(10 * STARTING):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=STARTING):
+                return
+        except OSError:
+            time.sleep(0.1)
+        if process.poll() is not None:
+            break
+    raise AssertionError(f"the server has not started:\n{process.communicate()[0]}")

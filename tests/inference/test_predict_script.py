@@ -1,0 +1,101 @@
+"""`python src/predict.py` as a person types it: a table, JSON or CSV, a line for each bad file, an honest exit code."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from project import Project, run
+from small_model import CLASSES, pictures
+
+from cifar_pipeline.reporting import predictions as pages
+from predict import predict
+
+
+@pytest.fixture
+def files(project: Project, exported: Path) -> Project:
+    """Two pictures, one damaged, and the model as the pipeline's."""
+    project.edit("conf/predict/default.yaml", "model: models", f"model: {exported}")
+    for number, pixels in enumerate(pictures(2)):
+        Image.fromarray(pixels).save(project.folder / f"{number}.png")
+    (project.folder / "bad [1].png").write_bytes((project.folder / "0.png").read_bytes()[:500])
+    return project
+
+
+def test_a_table_and_a_line_for_the_bad_file(files: Project) -> None:
+    ended = run(predict, "0.png", "bad [1].png", "1.png")
+    assert ended.code == 1
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("Model: ") and lines[0].endswith("trained on drawn")
+    assert lines[1].split() == ["file", "class", "probability", "runner-up"]
+    assert [line.split()[0] for line in lines[3:]] == ["0.png", "1.png"]
+    assert all(line.split()[1] in CLASSES and line.split()[3] == "%" for line in lines[3:])
+    assert ended.err.startswith("bad [1].png: it is damaged (") and ended.err.count("\n") == 1
+
+
+def test_all_is_well_is_exit_code_0_and_nothing_on_standard_error(files: Project) -> None:
+    ended = run(predict, "1.png")
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_json_is_a_line_for_each_file_and_nothing_else(files: Project) -> None:
+    ended = run(predict, ".", "--json", "--top", 3)
+    assert ended.code == 1
+    first, second, bad = map(json.loads, ended.out.splitlines())
+    assert [first["file"], second["file"], bad["file"]] == ["0.png", "1.png", "bad [1].png"]
+    assert len(first["probabilities"]) == 3 and first["class"] == next(iter(first["probabilities"]))
+    assert first["probability"] == max(first["probabilities"].values())
+    assert bad["error"].startswith("it is damaged") and "class" not in bad
+
+
+def test_csv_is_a_row_for_each_file(files: Project) -> None:
+    ended = run(predict, "0.png", "bad [1].png", "--csv", "answers.csv", "--top", 1)
+    assert (ended.code, ended.out) == (1, "The answers are in answers.csv.\n")
+    good, bad = csv.DictReader(io.StringIO((files.folder / "answers.csv").read_text()))
+    assert good["class"] in CLASSES and 0 < float(good["probability"]) <= 1 and good["error"] == ""
+    assert bad["class"] == "" and bad["error"].startswith("it is damaged")
+
+
+def test_paths_come_from_standard_input(files: Project) -> None:
+    ended = run(predict, "-", "--json", listed="1.png\n0.png\n")
+    assert [json.loads(line)["file"] for line in ended.out.splitlines()] == ["1.png", "0.png"]
+
+
+def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE", 2)
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = run(predict, *["0.png"] * 5).out.splitlines()
+    assert len(lines) == 1 + 2 + 5
+    assert len(set(lines[3:])) == 1
+
+
+def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) -> None:
+    files.edit("conf/predict/default.yaml", "batch_size: 256", "batch_size: 2")
+    ended = run(predict, *["0.png"] * 10, "--json")
+    assert [json.loads(line)["class"] for line in ended.out.splitlines()]
+    assert "Pictures: 50 %" in ended.err and "Pictures: 100 %" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--top", "11"], "--top 11: this model knows 10 classes; write a number from 1 to 10."),
+        (["--top", "0"], "--top 0: this model knows 10 classes"),
+        (["--model", "nowhere"], "There is no model in nowhere: `dvc repro train` makes one"),
+        (["--rev", "v1"], "Without git there are no revisions"),
+        (["--rev", "v1", "--model", "models:/cifar10@champion"], "is kept in MLflow, not in a revision of DVC"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(files: Project, arguments: list[str], sentence: str) -> None:
+    ended = run(predict, "0.png", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert sentence in ended.err and ended.err.count("\n") == 1
+
+
+def test_a_wrong_value_in_conf_is_refused(files: Project) -> None:
+    files.edit("conf/predict/default.yaml", "top: 2", "top: all")
+    ended = run(predict, "0.png")
+    assert ended.code == 2 and "predict.top=all" in ended.err

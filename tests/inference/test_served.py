@@ -1,0 +1,112 @@
+"""Over HTTP a picture gets the answer that its file gets; numbers that are no picture get a sentence, and no answer."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
+from project import ROOT
+from serving import Server, running
+from small_model import CLASSES, pictures
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.inference.predictor import Predictor
+from cifar_pipeline.inference.served import listen_on, raw_pictures
+
+
+def test_whole_numbers_are_pictures() -> None:
+    found = raw_pictures(pictures(3).astype(np.float64))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, pictures(3))
+
+
+def test_black_and_white_are_pictures() -> None:
+    for level in (0, 255):
+        assert (raw_pictures(np.full((1, 4, 4, 3), float(level))) == level).all()
+
+
+UNFIT = {
+    "scaled to [0, 1]": pictures(2) / 255,
+    "only black and white, scaled": (pictures(2) > 99).astype(float),
+    "one of two scaled": np.stack([pictures(1)[0], (pictures(1)[0] > 99)]).astype(float),
+    "normalised": pictures(2) / 127.5 - 1,
+    "too bright": pictures(2) + 1.0,
+    "not a number": np.full((1, 2, 2, 3), np.nan),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
+    with pytest.raises(MlflowException, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
+        raw_pictures(UNFIT[case])
+    assert refused.value.get_http_status_code() == 400
+
+
+def test_no_picture_is_refused() -> None:
+    with pytest.raises(MlflowException, match="There is no picture"):
+        raw_pictures(np.zeros((0, 32, 32, 3)))
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with listen_on("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(Refusal, match=rf"127\.0\.0\.1:{port} can't be listened on \(Address already in use\)"):
+            listen_on("127.0.0.1", port)
+
+
+@pytest.fixture(scope="module")
+def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    shutil.copy(ROOT / "params.yaml", folder)
+    with running(ROOT / "src" / "serve.py", folder, "--model", str(exported)) as server:
+        yield server
+
+
+def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> None:
+    status, answers = server.ask(pictures(3))
+    assert status == 200
+    expected = Predictor.open(exported).ranking(pictures(3), len(CLASSES))
+    assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
+    for answer, ranking in zip(answers, expected, strict=True):
+        assert answer["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
+        assert answer["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
+
+
+def test_the_server_refuses_what_is_no_picture_with_400_and_a_sentence(server: Server) -> None:
+    status, message = server.ask(pictures(2) / 255)
+    assert status == 400 and "send them unscaled" in message and len(message) < 500
+    status, message = server.ask(pictures(2)[:, :16])
+    assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
+    for body in ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}'):
+        status, message = server.post(body)
+        assert status == 400 and message
+
+
+def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) -> None:
+    block = next(
+        block
+        for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+        if "curl" in block
+    )
+    command = block.partition("$ make serve\n$ ")[2].rpartition("\n{")[0].replace(":5001", f":{server.port}")
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "cat.png")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ((name, _),) = Predictor.open(exported).ranking(pictures(1), 1)[0]
+    assert json.loads(ended.stdout)["predictions"][0]["class"] == name

@@ -1,0 +1,75 @@
+"""What the pipeline has trained is used: on picture files, at any revision, as champion."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image
+from project import run
+from workspace import Workspace
+
+from cifar_pipeline.inference.facts import ModelFacts
+from cifar_pipeline.inference.predictor import Predictor
+from predict import predict
+
+
+@pytest.fixture(scope="module")
+def pictures(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test part as picture files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, image in enumerate(np.load(clone.root / "data" / "processed" / "test" / "images.npy")):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+    return folder
+
+
+def test_files_of_the_test_part_get_the_answers_that_were_reported(clone: Workspace, pictures: Path) -> None:
+    reported = pandas.read_csv(clone.root / "reports" / "predictions.csv")
+    answers = list(Predictor.open(clone.root / "models" / "last").predictions(sorted(pictures.iterdir()), 256, 1))
+    assert [int(answer.ranking[0][0]) for answer in answers] == list(reported["prediction"])
+    found = [answer.ranking[0][1] for answer in answers]
+    np.testing.assert_allclose(found, reported["probability"], atol=2e-6)
+
+
+def test_a_trained_model_says_what_it_is(clone: Workspace) -> None:
+    dataset = clone.json("data/processed/dataset.json")
+    for checkpoint in ("last", "best"):
+        facts = ModelFacts.read(clone.root / "models" / checkpoint)
+        assert (facts.dataset, facts.dataset_hash) == ("digits", dataset["hash"])
+        assert (list(facts.classes), list(facts.shape)) == (dataset["classes"], dataset["shape"])
+        assert facts.commit == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
+
+
+def test_the_model_of_any_revision_can_be_asked(
+    copy: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy.root)
+    picture = pictures / "0000.png"
+    now = run(predict, picture, "--json")
+    shutil.rmtree("models")
+    assert now.code == 0 and "There is no model in models: " in run(predict, picture).err
+    assert run(predict, picture, "--json", "--rev", "HEAD") == now
+    assert "DVC has no models of HEAD~ (" in run(predict, picture, "--rev", "HEAD~").err
+    assert "There is no revision v9: " in run(predict, picture, "--rev", "v9").err
+
+
+@pytest.mark.long
+def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, pictures: Path) -> None:
+    (copy.root / "pictures").symlink_to(pictures)
+    assert "is the champion now: there was none" in copy.run("python", "src/promote.py")
+    copy.train("-m", "optimizer=adam", "trainer.max_epochs=1,4")
+    said = copy.run("python", "src/compare.py")
+    assert "adam" in said
+    winner = max(copy.runs(), key=lambda run: run.data.metrics.get("val/accuracy", 0))
+    assert "Version 2 of digits" in copy.run("python", "src/promote.py", winner.info.run_name)
+    assert "is the champion already" in copy.run("python", "src/promote.py", winner.info.run_name)
+    asked = ("python", "src/predict.py", "pictures/0000.png", "--json", "--model")
+    first, second = (json.loads(copy.run(*asked, f"models:/digits/{number}")) for number in (1, 2))
+    assert first != second == json.loads(copy.run(*asked, "models:/digits@champion"))
+    assert "Version 1 of digits" in copy.run("python", "src/rollback.py")
+    assert json.loads(copy.run(*asked, "models:/digits@champion")) == first
+    listed = copy.run("python", "src/versions.py")
+    assert listed.index("digits/2") < listed.index("digits/1")
+    assert "champion" in next(line for line in listed.splitlines() if "digits/1" in line)
