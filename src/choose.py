@@ -6,17 +6,14 @@ For where `dvc exp run -S` is not to be had, because there is no git. Comments a
 import sys
 
 from cifar_pipeline.config.choose import choose
-from cifar_pipeline.console import Refusal, complain, say
+from cifar_pipeline.config.script import run_script
+from cifar_pipeline.console import say
 
 
-def main(arguments: list[str]) -> None:
-    try:
-        choose(arguments)
-    except Refusal as refusal:
-        complain(str(refusal))
-        sys.exit(2)
+def main() -> None:
+    choose(sys.argv[1:])
     say("params.yaml is changed: `dvc repro` does the rest.")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

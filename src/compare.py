@@ -4,12 +4,16 @@ The table and the figures go to multirun/ and onto the sweep's run in MLflow whe
 """
 
 import argparse
-import sys
 
-from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.config.script import run_script
+from cifar_pipeline.console import Refusal
 
 
-def compare(wanted: str) -> None:
+def compare() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("sweep", nargs="?", default="", help="a sweep's run id or name; the newest without")
+    wanted = parser.parse_args().sweep
+    # Imported here, because `--help` should answer at once.
     from cifar_pipeline.config.choices import read_params
     from cifar_pipeline.sweeps.conclusion import gather, show
     from cifar_pipeline.tracking.sweeps import find_sweep
@@ -22,10 +26,4 @@ def compare(wanted: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("sweep", nargs="?", default="", help="a sweep's run id or name; the newest without")
-    try:
-        compare(parser.parse_args().sweep)
-    except Refusal as refusal:
-        complain(str(refusal))
-        sys.exit(2)
+    run_script(compare)

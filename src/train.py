@@ -71,6 +71,7 @@ def train(config: DictConfig) -> float | None:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))
                     export_model(module.net, facts, result / checkpoint)
+        logger.send_kept()
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})
     folder.publish(output_root(), {"id": run.id, "name": name})
     folder.clear_others(config.machine.keep_trainings)

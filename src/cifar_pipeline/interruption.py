@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ SECONDS_TO_END = 10
 
 
 class Interrupted(SystemExit):
-    """Somebody stopped the work: exit code 130 for Ctrl-C, 143 for SIGTERM, and a line that says how to go on."""
+    """Somebody stopped the work: exit code 130 for Ctrl-C, 143 for SIGTERM, and a line where more is known."""
 
-    def __init__(self, number: int, line: str = "Stopped: the same command goes on.") -> None:
+    def __init__(self, number: int, line: str = "") -> None:
         super().__init__(128 + number)
         self.line = line
 
@@ -37,23 +37,14 @@ def _raise(number: int, _: Any) -> None:
 
 def end_with_dvc() -> None:
     """Stop this process when the `dvc` that started it is gone: a killed one leaves its stages running."""
-    if "DVC_STAGE" not in os.environ:
-        return
-    ancestors = psutil.Process().parents()
-    for count, process in enumerate(ancestors, 1):
-        if _is_dvc(process):
-            _end_with(ancestors[:count])
-            return
+    if "DVC_STAGE" in os.environ:
+        _end_with_ancestor(_is_dvc)
 
 
 @functools.cache  # a launcher's process takes one job after the other
 def end_with(process_id: int) -> None:
     """Stop this process when that one is gone, if it is what started this one, directly or not."""
-    ancestors = psutil.Process().parents()
-    for count, process in enumerate(ancestors, 1):
-        if process.pid == process_id:
-            _end_with(ancestors[:count])
-            return
+    _end_with_ancestor(lambda process: process.pid == process_id)
 
 
 def _is_dvc(process: psutil.Process) -> bool:
@@ -61,6 +52,14 @@ def _is_dvc(process: psutil.Process) -> bool:
         return any(Path(word).stem == "dvc" for word in process.cmdline()[:3])
     except psutil.Error:
         return False
+
+
+def _end_with_ancestor(wanted: Callable[[psutil.Process], bool]) -> None:
+    """Stop this process when the nearest such ancestor, or one between them, is gone; without one it never is."""
+    ancestors = psutil.Process().parents()
+    places = (place for place, process in enumerate(ancestors) if wanted(process))
+    if (place := next(places, None)) is not None:
+        _end_with(ancestors[: place + 1])
 
 
 def _end_with(processes: Iterable[psutil.Process]) -> None:

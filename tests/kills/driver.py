@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 KIND, NUMBER, SCRIPT = sys.argv[1], float(sys.argv[2]), sys.argv[3]
@@ -36,42 +38,34 @@ class Countdown:
         return self.left == 0
 
 
-def before(owner: Any, name: str, now: Countdown) -> None:
-    """Kill the process when `owner.name` is called."""
-    usual = getattr(owner, name)
+def at_call(place: str, now: Countdown, done: bool) -> None:
+    """Kill the process at a call of the function at `place`: before its work, or when it is `done` and nobody knows."""
+    owner, name, usual = found(place)
 
     def call(*given: Any, **options: Any) -> Any:
-        if now():
+        if not done and now():
             die()
-        return usual(*given, **options)
-
-    setattr(owner, name, call)
-
-
-def after(owner: Any, name: str, now: Countdown) -> None:
-    """Kill the process when `owner.name` has done its work, and before anybody learns of it."""
-    usual = getattr(owner, name)
-
-    def call(*given: Any, **options: Any) -> Any:
         result = usual(*given, **options)
-        if now():
+        if done and now():
             die()
         return result
 
     setattr(owner, name, call)
 
 
-def at_step(now: Countdown) -> None:
-    """In the middle of a step, when the loss is computed and the weights are not yet changed."""
-    from cifar_pipeline.training.module import Sums
-
-    before(Sums, "add", now)
+before, after = partial(at_call, done=False), partial(at_call, done=True)
 
 
-def at_half_a_checkpoint(now: Countdown) -> None:
-    import torch
+def found(place: str) -> tuple[Any, str, Callable[..., Any]]:
+    """The module or class that has the function at `place`, its name there, and the function itself."""
+    path, _, name = place.rpartition(".")
+    owner = resolve_name(path)
+    return owner, name, getattr(owner, name)
 
-    usual = torch.save
+
+def at_half_of_what_is_saved(place: str, now: Countdown) -> None:
+    """Kill the process when the function at `place` has written half of what it was given to write to a file."""
+    owner, name, usual = found(place)
 
     def save(content: Any, file: Any, *given: Any, **options: Any) -> None:
         if not now():
@@ -83,80 +77,25 @@ def at_half_a_checkpoint(now: Countdown) -> None:
         file.flush()
         die()
 
-    torch.save = save
+    setattr(owner, name, save)
 
 
-def at_rename(now: Countdown) -> None:
-    """After a rename: where there are two, between them."""
-    after(Path, "replace", now)
-
-
-def at_folder_rename(now: Countdown) -> None:
-    """After a folder has got another name: the old one aside, the new one in its place."""
-    after(Path, "rename", now)
-
-
-def at_log(now: Countdown) -> None:
-    """Once the store has taken an epoch's metrics."""
-    from mlflow import MlflowClient
-
-    after(MlflowClient, "log_batch", now)
-
-
-def at_unsent_log(now: Countdown) -> None:
-    """Before the store has taken them."""
-    from mlflow import MlflowClient
-
-    before(MlflowClient, "log_batch", now)
-
-
-def at_half_a_transaction(now: Countdown) -> None:
-    """When the rows are written to the database and not committed."""
-    from sqlalchemy.orm import Session
-
-    before(Session, "commit", now)
-
-
-def at_export(now: Countdown) -> None:
-    """When a model is exported, and the training is not yet known as finished."""
-    import cifar_pipeline.inference.export as export
-
-    after(export, "export_model", now)
-
-
-def at_copy(now: Countdown) -> None:
-    """When a file or folder of the result is copied to models/."""
-    import shutil
-
-    after(shutil, "copystat", now)
-
-
-def at_array(now: Countdown) -> None:
-    """When an array of the processed data set is written."""
-    import cifar_pipeline.data.dataset as dataset
-
-    after(dataset, "_write", now)
-
-
-def at_figure(now: Countdown) -> None:
-    """When a figure is drawn."""
-    from matplotlib.figure import Figure
-
-    after(Figure, "savefig", now)
-
-
-KINDS: dict[str, Callable[[Countdown], None]] = {
-    "step": at_step,
-    "half a checkpoint": at_half_a_checkpoint,
-    "rename": at_rename,
-    "folder rename": at_folder_rename,
-    "log": at_log,
-    "unsent log": at_unsent_log,
-    "half a transaction": at_half_a_transaction,
-    "export": at_export,
-    "copy": at_copy,
-    "array": at_array,
-    "figure": at_figure,
+KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
+    # In the middle of a step, when the loss is computed and the weights are not yet changed.
+    "step": (before, "cifar_pipeline.training.module.Sums.add"),
+    "half a checkpoint": (at_half_of_what_is_saved, "torch.save"),
+    # Where there are two renames, between them: of files, and of folders.
+    "rename": (after, "pathlib.Path.replace"),
+    "folder rename": (after, "pathlib.Path.rename"),
+    # Once the store has taken an epoch's metrics, before it has, and when they are written and not committed.
+    "log": (after, "mlflow.MlflowClient.log_batch"),
+    "unsent log": (before, "mlflow.MlflowClient.log_batch"),
+    "half a transaction": (before, "sqlalchemy.orm.Session.commit"),
+    # When a model is exported, and the training is not yet known as finished; when the result is copied to models/.
+    "export": (after, "cifar_pipeline.inference.export.export_model"),
+    "copy": (after, "shutil.copystat"),
+    "array": (after, "cifar_pipeline.data.dataset._write"),
+    "figure": (after, "matplotlib.figure.Figure.savefig"),
 }
 
 
@@ -183,7 +122,8 @@ if KIND == "start-up":
     timer.daemon = True
     timer.start()
 elif KIND in KINDS:
-    KINDS[KIND](Countdown())
+    kill_at, place = KINDS[KIND]
+    kill_at(place, Countdown())
 if SCRIPT.endswith("train.py") and KIND != "start-up":
     note_steps()
 runpy.run_path(SCRIPT, run_name="__main__")

@@ -36,6 +36,19 @@ def test_metrics_are_kept_while_the_store_is_away_and_sent_later(logger, monkeyp
     assert sorted(steps(logger)) == [1, 2, 3, 4]
 
 
+def test_what_is_kept_at_the_end_is_sent_then_or_said(logger, monkeypatch):
+    def away(*_, **__):
+        raise MlflowException("API request failed") from requests.ConnectionError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", away)
+        logger.log_metrics({"train/loss": 3.0}, 1)
+        with pytest.raises(MlflowException):
+            logger.send_kept()
+    logger.send_kept()
+    assert steps(logger) == [1]
+
+
 def test_what_is_a_bug_is_not_kept_quiet(logger, monkeypatch):
     def broken(*_, **__):
         raise LookupError("a bug")

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,19 +11,18 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
+from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.config.sentences import refusal_in, sentence
-from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.console import complain
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
-from cifar_pipeline.interruption import Interrupted, end_with_dvc, listen
+from cifar_pipeline.interruption import end_with_dvc
 
 Stage = Callable[[DictConfig], Any]
 
@@ -36,29 +34,18 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
 
     `around` wraps the stage together with the checks before it.
 
-    Ends the process with one sentence: with code 2 where the configuration, or what the stage found, is refused, with 1
-    where the machine failed, and with 130 or 143 where somebody stopped it.
+    Ends the process as `clear_ending` says where the configuration, or what the stage found, is refused.
     """
-    listen()
     end_with_dvc()
     # The processes of some launchers do not look beside the script for the package.
     source = str(Path(sys.argv[0]).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     # Hydra then raises its errors instead of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
+    with clear_ending("Stopped: the same command goes on."):
         register_choices()
         refuse_odd_choices(sys.argv[1:])
         hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(around(_checked(stage)))()
-    except KeyboardInterrupt:
-        _stop(Interrupted(signal.SIGINT))
-    except Interrupted as interrupted:
-        _stop(interrupted)
-    except InstantiationException:
-        raise  # What a class of ours or of the user's did wrong needs its traceback.
-    except (Refusal, HydraException, OmegaConfBaseException, YAMLError) as error:
-        complain(sentence(error))
-        sys.exit(2)
 
 
 def is_sweep() -> bool:
@@ -112,11 +99,6 @@ def _checked(stage: Stage) -> Stage:
         return result
 
     return run
-
-
-def _stop(interrupted: Interrupted) -> None:
-    complain(interrupted.line)
-    sys.exit(interrupted.code)
 
 
 def _note_seconds(stage: str, seconds: float) -> None:

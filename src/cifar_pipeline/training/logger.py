@@ -25,15 +25,19 @@ class RunLogger(MLFlowLogger):
             return
         self.unsent.append((metrics, step))
         try:
-            while self.unsent:
-                super().log_metrics(*self.unsent[0])
-                del self.unsent[0]
+            self.send_kept()
         except Exception as error:
             fault = fault_sentence(error)
             if fault is None:
                 raise
             if len(self.unsent) == 1:
                 warn(f"{fault} The training goes on, and its metrics are kept until they can be sent.")
+
+    def send_kept(self) -> None:
+        """Send what is still kept. Raises whatever keeps the store from taking it."""
+        while self.unsent:
+            super().log_metrics(*self.unsent[0])
+            del self.unsent[0]
 
     def log_rows(self, rows: list[Row]) -> None:
         """Log those epochs of a training that has finished before which this run does not have."""
