@@ -97,7 +97,8 @@ def column(answers: Iterable[Mapping[str, Any]], key: str) -> list[float]:
 class Row:
     """A line of the table. `theirs` is empty where a limit is to be kept and nobody is to be beaten.
 
-    `at_least` is for how many times as fast as they we are to be; `at_most` for our own number.
+    `at_least` is for how many times as fast as they we are to be; `at_most` for our own number; without either the row
+    only says what was measured.
     """
 
     what: str
@@ -119,8 +120,8 @@ class Row:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None where nothing was measured."""
-        if not self.ours:
+        """Whether the target is met; None where nothing was measured or there is no target."""
+        if not self.ours or not self.target:
             return None
         if self.at_most is not None:
             return median(self.ours) <= self.at_most
@@ -128,11 +129,13 @@ class Row:
 
     @property
     def target(self) -> str:
-        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g} {self.unit}"
+        if self.at_least is not None:
+            return f">= {self.at_least:g}"
+        return f"<= {self.at_most:g} {self.unit}" if self.at_most is not None else ""
 
     def cells(self) -> list[str]:
         """The row as it is printed, without the note."""
-        met = {True: "yes", False: "**no**", None: "not measured"}[self.is_met]
+        met = {True: "yes", False: "**no**", None: "" if self.ours else "not measured"}[self.is_met]
         ratio = f"{self.ratio:.2f}" if self.ratio is not None else ""
         return [self.what, _spread(self.ours, self.unit), _spread(self.theirs, self.unit), ratio, self.target, met]
 

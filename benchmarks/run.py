@@ -2,7 +2,7 @@
 
     make bench        (python benchmarks/run.py)
 
-Takes some nine minutes on two quiet cores and writes reports/bench.json and reports/bench.md. All of it happens
+Takes some eight minutes on two quiet cores and writes reports/bench.json and reports/bench.md. All of it happens
 in a temporary copy of the project. CIFAR-10 is taken from CIFAR10_SOURCE or data/raw; without it, random pixels of its
 shape do the same work. `--only NAME` measures one part, `--tiny` shows in seconds that everything runs.
 """
@@ -31,6 +31,7 @@ PARTS_OF_THE_PROJECT = ("benchmarks", "conf", "src", "dvc.yaml", ".dvcignore", "
 EPOCHS = 10  # of the recipe
 SWEEP_EPOCHS = 4  # the longest training of the recipe that runs step by step
 JOBS, BESIDE = 4, 2
+CLIENTS = (1, 4)  # of the scoring server
 WITHOUT_DATA = "not measured: CIFAR-10 is not here (CIFAR10_SOURCE)"
 
 
@@ -45,11 +46,13 @@ class Sizes:
     lightning_steps: int = 1_000
     scan_steps: int = 2_000
     large_batch: int = 256
-    large_steps: int = 176
+    large_steps: int = 120
     usual_large_steps: int = 60
     network_batch: int = 128
     network_steps: int = 12
-    sweep_steps: int = 1_500
+    sweep_steps: int = 1_000
+    predicted_files: int = 10_000
+    requests: int = 100
     engine: str = "block"
 
 
@@ -66,6 +69,8 @@ TINY = Sizes(
     network_batch=4,
     network_steps=1,
     sweep_steps=2,
+    predicted_files=10,
+    requests=2,
     engine="plain",
 )
 
@@ -199,9 +204,8 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     """What a person waits for around the training."""
-    if not (workspace.root / "models").is_dir():  # where the part `tutorial` was left out
-        workspace.run("python", "src/train.py", "trainer.max_epochs=1", "trainer.limit_train_batches=100")
-    firsts = [workspace.side("first_step", "rerun=true") for _ in range(sizes.repetitions)]
+    with_a_model(workspace)
+    firsts = [workspace.side("first_step", "rerun=true") for _ in range(2)]
     parts = {part: median(column((answer["parts"] for answer in firsts), part)) for part in firsts[0]["parts"]}
     yield Row(
         "start of `python src/train.py` to its first step",
@@ -233,6 +237,35 @@ def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     yield Row(
         nothing, "s", [end.seconds for end in ends[1:]], at_most=1, note="the whole process, after one to warm up."
     )
+
+
+def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """The model in use: on picture files, and over HTTP."""
+    with_a_model(workspace)
+    files = sizes.predicted_files
+    workspace.run("python", "benchmarks/picture_files.py", "pictures", "--count", str(files))
+    asked = [workspace.run("python", "src/predict.py", "pictures", "--csv", "answers.csv") for _ in range(2)]
+    seconds = [end.seconds for end in asked]
+    yield Row(
+        f"`python src/predict.py` on {files:,} files of 32x32",
+        "s",
+        seconds,
+        at_most=files / 1000,
+        note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} pictures/s with its start-up, "
+        f"peak memory {max(end.peak_gigabytes for end in asked):.2f} GB.",
+    )
+    waits = [
+        workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests)) for _ in range(2)
+    ]
+    for clients in CLIENTS:
+        for percent in (50, 99):
+            yield Row(
+                f"`make serve`, a picture a request, {clients} client{'s' if clients > 1 else ''}: p{percent}",
+                "ms",
+                column(waits, f"p{percent}_of_{clients}"),
+                note=f"the time from question to answer that {percent} % of {clients * sizes.requests} requests "
+                "don't pass, on one connection a client; two servers.",
+            )
 
 
 def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
@@ -278,8 +311,15 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "large_batch": large_batch,
     "large_network": large_network,
     "stages": stages,
+    "use": use,
     "sweep": sweep,
 }
+
+
+def with_a_model(workspace: Workspace) -> None:
+    """Train one where the part `tutorial` was left out."""
+    if not (workspace.root / "models").is_dir():
+        workspace.run("python", "src/train.py", "trainer.max_epochs=1", "trainer.limit_train_batches=100")
 
 
 def has_data(workspace: Workspace) -> bool:

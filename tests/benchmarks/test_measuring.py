@@ -51,6 +51,7 @@ def test_a_process_that_fails_is_no_measurement(workspace):
         (Row("", "s", [7, 9, 8], at_most=8), None, True),
         (Row("", "GB", [1.6], at_most=1.5), None, False),
         (Row("", at_least=3, not_measured="no jax"), None, None),
+        (Row("", "ms", [4, 5]), None, None),
     ],
 )
 def test_medians_are_compared_with_the_target(row, ratio, is_met):
