@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,16 @@ def test_reads_pictures_as_pictures_are(small, files, tmp_path):
     for channel in range(3):
         plane = row[1024 * channel : 1024 * (channel + 1)].reshape(32, 32)
         np.testing.assert_array_equal(official.train_images[13, :, :, channel], plane)
+
+
+def test_a_label_out_of_range_is_refused(small, files, tmp_path):
+    content = pickle.loads(files["data_batch_1"])
+    content[b"labels"][7] = 2
+    changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}
+    # Its own checksums, as if it had been published so: otherwise the checksum says no first.
+    source = Cifar10({name: md5(content).hexdigest() for name, content in changed.items()})
+    with pytest.raises(Refusal, match="labels of the training part run from 0 to 2: a source of 2 classes must number"):
+        source.read(unpacked(tmp_path / "x", changed))
 
 
 def test_nothing_unverified_is_unpickled(small, files, tmp_path):

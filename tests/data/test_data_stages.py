@@ -5,15 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from hashlib import md5
 from pathlib import Path
 
 import pytest
+
+from cifar_pipeline.data.fetch import CHUNK
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "lightning", "pytorch_lightning", "mlflow")
 
 
-def run(stage: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(stage: str, *arguments: str) -> list[str]:
+    """What starts a stage, and ends with an error where something heavy was imported for it."""
     code = (
         "import runpy, sys\n"
         f"sys.argv = {[f'{stage}.py', *arguments]!r}\n"
@@ -21,10 +26,17 @@ def run(stage: str, folder: Path, *arguments: str) -> subprocess.CompletedProces
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "sys.exit(f'loaded: {loaded}' if loaded else 0)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return [sys.executable, "-c", code]
+
+
+def run(stage: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        command(stage, *arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
     )
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "src")}
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +71,30 @@ def test_without_raw_data_preprocess_refuses_in_one_sentence(project):
     assert refused.returncode == 2
     assert "dvc repro -f download" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_killed_download_goes_on_where_it_was(project, tmp_path, server, files, archive, tree):
+    shutil.copytree(project / "conf", tmp_path / "conf")
+    shutil.copy(project / "params.yaml", tmp_path)
+    sums = "".join(f"  {name}: {md5(content).hexdigest()}\n" for name, content in files.items())
+    with (tmp_path / "conf" / "data" / "source" / "cifar10.yaml").open("a") as source:
+        source.write(f"checksums:\n{sums}")
+    mirror = f"data.mirrors=[{server.url}]"
+
+    server.answer = server.hang_after_half
+    first = subprocess.Popen(command("download", mirror), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while not any(path.stat().st_size > len(archive) // 4 for path in tmp_path.rglob("*.partial")):
+        assert first.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert not (tmp_path / "data" / "raw").exists()
+
+    server.answer = server.send
+    server.asked.clear()
+    second = run("download", tmp_path, mirror)
+    assert second.returncode == 0, second.stderr
+    (asked,) = server.asked
+    assert len(archive) // 4 < int(asked.removeprefix("bytes=").removesuffix("-")) <= len(archive) // 2 + CHUNK
+    assert tree(tmp_path / "data" / "raw" / "cifar10") == files

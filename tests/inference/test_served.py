@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,3 +111,11 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
     )
     ((name, _),) = Predictor.open(exported).ranking(pictures(1), 1)[0]
     assert json.loads(ended.stdout)["predictions"][0]["class"] == name
+
+
+def test_a_kept_connection_is_not_slowed_down():
+    with listen_on("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert client.getpeername() == listener.getsockname()

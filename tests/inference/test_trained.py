@@ -14,7 +14,8 @@ def models(tmp_path):
     folder = tmp_path / "models"
     for name in ("last", "best"):
         (folder / name).mkdir(parents=True)
-    (folder / "training.json").write_text(json.dumps({"dataset": {"name": "digits", "hash": "1234"}}))
+    facts = {"dataset": {"name": "digits", "hash": "1234"}, "loss": {}, "parameters": 1, "probabilities": "softmax"}
+    (folder / "training.json").write_text(json.dumps(facts | {"timing": {}}))
     (folder / "run.json").write_text(json.dumps({"id": "5678", "name": "sgd-mse-0"}))
     return folder
 
@@ -30,11 +31,11 @@ def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
     assert "the last ones are measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '{"dataset": {}}', b"\xff\x00"])
 def test_what_no_training_finished_is_refused(models, content):
     (models / "training.json").unlink()
     if content is not None:
-        (models / "training.json").write_text(content)
+        (models / "training.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(Refusal, match=r"There is no finished training in .*: `dvc repro train` makes one"):
         Trained.open(models, "last")
 

@@ -11,6 +11,10 @@ from torch import nn
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.data.dataset import Dataset
 
+# What a training leaves beside its models, and what has to stand in it.
+FACTS = ("training.json", ("dataset", "loss", "parameters", "probabilities", "timing"))
+RUN = ("run.json", ("id", "name"))
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -25,8 +29,7 @@ class Trained:
     def open(folder: Path, checkpoint: str) -> "Trained":
         """Open models/. Raises `Refusal` where no training has finished there."""
         try:
-            facts = json.loads((folder / "training.json").read_text())
-            run = json.loads((folder / "run.json").read_text())
+            facts, run = _read(folder, *FACTS), _read(folder, *RUN)
         except (OSError, ValueError) as error:
             raise Refusal(
                 f"There is no finished training in {folder}/ ({error}): `dvc repro train` makes one."
@@ -48,6 +51,14 @@ class Trained:
                 f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in "
                 f"{dataset.folder} ({dataset.name}): `dvc repro` trains on what is there."
             )
+
+
+def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a file. Raises `OSError` or `ValueError` where it is missing, or not what a training wrote."""
+    values: dict[str, Any] = json.loads((folder / name).read_text())
+    if not isinstance(values, dict) or not values.keys() >= set(keys):
+        raise ValueError(f"{name} is not what a training writes")
+    return values
 
 
 def first_convolution(model: nn.Module) -> np.ndarray | None:
