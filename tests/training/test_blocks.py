@@ -85,10 +85,9 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
     net, chosen = make(optimizer)
     summed = one_by_one(net, criterion, chosen, images[:PER_BLOCK], labels[:PER_BLOCK])
     block = Block(net, criterion, chosen, PER_BLOCK)
-    lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * PER_BLOCK, dtype=torch.float64)
-    for start in range(PER_BLOCK, STEPS, PER_BLOCK):
-        part = slice(start, start + PER_BLOCK)
-        summed += float(block(images[part], labels[part], lrs)[0])
+    lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * STEPS, dtype=torch.float64)
+    for part in (slice(PER_BLOCK, 2 * PER_BLOCK), slice(2 * PER_BLOCK, STEPS)):
+        summed += float(block(images[part], labels[part], lrs[part])[0])
 
     # Adam's step counter is a float32 tensor; Muon multiplies its matrices in bfloat16.
     relative, absolute = (1e-4, 5e-2) if optimizer == "muon" else (1e-7, 1e-5)

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cifar_pipeline.console import warn
+from cifar_pipeline.training import small_convolutions
 from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.module import Batch, Classifier
 
 
 class BlockClassifier(Classifier):
-    """Trains like `Classifier`, on chunks `[S, B, H, W, C] uint8` and `[S, B] int64`, `block_steps` steps in one call.
+    """Trains like `Classifier`, on chunks `[S, B, H, W, C] uint8` and `[S, B] int64`, in blocks of `block_steps` steps.
 
     What makes no whole block (an epoch's end, a smaller batch, the very first step, which makes the optimizer's state)
     is stepped one by one.
@@ -25,6 +26,8 @@ class BlockClassifier(Classifier):
         self.block: Block | None = None
         self.impossible = False
         self.batch_size = 0
+        # It takes some seconds, in which MLflow and Lightning can get ready.
+        small_convolutions.building()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -51,22 +54,21 @@ class BlockClassifier(Classifier):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         done = 0
-        while done < len(labels):
-            left = len(labels) - done
-            part = slice(done, done + self.block_steps)
-            whole = left >= self.block_steps and labels.shape[1] == self.batch_size
-            if whole and optimizer.state and self._block(optimizer, images[part], labels[part]):
-                done += self.block_steps
-            else:
-                self._step(optimizer, images[done], labels[done])
-                done += 1
-        self._tell_lightning(done)
+        if not optimizer.state:
+            self._step(optimizer, images[0], labels[0])
+            done = 1
+        if labels.shape[1] == self.batch_size:
+            end = done + (len(labels) - done) // self.block_steps * self.block_steps
+            done += self._blocks(optimizer, images[done:end], labels[done:end])
+        for step in range(done, len(labels)):
+            self._step(optimizer, images[step], labels[step])
+        self._tell_lightning(len(labels))
         self.refuse_infinite_loss()
 
-    def _block(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> bool:
-        """Take the steps of a block; False, and none is taken, where they can't be compiled."""
-        if self.impossible:
-            return False
+    def _blocks(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> int:
+        """Take the steps in blocks, and return how many: none where they can't be compiled."""
+        if self.impossible or not len(labels):
+            return 0
         first = self.current_epoch * self.epoch_steps + self.taken
         factors = [self.schedule(step, self.all_steps) for step in range(first, first + len(labels))]
         initial = [group["initial_lr"] for group in optimizer.param_groups]
@@ -78,14 +80,14 @@ class BlockClassifier(Classifier):
             except Exception as error:
                 self.impossible = True
                 warn(f"The steps go one by one, for they can't be compiled: {' '.join(str(error).split())[:200]}")
-                return False
+                return 0
             self.block = block
         loss, right = self.block(images, labels, lrs)
         self.train_sums.add_sums(loss * labels.shape[1], right, labels.numel())
         self.taken += len(labels)
         for group, lr in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = lr * factors[-1]
-        return True
+        return len(labels)
 
     def _step(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
         self.set_lr(self.current_epoch * self.epoch_steps + self.taken)

@@ -15,21 +15,21 @@ from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from cifar_pipeline.training.small_convolutions import use_small_convolutions
 
-Step = Callable[..., tuple[Tensor, Tensor]]
+Steps = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Block:
-    """`steps` optimizer steps of `net` on `loss` in one call.
+    """`steps` optimizer steps of `net` on `loss` as one function.
 
     Args:
         net: raw pictures to logits; its parameters are the optimizer's.
         loss: logits and labels to the mean loss.
         optimizer: has taken a step before, so that its state is there.
-        steps: how many steps a call takes.
+        steps: how many steps the function takes.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module, optimizer: Optimizer, steps: int) -> None:
@@ -40,38 +40,44 @@ class Block:
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.buffers = dict(net.named_buffers())
         self.keys = [[key for key, value in self._state(p).items() if torch.is_tensor(value)] for p in self.parameters]
-        self.code: Step | None = None
+        self.code: Steps | None = None
 
     def compile(self, images: Tensor, labels: Tensor, lrs: Tensor) -> None:
-        """Trace and compile the steps for arguments of these shapes, as `__call__` takes them; takes no step.
+        """Trace and compile the steps for arguments as `__call__` takes them; takes no step.
 
         Raises whatever the network, the loss or the optimizer does that can't be traced or compiled.
         """
-        arguments = self._arguments(images, labels, lrs)
+        first = (values[: self.steps] for values in (images, labels, lrs))
+        tensors, form = tree_flatten((*self._kept(), *first))
         # To draw for dropout here would change what the training draws: it compiles where it is taken up again, too.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self.code = compiled(trace(self._steps, arguments), arguments)
+            self.code = compiled(trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors), tensors)
             # The first call finds what can't be run after all, on copies.
-            self.code(*tree_map(torch.clone, arguments))
+            self.code(*tree_map(torch.clone, tensors))
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
         """Take the steps; returns the sum of their mean losses (double) and the number of right answers.
 
         Args:
-            images: `[steps, B, H, W, C] uint8`.
-            labels: `[steps, B] int64`.
-            lrs: the learning rate of each step and parameter group, `[steps, groups] float`.
+            images: `[S, B, H, W, C] uint8`; S is a multiple of `steps`.
+            labels: `[S, B] int64`.
+            lrs: the learning rate of each step and parameter group, `[S, groups] float`.
         """
         if self.code is None:
             self.compile(images, labels, lrs)
         assert self.code is not None
+        # Once for all blocks: to look them up takes as long as a layer.
+        kept = tree_leaves(self._kept())
+        blocks = zip(*(torch.split(values, self.steps) for values in (images, labels, lrs)), strict=True)
         with torch.no_grad():
-            return self.code(*self._arguments(images, labels, lrs))
+            losses, right = zip(*(self.code(*kept, *block) for block in blocks), strict=True)
+        return torch.stack(losses).sum(), torch.stack(right).sum()
 
-    def _arguments(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Any, ...]:
+    def _kept(self) -> tuple[Any, ...]:
+        """What the steps change in place, and what they only read beside the batches."""
         weights = [parameter.detach() for parameter in self.parameters]
         state = [[self._state(p)[key] for key in keys] for p, keys in zip(self.parameters, self.keys, strict=True)]
-        return weights, state, self.buffers, images, labels, lrs
+        return weights, state, self.buffers
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.optimizer.state[parameter]
@@ -126,23 +132,29 @@ class Block:
         return optimizer
 
 
-def trace(steps: Step, arguments: tuple[Any, ...]) -> GraphModule:
-    """The operations that `steps` does on such arguments, as a graph; what it changes in place, the graph does too."""
+def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
+    """The operations that `steps` does on such tensors, as a graph; what it changes in place, the graph does too."""
     # Optimizers then keep their step counters as tensors instead of reading them.
     torch.compiler._is_compiling_flag = True
     try:
         pure = functionalize(lambda *values: steps(*values), remove="mutations")
-        graph: GraphModule = make_fx(pure, tracing_mode="fake")(*arguments)
+        graph: GraphModule = make_fx(pure, tracing_mode="fake")(*tensors)
     finally:
         torch.compiler._is_compiling_flag = False
     return graph
 
 
-def compiled(graph: GraphModule, arguments: tuple[Any, ...]) -> Step:
-    """Machine code for a graph that takes such arguments. Inductor keeps it for later processes too."""
+def compiled(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
+    """Machine code for a graph that takes such tensors. Inductor keeps it for later processes too."""
     use_small_convolutions(graph)
-    # What the processor can do is asked of itself; to try it with the compiler takes ten seconds.
-    options: dict[str, Any] = {"cpp_wrapper": True, "fallback_random": True, "cpp.vec_isa_ok": True}
+    options: dict[str, Any] = {
+        "cpp_wrapper": True,
+        "fallback_random": True,
+        # What the processor can do is asked of itself; to try it with the compiler takes ten seconds.
+        "cpp.vec_isa_ok": True,
+        # A header is compiled once here: to prepare it for more takes five seconds.
+        "cpp_cache_precompile_headers": False,
+    }
     # Not torch.compile, which looks at every argument of each call again to see whether its code still fits.
-    code = torch._inductor.compile(graph, tree_leaves(arguments), options=options)
-    return lambda *values: code(*tree_leaves(values))
+    code: Steps = torch._inductor.compile(graph, list(tensors), options=options)
+    return code

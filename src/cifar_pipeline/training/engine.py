@@ -23,7 +23,8 @@ class Engine:
     chunk_steps: int
 
     def __str__(self) -> str:
-        what = f"compiled in blocks of {self.block_steps}" if self.is_block else "one by one"
+        several = f" in blocks of {self.block_steps}" if self.block_steps > 1 else ""
+        what = f"compiled{several}" if self.is_block else "one by one"
         return f"{what} ({self.reason})"
 
     @property

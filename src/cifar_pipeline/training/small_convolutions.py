@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -42,24 +43,34 @@ def use_small_convolutions(graph: GraphModule) -> None:
 
 
 @cache
+def building() -> Future[Path]:
+    """The library with the operators, which a compiler of its own makes meanwhile, unless that was done before."""
+    return ThreadPoolExecutor(1).submit(_build)
+
+
+@cache
 def load() -> None:
-    """Compile the operators, unless that was done before, and let torch know them."""
+    """Let torch know the operators. Raises whatever the compiler does."""
+    torch.ops.load_library(building().result())  # type: ignore[no-untyped-call]
+    for operator, shape in SHAPES.items():
+        torch.library.register_fake(f"small_convolution::{operator}", shape)
+
+
+def _build() -> Path:
     # What it says when it is imported, that there is no CUDA, is nothing that anybody here can act on.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch.utils.cpp_extension import include_paths, library_paths
 
     # Code for this processor: a folder that is shared by other machines must not lend it to them.
     content = SOURCE.read_bytes() + repr((OPTIONS, torch.__version__, platform.node())).encode()
-    name = f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
-    library = Path(torch._inductor.runtime.cache_dir_utils.cache_dir()) / name
+    library = Path(cache_dir()) / f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not library.is_file():
         with whole_file(library) as part:
             places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
             command = [os.environ.get("CXX") or "g++", *OPTIONS, str(SOURCE), "-o", str(part), *places]
             subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True)
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    for operator, shape in SHAPES.items():
-        torch.library.register_fake(f"small_convolution::{operator}", shape)
+    return library
 
 
 def _output(x: Tensor, w: Tensor) -> Tensor:
