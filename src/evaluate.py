@@ -18,17 +18,23 @@ def evaluate(config: DictConfig) -> None:
 
     import torch
     from hydra.utils import instantiate
+    from pandas import read_csv
 
     from cifar_pipeline.config.targets import arguments
     from cifar_pipeline.console import say
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable, whole_files
+    from cifar_pipeline.inference.attribution import attributions
     from cifar_pipeline.inference.batched import logits_of
     from cifar_pipeline.inference.export import load_model
     from cifar_pipeline.inference.probabilities import by_name
     from cifar_pipeline.inference.trained import Trained, first_convolution
-    from cifar_pipeline.reporting.evaluation import Answers, write_figures, write_numbers
+    from cifar_pipeline.reporting.answers import Answers
+    from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
+    from cifar_pipeline.reporting.evidence import Attributions
     from cifar_pipeline.reporting.metrics import flatten, measure
+    from cifar_pipeline.reporting.pages.report import Evaluation, write_report
+    from cifar_pipeline.tracking.published import published
     from cifar_pipeline.tracking.runs import reopened_run
 
     start = time.perf_counter()
@@ -41,12 +47,13 @@ def evaluate(config: DictConfig) -> None:
 
     images, labels = dataset.part("test")
     truth = torch.from_numpy(labels)
-    model = load_model(trained.model)
+    model, way = load_model(trained.model), by_name(trained.facts["probabilities"])
     logits = logits_of(model, images, options.batch_size)
     loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
-    probabilities = by_name(trained.facts["probabilities"])(logits)
+    probabilities = way(logits)
     confidence, predictions = probabilities.max(1)
     answers = Answers(dataset.classes, labels, predictions.numpy(), confidence.numpy())
+    looked_into = answers.telling(options.attributions)
 
     measured = measure(probabilities, truth, loss, dataset.classes, options.calibration_bins)
     metrics = measured | {
@@ -54,10 +61,23 @@ def evaluate(config: DictConfig) -> None:
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
     }
-    title = f"{trained.run['name']} on {dataset.caption}"
-    history = REPORTS / "history.csv"
+    evaluation = Evaluation(
+        run=trained.run,
+        facts=trained.facts,
+        metrics=metrics,
+        caption=dataset.caption,
+        answers=answers,
+        images=images,
+        history=read_csv(REPORTS / "history.csv"),
+        filters=first_convolution(model),
+        attributions=Attributions(
+            looked_into, attributions(model, way, images[looked_into], answers.predictions[looked_into], dataset.mean)
+        ),
+        published=published(),
+    )
     with whole_files(REPORTS) as part:
-        written = write_figures(part, title, answers, images, first_convolution(model), options.mistakes, history)
+        written = write_figures(part, evaluation, options.mistakes)
+        written.append(write_report(part / "report.html", evaluation, options.calibration_bins, options.mistakes))
         timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
         written += write_numbers(part, metrics, timing, answers)
 

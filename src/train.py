@@ -66,7 +66,7 @@ def train(config: DictConfig) -> float | None:
             machine = config.machine
             every, profiler = machine.checkpoint_every, machine.profiler
             fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler)
-            facts = training_facts(this, config, dataset, module, hardware, fitted) | {"commit": commit()}
+            facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
             with folder.finishing(facts, fitted.rows) as result:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))

@@ -15,6 +15,7 @@ from workspace import EPOCHS, STAGES, stages_that
 from cifar_pipeline.reporting.metrics import flatten
 
 FIGURES = {"learning_curves.png", "confusion.png", "filters.png", "mistakes.png"}
+PAGE = "report.html"
 TABLES = {"metrics.json", "timing.json", "confusion.csv", "predictions.csv"}
 
 
@@ -36,7 +37,7 @@ def run(clone):
 def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
     assert stages_that(reproduced.clone_said, "ran") == STAGES
     reports = {path.name for path in (clone.root / "reports").iterdir()}
-    assert reports == FIGURES | TABLES | {"samples.png", "history.csv"}
+    assert reports == FIGURES | TABLES | {PAGE, "samples.png", "history.csv"}
     for figure in FIGURES | {"samples.png"}:
         assert (clone.root / "reports" / figure).read_bytes().startswith(b"\x89PNG")
     for checkpoint in ("last", "best"):
@@ -83,7 +84,7 @@ def test_the_run_says_all_that_it_takes_to_make_it_again(clone, run):
 
 def test_the_run_shows_the_configuration_the_figures_and_the_tables(clone, run, tmp_path):
     artifacts = {artifact.path for artifact in clone.mlflow.list_artifacts(run.info.run_id)}
-    assert artifacts >= FIGURES | TABLES | {"config.yaml"}
+    assert artifacts >= FIGURES | TABLES | {PAGE, "config.yaml"}
     assert "code.diff" not in artifacts
     path = clone.mlflow.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text()) == yaml.safe_load(clone.read("composed.yaml"))
@@ -110,6 +111,19 @@ def test_metrics_json_and_mlflow_hold_the_same_numbers(clone, run, tmp_path):
     assert Path(path).read_text() == clone.read("reports/metrics.json")
     shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]["reports/metrics.json"]["data"]
     assert shown == reported
+
+
+def test_the_report_page_tells_of_this_training(clone, run):
+    page = clone.read(f"reports/{PAGE}").replace("\N{NO-BREAK SPACE}", " ")
+    metrics = clone.json("reports/metrics.json")
+    assert f"{run.info.run_name} on " in page and f"({run.info.run_id})" in page
+    assert f"<b>{100 * metrics['test']['accuracy']:.2f} %</b>" in page
+    assert "This is the fallback data set" in page
+    for recipe in ("tutorial", "sgd: lr 0.001, momentum 0.9", f"max_epochs {EPOCHS}, batch_size 4"):
+        assert recipe in page
+    assert page.count("<h3>") == 2 and "Orange speaks for the answer" in page  # right answers and wrong ones
+    # No result was committed when it was made.
+    assert "There is no published result to compare with" in page
 
 
 def test_the_models_on_the_run_answer_as_the_files_do(clone, run):

@@ -1,8 +1,10 @@
 """Ranking and grouping a sweep's points, against plain formulas; and what is written and printed of them."""
 
 import csv
+import html
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from cifar_pipeline.reporting.comparison import (
     Comparison,
     as_table,
+    figure,
     print_comparison,
     ranked,
     to_csv,
@@ -21,6 +24,7 @@ from cifar_pipeline.reporting.comparison import (
     winner,
     write,
 )
+from cifar_pipeline.reporting.pages.compare import compare_page
 
 NAN = float("nan")
 
@@ -205,10 +209,10 @@ def test_written_twice_gives_equal_bytes(tmp_path: Path) -> None:
     epochs = pd.DataFrame({"epoch": [1, 2], "val/accuracy": [0.3, 0.5]})
     comparison = over_seeds()
     comparison.histories.update(dict.fromkeys(comparison.points["run_id"], epochs))
-    names = ["comparison.csv", "comparison.md", "comparison.png", "curves.png"]
+    names = ["comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"]
     for folder in ("one", "two"):
         assert write(comparison, tmp_path / folder) == [tmp_path / folder / name for name in names]
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == names
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted(names)
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -229,3 +233,28 @@ def test_prints_a_sentence_for_each_failed_point(capsys: pytest.CaptureFixture[s
         "c was killed, and left no reason.",
         "optimizer=d failed: it never began.",
     ]
+
+
+def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None:
+    comparison = over_seeds()
+    page = compare_page(comparison, {"Points": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
+    words = html.unescape(page)
+    assert "<b>62.50 ± 2.12 % (2)</b>validation accuracy of the best: optimizer=adam" in page
+    assert "dvc exp run -S optimizer=adam && echo '<b>'" in words and "echo '<b>'" not in page
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr[^>]*>(.*)</tr>", page)][1:]
+    assert [row[:3] for row in rows] == [
+        ["1", "62.50 ± 2.12 % (2)", "adam"], ["2", "52.00 ± 2.65 % (3)", "sgd"], ["", "", "muon"]
+    ]  # fmt: skip
+    assert page.count('<tr class="best">') == page.count('<tr class="broken">') == 1
+    for sentence in ("adam-1 failed: out of memory | here.", "muon-0 failed: The loss is NaN."):
+        assert f"<li>{sentence}</li>" in page
+    assert (
+        "Points. Validation accuracy from the best, optimizer=adam with 62.50 ± 2.12 % (2), to the last, optimizer=sgd "
+        "with 52.00 ± 2.65 % (3)." in page
+    )
+
+
+def test_the_page_of_a_sweep_without_a_finished_point() -> None:
+    page = compare_page(sweep(point("a", status="KILLED", optimizer="a")), {}, "")
+    assert "No point has finished: there is none to choose." in page and "a was killed, and left no reason." in page
+    assert 'id="command"' not in page

@@ -227,7 +227,7 @@ def test_odd_shapes_are_drawn(swept: tuple[str, ...], results: dict[tuple[str, .
 
 def test_a_sweep_without_points_or_epochs_says_so(tmp_path: Path) -> None:
     empty = Comparison("nothing", pd.DataFrame(), ("optimizer",))
-    assert len(write(empty, tmp_path)) == 4
+    assert len(write(empty, tmp_path)) == 5
     unbegun = {"run_id": "", "name": "", "status": "FAILED", "reason": "it never began", "optimizer": "sgd"}
     save(figure(Comparison("unbegun", pd.DataFrame([unbegun]), ("optimizer",))), tmp_path / "unbegun.png", dpi=50)
     assert words(curves(empty).axes[0]) == ["No epoch has ended yet."]

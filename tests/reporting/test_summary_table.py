@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
     write(tmp_path / "reports" / "timing.json", {"train": train, "evaluate": {"seconds": 2.0}})
     for stage in STAGES:
         write(tmp_path / ".cache" / "stages" / f"{stage}.json", {"seconds": 187.4 if stage == "train" else 1.26})
-    for name in ("curves.png", "confusion.png"):
+    for name in ("curves.png", "confusion.png", "report.html"):
         (tmp_path / "reports" / name).touch()
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_says_what_was_reached_and_where_to_look(root: Path) -> None:
     for words in (
         "CIFAR-10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "62.34 %", "90.12 %", "45,000",
         "cpu, 2 threads", "3 min 07 s (9,120 images/s)", "1.3 s", "reports/curves.png", "reports/confusion.png",
-        "make ui", "62,006",
+        "reports/report.html", "make ui", "62,006",
     ):  # fmt: skip
         assert words in done.stdout, words
     assert [stage for stage in STAGES if stage not in done.stdout] == []

@@ -1,5 +1,6 @@
 """A sweep is one thing in MLflow, and what has been trained is not trained again."""
 
+import html
 import math
 import re
 import shlex
@@ -64,14 +65,17 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
         assert (row["status"], row["reason"], row["reused"]) == ("FINISHED", "", "False")
         assert 0 < float(row["seconds"]) == float(job.data.tags["seconds"])
     kept = folder(basic.typed_again)
-    for name in ("comparison.csv", "comparison.md", "comparison.png", "curves.png"):
+    for name in ("comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"):
         assert artifact(workspace, parent, name) == (workspace.root / kept / name).read_bytes()
     best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
     optimizer, loss, _ = best.info.run_name.split("-")
     assert f"To make {best.info.run_name} the pipeline's choice" in basic.said["first"]
     # There is no git in this workspace.
     chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1 machine.engine=plain"
-    assert f"  python src/choose.py {chosen} && dvc repro\n" in basic.said["first"]
+    command = f"python src/choose.py {chosen} && dvc repro"
+    assert f"  {command}\n" in basic.said["first"]
+    page = (workspace.root / kept / "compare.html").read_text(encoding="utf-8")
+    assert html.escape(command) in page and f"optimizer={optimizer}, loss={loss}" in page
 
 
 def test_typed_again_it_trains_nothing_and_stays_the_same_sweep(outcome):

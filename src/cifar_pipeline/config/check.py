@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "evaluate.batch_size": COUNT,
     "evaluate.calibration_bins": COUNT,
     "evaluate.mistakes": COUNT,
+    "evaluate.attributions": WHOLE,
     "machine.accelerator": TEXT,
     "machine.devices": AUTO_OR_COUNT,
     "machine.threads": AUTO_OR_COUNT,

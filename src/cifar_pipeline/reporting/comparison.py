@@ -14,6 +14,7 @@ from cifar_pipeline.reporting.comparison_groups import Comparison, ranked, winne
 from cifar_pipeline.reporting.comparison_line import line, numeric_column
 from cifar_pipeline.reporting.comparison_tables import as_table, failed_points, to_csv, to_markdown
 from cifar_pipeline.reporting.heat_map import heat_map, is_grid
+from cifar_pipeline.reporting.pages.compare import compare_page
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_curves import curves
 
@@ -36,20 +37,25 @@ def figure(comparison: Comparison) -> Figure:
     return dots(comparison)
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.csv, comparison.md, comparison.png and curves.png into `folder`; returns their paths.
+def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]:
+    """Write comparison.csv, comparison.md, comparison.png, curves.png and compare.html into `folder`.
 
-    The same comparison gives the same bytes.
+    `command` makes the best point the pipeline's choice: the page names it. The same comparison gives the same bytes.
+    Returns the files' paths.
     """
-    written = []
-    for name, content in (("comparison.csv", to_csv(comparison)), ("comparison.md", to_markdown(comparison))):
+    drawings = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}
+    headings = {"Points": drawings["comparison.png"], "Epoch by epoch": drawings["curves.png"]}
+    texts = {
+        "comparison.csv": to_csv(comparison),
+        "comparison.md": to_markdown(comparison),
+        "compare.html": compare_page(comparison, headings, command),
+    }
+    for name, content in texts.items():
         with whole_file(folder / name) as part:
             part.write_text(content, encoding="utf-8", newline="\n")
-        written.append(folder / name)
-    for name, drawn in (("comparison.png", figure(comparison)), ("curves.png", curves(comparison))):
+    for name, drawn in drawings.items():
         save(drawn, folder / name)
-        written.append(folder / name)
-    return written
+    return [folder / name for name in (*texts, *drawings)]
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -19,6 +19,7 @@ from cifar_pipeline.reporting.comparison_tables import (
 from cifar_pipeline.reporting.style import (
     FONT,
     INK,
+    PAPER,
     QUIET,
     RULE,
     SMALL,
@@ -80,7 +81,7 @@ def _row(axes: Axes, row: int, group: Group, comparison: Comparison, best: bool)
     if not values:
         axes.text(0.01, row, status_of(group, metric, 60), va="center", fontsize=SMALL, color=VALIDATION, family=FONT,
                   transform=axes.get_yaxis_transform(), parse_math=False, zorder=4,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+                  bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1})  # fmt: skip
         return
     mean, deviation = group.mean(metric), group.deviation(metric)
     colour = VALIDATION if best else TRAIN

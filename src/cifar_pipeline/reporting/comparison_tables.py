@@ -30,8 +30,8 @@ def as_table(comparison: Comparison) -> Table:
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(comparison.title), title_justify="left",
         title_style="bold",
     )  # fmt: skip
-    header, rows = _cells(comparison)
-    numbers = _numeric_places(header)
+    header, rows = cells(comparison)
+    numbers = numeric_places(header)
     if len(comparison.choices) > 2:
         header[1:-4] = headings(comparison.choices)
     for place, name in enumerate(header):
@@ -50,10 +50,10 @@ def as_table(comparison: Comparison) -> Table:
 
 def to_markdown(comparison: Comparison) -> str:
     """Write the groups as a Markdown table, best first, the winner in bold, and below it each failed point."""
-    header, rows = _cells(comparison)
+    header, rows = cells(comparison)
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
-    right = _numeric_places(header)
+    right = numeric_places(header)
     lines = [f"## {one_line(comparison.title)}", ""]
     lines.append(_markdown_row(header))
     lines.append(_markdown_row(["---:" if place in right else "---" for place in range(len(header))]))
@@ -159,7 +159,8 @@ def shorten(words: str, width: int) -> str:
     return cut if len(cut) > width // 2 else f"{words[: width - 2]} …"
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Write the table: its header, and a row for each group, best first."""
     metric = comparison.metric
     part = metric.rpartition("/")[0]
     other = f"{part}/accuracy" if metric == f"{part}/loss" else f"{part}/loss"
@@ -184,7 +185,8 @@ def _name(comparison: Comparison, point: dict[Any, Any]) -> str:
     return text(point.get("name")) or " ".join(f"{column}={text(point[column])}" for column in comparison.swept)
 
 
-def _numeric_places(header: list[str]) -> tuple[int, ...]:
+def numeric_places(header: list[str]) -> tuple[int, ...]:
+    """Say which columns of the table hold numbers."""
     return (0, *range(len(header) - 4, len(header) - 1))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from cifar_pipeline.reporting.answers import counted
 from cifar_pipeline.reporting.style import FONT, INK, QUIET, TEXT, enlargement, new_figure, picture_axes
 
 
@@ -20,8 +21,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
         A figure of one panel; a cell that no image fell in is empty, a class without images is a grey row.
     """
     number = len(classes)
-    counts = np.zeros((number, number), np.int64)
-    np.add.at(counts, (labels, predictions), 1)
+    counts = counted(labels, predictions, number)
     images = counts.sum(axis=1, keepdims=True)
     percent = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
 

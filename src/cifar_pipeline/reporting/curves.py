@@ -23,45 +23,57 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
     figure = new_figure(13.5, 4.8, title)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=[3, 3, 1.5])
     epochs = history["epoch"].to_numpy(float)
-    best = _best(history)
 
-    plain_axes(loss, "Loss", x="epoch")
-    _lines(loss, history, "loss")
-    plain_axes(accuracy, "Accuracy", x="epoch")
-    _lines(accuracy, history, "accuracy")
-    accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    _panel(loss, history, "loss")
+    _panel(accuracy, history, "accuracy")
     plain_axes(rate, "Learning rate", x="epoch")
     _line(rate, epochs, _values(history, "lr"), QUIET, "lr")
     highest = np.nanmax(_values(history, "lr"), initial=0.0)
     rate.set_ylim(0, 1.1 * highest if highest > 0 else 1)
     rate.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
-    for axes in (loss, accuracy, rate):
-        _whole_epochs(axes, epochs)
+    _whole_epochs(rate, epochs)
+    return figure
+
+
+def learning_curve(history: pd.DataFrame, name: str) -> Figure:
+    """Draw one of the panels, `loss` or `accuracy`, in the size in which a telephone can show it."""
+    figure = new_figure(5.0, 3.4, "")
+    _panel(figure.subplots(), history, name)
+    return figure
+
+
+def best_epoch(history: pd.DataFrame) -> int | None:
+    """The row with the best validation accuracy, the first of equals; None without a validation part."""
+    values = _values(history, "val/accuracy")
+    return None if np.isnan(values).all() else int(np.nanargmax(values))
+
+
+def _panel(axes: Axes, history: pd.DataFrame, name: str) -> None:
+    epochs, best = history["epoch"].to_numpy(float), best_epoch(history)
+    plain_axes(axes, name.capitalize(), x="epoch")
+    _lines(axes, history, name)
+    if name == "accuracy":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    _whole_epochs(axes, epochs)
     if len(epochs) == 1:
         # Two points would fill the whole height with their difference.
-        for axes in (loss, accuracy):
-            axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
-    if best is not None:
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    if best is None:
+        return
+    if name == "accuracy":
         top = _values(history, "val/accuracy")[best]
-        accuracy.set_title(
+        axes.set_title(
             f"best validation {100 * top:.1f} %, epoch {epochs[best]:.0f}",
             loc="right", fontsize=SMALL, color=VALIDATION, family=FONT, pad=10,
         )  # fmt: skip
-        for axes, key in ((loss, "val/loss"), (accuracy, "val/accuracy")):
-            _mark(axes, epochs[best], _values(history, key)[best])
-    return figure
+    _mark(axes, epochs[best], _values(history, f"val/{name}")[best])
 
 
 def _values(history: pd.DataFrame, key: str) -> np.ndarray:
     if key not in history:
         return np.full(len(history), np.nan)
     return pd.to_numeric(history[key], errors="coerce").to_numpy(float)
-
-
-def _best(history: pd.DataFrame) -> int | None:
-    values = _values(history, "val/accuracy")
-    return None if np.isnan(values).all() else int(np.nanargmax(values))
 
 
 def _lines(axes: Axes, history: pd.DataFrame, name: str) -> None:

@@ -1,34 +1,21 @@
 """All that an evaluation leaves in reports/: numbers for DVC, tables, and figures."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.reporting.answers import Answers
 from cifar_pipeline.reporting.confusion import confusion_matrix
 from cifar_pipeline.reporting.curves import learning_curves
 from cifar_pipeline.reporting.filters import first_layer
 from cifar_pipeline.reporting.mistakes import surest_mistakes
+from cifar_pipeline.reporting.pages.report import Evaluation
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.tables import write_confusion, write_predictions
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model said about the test part, beside what is true.
-
-    `labels` and `predictions` are `[N] int64`, `confidence` is the probability of each prediction, `[N] float`.
-    """
-
-    classes: Sequence[str]
-    labels: np.ndarray
-    predictions: np.ndarray
-    confidence: np.ndarray
 
 
 def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], answers: Answers) -> list[Path]:
@@ -43,21 +30,15 @@ def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str
     return paths
 
 
-def write_figures(
-    reports: Path,
-    title: str,
-    answers: Answers,
-    images: np.ndarray,
-    filters: np.ndarray | None,
-    mistakes: int,
-    history: Path,
-) -> list[Path]:
-    """Draw learning curves (from `history`), confusion matrix, surest mistakes and filters; returns their paths."""
+def write_figures(reports: Path, evaluation: Evaluation, mistakes: int) -> list[Path]:
+    """Draw learning curves, confusion matrix, surest mistakes (so many) and filters; returns their paths."""
+    title, answers = evaluation.title, evaluation.answers
+    filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
-        "learning_curves.png": learning_curves(pd.read_csv(history), f"Learning curves: {title}"),
+        "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),
         "confusion.png": confusion_matrix(answers.labels, answers.predictions, answers.classes, f"Confusion: {title}"),
         "mistakes.png": surest_mistakes(
-            images,
+            evaluation.images,
             answers.labels,
             answers.predictions,
             answers.confidence,
@@ -65,7 +46,7 @@ def write_figures(
             mistakes,
             f"The surest mistakes: {title}",
         ),
-        "filters.png": first_layer(np.zeros((0, 3, 1, 1)) if filters is None else filters, f"First layer: {title}"),
+        "filters.png": first_layer(filters, f"First layer: {title}"),
     }
     for name, figure in figures.items():
         save(figure, reports / name)

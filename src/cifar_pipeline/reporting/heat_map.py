@@ -19,7 +19,18 @@ from cifar_pipeline.reporting.comparison_groups import (
     text,
 )  # fmt: skip
 from cifar_pipeline.reporting.comparison_tables import figures, in_words, is_fraction, missing, short
-from cifar_pipeline.reporting.style import FONT, HEADING, INK, QUIET, SMALL, TEXT, VALIDATION, new_figure, picture_axes
+from cifar_pipeline.reporting.style import (
+    FONT,
+    HEADING,
+    INK_ON_CELL,
+    QUIET,
+    SMALL,
+    TEXT,
+    VALIDATION,
+    VALIDATION_ON_CELL,
+    new_figure,
+    picture_axes,
+)  # fmt: skip
 
 MOST = 30
 
@@ -76,7 +87,7 @@ def heat_map(comparison: Comparison) -> Figure:
             Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=fill, edgecolor="#C8C8C8", hatch=hatch, linewidth=0)
         )
         value, note = cell_words(group, metric)
-        ink = "white" if known and shade > 0.62 else INK if known else VALIDATION
+        ink = "white" if known and shade > 0.62 else INK_ON_CELL if known else VALIDATION_ON_CELL
         boxed = None if known else {"facecolor": "#F4F4F4", "edgecolor": "none", "pad": 2}
         axes.text(x, y - (0.14 if note else 0), value, ha="center", va="center", fontsize=HEADING if known else SMALL,
                   color=ink, family=FONT, bbox=boxed)  # fmt: skip

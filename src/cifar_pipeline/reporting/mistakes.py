@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from cifar_pipeline.reporting.answers import surest
 from cifar_pipeline.reporting.mosaic import as_colour, enlarge
 from cifar_pipeline.reporting.style import FONT, INK, SMALL, new_figure, only_words, picture_axes
 
@@ -30,9 +31,8 @@ def surest_mistakes(
         title: names the model and the data set.
         columns: pictures in a row.
     """
-    wrong = np.flatnonzero(labels != predictions)
-    # Stable: among equally sure ones the earlier image comes first.
-    shown = wrong[np.argsort(-probabilities[wrong], kind="stable")][:count]
+    wrong = surest(labels != predictions, probabilities)
+    shown = wrong[:count]
     if len(wrong) == 0:
         return only_words(f"No mistakes: all {len(labels):,} images are recognised.", title)
     if len(shown) == 0:

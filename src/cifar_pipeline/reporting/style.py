@@ -19,6 +19,10 @@ VALIDATION = "#D55E00"
 INK = "#262626"
 QUIET = "#6B6B6B"
 RULE = "#D9D9D9"
+# Behind letters that hide what is below them. White letters are pure white: a page may turn this dark, and not those.
+PAPER = "#FEFEFE"
+# Letters on filled cells, which are as light on a dark page.
+INK_ON_CELL, VALIDATION_ON_CELL = "#242424", "#BF5300"
 # Comes with matplotlib, so pictures are the same on every machine.
 FONT = "DejaVu Sans"
 TITLE, HEADING, TEXT, SMALL = 15.0, 12.0, 11.0, 10.0

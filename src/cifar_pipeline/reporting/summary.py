@@ -39,16 +39,17 @@ def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]
     dataset, test = metrics["dataset"], metrics["test"]
     sizes = ", ".join(f"{part} {size:,}" for part, size in dataset["sizes"].items())
     timing = _read(root / "reports" / "timing.json") or {}
-    figures = sorted((root / "reports").glob("*.png"))
+    figures, page = sorted((root / "reports").glob("*.png")), root / "reports" / "report.html"
     return [
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
         ("images", sizes),
         ("test accuracy", f"{100 * test['accuracy']:.2f} % (top 3: {100 * test['top3_accuracy']:.2f} %)"),
         ("parameters", f"{metrics['parameters']:,}"),
-        ("device", _device(timing.get("train", {}))),
+        ("device", device_words(timing.get("train", {}))),
         ("time", "\n".join(f"{stage:<11}{_time(root, stage, timing)}" for stage in STAGES)),
         ("figures", "\n".join(str(path.relative_to(root)) for path in figures) or "none"),
+        ("report", str(page.relative_to(root)) if page.is_file() else "none"),
         ("MLflow page", "make ui"),
     ]
 
@@ -76,7 +77,8 @@ def fallback_lines(root: Path, dataset: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _device(train: Mapping[str, Any]) -> str:
+def device_words(train: Mapping[str, Any]) -> str:
+    """Say what was computed on, from a training's timing: `cpu, 2 threads`."""
     device, threads = str(train.get("device", "unknown")), train.get("threads")
     # A device's own words may count them already.
     if not threads or "thread" in device:

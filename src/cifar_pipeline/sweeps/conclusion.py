@@ -28,10 +28,10 @@ def conclude(parent: str, folder: Path) -> bool:
     """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
     end_left_points(parent, is_held)
     comparison = gather(parent)
-    show(comparison, parent)
+    command = show(comparison, parent)
     well = bool((comparison.points["status"] == "FINISHED").all())
-    end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder))
-    say(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`).")
+    end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder, command))
+    say(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`); {folder / 'compare.html'} is its page.")
     return well
 
 
@@ -43,16 +43,18 @@ def leave(parent: str) -> None:
         forget_sweep(parent)
 
 
-def show(comparison: Comparison, parent: str) -> None:
-    """Print the table and, where there is a best point, how to make it the pipeline's choice."""
+def show(comparison: Comparison, parent: str) -> str:
+    """Print the table and the command that makes the best point the pipeline's choice; returns it, if there is one."""
     print_comparison(comparison)
     best = winner(comparison)
     if best is None:
         warn("No point has finished: there is none to choose.")
-        return
+        return ""
     record = next(record for record in read_points(parent) if record.run_id == best["run_id"])
     say(f"To make {best['name']} the pipeline's choice and measure it on the test part:")
-    say(f"  {command_for(record)}")
+    command = command_for(record)
+    say(f"  {command}")
+    return command
 
 
 def gather(parent: str) -> Comparison:

@@ -41,6 +41,17 @@ def diff() -> str:
     return "\n".join(filter(None, [_git("diff", "HEAD", "--", "src", "conf"), new]))
 
 
+def last_commit(path: Path) -> tuple[str, str]:
+    """The newest commit that changed a file and its date, `7c78472` and `2026-11-25`; empty where there is none."""
+    commit, _, date = _git("log", "-1", "--format=%h %cs", "--", str(path)).partition(" ")
+    return commit, date
+
+
+def in_commit(commit: str, path: Path) -> str:
+    """What a file holds in a commit; empty where it isn't there."""
+    return _git("show", f"{commit}:./{path.as_posix()}")
+
+
 def _git(*arguments: str) -> str:
     """What git prints; empty where there is no git, no repository or no commit."""
     try:

@@ -1,10 +1,12 @@
 """What is worth knowing about a finished training, as it is written beside its models."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.config.identity import KEYS
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.fit import Fitted
 from cifar_pipeline.training.hardware import Hardware
@@ -13,17 +15,28 @@ from cifar_pipeline.training.module import Classifier
 
 
 def training_facts(
-    identity: str, config: DictConfig, dataset: Dataset, module: Classifier, hardware: Hardware, fitted: Fitted
+    identity: str,
+    config: DictConfig,
+    chosen: Mapping[str, str],
+    dataset: Dataset,
+    module: Classifier,
+    hardware: Hardware,
+    fitted: Fitted,
 ) -> dict[str, Any]:
-    """Facts for whoever uses the models: what went in, what the outputs mean, how long it took on what."""
-    rows = fitted.rows
+    """Facts for whoever uses the models: what went in, what the outputs mean, how long it took on what.
+
+    `chosen` is the option of each group.
+    """
+    rows, values = fitted.rows, decisive(config)
     return {
         "identity": identity,
         "dataset": {"name": dataset.name, "hash": dataset.hash},
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
         "probabilities": config.loss.probabilities,
-        "loss": decisive(config)["loss"],
+        "loss": values["loss"],
+        "choices": {key: option for key, option in chosen.items() if key in ("experiment", "data", *KEYS)},
+        "recipe": {key: values[key] for key in KEYS},
         "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
         "epochs": len(rows),
         "best_epoch": int(best_row(rows)["epoch"]),

@@ -1,0 +1,64 @@
+"""A small evaluation as `evaluate` hands it to the report page, drawn by a random generator."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cifar_pipeline.reporting.answers import Answers
+from cifar_pipeline.reporting.evidence import Attributions
+from cifar_pipeline.reporting.metrics import measure
+from cifar_pipeline.reporting.pages.report import Evaluation
+
+BINS = 15
+HISTORY = pd.DataFrame({
+    "epoch": [1, 2, 3], "train/loss": [2.0, 1.5, 1.0], "train/accuracy": [0.2, 0.4, 0.6],
+    "val/loss": [1.9, 1.4, 1.6], "val/accuracy": [0.25, 0.45, 0.4], "lr": [0.1, 0.1, 0.1],
+})  # fmt: skip
+FACTS = {
+    "identity": "0123456789abcdef",
+    "commit": "c0ffee1" + 33 * "0",
+    "epochs": 3,
+    "best_epoch": 2,
+    "choices": {"experiment": "tutorial", "optimizer": "adam"},
+    "recipe": {
+        "seed": 7,
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.002, "betas": [0.9, 0.99], "full_batch": False},
+        "trainer": {"max_epochs": 3, "gradient_clip_val": None},
+    },
+    "timing": {"seconds": 67.4, "device": "cpu", "threads": "1"},
+}
+
+
+def evaluation(images: int = 300, classes: int = 4, size: int = 8, **others: Any) -> Evaluation:
+    """Answers of which about half are right."""
+    generator = np.random.default_rng(images)
+    labels = generator.integers(0, classes, images)
+    logits = generator.normal(size=(images, classes)) * 2
+    logits[np.arange(images), labels] += 1.5
+    probabilities = torch.from_numpy(logits).float().softmax(1)
+    confidence, predictions = (part.numpy() for part in probabilities.max(1))
+    names = [f"class {number}" for number in range(classes)]
+    answers = Answers(names, labels, predictions, confidence)
+    dataset = {
+        "name": "drawn", "title": "drawn pictures", "source": "a random generator", "fallback": False,
+        "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
+    }  # fmt: skip
+    metrics = measure(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
+    metrics |= {"parameters": 62006, "checkpoint": "last", "dataset": dataset}
+    places = answers.telling(2)
+    made = Evaluation(
+        run={"id": "a1b2c3", "name": "adam-cross_entropy-7"},
+        facts=FACTS,
+        metrics=metrics,
+        caption="drawn pictures",
+        answers=answers,
+        images=generator.integers(0, 256, (images, size, size, 3), np.uint8),
+        history=HISTORY,
+        filters=generator.normal(size=(6, 3, 5, 5)),
+        attributions=Attributions(places, generator.normal(size=(len(places), size, size))),
+        published={},
+    )
+    return dataclasses.replace(made, **others)

@@ -1,0 +1,111 @@
+"""The pages in a real browser, if there is one: on a telephone and on a screen, light and dark."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Page, chromium, opened
+from evaluated import BINS, evaluation
+from test_comparison_figures import sweep
+
+from cifar_pipeline.reporting.comparison import write
+from cifar_pipeline.reporting.pages.report import write_report
+
+PROGRAM = chromium()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome is installed to open the pages in")
+
+# What reaches beyond the right edge, unless it can be scrolled inside of something that doesn't.
+TOO_WIDE = """
+[...document.querySelectorAll('body *')].filter(element => {
+  const box = element.getBoundingClientRect();
+  return box.width && box.right > innerWidth + 0.5 && !element.closest('.wide');
+}).map(element => element.outerHTML.slice(0, 80))
+"""
+UNLOADED = "[...document.images].filter(image => !image.naturalWidth).map(image => image.alt)"
+# How different an element's letters are from what is behind them, by WCAG's formula.
+CONTRAST = """
+(() => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(document.body);
+  const two = [light(style.color), light(style.backgroundColor)].sort((a, b) => b - a);
+  return (two[0] + 0.05) / (two[1] + 0.05);
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with opened(str(PROGRAM), tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("Seiten für alle")
+    longest = "an_optimizer_with_an_uncommonly_long_name"
+    results = {(optimizer, loss): 0.5 for optimizer in ("sgd", "adam", longest) for loss in ("mse", "focal")}
+    write(sweep(("optimizer", "loss"), {**results, ("lion", "mse"): "FAILED"}), folder, "dvc exp run -S " + 30 * "long")
+    return {
+        "report": write_report(folder / "report.html", evaluation(), BINS, 12),
+        "many classes": write_report(folder / "many.html", evaluation(200, 30), BINS, 12),
+        "comparison": folder / "compare.html",
+    }
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("name", ["report", "many classes", "comparison"])
+def test_it_opens_without_a_fault_and_nothing_is_wider_than_the_screen(
+    page: Page, pages: dict[str, Path], name: str, width: int, dark: bool
+) -> None:
+    page.open(pages[name], width, dark)
+    assert page.tell("document.documentElement.scrollWidth") <= page.tell("innerWidth") == width
+    assert page.tell(TOO_WIDE) == []
+    assert page.tell("document.images.length") > 1 and page.tell(UNLOADED) == []
+    assert page.tell(CONTRAST) > 7
+    assert page.tell("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+    assert page.problems == [] and page.fetched == []
+
+
+def test_figures_are_dark_on_dark_pages(page: Page, pages: dict[str, Path]) -> None:
+    drawn = """(async () => {
+      const figure = document.querySelector('#curves img'), canvas = document.createElement('canvas');
+      await figure.decode();
+      [canvas.width, canvas.height] = [figure.naturalWidth, figure.naturalHeight];
+      const pen = canvas.getContext('2d');
+      pen.drawImage(figure, 0, 0);
+      const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+      let brightest = 0, darkest = 765;
+      for (let at = 0; at < pixels.length; at += 4) if (pixels[at + 3] > 250) {
+        const brightness = pixels[at] + pixels[at + 1] + pixels[at + 2];
+        [brightest, darkest] = [Math.max(brightest, brightness), Math.min(darkest, brightness)];
+      }
+      return [darkest, brightest];
+    })()"""
+    seen = {}
+    for dark in (False, True):
+        page.open(pages["report"], 1280, dark)
+        seen[dark] = page.tell(drawn)
+    assert seen[False][0] < 150 and seen[True][1] > 600, seen  # letters: dark on light, light on dark
+
+
+def test_it_can_be_printed(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["report"], 1280)
+    assert page.paper().startswith(b"%PDF")
+
+
+def test_a_fault_would_be_seen(page: Page, tmp_path: Path) -> None:
+    """The tests above can fail."""
+    (tmp_path / "bad.html").write_text(
+        "<script>nothing.there()</script><img src='http://127.0.0.1:9/a.png' alt='a'><p style='width: 2000px'>wide"
+    )
+    page.open(tmp_path / "bad.html", 360)
+    assert any("nothing is not defined" in problem for problem in page.problems)
+    assert page.fetched == ["http://127.0.0.1:9/a.png"]
+    assert len(page.tell(TOO_WIDE)) == 1 and page.tell(UNLOADED) == ["a"]
+    page.problems.clear()
+    page.fetched.clear()

@@ -1,0 +1,75 @@
+"""What is compared with: the newest committed results, and none where there are none."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cifar_pipeline.tracking.published import published
+
+METRICS = {"test": {"accuracy": 0.6105}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that is one folder of a repository."""
+    for variable in ("GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    project = tmp_path / "projects" / "pictures"
+    (project / "reports").mkdir(parents=True)
+    monkeypatch.chdir(project)
+    return project
+
+
+def git(*arguments: str) -> str:
+    person = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", *person, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def committed(folder: Path, metrics: str, params: str) -> str:
+    (folder / "reports" / "metrics.json").write_text(metrics)
+    (folder / "params.yaml").write_text(params)
+    git("init", "--quiet", str(folder.parents[1]))
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "results")
+    return git("rev-parse", "--short", "HEAD")
+
+
+def test_without_git_there_is_none(folder: Path) -> None:
+    assert published() == {}
+
+
+def test_the_newest_committed_results_and_not_those_of_the_working_tree(folder: Path) -> None:
+    commit = committed(folder, json.dumps(METRICS), "experiment: tutorial\n")
+    (folder / "README.md").write_text("another commit, which changes no result")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "words")
+    (folder / "reports" / "metrics.json").write_text("{}")
+    (folder / "params.yaml").write_text("experiment: mine\n")
+    found = published()
+    assert (found["commit"], found["experiment"], found["metrics"]) == (commit, "tutorial", METRICS)
+    assert found["date"] == git("log", "-1", "--format=%cs")
+
+
+def test_a_repository_without_results_publishes_none(folder: Path) -> None:
+    (folder / "README.md").write_text("words")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "words")
+    assert published() == {}
+
+
+@pytest.mark.parametrize("metrics", ["no json", "[]", ""])
+def test_what_is_no_metrics_file_is_none(folder: Path, metrics: str) -> None:
+    committed(folder, metrics, "experiment: tutorial\n")
+    assert published() == {}
+
+
+def test_removed_results_are_none(folder: Path) -> None:
+    committed(folder, json.dumps(METRICS), "- no mapping\n")
+    assert published()["experiment"] == ""
+    git("rm", "--quiet", "reports/metrics.json")
+    git("commit", "--quiet", "--message", "removed")
+    assert published() == {}
