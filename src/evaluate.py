@@ -21,7 +21,7 @@ def evaluate(config: DictConfig) -> None:
     from pandas import read_csv
 
     from cifar_pipeline.config.targets import arguments
-    from cifar_pipeline.console import say
+    from cifar_pipeline.console import doing, progress, say
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable, whole_files
     from cifar_pipeline.inference.attribution import attributions
@@ -48,7 +48,8 @@ def evaluate(config: DictConfig) -> None:
     images, labels = dataset.part("test")
     truth = torch.from_numpy(labels)
     model, way = load_model(trained.model), by_name(trained.facts["probabilities"])
-    logits = logits_of(model, images, options.batch_size)
+    with progress("Test images", len(images), transient=True) as advance:
+        logits = logits_of(model, images, options.batch_size, advance)
     loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
     probabilities = way(logits)
     confidence, predictions = probabilities.max(1)
@@ -75,12 +76,14 @@ def evaluate(config: DictConfig) -> None:
         ),
         published=published(),
     )
+    doing("Drawing the figures and the report page")
     with whole_files(REPORTS) as part:
         written = write_figures(part, evaluation, options.mistakes)
         written.append(write_report(part / "report.html", evaluation, options.calibration_bins, options.mistakes))
         timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
         written += write_numbers(part, metrics, timing, answers)
 
+    doing("Putting the results on the run in MLflow")
     with reopened_run(trained.run["id"], trained.run["name"]) as run:
         # The numbers per class are on the run as metrics.json: forty charts would hide the others.
         run.log_metrics(flatten({"test": measured["test"]}))

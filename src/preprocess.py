@@ -15,7 +15,7 @@ def preprocess(config: DictConfig) -> None:
     """Part the images into train, val and test, and show ten of every class."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.console import say
+    from cifar_pipeline.console import doing, say
     from cifar_pipeline.data.asked import asked_values, used_values
     from cifar_pipeline.data.dataset import Dataset, write
     from cifar_pipeline.data.raw import present
@@ -27,14 +27,17 @@ def preprocess(config: DictConfig) -> None:
     require_writable(PROCESSED)
     wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     source = present(RAW, wanted, fallback)
+    doing(f"Reading {source.title}")
     official = source.read(RAW / source.name)
 
     train, val = stratified_split(official.train_labels, config.data.val_fraction, config.data.split_seed)
     asked = asked_values(config.data)
     used = used_values(asked, by_fallback=source is fallback)
+    doing("Writing the arrays")
     with only_one(PROCESSED), whole_folder(PROCESSED) as folder:
         write(folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used)
 
+    doing("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
     images, labels = dataset.part("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)

@@ -19,7 +19,7 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.config.stage import choices, cores, output_root
     from cifar_pipeline.config.targets import check_targets
     from cifar_pipeline.config.workspace import trainings_cache
-    from cifar_pipeline.console import say
+    from cifar_pipeline.console import doing, say
     from cifar_pipeline.data.asked import require
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable
@@ -57,6 +57,7 @@ def train(config: DictConfig) -> float | None:
         return value
     folder = TrainingFolder(trainings_cache() / this)
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
+    doing("Opening the run in MLflow")
     with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun, point) as run:
         logger = RunLogger(run.tracking_uri, run.id, run.logged_epochs)
         if folder.is_finished:
@@ -66,11 +67,13 @@ def train(config: DictConfig) -> float | None:
             machine = config.machine
             every, profiler = machine.checkpoint_every, machine.profiler
             fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler)
+            doing("Writing the models")
             facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
             with folder.finishing(facts, fitted.rows) as result:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))
                     export_model(module.net, facts, result / checkpoint)
+        doing("Putting the models on the run in MLflow")
         logger.send_kept()
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})
     folder.publish(output_root(), {"id": run.id, "name": name})

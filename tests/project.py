@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
+from cifar_pipeline import console
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.script import run_script
 from cifar_pipeline.config.stage import Stage, run_stage
@@ -52,20 +53,27 @@ class Project:
         return started(stage, run_stage, arguments)
 
 
-def run(script: Callable[[], Any], *arguments: object, listed: str = "") -> Ended:
-    """Run a script beside the pipeline, in this process; `listed` stands on its standard input."""
+def run(script: Callable[[], Any], *arguments: object, listed: str = "", seconds: float = 600) -> Ended:
+    """Run a script beside the pipeline, in this process; `listed` stands on its standard input.
+
+    What takes more than so many `seconds` says how far it is.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(listed))
-        return started(script, run_script, [str(argument) for argument in arguments])
+        return started(script, run_script, [str(argument) for argument in arguments], seconds)
 
 
-def started(main: Callable[..., Any], runner: Callable[[Any], None], arguments: Sequence[str]) -> Ended:
+def started(
+    main: Callable[..., Any], runner: Callable[[Any], None], arguments: Sequence[str], seconds: float = 600
+) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
             patch.setenv(name, "")
+        # What is said on a busy machine only would change what is compared.
+        patch.setattr(console, "SECONDS", seconds)
         try:
             runner(main)
         except SystemExit as end:

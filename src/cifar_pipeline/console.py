@@ -1,15 +1,47 @@
-"""The one voice in which the project speaks to a person: lines, progress bars and refusals."""
+"""The one voice in which the project speaks to a person: lines, progress and refusals."""
 
+import atexit
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.control import Control
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
-terminal = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# How long something may take before there is a word about it, and the time between two words.
+SECONDS = 2.0
+
+
+class _Voice(Console):
+    """A console whose lines end what was shown for want of one."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        # A bar draws itself anew with a control and nothing else.
+        if not all(isinstance(part, Control) for part in objects):
+            finish()
+        super().print(*objects, **options)
+
+
+terminal = _Voice(highlight=False, soft_wrap=True)
+errors = _Voice(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Refusal(Exception):
@@ -42,48 +74,152 @@ def complain(line: str) -> None:
     errors.print(escape(_speaker + line), style="bold red")
 
 
+class _Waiting:
+    """What is being done while nothing is said: shown with its seconds on a terminal, elsewhere in one line."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.lock, self.over = what, threading.Lock(), False
+        self.shown: Progress | None = None
+        self.timer = threading.Timer(SECONDS, self._show)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def _show(self) -> None:
+        # Standard output is for results. Its own console, since the others' lines end this.
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        with self.lock:
+            if self.over:
+                return
+            if not console.is_terminal or _bars:
+                console.print(escape(f"{_speaker}{self.what} ..."))
+                return
+            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            self.shown = Progress(
+                *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self.shown.add_task(escape(_speaker + self.what))
+            self.shown.tasks[0].start_time = self.shown.get_time() - SECONDS
+            self.shown.start()
+
+    def end(self) -> None:
+        self.timer.cancel()
+        with self.lock:
+            self.over = True
+            if self.shown:
+                self.shown.stop()
+
+
+_waiting: _Waiting | None = None
+_bars = 0  # bars that are on the terminal at this moment
+
+
+def doing(what: str) -> None:
+    """Say what is being done from now on, if no other line comes within two seconds."""
+    global _waiting
+    finish()
+    _waiting = _Waiting(what)
+
+
+@atexit.register
+def finish() -> None:
+    """Say no more what is being done, because it is done."""
+    global _waiting
+    waiting, _waiting = _waiting, None
+    if waiting:
+        waiting.end()
+
+
 @contextmanager
 def progress(
-    what: str, total: float | None, unit_of_bytes: bool = False, transient: bool = False, console: Console = terminal
+    what: str,
+    total: float | None,
+    unit_of_bytes: bool = False,
+    transient: bool = False,
+    console: Console = terminal,
+    every: float | None = None,
+    begun: float = 0,
 ) -> Iterator[Callable[[float], None]]:
-    """Show how far `what` is, with the time still to go; on no terminal, a plain line at each tenth.
+    """Show how far `what` is, how fast it goes, and the time still to go.
+
+    On no terminal these are plain lines: at a tenth of the way, `every` so many seconds at most (`SECONDS`); what is
+    done sooner says nothing. `begun` is how far it was before.
 
     Yields a function that takes how much further the work has come.
     """
+    finish()
     if not console.is_terminal:
-        yield _PlainProgress(what, total, console)
+        yield _PlainProgress(what, total, unit_of_bytes, console, SECONDS if every is None else every, begun)
         return
-    count = TextColumn("{task.fields[megabytes]}") if unit_of_bytes else MofNCompleteColumn()
+    how_far: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit_of_bytes else [MofNCompleteColumn(), _Speed()]
+    )
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        count,
+        BarColumn(max(10, min(40, console.width - len(what) - 40))),
+        *how_far,
         TimeRemainingColumn(),
         console=console,
         transient=transient,
         # Results on standard output stay there, also where only standard error is a terminal.
         redirect_stdout=console is terminal,
     )
+    global _bars
     with bar:
-        task = bar.add_task(escape(what), total=total, megabytes="")
+        task = bar.add_task(escape(what), total=total, completed=int(begun))
+        _bars += 1
+        try:
+            yield lambda amount: bar.update(task, advance=amount)
+        finally:
+            _bars -= 1
 
-        def advance(amount: float) -> None:
-            bar.update(task, advance=amount)
-            done = bar.tasks[0].completed
-            bar.update(task, megabytes=f"{done / 1e6:,.0f} MB" + (f" of {total / 1e6:,.0f} MB" if total else ""))
 
-        yield advance
+class _Speed(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "", style="progress.data.speed")
 
 
 class _PlainProgress:
-    """A line at each tenth of the way."""
+    """A line at a tenth of the way, if it takes long."""
 
-    def __init__(self, what: str, total: float | None, console: Console) -> None:
-        self.what, self.total, self.console, self.done, self.tenths = what, total, console, 0.0, 0
+    def __init__(
+        self, what: str, total: float | None, of_bytes: bool, console: Console, every: float, begun: float
+    ) -> None:
+        self.what, self.total, self.of_bytes, self.console, self.every = what, total, of_bytes, console, every
+        self.done, self.begun, self.tenths = begun, begun, 0
+        self.start = self.said = time.monotonic()
+        self.is_going = False
 
     def __call__(self, amount: float) -> None:
         self.done += amount
-        tenths = int(10 * self.done / self.total) if self.total else 0
-        if tenths > self.tenths:
-            self.tenths = tenths
-            self.console.print(escape(f"{_speaker}{self.what}: {10 * tenths} %"))
+        now, tenths = time.monotonic(), int(10 * self.done / self.total) if self.total else self.tenths + 1
+        if tenths > self.tenths and now - self.said >= self.every:
+            self.tenths, self.said = tenths, now
+            self.console.print(escape(f"{_speaker}{self.what}: {', '.join(self._words(now - self.start))}"))
+        if not self.is_going:
+            # What comes first may take longer than all that follows: something is compiled, a host is found.
+            self.is_going, self.start, self.begun = True, now, self.done
+
+    def _words(self, seconds: float) -> Iterator[str]:
+        speed = (self.done - self.begun) / seconds if seconds else 0.0
+        size, unit = (1e6, " MB") if self.of_bytes else (1, "")
+        yield f"{100 * self.done / self.total:.0f} %" if self.total else f"{self.done / size:,.0f}{unit}"
+        if speed:
+            yield f"{speed / size:,.1f}{unit}/s" if self.of_bytes or speed < 10 else f"{speed:,.0f}/s"
+        if speed and self.total and self.done < self.total:
+            yield f"{duration((self.total - self.done) / speed)} left"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as a person would: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

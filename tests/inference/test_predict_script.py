@@ -73,9 +73,10 @@ def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.
 
 def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "batch_size: 256", "batch_size: 2")
-    ended = run(predict, *["0.png"] * 10, "--json")
+    ended = run(predict, *["0.png"] * 10, "--json", seconds=0)
     assert [json.loads(line)["class"] for line in ended.out.splitlines()]
     assert "Pictures: 50 %" in ended.err and "Pictures: 100 %" in ended.err
+    assert "Pictures" not in run(predict, *["0.png"] * 10, "--json").err
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from cifar_pipeline.reporting.summary import duration
-
 SCRIPT = Path(__file__).parents[2] / "src" / "summary.py"
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -137,11 +135,3 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPT.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
-)
-def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

@@ -115,7 +115,9 @@ def test_the_winners_command_trains_to_the_same_weights(outcome):
 
 def test_without_any_sweep_there_is_nothing_to_compare(never_swept):
     workspace, said = never_swept
-    assert said == "There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one.\n"
+    # It is all that is said, unless the machine is slow.
+    assert said.endswith("There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one.\n")
+    assert [line for line in said.splitlines()[:-1] if not line.endswith(" ...")] == []
     assert workspace.runs() == []
 
 

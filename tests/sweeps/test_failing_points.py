@@ -32,7 +32,7 @@ def test_the_others_go_on(outcome):
     failed = outcome(scenario_failing)
     assert [job.info.status for job in failed.jobs] == ["FINISHED"] + 5 * ["FAILED"]
     assert failed.sweep.info.status == "FAILED"
-    assert "[0] epoch 1/1" in failed.said and "[5] loss=raising optimizer.lr=-1" in failed.said
+    assert "[0] epoch 1/1" in failed.said and "[5] point 6 of 6: loss=raising optimizer.lr=-1" in failed.said
 
 
 def test_each_failed_point_is_named_with_its_reason(outcome):

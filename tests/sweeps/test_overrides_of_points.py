@@ -2,16 +2,16 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import flag_override
+from omegaconf import DictConfig, flag_override
 from project import Project
 
 from cifar_pipeline.config.choices import register_choices
-from cifar_pipeline.sweeps.callback import parted
+from cifar_pipeline.sweeps.callback import number_of_points, parted
 from cifar_pipeline.sweeps.choice import setting
 from cifar_pipeline.tracking.points import Point, settings
 
 
-def parts(project: Project, overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+def multirun(project: Project, overrides: list[str]) -> DictConfig:
     """As the callback sees a multirun's configuration, which knows of what is swept only as text."""
     register_choices()
     of_hydra = [text for text in overrides if text.startswith(("hydra", "sweep="))]
@@ -20,7 +20,7 @@ def parts(project: Project, overrides: list[str]) -> tuple[list[str], dict[str, 
     task = [text for text in overrides if not text.startswith("hydra")]
     with flag_override(config, ["readonly", "struct"], False):
         config.hydra.overrides.task = task
-    return parted(config)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,30 @@ def parts(project: Project, overrides: list[str]) -> tuple[list[str], dict[str, 
     ],
 )
 def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swept):
-    found_fixed, found_swept = parts(project, overrides)
+    found_fixed, found_swept = parted(multirun(project, overrides))
     assert (sorted(found_fixed), found_swept) == (sorted(fixed), swept)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "points"),
+    [
+        (["optimizer=sgd,adam", "seed=3"], 2),
+        (["optimizer=sgd,adam", "seed=range(3)"], 6),
+        (["sweep=seeds"], 3),
+        (["sweep=seeds", "seed=7"], 1),
+        # What a search draws from, or a pattern, has no number.
+        (["optimizer.lr=tag(log, interval(0.1, 1))"], 0),
+        (["optimizer=glob(*)"], 0),
+        (["sweep=search", "hydra.sweeper.n_trials=7"], 7),
+    ],
+)
+def test_how_many_points_there_will_be_is_known_beforehand(project, overrides, points):
+    assert number_of_points(multirun(project, overrides)) == points
+
+
+def test_a_point_says_which_of_how_many_it_is():
+    assert Point("parent", 3, (), (), 12).place == "point 4 of 12"
+    assert Point("parent", 3, (), ()).place == "point 4"
 
 
 def test_a_point_is_called_by_what_is_swept():

@@ -19,7 +19,7 @@ from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
 from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.config.sentences import refusal_in, sentence
-from cifar_pipeline.console import complain
+from cifar_pipeline.console import complain, doing
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with_dvc
@@ -81,6 +81,7 @@ def _checked(stage: Stage) -> Stage:
         start = time.perf_counter()
         try:
             check(config)
+            doing("Loading libraries")
             result = stage(config)
         except Exception as error:
             refusal, fault = refusal_in(error), fault_sentence(error)

@@ -126,8 +126,8 @@ class Transfer:
             self.validator.unlink(missing_ok=True)
         done = start
         what = f"Downloading {shown(response.url)}"
-        with self.partial.open("ab" if start else "wb") as file, progress(what, total, unit_of_bytes=True) as advance:
-            advance(start)
+        bar = progress(what, total, unit_of_bytes=True, begun=start)
+        with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(CHUNK):
                 if not done and chunk.lstrip()[:1] == b"<":
                     raise Unusable("a web page came instead of an archive (a login page or an error page?)")

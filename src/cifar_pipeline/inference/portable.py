@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.console import Refusal, doing
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.inference.export import save_program
 from cifar_pipeline.inference.facts import ModelFacts
@@ -49,6 +49,7 @@ def write_portable(model: Path, folder: Path) -> list[Path]:
     predictor = Predictor.open(model)
     facts = json.dumps(_facts(predictor.facts), ensure_ascii=False)
     program = _program(predictor)
+    doing("Writing the model as ONNX and pt2")
     pt2, onnx = folder / "model.pt2", folder / "model.onnx"
     with whole_file(onnx) as part:
         _save_onnx(program, part, facts)

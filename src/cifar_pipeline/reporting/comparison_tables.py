@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cifar_pipeline.console import duration
 from cifar_pipeline.reporting.comparison_groups import (
     BROKEN,
     FINISHED,
@@ -19,7 +20,6 @@ from cifar_pipeline.reporting.comparison_groups import (
     one_line,
     text,
 )  # fmt: skip
-from cifar_pipeline.reporting.summary import duration
 
 PARTS = {"val": "validation", "train": "training", "test": "test"}
 

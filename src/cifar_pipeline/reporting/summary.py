@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.console import Refusal, terminal
+from cifar_pipeline.console import Refusal, duration, terminal
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -92,19 +92,6 @@ def _time(root: Path, stage: str, timing: Mapping[str, Any]) -> str:
         return "from DVC's cache"
     speed = timing.get(stage, {}).get("images_per_second")
     return duration(ran["seconds"]) + (f" ({speed:,.0f} images/s)" if speed else "")
-
-
-def duration(seconds: float) -> str:
-    """Write a time as a person would: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

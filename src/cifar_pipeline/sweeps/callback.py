@@ -10,12 +10,14 @@ import logging
 import os
 import traceback
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import decisive
 from cifar_pipeline.config.sentences import sentence
-from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.console import Refusal, complain, doing
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.tracking.points import Point
 
@@ -35,6 +37,7 @@ class SweepParent(Callback):
         self.parent = ""
         self.process = 0
         self.swept: tuple[str, ...] = ()
+        self.points = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
@@ -53,9 +56,10 @@ class SweepParent(Callback):
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
             import_module("optuna").logging.set_verbosity(logging.WARNING)
         fixed, swept = parted(config)
-        self.swept = tuple(swept)
+        self.swept, self.points = tuple(swept), number_of_points(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         base = decisive(compose("config", overrides=fixed))
+        doing("Opening the sweep in MLflow")
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
@@ -68,7 +72,8 @@ class SweepParent(Callback):
         if self.parent:
             settings = HydraConfig.get()
             job.begin(
-                Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept), self.process
+                Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept, self.points),
+                self.process,
             )
 
 
@@ -77,9 +82,7 @@ def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
 
     Of two for a key the last counts: the command line's beats that of a file in conf/sweep/.
     """
-    texts = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
-    texts += list(config.hydra.overrides.task)
-    last = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(texts)}
+    last = _last_overrides(config)
     fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
     swept = {
         key.lstrip("+"): str(override.input_line).partition("=")[2]
@@ -87,3 +90,20 @@ def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
         if override.is_sweep_override()
     }
     return fixed, swept
+
+
+def number_of_points(config: DictConfig) -> int:
+    """How many points a multirun will have; 0 where that is not known beforehand."""
+    if trials := config.hydra.sweeper.get("n_trials"):
+        return int(trials)
+    try:
+        swept = [override for override in _last_overrides(config).values() if override.is_sweep_override()]
+        return prod(sum(1 for _ in override.sweep_iterator()) for override in swept)
+    except HydraException:  # ranges of numbers that a search chooses from, and patterns of names
+        return 0
+
+
+def _last_overrides(config: DictConfig) -> dict[str, Override]:
+    texts = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
+    texts += list(config.hydra.overrides.task)
+    return {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(texts)}

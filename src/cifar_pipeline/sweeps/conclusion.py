@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from cifar_pipeline.config.workspace import is_held
-from cifar_pipeline.console import say, warn
+from cifar_pipeline.console import doing, say, warn
 from cifar_pipeline.reporting.comparison import Comparison, print_comparison, winner, write
 from cifar_pipeline.sweeps.choice import command_for
 from cifar_pipeline.tracking.points import FAILURE, SECONDS, settings
@@ -26,10 +26,12 @@ METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 def conclude(parent: str, folder: Path) -> bool:
     """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
+    doing("Comparing the points")
     end_left_points(parent, is_held)
     comparison = gather(parent)
     command = show(comparison, parent)
     well = bool((comparison.points["status"] == "FINISHED").all())
+    doing("Drawing the comparison and its page")
     end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder, command))
     say(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`); {folder / 'compare.html'} is its page.")
     return well

@@ -67,7 +67,7 @@ def surviving(stage: Stage) -> Stage:
         from cifar_pipeline.tracking.sweeps import fail_point, note_point
 
         speak_as(f"[{point.number}] ")
-        say(" ".join(point.overrides))
+        say(f"{point.place}: {' '.join(point.overrides)}")
         note_point(point)
         try:
             return stage(config)

@@ -17,12 +17,18 @@ NAMED = ("optimizer", "loss", "seed")
 
 @dataclass(frozen=True)
 class Point:
-    """One job of a sweep: its parent's run, its number, and what it was started with."""
+    """One job of a sweep: its parent's run, its number, what it was started with, and of how many (0: not known)."""
 
     parent: str
     number: int
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
+    of: int = 0
+
+    @property
+    def place(self) -> str:
+        """Which of how many it is, for a person; a search or a range of numbers may not know how many."""
+        return f"point {self.number + 1}" + (f" of {self.of}" if self.of else "")
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cifar_pipeline.console import warn
+from cifar_pipeline.console import doing, finish, warn
 from cifar_pipeline.training import small_convolutions
 from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.module import Batch, Classifier
@@ -75,12 +75,14 @@ class BlockClassifier(Classifier):
         lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors])
         if self.block is None:
             block = Block(self.net, self.loss, optimizer, self.block_steps)
+            doing(f"Compiling {self.block_steps} steps as one (the first time half a minute, seconds from then on)")
             try:
                 block.compile(images, labels, lrs)
             except Exception as error:
                 self.impossible = True
                 warn(f"The steps go one by one, for they can't be compiled: {' '.join(str(error).split())[:200]}")
                 return 0
+            finish()
             self.block = block
         loss, right = self.block(images, labels, lrs)
         self.train_sums.add_sums(loss * labels.shape[1], right, labels.numel())

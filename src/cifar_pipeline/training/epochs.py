@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_pipeline.console import say
+from cifar_pipeline.console import duration, say
 from cifar_pipeline.training.history import Row, line_of, metrics_of
 from cifar_pipeline.training.module import Classifier
 
@@ -20,21 +20,33 @@ class EpochRows(Callback):
         self.start, self.train_seconds = time.perf_counter(), 0.0
         self.seconds_before = 0.0
         self.line = ""
+        self.going_since = self.start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = time.perf_counter() - self.seconds_before
+        self.going_since = time.perf_counter()
+        self.start = self.going_since - self.seconds_before
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_line(trainer.max_epochs or 0)
         self.start, self.train_seconds = time.perf_counter(), 0.0
-        self._say_line()
+        self.going_since = self.start
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The first batch may have been compiled for, which the epochs to come are not.
+        if batch_idx == 0 and trainer.num_training_batches > 1:
+            self.going_since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say_line()
+        self._say_line(trainer.max_epochs or 0)
 
-    def _say_line(self) -> None:
+    def _say_line(self, epochs: int) -> None:
         """Say what the last epoch came to, now that its checkpoint is written: what was said is not lost any more."""
         if self.line:
-            say(self.line)
+            # Each epoch to come is taken to last as long as this one.
+            left = (epochs - len(self.rows)) * (time.perf_counter() - self.going_since)
+            say(self.line + (f"  {duration(left)} left" if left else ""))
             self.line = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

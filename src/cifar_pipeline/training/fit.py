@@ -66,7 +66,7 @@ def fit(
         logger=logger,
         callbacks=[
             epochs,
-            EpochProgress(),
+            EpochProgress(data),
             WithinEpoch(folder.path, checkpoint_every),
             *checkpoint_callbacks(folder.path, data.has_val),
         ],

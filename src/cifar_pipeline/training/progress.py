@@ -1,4 +1,4 @@
-"""How far the epoch is, on a terminal; History's line at each epoch's end is all that a file or a pipe gets."""
+"""How far the epoch is: a bar on a terminal; lines for a file or a pipe, if the epoch takes long."""
 
 import time
 from contextlib import ExitStack
@@ -6,34 +6,51 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_pipeline.console import progress, terminal
+from cifar_pipeline.console import progress
+from cifar_pipeline.training.datamodule import Pictures
 
 SECONDS_BETWEEN = 0.2
+# For a file or a pipe, which gets a line at each epoch's end anyway.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class EpochProgress(Callback):
     """A bar per epoch that vanishes with it, moved a few times a second, so that it costs a training nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Pictures) -> None:
+        self.data = data
         self.open = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning does not announce an epoch again that it goes on with.
         if trainer.fit_loop.restarted_mid_epoch:
-            self.on_train_epoch_start(trainer, pl_module)
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            self._begin(trainer, done * self._together)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if terminal.is_terminal:
-            what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.advance = self.open.enter_context(progress(what, trainer.num_training_batches, transient=True))
-            self.shown, self.when = 0, time.monotonic()
+        self._begin(trainer, 0)
+
+    @property
+    def _together(self) -> int:
+        """Images in what Lightning takes for a batch."""
+        return self.data.batch_size * max(1, self.data.chunk)
+
+    def _begin(self, trainer: Trainer, done: int) -> None:
+        images = min(self.data.dataset.sizes["train"], int(trainer.num_training_batches) * self._together)
+        bar = progress(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, images", images, transient=True,
+            every=SECONDS_BETWEEN_LINES, begun=min(done, images),
+        )  # fmt: skip
+        self.advance = self.open.enter_context(bar)
+        self.seen, self.when = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if terminal.is_terminal and time.monotonic() - self.when > SECONDS_BETWEEN:
-            self.advance(batch_idx + 1 - self.shown)
-            self.shown, self.when = batch_idx + 1, time.monotonic()
+        self.seen += batch[1].numel()
+        if time.monotonic() - self.when > SECONDS_BETWEEN:
+            self.advance(self.seen)
+            self.seen, self.when = 0, time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.open.close()

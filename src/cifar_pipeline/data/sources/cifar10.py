@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from cifar_pipeline.console import Refusal, warn
+from cifar_pipeline.console import Refusal, doing, warn
 from cifar_pipeline.data.archive import members
 from cifar_pipeline.data.failures import Unavailable, Unusable
 from cifar_pipeline.data.fetch import download, shown
@@ -111,6 +111,7 @@ class Cifar10:
         downloaded = None
         if path is None:
             path = downloaded = download(place, cache, timeout, self._check, MOST_PER_ARCHIVE)
+        doing(f"Verifying the files of {self.title}")
         with whole_folder(folder) as new:
             for name, content in self._verified(self._contents(path)):
                 (new / name).write_bytes(content)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cifar_pipeline.reporting.summary import device_words, duration
+from cifar_pipeline.console import duration
+from cifar_pipeline.reporting.summary import device_words
 
 Rows = list[tuple[str, str]]
 

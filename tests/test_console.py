@@ -1,0 +1,185 @@
+"""How the project speaks: plain lines where nobody watches, nothing where nothing takes long, colour where wanted."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cifar_pipeline import console
+from cifar_pipeline.console import complain, doing, duration, finish, progress, say, warn
+
+SOURCE = Path(__file__).parents[1] / "src"
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which goes on when the test says so."""
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def lines(clock: list[float], seconds: float, steps: int = 10, **options: object) -> list[str]:
+    """What a file gets of `steps` equal steps that take so many seconds together."""
+    page = io.StringIO()
+    with progress("Test images", steps * 100, console=Console(file=page), **options) as advance:  # type: ignore[arg-type]
+        for _ in range(steps):
+            clock[0] += seconds / steps
+            advance(100)
+    return page.getvalue().splitlines()
+
+
+def test_what_is_done_in_two_seconds_says_nothing(clock: list[float]) -> None:
+    assert lines(clock, 1.9) == []
+
+
+def test_what_takes_longer_says_how_far_how_fast_and_how_long_still(clock: list[float]) -> None:
+    assert lines(clock, 10)[:2] == ["Test images: 20 %, 100/s, 8.0 s left", "Test images: 40 %, 100/s, 6.0 s left"]
+    assert lines(clock, 1000)[0] == "Test images: 10 %, 1.0/s, 15 min 00 s left"
+    assert lines(clock, 1000)[-1] == "Test images: 100 %, 1.0/s"
+
+
+def test_never_more_than_ten_lines_nor_more_often_than_asked(clock: list[float]) -> None:
+    assert len(lines(clock, 1e5, steps=1000)) == 10
+    assert len(lines(clock, 10, steps=1000)) == 4
+    assert len(lines(clock, 100, every=30)) == 3
+
+
+def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[float]) -> None:
+    page = io.StringIO()
+    options = {"unit_of_bytes": True, "begun": 100e6, "console": Console(file=page)}
+    with progress("Downloading", 200e6, **options) as advance:  # type: ignore[arg-type]
+        clock[0] += 5
+        advance(50e6)
+    assert page.getvalue() == "Downloading: 75 %, 10.0 MB/s, 5.0 s left\n"
+
+
+def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
+    page = io.StringIO()
+    with progress("Downloading", None, unit_of_bytes=True, console=Console(file=page)) as advance:
+        for _ in range(3):
+            clock[0] += 4
+            advance(8e6)
+    assert page.getvalue().splitlines() == [f"Downloading: {8 * n} MB, 2.0 MB/s" for n in (1, 2, 3)]
+
+
+def test_brackets_are_no_markup(clock: list[float]) -> None:
+    page = io.StringIO()
+    with progress("[bold]x", 1, console=Console(file=page), every=0) as advance:
+        advance(1)
+    assert page.getvalue().startswith("[bold]x: 100 %")
+
+
+def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:
+    said = ""
+    for _ in range(500):
+        said += capsys.readouterr().err
+        if text in said:
+            return said
+        time.sleep(0.01)
+    raise AssertionError(f"it never said {text!r}, but {said!r}")
+
+
+def test_what_is_being_done_is_said_if_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "SECONDS", 0.02)
+    doing("Drawing [all] figures")
+    assert wait_for("...", capsys) == "Drawing [all] figures ...\n"
+    time.sleep(0.1)
+    finish()
+    assert capsys.readouterr().err == ""  # once
+
+
+@pytest.mark.parametrize("line", [lambda: say("done"), lambda: warn("odd"), lambda: complain("no"), finish])
+def test_any_other_line_comes_instead(
+    line: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "SECONDS", 0.05)
+    doing("Drawing figures")
+    line()  # type: ignore[operator]
+    time.sleep(0.15)
+    assert "..." not in capsys.readouterr().err
+
+
+def on_terminal(program: str, **environment: str) -> str:
+    """What a program of ours writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    given = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, cwd=SOURCE,
+        env={**given, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(ours)
+    assert child.wait() == 0, written
+    return written.decode()
+
+
+BARS = """
+import time
+from cifar_pipeline import console
+console.SECONDS = 0.1
+with console.progress("Test images", 1000, transient=True) as advance:
+    for _ in range(5):
+        advance(200)
+        time.sleep(0.1)
+    console.doing("Compiling")
+    time.sleep(0.3)
+console.doing("Drawing figures")
+time.sleep(0.4)
+console.say("That is all")
+console.warn("Odd")
+"""
+
+
+def test_a_terminal_shows_bars_that_vanish_and_keeps_lines() -> None:
+    written = on_terminal(BARS)
+    plain = CONTROL.sub("", written)
+    assert re.search(r"Test images ━+ +\d+/1000 +[\d,]+/s", plain)
+    assert "Compiling ..." in plain  # beside a bar it is a line
+    assert re.search(r"Drawing figures 0:00:0\d", plain) and "Drawing figures ..." not in plain
+    assert plain.count("That is all") == 1 and COLOUR.search(written)
+    # The cursor is shown again as often as it was hidden.
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") > 0
+
+
+def test_no_color_is_honoured() -> None:
+    written = on_terminal(BARS, NO_COLOR="1")
+    assert "Odd" in written and not COLOUR.search(written)
+
+
+def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None:
+    program = (
+        "import time; from cifar_pipeline import console; console.SECONDS = 0.05; console.doing('Loading');"
+        "time.sleep(0.3); print('{}')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=SOURCE, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {} and done.stderr == "Loading ...\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
