@@ -125,7 +125,8 @@ class Transfer:
         else:
             self.validator.unlink(missing_ok=True)
         done = start
-        what = f"Downloading {shown(response.url)}"
+        # The host alone, so that a bar has its place beside it.
+        what = f"Downloading from {urlsplit(shown(response.url)).netloc}"
         bar = progress(what, total, unit_of_bytes=True, begun=start)
         with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(CHUNK):
