@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from torture import ENGINES, EPOCHS, KILLED, KILLS_OF_ONE, MOST_REPEATED, STEPS, Moment, drawn, ordered, train
+from workspace import sentences
 
 EXACTLY = [
     Moment("start-up", 2.5),
@@ -49,5 +50,5 @@ def test_a_sigterm_while_it_starts_ends_it_with_one_line(copy):
     training.wait_for(" torch.nn")
     training.process.send_signal(signal.SIGTERM)
     said = training.end(code=128 + signal.SIGTERM)
-    spoken = [line for line in said.splitlines() if not line.startswith("import time:")]
+    spoken = [line for line in sentences(said) if not line.startswith("import time:")]
     assert spoken == ["Stopped: the same command goes on."]

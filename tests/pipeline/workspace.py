@@ -153,6 +153,11 @@ def make_repository(workspace: Workspace) -> None:
     workspace.commit()
 
 
+def sentences(said: str) -> list[str]:
+    """The lines of a command, less those on what it is doing, which only a busy machine makes it say."""
+    return [line for line in said.splitlines() if not line.endswith(" ...")]
+
+
 def stages_that(output: str, what: str) -> list[str]:
     """Which stages `dvc repro` says that it ran ("Running stage 'x'") or skipped ("Stage 'x' didn't change")."""
     begin, end = {"ran": ("Running stage '", "':"), "skipped": ("Stage '", "' didn't change")}[what]
