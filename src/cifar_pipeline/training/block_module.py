@@ -75,7 +75,7 @@ class BlockClassifier(Classifier):
         lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors])
         if self.block is None:
             block = Block(self.net, self.loss, optimizer, self.block_steps)
-            doing(f"Compiling {self.block_steps} steps as one (the first time half a minute, seconds from then on)")
+            doing("Compiling the steps (some fifteen seconds the first time, one from then on)")
             try:
                 block.compile(images, labels, lrs)
             except Exception as error:
