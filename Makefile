@@ -79,6 +79,10 @@ format: $(SETUP) ## format the code, and mend what can be mended by a machine
 	@ruff format
 	@ruff check --fix
 
+.PHONY: docs
+docs: $(SETUP) ## write docs/configuration.md and schema/ anew from conf/
+	@python src/document.py
+
 .PHONY: ui
 ui: $(SETUP) ## open the runs in MLflow, on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db

@@ -19,6 +19,7 @@ MAY_KNOW = {
     "inference": {"config", "console", "files", "data", "models"},
     "tracking": {"config", "console", "files"},
     "reporting": {"console", "files"},
+    "reference": {"config", "console", "files"},
     "sweeps": {"config", "console", "faults", "files", "interruption", "tracking", "reporting"},
 }
 # Packages that a room does without.
@@ -29,6 +30,7 @@ NEVER = {
     "models": {"lightning", "mlflow", "hydra"},
     "data": {"lightning", "mlflow", "hydra"},
     "tracking": {"torch", "lightning", "torchmetrics"},
+    "reference": {"torch", "lightning", "mlflow"},
     "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
 }
 MOST_LINES = 300

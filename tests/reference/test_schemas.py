@@ -1,0 +1,142 @@
+"""The schemas that editors read say what the program does: all of conf/ passes, no wrong type or misspelt key does."""
+
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+from omegaconf import OmegaConf
+from project import ROOT
+
+from cifar_pipeline.config.check import RULES
+from cifar_pipeline.reference.kinds import kind
+from cifar_pipeline.reference.options import read_groups
+from cifar_pipeline.reference.schemas import dotted_keys, schemas
+from document import SCHEMA, documents
+
+SCHEMAS = schemas(ROOT / "conf")
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "conf").rglob("*.yaml"))]
+SETTINGS = json.loads((ROOT / ".vscode" / "settings.json").read_text())["yaml.schemas"]
+VALUES: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 65535, 65536, 4294967295, 4294967296, -0.5, 0.0, 0.25, 1.0, 1.5, "", "a", "auto",
+    "last", "32-true", "simple", [], [0.5], [0.5, 0.9], [0.5, 0.9, 0.1], ["a"], ["a", "b"], [1, 2], {},
+    {"_target_": "a.B"},
+]  # fmt: skip
+# What a rule says and a schema does not: which letters a name may have, and that an option has a `_target_`.
+LOOSER = {"registry.name", "registry.alias"}
+
+
+def schema_of(file: Path) -> str:
+    """The schema that an editor takes for a file."""
+    path = f"/{file.relative_to(ROOT).as_posix()}"
+    (found,) = [
+        name for name, pattern in SETTINGS.items() if fnmatch(path, pattern) and path.count("/") == pattern.count("/")
+    ]
+    return Path(found).stem
+
+
+def faults(schema: str, content: Any) -> list[str]:
+    return [error.message for error in Draft7Validator(SCHEMAS[schema]).iter_errors(content)]
+
+
+def test_what_is_written_is_as_conf_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made = documents()
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: `make docs` writes it"
+    assert set(SCHEMA.glob("*.json")) == set(made) - {Path("docs/configuration.md")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_every_file_is_as_its_schema_says(file: Path) -> None:
+    schema = schema_of(file)
+    Draft7Validator.check_schema(SCHEMAS[schema])
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    assert faults(schema, content) == []
+    assert faults(schema, {**content, "misspelt": 1}), "a key that nothing reads"
+
+
+def test_editors_are_pointed_to_every_schema_and_to_no_other() -> None:
+    assert {Path(name).stem for name in SETTINGS} == set(SCHEMAS)
+    assert all((ROOT / name).is_file() for name in SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ("params", "experiment: tutoral"),
+        ("params", "experiment: tutorial\noptimiser: adam"),
+        ("params", "optimizer: adm"),
+        ("params", "seed: zero"),
+        ("params", "seed: -1"),
+        ("params", "overrides: {optimizer: {lrr: 0.1}}"),
+        ("params", "overrides: {trainer: {max_epochs: ten}}"),
+        ("params", "overrides: {trainer: {max_epochs: 1.5}}"),
+        ("params", "overrides: {data: {source: {sise: 16}}}"),
+        ("optimizer", "_target_: torch.optim.Adam\nlr: fast"),
+        ("optimizer", "_target_: torch.optim.Adam\nlr: 0"),
+        ("optimizer", "_target_: torch.optim.Adam\nmomentum: 0.9"),
+        ("optimizer", "defaults: [adam, _self_]\nlrr: 0.1"),
+        ("optimizer", "_target_: torch.optim.Adam\nbetas: [0.9]"),
+        ("optimizer", "_target_: torch.optim.Adam\nfull_batch: 1"),
+        ("schedule", "_target_: cifar_pipeline.training.schedules.cosine\nwarmup: 1.5"),
+        ("precision", "cpu: 31-true"),
+        ("machine", "threads: many"),
+        ("experiment", "defaults: [override /optimizer: adm]"),
+        ("experiment", "trainer: {batchsize: 4}"),
+        ("sweep", "hydra: {sweeper: {params: {optimizer.lrr: '0.1,0.2'}}}"),
+        ("config", "defaults: [optimiser: sgd]"),
+        ("data", "val_fraction: 1.0"),
+    ],
+)
+def test_a_slip_is_underlined(schema: str, text: str) -> None:
+    assert len(faults(schema, yaml.safe_load(text))) == 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ("params", "experiment: null\noptimizer: adam\noverrides: {optimizer: {lr: 0.1}, rerun: true}"),
+        ("params", "experiment: tutorial\noverrides: {data: {source: {size: 16}}, trainer: {gradient_clip_val: 1}}"),
+        ("model", "_target_: mine.Network\ndropout: 0.1"),
+        ("optimizer", "_target_: torch.optim.Adagrad\nlr_decay: 0.1\nlr: 0.01"),
+        ("sweep", "hydra: {sweeper: {params: {optimizer.lr: '0.1,0.2', seed: 1}}}"),
+    ],
+)
+def test_what_is_right_is_not(schema: str, text: str) -> None:
+    assert faults(schema, yaml.safe_load(text)) == []
+
+
+@pytest.mark.parametrize("key", RULES)
+def test_a_schema_takes_what_the_rule_takes(key: str) -> None:
+    rule = RULES[key]
+    validator = Draft7Validator(kind(rule))
+    for value in VALUES:
+        # JSON knows one kind of number: 1.0 is whole there.
+        if isinstance(value, float) and value.is_integer():
+            continue
+        if rule.holds(value):
+            assert validator.is_valid(value), f"{key}: {value!r} is allowed"
+        elif key not in LOOSER and not isinstance(value, dict) and not (value == [] and "list" not in rule.allowed):
+            assert not validator.is_valid(value), f"{key}: {value!r} is not allowed"
+
+
+def test_a_key_is_explained_where_it_is_written() -> None:
+    explained = SCHEMAS["machine"]["properties"]["checkpoint_every"]["description"]
+    assert explained.startswith("Seconds between two checkpoints") and "a number above 0, or null" in explained
+
+
+def test_the_page_has_every_key_and_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
+    ruled = {key for key in RULES if "*" not in key and RULES[key].allowed.partition(" of conf/")[0] != "an option"}
+    assert ruled <= known
+    for file in FILES[1:]:
+        assert file.name == "config.yaml" or f"](../{file.relative_to(ROOT).as_posix()})" in text
+    groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in ("experiment", "sweep")}
+    assert {key for key in dotted_keys(groups) if not key.startswith("data.fallback.")} <= known
