@@ -1,6 +1,7 @@
 """The stages as a person starts them: real processes, in a copy of the project."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from project import ROOT, Project
 from cifar_pipeline.config.code import imported_files
 from cifar_pipeline.config.identity import ROOMS
 
+SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
 # Runs a script as `python script ...` does, then says which modules it has loaded.
 LOADED = """
 import json, runpy, sys
@@ -36,7 +38,7 @@ def copy(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("script", ["configure", "download", "preprocess", "train", "evaluate"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: str) -> None:
     ended = start("-c", LOADED, f"src/{script}.py", "--cfg", "job", "optimizer.lr=0.5")
     assert ended.returncode == 0, ended.stderr
@@ -65,6 +67,25 @@ def test_a_stage_started_elsewhere_says_where_to_start_it(copy: Project) -> None
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "run this from the project's root folder" in ended.stderr
+
+
+def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) -> None:
+    typed = [f"python src/{script}.py {word}" for script in SCRIPTS for word in ("optimizer=ad", "trainer.max")]
+    shell = """
+    eval "$(python src/train.py -sc install=bash)"
+    for COMP_LINE in "$@"; do
+        COMP_POINT=${#COMP_LINE} COMP_WORDS=($COMP_LINE) COMP_CWORD=2
+        hydra_bash_completion
+        echo "${COMPREPLY[@]}"
+    done
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        ["bash", "-c", shell, "bash", *typed],
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": path},
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw", "trainer.max_epochs="] * len(SCRIPTS)
 
 
 def test_a_class_that_fails_shows_where(copy: Project) -> None:
