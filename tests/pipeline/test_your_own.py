@@ -25,6 +25,7 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
         "conf/loss/hinge.yaml",
         "conf/model/linear.yaml",
         "conf/optimizer/adagrad.yaml",
+        "conf/sweep/cluster.yaml",
         "src/cifar_pipeline/data/sources/stripes.py",
         "src/cifar_pipeline/models/linear.py",
     ]
@@ -37,3 +38,5 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
     assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
     assert list(metrics["per_class"]) == ["upright", "lying"]
     assert copy.runs()[-1].info.run_name == "adagrad-hinge-0"
+    launcher = copy.run("python", "src/train.py", "sweep=cluster", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert "SlurmLauncher" in launcher and "partition: gpu" in launcher
