@@ -1,0 +1,61 @@
+"""Commands of the documentation that no other test types."""
+
+import socket
+import time
+import urllib.request
+
+import pytest
+from workspace import Workspace, stages_that
+
+pytestmark = pytest.mark.long
+
+
+def test_experiments_are_compared_kept_and_left(copy: Workspace) -> None:
+    copy.dvc("exp", "run", "--name", "faster", "-S", "++overrides.optimizer.lr=0.01")
+    assert "faster" in copy.dvc("exp", "show", "--md")
+    assert "optimizer.lr" in copy.dvc("params", "diff")
+    assert "test.accuracy" in copy.dvc("metrics", "diff")
+    restored = ("params.yaml", "composed.yaml", "dvc.lock", "reports")
+    copy.run("git", "restore", *restored)
+    copy.dvc("checkout")
+    assert copy.run("git", "status", "--porcelain") == "" and "up to date" in copy.dvc("status")
+    copy.dvc("exp", "apply", "faster")
+    assert "lr: 0.01" in copy.read("composed.yaml") and "up to date" in copy.dvc("status")
+
+
+def test_stages_are_run_by_force(copy: Workspace) -> None:
+    said = copy.dvc("repro", "--force", "--single-item", "download")
+    assert stages_that(said, "ran") == ["download"]
+    assert "preprocess" in stages_that(copy.dvc("repro", "-f", "preprocess"), "ran")
+
+
+def test_the_cache_is_cleared(copy: Workspace) -> None:
+    copy.dvc("gc", "--workspace", "--force")
+    assert "up to date" in copy.dvc("status")
+    assert copy.dvc("checkout", "--force") is not None and stages_that(copy.dvc("repro"), "ran") == []
+
+
+def test_help_lists_the_options(clone: Workspace) -> None:
+    said = clone.train("--help")
+    assert "optimizer: adam, adamw, " in said and "loss: " in said
+
+
+def test_the_runs_can_be_looked_at(copy: Workspace) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db")
+    server = copy.start("mlflow", "ui", *words)
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    page = answer.read().decode()
+                break
+            except OSError:
+                assert server.process.poll() is None
+                time.sleep(0.5)
+        assert "<title>MLflow</title>" in page
+    finally:
+        server.process.terminate()
+        server.process.communicate(timeout=60)

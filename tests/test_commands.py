@@ -1,0 +1,179 @@
+"""Every command in the documentation is one that a test runs: this says which."""
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from pages import PAGES, ROOT, commands, name_of, read
+from project import Project
+
+from cifar_pipeline.config.check import check
+
+# By file the test that runs a command, or words of a file that runs it, and what the command must match as a whole.
+BY_FILE = {
+    "tests/pipeline/test_first_run.py": {
+        "test_every_stage_runs_and_leaves_its_outputs": "dvc repro( train| preprocess)?",
+        "test_that_it_is_the_fallback_is_never_in_doubt": "python src/summary.py",
+    },
+    "tests/pipeline/test_typed_commands.py": {
+        "test_stages_are_run_by_force": r"dvc repro (-f|--force --single-item) \w+",
+        "test_experiments_are_compared_kept_and_left": (
+            "dvc (exp show|params diff|metrics diff)( main)?|dvc exp apply NAME|git restore .*|dvc checkout"
+        ),
+        "test_the_cache_is_cleared": "dvc gc --workspace",
+        "test_the_runs_can_be_looked_at": "mlflow ui --host 127.0.0.1 .*",
+        "test_help_lists_the_options": "python src/train.py --help",
+    },
+    "tests/pipeline/test_elsewhere.py": {
+        "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
+    },
+    "tests/pipeline/test_experiments.py": {
+        "test_an_experiment_of_dvc_is_one_more_run": r"dvc exp run( -S \S+)+",
+    },
+    "tests/pipeline/test_what_reruns.py": {
+        "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
+    },
+    "tests/config/test_started_scripts.py": {
+        "test_showing_the_configuration_loads_nothing_heavy": "python src/train.py --cfg job",
+        "test_the_shell_completes_the_keys_and_options_of_every_stage": (
+            r'eval "\$\(python src/train.py -sc install=bash\)"'
+        ),
+    },
+    "tests/kills/test_killed_stages.py": {
+        "test_evaluate_leaves_every_report_as_it_was": "python src/train.py experiment=debug",
+    },
+    "tests/pipeline/test_training_by_hand.py": {
+        "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py rerun=true",
+    },
+    "tests/training/test_profile.py": {
+        "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true machine.profiler=\w+",
+    },
+    "tests/sweeps/test_a_sweep.py": {
+        "test_it_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
+    },
+    "tests/sweeps/test_jobs_beside_each_other.py": {
+        "test_joblib": "python src/train.py -m .*launcher=joblib .*",
+    },
+    "tests/pipeline/test_after_the_training.py": {
+        "test_a_better_training_becomes_the_champion_and_one_can_go_back": (
+            "python src/(compare|promote|rollback|versions).py( RUN)?"
+        ),
+    },
+    "tests/inference/test_predict_script.py": {
+        "test_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
+    },
+    "tests/inference/test_served.py": {
+        "test_the_server_answers_as_predict_does": "python src/serve.py",
+        "test_the_readmes_curl_works": "python -c .*|curl .*",
+    },
+    "tests/inference/test_portable.py": {
+        "test_both_files_answer_in_a_process_without_this_project": "python src/export.py",
+    },
+    "tests/reference/test_schemas.py": {
+        "test_what_is_written_is_as_conf_says": "python src/document.py",
+    },
+    "tests/kills/test_killed_trainings.py": {
+        "test_twenty_moments_by_chance_change_nothing": r"python tests/kills/torture.py --count \d+",
+    },
+    "tests/benchmarks/test_measuring.py": {
+        "test_every_part_runs": "python benchmarks/run.py",
+    },
+    "tests/test_commands.py": {
+        "test_a_command_is_held": "python -m pytest.*",
+        "test_help_names_every_target": "make help",
+    },
+    ".ci/run": {
+        "make check": "ruff (format|check) ?(--check|--fix)?|mypy src",
+        "make setup": "make setup",
+    },
+    "Makefile": {
+        "-m venv .venv": "python3 -m venv .venv",
+        "--constraint constraints.txt --editable": "pip install --constraint constraints.txt --editable .*",
+    },
+}
+HELD = {pattern: (file, words) for file, held in BY_FILE.items() for words, pattern in held.items()}
+# Typed by the authors and by no test, each with the reason.
+BY_HAND = {
+    r"source .venv/bin/activate": "it changes the shell that it is typed in",
+    r"uv .*": "uv is not in the environment: it would install another one",
+    r"pip install (jax|--editable '.\[ray\]')": "it would change the environment that the tests run in",
+    r"pre-commit install": "it writes into .git; `pre-commit run --all-files` runs the hooks",
+    r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
+    r"dvc pull": "it needs a remote, which a project of one's own has",
+}
+OVERRIDES = re.compile(r"python src/train.py (?!--|-sc)(.+)|dvc exp run (.+)")
+
+PAIRS = [(name_of(page), command) for page in PAGES for command in dict.fromkeys(commands(read(page)))]
+
+
+@cache
+def expanded(command: str) -> tuple[str, ...]:
+    """The simple commands that a line consists of; of `make x` those of its recipe, as make itself tells them."""
+    if command.startswith("make") and command not in ("make setup", "make help"):
+        words = command.replace(" setup", "").split()
+        told = subprocess.run(
+            [*words, "--dry-run", "--old-file=.venv/.set-up"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert told.stdout.strip(), f"{command} does nothing"
+        parts = re.split(r"&&|\|\||;|\n|[{}]", told.stdout)
+        return tuple(part.strip() for part in parts if not re.match(r"(test|touch|rm|$)", part.strip()))
+    if command.startswith("python -c"):
+        return (command,)
+    return tuple(part.strip() for part in re.split(r"&&|\|(?!\|)", command) if part.strip())
+
+
+@pytest.mark.parametrize(("page", "command"), PAIRS)
+def test_a_command_is_held(page: str, command: str) -> None:
+    for simple in expanded(command):
+        holders = [pattern for pattern in (*HELD, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
+        assert holders, f"{page}: no test is known to run `{simple}`"
+        for script in re.findall(r"python ([\w/]+\.py)", simple):
+            assert (ROOT / script).is_file()
+
+
+@pytest.mark.parametrize(("file", "words"), HELD.values())
+def test_what_holds_it_exists(file: str, words: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert (f"\ndef {words}(" if file.startswith("tests/") else words) in text
+
+
+def test_nothing_is_held_that_is_not_said() -> None:
+    said = {simple for _, command in PAIRS for simple in expanded(command)}
+    assert {
+        pattern for pattern in (*HELD, *BY_HAND) if not any(re.fullmatch(pattern, one, re.S) for one in said)
+    } == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [(page, command) for page, command in PAIRS if OVERRIDES.fullmatch(command)]
+)
+def test_its_values_compose(page: str, command: str, project: Project) -> None:
+    found = OVERRIDES.fullmatch(command)
+    assert found
+    words = [word.removeprefix("++overrides.") for word in (found[1] or found[2]).split() if word not in ("-m", "-S")]
+    from_recipes = [word for word in words if (ROOT / "docs" / "your-own.md").name in page and is_ones_own(word)]
+    for word in words:
+        key, _, values = word.partition("=")
+        if word not in from_recipes and key != "sweep" and not key.startswith("hydra"):
+            for value in values.split(","):
+                check(project.compose(f"{key}={value}"))
+        elif key == "sweep" and word not in from_recipes:
+            assert (project.folder / "conf" / "sweep" / f"{values}.yaml").is_file()
+
+
+def is_ones_own(word: str) -> bool:
+    """Whether the option is one that the page makes; tests/pipeline/test_your_own.py runs those."""
+    group, _, option = word.partition("=")
+    return (
+        f"conf/{group}/{option}.yaml" in read(ROOT / "docs" / "your-own.md")
+        and not Path(ROOT / "conf" / group / f"{option}.yaml").is_file()
+    )
+
+
+def test_help_names_every_target() -> None:
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^make (\S+)", told, re.MULTILINE)
+    assert sorted(listed) == sorted(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert len(told.splitlines()) == len(listed)
