@@ -1,0 +1,51 @@
+"""The files by which hosts and editors know the project: they parse, agree, and ask for no more rights than needed."""
+
+import json
+import re
+import tomllib
+
+import yaml
+from pages import ROOT, read
+
+PROJECT = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+WORKFLOW = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))
+TARGETS = set(re.findall(r"^\.PHONY: (\S+)", read(ROOT / "Makefile"), re.MULTILINE))
+
+
+def test_the_workflow_runs_what_a_person_runs_and_may_comment_only_where_it_does():
+    jobs = WORKFLOW["jobs"]
+    ran = [step["run"] for step in jobs["test"]["steps"] if "run" in step]
+    assert ran == ["make setup", "make check", "make test"]
+    assert {line.removeprefix("make ") for line in ran} <= TARGETS
+    assert WORKFLOW["permissions"] == {"contents": "read"} and "permissions" not in jobs["test"]
+    assert jobs["differences"]["permissions"] == {"contents": "read", "pull-requests": "write"}
+    script = "\n".join(step.get("run", "") for step in jobs["differences"]["steps"])
+    assert "dvc metrics diff" in script and "dvc params diff" in script
+    # What a stranger wrote (a title, a branch's name) never becomes a part of a script.
+    assert "${{" not in script
+
+
+def test_actions_are_pinned():
+    steps = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert used and all(re.fullmatch(r"actions/[\w-]+@v\d+", name) for name in used)
+
+
+def test_hooks_run_the_projects_own_environment():
+    hooks = [hook for repo in yaml.safe_load(read(ROOT / ".pre-commit-config.yaml"))["repos"] for hook in repo["hooks"]]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks)
+
+
+def test_the_container_is_set_up_as_a_clone_is():
+    container = json.loads(read(ROOT / ".devcontainer" / "devcontainer.json"))
+    assert container["postCreateCommand"] == "make setup"
+    assert PROJECT["requires-python"] == ">=" + re.findall(r"python:(\d+\.\d+)", container["image"])[0]
+
+
+def test_name_version_and_licence_are_the_same_everywhere():
+    citation = yaml.safe_load(read(ROOT / "CITATION.cff"))
+    for key, name in (("title", "name"), ("version", "version"), ("license", "license"), ("abstract", "description")):
+        assert citation[key] == PROJECT[name]
+    assert read(ROOT / "LICENSE").startswith(f"{PROJECT['license']} License")
+    assert citation["authors"][0]["name"] in read(ROOT / "LICENSE")
