@@ -18,7 +18,7 @@ def proposed(said: str) -> dict[int, str]:
 
 def scenario_broken_off(workspace: Workspace) -> tuple[Workspace, str, str]:
     search = workspace.start("python", "src/train.py", *SEARCH)
-    search.wait_for("[2] optimizer.lr")
+    search.wait_for("[2] point 3 of 4")
     search.process.kill()
     return workspace, search.end(code=-signal.SIGKILL), workspace.train(*SEARCH)
 
