@@ -12,7 +12,7 @@ SEARCH = ("-m", "sweep=search", "hydra.sweeper.n_trials=4", "trainer.max_epochs=
 
 def proposed(said: str) -> dict[int, str]:
     """What each point was started with."""
-    found = re.findall(r"^\[(\d+)\] (optimizer\.lr=.*)$", said, re.MULTILINE)
+    found = re.findall(r"^\[(\d+)\] point \d of \d: (optimizer\.lr=.*)$", said, re.MULTILINE)
     return {int(number): overrides for number, overrides in found}
 
 
