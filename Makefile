@@ -83,8 +83,10 @@ format: $(SETUP) ## format the code, and mend what can be mended by a machine
 docs: $(SETUP) ## write docs/configuration.md and schema/ anew from conf/
 	@python src/document.py
 
+# MLflow's first page is about language models; this address opens the runs.
 .PHONY: ui
-ui: $(SETUP) ## open the runs in MLflow, on http://127.0.0.1:5000
+ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
+	@echo 'The runs: http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning'
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 .PHONY: serve

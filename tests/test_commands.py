@@ -126,7 +126,7 @@ def expanded(command: str) -> tuple[str, ...]:
         )
         assert told.stdout.strip(), f"{command} does nothing"
         parts = re.split(r"&&|\|\||;|\n|[{}]", told.stdout)
-        return tuple(part.strip() for part in parts if not re.match(r"(test|touch|rm|$)", part.strip()))
+        return tuple(part.strip() for part in parts if not re.match(r"(echo|test|touch|rm|$)", part.strip()))
     if command.startswith("python -c"):
         return (command,)
     return tuple(part.strip() for part in re.split(r"&&|\|(?!\|)", command) if part.strip())

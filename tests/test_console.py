@@ -183,3 +183,14 @@ def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None
 )
 def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_table_in_a_file_is_not_folded_to_the_width_of_a_screen(tmp_path: Path) -> None:
+    word = "x" * 120
+    code = (
+        "from cifar_pipeline.console import terminal; from rich.table import Table\n"
+        f"table = Table(); table.add_row({word!r}); terminal.print(table, soft_wrap=False)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert word in done.stdout

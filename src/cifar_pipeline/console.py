@@ -1,6 +1,7 @@
 """The one voice in which the project speaks to a person: lines, progress and refusals."""
 
 import atexit
+import os
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+# In a pipe or a file nothing needs to fit a screen, and a name folded to 80 columns can't be searched for.
+WIDTH_OF_A_FILE = 200
 # How long something may take before there is a word about it, and the time between two words.
 SECONDS = 2.0
 
@@ -40,7 +43,8 @@ class _Voice(Console):
         super().print(*objects, **options)
 
 
-terminal = _Voice(highlight=False, soft_wrap=True)
+_width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_OF_A_FILE
+terminal = _Voice(highlight=False, soft_wrap=True, width=_width)
 errors = _Voice(stderr=True, highlight=False, soft_wrap=True)
 
 

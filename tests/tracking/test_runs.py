@@ -150,6 +150,18 @@ def test_and_to_a_new_one_where_the_run_is_not_in_this_database(client, capsys):
     assert client.get_run(run.id).info.run_name == "adam-mse-1" and status(client, run.id) == "FINISHED"
 
 
-def test_names_and_flattened_values():
-    assert run_name({"optimizer": "adam", "loss": "mse", "model": "lenet"}, 0) == "adam-mse-0"
+@pytest.mark.parametrize(
+    ("experiment", "optimizer", "name"),
+    [
+        ("tutorial", "adam", "adam-mse-0"),
+        ("null", "adam", "adam-mse-0"),
+        ("debug", "sgd", "debug-sgd-mse-0"),
+        ("quick", "quick", "quick-mse-0"),
+    ],
+)
+def test_a_name_says_the_choices_and_another_recipe_than_the_tutorials(experiment, optimizer, name):
+    assert run_name({"experiment": experiment, "optimizer": optimizer, "loss": "mse", "model": "lenet"}, 0) == name
+
+
+def test_flattened_values():
     assert flat({"a": {"b": {"c": 1}}, "d": [1, 2], "e": True}) == {"a.b.c": "1", "d": "[1, 2]", "e": "True"}

@@ -22,6 +22,8 @@ from cifar_pipeline.tracking.sweeps import count_death, logged_epochs, note_poin
 # Which folder on which machine a training's checkpoints are in, as a tag.
 WORKSPACE = "workspace"
 LONGEST_PARAMETER = 6000
+# The experiment that runs are taken to be of where their names don't say.
+RECIPE = "tutorial"
 # How often a sweep lets a point end its process without a word.
 MOST_DEATHS = 2
 
@@ -75,9 +77,14 @@ class TrainingRun:
 
 
 def run_name(choices: Mapping[str, str], seed: int, point: Point | None = None) -> str:
-    """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept."""
-    name = f"{choices['optimizer']}-{choices['loss']}-{seed}"
-    return " ".join([name, *(point.beside if point else [])])
+    """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept.
+
+    An experiment of another recipe comes first, unless its optimizer is called like it: `debug-sgd-cross_entropy-0`.
+    """
+    words = [choices["optimizer"], choices["loss"], str(seed)]
+    if choices.get("experiment", "null") not in (RECIPE, "null", words[0]):
+        words.insert(0, choices["experiment"])
+    return " ".join(["-".join(words), *(point.beside if point else [])])
 
 
 @contextmanager
