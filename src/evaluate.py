@@ -29,6 +29,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.inference.export import load_model
     from cifar_pipeline.inference.probabilities import by_name
     from cifar_pipeline.inference.trained import Trained, first_convolution
+    from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.reporting.answers import Answers
     from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
     from cifar_pipeline.reporting.evidence import Attributions
@@ -38,6 +39,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.tracking.runs import reopened_run
 
     start = time.perf_counter()
+    keep_freed_memory()
     options = config.evaluate
     require_writable(REPORTS)
     dataset = Dataset.open(Path("data/processed"))

@@ -24,10 +24,11 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.export import export_model
+    from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.lineage import commit
     from cifar_pipeline.tracking.runs import run_name, training_run
-    from cifar_pipeline.training.build import build_module, build_pictures, step_images
+    from cifar_pipeline.training.build import build_average, build_deployed, build_module, build_pictures, step_images
     from cifar_pipeline.training.engine import choose_engine
     from cifar_pipeline.training.facts import training_facts
     from cifar_pipeline.training.fit import fit
@@ -35,6 +36,7 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.training.hardware import choose_hardware
     from cifar_pipeline.training.logger import RunLogger
 
+    keep_freed_memory()
     check_targets(config)
     require_writable(output_root() / "models")
     dataset = Dataset.open(Path("data/processed"))
@@ -65,14 +67,14 @@ def train(config: DictConfig) -> float | None:
             logger.log_rows(folder.rows())
         else:
             machine = config.machine
-            every, profiler = machine.checkpoint_every, machine.profiler
-            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler)
+            every, profiler, average = machine.checkpoint_every, machine.profiler, build_average(config)
+            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler, average)
             doing("Writing the models")
             facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
             with folder.finishing(facts, fitted.rows) as result:
                 for checkpoint in folder.checkpoints():
                     module.load_checkpoint(folder.checkpoint(checkpoint))
-                    export_model(module.net, facts, result / checkpoint)
+                    export_model(build_deployed(module.net, config, dataset), facts, result / checkpoint)
         doing("Putting the models on the run in MLflow")
         logger.send_kept()
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})

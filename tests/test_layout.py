@@ -11,6 +11,7 @@ MAY_KNOW = {
     "console": set(),
     "files": {"console"},
     "faults": set(),
+    "memory": set(),
     "interruption": set(),
     "config": {"console", "faults", "files", "interruption"},
     "data": {"config", "console", "files"},

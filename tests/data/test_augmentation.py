@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.augment import flip_crop, unchanged
+from cifar_pipeline.data import augment
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def flip_crop(images, generator, turns=None, **options):
+    turns = torch.zeros(len(images), dtype=torch.bool) if turns is None else turns
+    return augment.flip_crop(images, generator, turns, **options)
 
 
 def pictures(count=64, height=9, width=7, channels=3):
@@ -70,5 +75,12 @@ def test_a_padding_beyond_the_image_is_refused(padding):
 
 def test_unchanged_and_binding():
     images = pictures()
-    assert unchanged(images, generator()) is images
+    assert augment.unchanged(images, generator(), torch.zeros(len(images))) is images
     assert torch.equal(partial(flip_crop, padding=0, flip=False)(images, generator()), images)
+
+
+def test_alternating_mirrors_those_whose_turn_it_is():
+    images, turns = pictures(), torch.arange(64) % 3 == 0
+    found = flip_crop(images, generator(), turns, padding=0, alternating=True)
+    assert torch.equal(found[turns], images[turns].flip(2)) and torch.equal(found[~turns], images[~turns])
+    assert torch.equal(flip_crop(images, generator(), turns, padding=0, alternating=True, flip=False), images)

@@ -28,7 +28,7 @@ def flat(lists: list[list[int]]) -> list[int]:
     return [label for labels in lists for label in labels]
 
 
-def noise(images, generator):
+def noise(images, generator, turns):
     return torch.randint(0, 256, images.shape, generator=generator, device=images.device).to(torch.uint8)
 
 
@@ -110,7 +110,7 @@ def test_augmentation_follows_from_seed_and_epoch():
 
 
 def test_augmentation_leaves_the_data_alone():
-    def blacken(images, generator):
+    def blacken(images, generator, turns):
         return images.zero_()
 
     batches = make(augment=blacken, shuffle=False)
@@ -159,3 +159,22 @@ def test_what_makes_no_batches_is_refused(batch_size, options, word):
 
 def test_evaluation_takes_what_there_is():
     assert len(list(make(batch_size=1000, shuffle=False))) == 1
+
+
+def test_it_is_each_images_turn_in_every_other_epoch():
+    def told(images, generator, turns):
+        return images.flatten(1)[:, :1] * 2 + turns.view(-1, 1)  # the image's number, and whether it is its turn
+
+    def turns_of(batches, epoch):
+        batches.set_epoch(epoch)
+        pairs = {int(value) // 2: int(value) % 2 for images, _ in batches for value in images.flatten()}
+        return [pairs[number] for number in sorted(pairs)]
+
+    images = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1)
+    batches = Batches(images, torch.zeros(100).long(), 8, seed=3, shuffle=True, augment=told)
+    first = turns_of(batches, 0)
+    assert 30 < sum(first) < 70
+    assert turns_of(batches, 1) == [1 - turn for turn in first]
+    assert turns_of(batches, 2) == first
+    other = Batches(images, torch.zeros(100).long(), 8, seed=4, shuffle=True, augment=told)
+    assert turns_of(other, 0) != first

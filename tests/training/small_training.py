@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from project import Project
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.build import build_average, build_module, build_pictures
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.fit import Fitted, fit
 from cifar_pipeline.training.folder import TrainingFolder
@@ -50,7 +50,9 @@ class Training:
 
     def run(self) -> Fitted:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "tested")
-        return fit(self.module, self.pictures, self.config.trainer, hardware, self.folder, self.logger)
+        average = build_average(self.config)
+        fitting = (self.module, self.pictures, self.config.trainer, hardware, self.folder, self.logger)
+        return fit(*fitting, average=average)
 
 
 def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None) -> Training:

@@ -9,7 +9,19 @@ from small_training import batch_limit, start
 
 from cifar_pipeline.data.dataset import Dataset
 
-GROUPS = ("model", "optimizer", "loss", "schedule", "augment", "normalize", "precision", "trainer", "experiment")
+GROUPS = (
+    "model",
+    "optimizer",
+    "loss",
+    "schedule",
+    "augment",
+    "average",
+    "normalize",
+    "precision",
+    "trainer",
+    "views",
+    "experiment",
+)
 OPTIONS = [
     f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
 ]  # a new file is tested without a new line here

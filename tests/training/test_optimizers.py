@@ -119,7 +119,7 @@ def own_options() -> list[str]:
 
 
 def test_every_option_is_tested_here() -> None:
-    assert set(own_options()) == {*RULES, "muon"}
+    assert set(own_options()) == {*RULES, "muon", "fast94"}
 
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
@@ -213,3 +213,54 @@ def test_muon_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(options("muon"), [nn.Parameter(torch.zeros(4, 4))])
+
+
+FILTERS = (16, 6, 3, 3)
+
+
+def test_fast94_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_matrix() -> None:
+    chosen = options("fast94", momentum=0.0)
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(FILTERS, dtype=torch.float64))
+    start = filters.detach().numpy().reshape(16, -1).copy()
+    filters.grad = torch.randn(FILTERS, dtype=torch.float64)
+    build(chosen, [filters]).step()
+    of_length = start * 4 / np.linalg.norm(start)  # the root of 16 filters
+    moved = filters.detach().numpy().reshape(16, -1) - of_length
+    u, _, vt = np.linalg.svd(filters.grad.numpy().reshape(16, -1), full_matrices=False)
+    # Three iterations in bf16 bring singular values near 1, not to it.
+    assert (-u @ vt * moved).sum() / np.linalg.norm(u @ vt) / np.linalg.norm(moved) > 0.95
+    assert np.linalg.norm(moved) == pytest.approx(chosen.lr * 4, rel=0.2)
+
+
+def test_fast94_moves_filters_by_nesterovs_momentum() -> None:
+    """What is orthogonalised is the gradient plus the momentum that it has just become a part of."""
+    chosen = options("fast94", momentum=0.5)
+    torch.manual_seed(0)
+    filters, once = (nn.Parameter(torch.ones(FILTERS, dtype=torch.float64)) for _ in range(2))
+    first, second = torch.randn((2, *FILTERS), dtype=torch.float64)
+    optimizer = build(chosen, [filters])
+    for gradient_of_step in (first, second):
+        before = filters.detach().clone()
+        filters.grad = gradient_of_step
+        optimizer.step()
+    with torch.no_grad():
+        once.copy_(before)
+    once.grad = second + 0.5 * (0.5 * first + second)
+    build(options("fast94", momentum=0.0), [once]).step()
+    torch.testing.assert_close(filters, once, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(("shape", "key"), [((6,), "bias_lr"), ((3, 10), "matrix_lr")])
+def test_fast94_moves_biases_and_matrices_by_sgd(shape: tuple[int, ...], key: str) -> None:
+    chosen = options("fast94", bias_lr=0.02, matrix_lr=0.01, weight_decay=0.001)
+    moves, gradients = muon_steps(chosen, shape, STEPS)
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    start = parameter.detach().clone()
+    rate = chosen[key]
+    reference = torch.optim.SGD([parameter], lr=rate, momentum=0.85, nesterov=True, weight_decay=0.001 / rate)
+    for g in gradients:
+        parameter.grad = torch.from_numpy(g)
+        reference.step()
+    np.testing.assert_allclose(moves.sum(axis=0), (parameter.detach() - start).numpy(), rtol=1e-9, atol=1e-10)

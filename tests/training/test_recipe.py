@@ -125,3 +125,25 @@ def test_a_limit_limits_the_full_batch_too(project: Project, digits: Dataset) ->
     optimizer.step()
     training.run()
     same_weights(training.module.net, net, tolerance=1e-5)
+
+
+def test_a_batch_in_parts_is_the_batch_at_once(project: Project, digits: Dataset) -> None:
+    """The last step of an epoch has fewer images, in fewer parts, the last of them smaller: 48, then 16, 16 and 10."""
+    weights = []
+    for part in ("null", 16):
+        config = project.compose(
+            "trainer.batch_size=48", f"trainer.micro_batch_size={part}", "trainer.max_epochs=2", "optimizer.lr=0.1"
+        )
+        training = start(project, config, digits, project.folder / str(part))
+        training.run()
+        assert training.steps == 4
+        weights.append(training.module.state_dict())
+    at_once, in_parts = weights
+    for name, value in at_once.items():
+        torch.testing.assert_close(in_parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_that_make_no_batch_are_refused(project: Project, digits: Dataset) -> None:
+    config = project.compose("trainer.batch_size=48", "trainer.micro_batch_size=20")
+    with pytest.raises(Refusal, match=r"micro_batch_size=20 does not divide trainer\.batch_size=48"):
+        start(project, config, digits)

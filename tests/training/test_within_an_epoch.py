@@ -13,7 +13,7 @@ from torch import nn
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.interruption import Interrupted
 from cifar_pipeline.training import blocks
-from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.build import build_average, build_module, build_pictures
 from cifar_pipeline.training.engine import PLAIN, Engine
 from cifar_pipeline.training.fit import fit
 from cifar_pipeline.training.folder import TrainingFolder
@@ -41,7 +41,7 @@ def options(group: str) -> list[str]:
     return [f"{group}={path.stem}" for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 
 
-CHOICES = [*options("optimizer"), *options("schedule"), *options("augment")]
+CHOICES = [*options("optimizer"), *options("schedule"), *options("augment"), *options("average")]
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +74,8 @@ class Trained:
 
         self.module.on_train_batch_start = begin  # type: ignore[method-assign]
         try:
-            self.rows = fit(
-                self.module, pictures, config.trainer, CPU, TrainingFolder(folder), Logged(), AFTER_EACH_STEP
-            ).rows
+            fitting = (self.module, pictures, config.trainer, CPU, TrainingFolder(folder), Logged(), AFTER_EACH_STEP)
+            self.rows = fit(*fitting, average=build_average(config)).rows
         except Interrupted:
             assert stop_after
         self.batches = len(seen)
@@ -96,6 +95,8 @@ def test_it_ends_with_the_same_weights_and_means(
     config = restless(project, choice)
     if engine.is_block and config.optimizer.get("full_batch"):
         pytest.skip("a full batch is never in blocks")
+    if engine.is_block and config.average.every_step:
+        pytest.skip("weights that are averaged are never stepped in blocks")
     whole = Trained(config, digits, engine, project.folder / "whole")
     stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=whole.batches // 2)
     going_on = Trained(config, digits, engine, project.folder / "abc")

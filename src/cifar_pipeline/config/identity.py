@@ -16,7 +16,10 @@ from cifar_pipeline.config.code import imported_files, module_file
 from cifar_pipeline.config.compose import decisive
 
 # The keys of the configuration that decide a training's outcome; dvc.yaml names the same for `train`.
-KEYS = ("seed", "model", "normalize", "augment", "loss", "optimizer", "schedule", "precision", "trainer")
+KEYS = (
+    "seed", "model", "normalize", "augment", "loss", "optimizer", "schedule", "average", "precision", "trainer",
+    "views",
+)  # fmt: skip
 # The rooms whose code computes; what only speaks or keeps records is no part of an identity.
 ROOMS = ("data", "models", "training", "inference")
 

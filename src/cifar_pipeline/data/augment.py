@@ -1,22 +1,30 @@
-"""Augmentation: a whole batch at a time, on the device it lies on, random only by the generator it is handed."""
+"""Augmentation: a whole batch at a time, on the device it lies on, random only by what it is handed.
+
+`turns` `[B] bool` changes from one epoch to the next for each image, and half of a batch has it on average: whatever is
+to be done to an image in every other epoch follows from it.
+"""
 
 from torch import Generator, Tensor, arange, randint, where
 
 from cifar_pipeline.console import Refusal
 
 
-def unchanged(images: Tensor, generator: Generator) -> Tensor:
+def unchanged(images: Tensor, generator: Generator, turns: Tensor) -> Tensor:
     """The images `[B, H, W, C] uint8` as they are."""
     return images
 
 
-def flip_crop(images: Tensor, generator: Generator, flip: bool = True, padding: int = 4) -> Tensor:
+def flip_crop(
+    images: Tensor, generator: Generator, turns: Tensor, flip: bool = True, padding: int = 4, alternating: bool = False
+) -> Tensor:
     """Mirror half of the images left to right and shift each by up to `padding` pixels either way.
 
     Images are `[B, H, W, C] uint8`; what comes in from beyond the rim is the image reflected (the rim itself not
     repeated). Draws from `generator`, in this order: how far down each image is shifted, how far to the right, and
-    whether it is mirrored before. Raises Refusal where `padding` is not smaller than the image.
-    Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2, there with a black rim.
+    whether it is mirrored before. With `alternating` that is no chance: an image is mirrored in every other epoch, so
+    that two epochs show both of it. Raises Refusal where `padding` is not smaller than the image.
+    Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2, there with a black rim;
+    alternating: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
     """
     batch, height, width, channels = images.shape
     if not 0 <= padding < min(height, width):
@@ -26,7 +34,8 @@ def flip_crop(images: Tensor, generator: Generator, flip: bool = True, padding: 
         )
     device = images.device
     down, right = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)
-    mirrored = randint(0, 2, (batch, 1), generator=generator, device=device).bool() & flip
+    chance = randint(0, 2, (batch, 1), generator=generator, device=device).bool()
+    mirrored = (turns.unsqueeze(1) if alternating else chance) & flip
     rows = _reflected(arange(height, device=device) - down, height)
     columns = _reflected(arange(width, device=device) - right, width)
     columns = where(mirrored, width - 1 - columns, columns)

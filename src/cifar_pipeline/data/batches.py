@@ -13,10 +13,12 @@ from torch import Generator, Tensor
 
 from cifar_pipeline.console import Refusal
 
-Augment = Callable[[Tensor, Generator], Tensor]
+Augment = Callable[[Tensor, Generator, Tensor], Tensor]
 
 # Gathered and augmented together, so that a batch of 4 costs a view and not a kernel.
 CHUNK = 4096  # images
+# The stream of random numbers for the images' turns; those of an epoch are its chunks.
+TURNS = 2**31
 
 
 class Batches:
@@ -59,6 +61,7 @@ class Batches:
         self.epoch = 0
         self.position = 0  # batches handed out in this epoch
         self.start = 0  # where the next pass begins; other than 0 only after load_state_dict
+        self.first: Tensor | None = None  # the images whose turn it is in the first epoch
         # Lightning announces an epoch to `loader.sampler`, and looks for shuffling in `loader.batch_sampler`.
         self.sampler, self.batch_sampler = self, None
 
@@ -83,7 +86,7 @@ class Batches:
             ends[-1] += len(mine) - sum(ends)
             images, labels = self.images.index_select(0, mine), self.labels.index_select(0, mine)
             if self.augment is not None:
-                images = self.augment(images, self._generator(1 + chunk, images.device))
+                images = self.augment(images, self._generator(1 + chunk, images.device), self._turns(mine))
             skip = max(0, start - first)
             pairs = zip(torch.split(images, ends), torch.split(labels, ends), strict=True)
             for batch in list(pairs)[skip:]:
@@ -111,8 +114,16 @@ class Batches:
         order = torch.randperm(count, generator=self._generator(0, "cpu")) if self.shuffle else torch.arange(count)
         return order[self.rank :: self.world_size].contiguous().to(self.images.device)
 
-    def _generator(self, stream: int, device: torch.device | str) -> Generator:
+    def _turns(self, indices: Tensor) -> Tensor:
+        """Of each image whether it is its turn, `[B] bool`: in every other epoch; chance decides which."""
+        if self.first is None:
+            first = torch.randint(0, 2, (len(self.images),), generator=self._generator(TURNS, "cpu", epoch=0))
+            self.first = first.to(self.images.device).bool()
+        return self.first[indices] ^ bool(self.epoch % 2)
+
+    def _generator(self, stream: int, device: torch.device | str, epoch: int | None = None) -> Generator:
         """A generator that follows from the seed, the epoch and what it is for: 0 the order, 1 + i chunk i."""
-        rank = self.rank if stream else 0  # the order is one for all
-        words = np.random.SeedSequence([self.seed, self.epoch, stream, rank]).generate_state(1, np.uint64)
+        rank = self.rank if stream not in (0, TURNS) else 0  # the order is one for all
+        epoch = self.epoch if epoch is None else epoch
+        words = np.random.SeedSequence([self.seed, epoch, stream, rank]).generate_state(1, np.uint64)
         return Generator(device).manual_seed(int(words[0]))

@@ -1,17 +1,20 @@
 """From the configuration and the data set to what Lightning trains, before any work is done."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from hydra.utils import get_method, instantiate
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
+from torch import nn
 
 from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.models.views import Views
 from cifar_pipeline.training.block_module import BlockClassifier
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.engine import PLAIN, Engine
@@ -40,6 +43,12 @@ def build_schedule(config: DictConfig) -> Schedule:
     return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
 
 
+def build_average(config: DictConfig) -> Callback:
+    """Lightning's callback that keeps the average of the weights that conf/average chose."""
+    average: Callback = instantiate(arguments(config.average, "average"))
+    return average
+
+
 def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
     """The network behind its normalisation; channels, size and classes come from the data set.
 
@@ -62,11 +71,29 @@ def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
     return pixels
 
 
+def build_deployed(net: nn.Module, config: DictConfig, dataset: Dataset) -> nn.Module:
+    """A copy of the trained network as it is exported: with the views that conf/views chose, raw pictures to logits."""
+    deployed = copy.deepcopy(net)
+    assert isinstance(deployed, RawPixels)
+    if config.views.flip or config.views.shift:
+        deployed.net = Views(deployed.net, config.views.flip, config.views.shift, min(dataset.shape[:2]))
+    return deployed
+
+
 def step_images(config: DictConfig) -> int:
-    """How many images go through the network at once in training: a batch, or a part of a full batch."""
-    full = config.optimizer.get("full_batch")
-    images: int = config.trainer.eval_batch_size if full else config.trainer.batch_size
-    return images
+    """How many images go through the network at once in training: a batch, or a part of it.
+
+    Raises `Refusal` where a batch has no whole number of parts.
+    """
+    batch_size, part = config.trainer.batch_size, config.trainer.micro_batch_size
+    if config.optimizer.get("full_batch"):
+        return int(part or config.trainer.eval_batch_size)
+    if part and batch_size > part and batch_size % part:
+        raise Refusal(
+            f"trainer.micro_batch_size={part} does not divide trainer.batch_size={batch_size}: write one that does, or "
+            "null."
+        )
+    return int(min(part or batch_size, batch_size))
 
 
 def build_pictures(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -> Pictures:

@@ -49,13 +49,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
             checkpoint_path(path.parent, WITHIN).unlink(missing_ok=True)
 
 
-def checkpoint_callbacks(folder: Path, has_val: bool) -> list[ModelCheckpoint]:
-    """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it."""
+def checkpoint_callbacks(folder: Path, has_val: bool, averaged: bool) -> list[ModelCheckpoint]:
+    """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it.
+
+    Where weights are `averaged`, Lightning puts the average into whole checkpoints only.
+    """
     checkpoint = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
     last = checkpoint(filename=LAST)
     if not has_val:
         return [last]
-    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=True), last]
+    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=not averaged), last]
 
 
 class WithinEpoch(Callback):

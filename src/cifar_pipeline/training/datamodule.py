@@ -1,17 +1,13 @@
 """The processed data set as Lightning takes it: batches gathered in memory, no worker processes."""
 
-from collections.abc import Callable
-
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.batches import Batches
+from cifar_pipeline.data.batches import Augment, Batches
 from cifar_pipeline.data.chunks import Chunks
 from cifar_pipeline.data.dataset import Dataset
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Pictures(LightningDataModule):

@@ -71,6 +71,10 @@ def _obstacle(config: DictConfig, hardware: Hardware) -> str:
         return "a full batch is accumulated in parts"
     if trainer.gradient_clip_val is not None or trainer.limit_train_batches is not None:
         return "trainer.gradient_clip_val and trainer.limit_train_batches need single steps"
+    if trainer.micro_batch_size is not None:
+        return "trainer.micro_batch_size needs single steps"
+    if config.average.every_step:
+        return "the weights are averaged after single steps"
     if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return "there is no C++ compiler"
     return ""

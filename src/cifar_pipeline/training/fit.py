@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 
 from cifar_pipeline.console import say
 from cifar_pipeline.interruption import Interrupted
+from cifar_pipeline.training.average import is_average
 from cifar_pipeline.training.checkpoints import AtomicCheckpoints, WithinEpoch, checkpoint_callbacks, resume_point
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.epochs import EpochRows
@@ -44,11 +45,14 @@ def fit(
     logger: Logger,
     checkpoint_every: float | None = None,
     profiler: str | None = None,
+    average: Callback | None = None,
 ) -> Fitted:
     """Train `module` with the values of conf/trainer; checkpoints go to `folder`, and from there it goes on.
 
+
     They are written at the end of each epoch and, within it, every `checkpoint_every` seconds. `profiler` names one of
-    `PROFILERS`: where the time went is then told in a file beside them.
+    `PROFILERS`: where the time went is then told in a file beside them. `average` is what is validated and kept in
+    place of the last weights (`average.py`).
 
     Raises `Interrupted` when it was stopped, and what `Classifier` raises.
     """
@@ -59,16 +63,17 @@ def fit(
         devices=hardware.devices,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=options["max_epochs"],
-        limit_train_batches=options["limit_train_batches"],
+        limit_train_batches=_limit(module, options),
         limit_val_batches=options["limit_val_batches"],
         gradient_clip_val=options["gradient_clip_val"],
         accumulate_grad_batches=_parts(module, data, options),
         logger=logger,
         callbacks=[
+            *([average] if average else []),
             epochs,
             EpochProgress(data),
             WithinEpoch(folder.path, checkpoint_every),
-            *checkpoint_callbacks(folder.path, data.has_val),
+            *checkpoint_callbacks(folder.path, data.has_val, is_average(average)),
         ],
         plugins=[AtomicCheckpoints(folder.path.name)],
         profiler=PROFILERS[profiler](dirpath=folder.path, filename="profile") if profiler else None,
@@ -94,11 +99,21 @@ def fit(
 
 
 def _parts(module: Classifier, data: Pictures, options: Mapping[str, Any]) -> int:
-    """Batches per optimizer step."""
+    """Parts in which the batch of an optimizer step goes through the network."""
     if not module.optimizer.full_batch:
-        return 1
+        return _parts_of_a_batch(options)
     batches = data.train_batches
     return min(batches, options["limit_train_batches"] or batches)
+
+
+def _limit(module: Classifier, options: Mapping[str, Any]) -> int | None:
+    """At most how many parts there are in an epoch, which are Lightning's batches."""
+    limit: int | None = options["limit_train_batches"]
+    return limit * _parts_of_a_batch(options) if limit and not module.optimizer.full_batch else limit
+
+
+def _parts_of_a_batch(options: Mapping[str, Any]) -> int:
+    return max(1, options["batch_size"] // (options["micro_batch_size"] or options["batch_size"]))
 
 
 def _quieten() -> None:

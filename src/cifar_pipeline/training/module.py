@@ -50,7 +50,7 @@ class Classifier(LightningModule):
         self.load_state_dict(load_weights(path))
 
     def configure_optimizers(self) -> Optimizer:
-        optimizer = self.optimizer.build(self.net.parameters())
+        optimizer = self.optimizer.build([p for p in self.net.parameters() if p.requires_grad])
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -86,7 +86,9 @@ class Classifier(LightningModule):
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         loader: Any = self.trainer.train_dataloader
+        # Lightning may take fewer batches than there are.
         self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
+        self.step_images = loader.batch_size * self.trainer.accumulate_grad_batches
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
@@ -106,9 +108,11 @@ class Classifier(LightningModule):
         self.train_sums.add(loss, logits, labels)
         if batch_index % LOOK_EVERY == 0:
             self.refuse_infinite_loss()
-        if self.optimizer.full_batch:
-            # Lightning divides by the number of parts; what counts is each part's share of the images.
-            loss = loss * (len(labels) * self.trainer.accumulate_grad_batches / self.epoch_images)
+        parts = self.trainer.accumulate_grad_batches
+        if parts > 1:
+            # Lightning divides by the number of parts; what counts is each part's share of the step's images.
+            before = batch_index // parts * self.step_images
+            loss = loss * (len(labels) * parts / min(self.step_images, self.epoch_images - before))
         return loss
 
     def on_validation_epoch_start(self) -> None:

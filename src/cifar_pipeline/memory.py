@@ -1,0 +1,22 @@
+"""Freed memory stays with the process: to get it from the system again costs more than many an operation on it."""
+
+import ctypes
+import sys
+
+# mallopt's numbers for what follows, from glibc's malloc.h.
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+KEPT = 2**31 - 1
+AT_ONCE = 64 * 2**20
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed. Elsewhere it does nothing.
+
+    By default each tensor of more than 32 MiB is mapped anew and its pages are zeroed by the system one by one: a
+    quarter of the time of a training step of experiment=fast94 on a CPU.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, KEPT), (TOP_PAD, AT_ONCE)):
+                mallopt(option, value)
