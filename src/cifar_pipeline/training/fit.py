@@ -113,7 +113,7 @@ def _limit(module: Classifier, options: Mapping[str, Any]) -> int | None:
 
 
 def _parts_of_a_batch(options: Mapping[str, Any]) -> int:
-    return max(1, options["batch_size"] // (options["micro_batch_size"] or options["batch_size"]))
+    return max(1, int(options["batch_size"] // (options["micro_batch_size"] or options["batch_size"])))
 
 
 def _quieten() -> None:
