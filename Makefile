@@ -68,6 +68,18 @@ torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes 
 bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (eight minutes)
 	@python benchmarks/run.py
 
+# Which of the two races: `make race RACE=fast94`; seeds are those of the leaderboard's rules.
+RACE ?= quick fast94
+SEEDS ?= 0 1 2 3 4
+
+.PHONY: race
+race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=quick, SEEDS="0 1 2"; an hour for both)
+	@python benchmarks/race.py $(RACE) --seeds $(SEEDS)
+
+.PHONY: results
+results: $(SETUP) ## make the README's table of results from MLflow's database
+	@python src/results.py
+
 .PHONY: check
 check: $(SETUP) ## check format, style and types
 	@ruff format --check

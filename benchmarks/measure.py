@@ -26,11 +26,15 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended well: its seconds, the memory of the largest process in it, what it printed."""
+    """A process that has ended well: its seconds, the memory of the largest process in it, what it printed.
+
+    `lines` has each line with the seconds at which it was there.
+    """
 
     seconds: float
     peak_gigabytes: float
     output: str
+    lines: Sequence[tuple[float, str]] = ()
 
     def answer(self) -> dict[str, Any]:
         """What a side says in its last line."""
@@ -61,14 +65,15 @@ class Workspace:
             text=True,
         )
         assert process.stdout
-        output = process.stdout.read()
+        lines = [(time.perf_counter() - start, line) for line in process.stdout]
+        output = "".join(line for _, line in lines)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise Failed(f"`{' '.join(words)}` ended with {process.returncode}: {output[-1500:]}")
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-        return Ended(seconds, usage.ru_maxrss * unit / GIGABYTE, output)
+        return Ended(seconds, usage.ru_maxrss * unit / GIGABYTE, output, lines)
 
     def side(self, name: str, *arguments: str) -> dict[str, Any]:
         """Run benchmarks/`name`.py; returns what it answers."""

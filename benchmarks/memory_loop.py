@@ -15,6 +15,7 @@ from torch import nn
 
 arguments = parser(__doc__)
 arguments.add_argument("--network", default="LeNet", choices=networks.__all__)
+arguments.add_argument("--bf16", action="store_true", help="products in bfloat16, by autocast")
 options = arguments.parse_args()
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 torch.manual_seed(0)
@@ -39,7 +40,8 @@ for step in range(warm_up + options.steps):
         order = torch.randperm(len(images))
     index = order[step % batches * options.batch_size :][: options.batch_size]
     optimizer.zero_grad()
-    loss = criterion(net(images[index].permute(0, 3, 1, 2)), labels[index])
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        loss = criterion(net(images[index].permute(0, 3, 1, 2)), labels[index])
     loss.backward()
     optimizer.step()
     total += loss.detach()

@@ -3,9 +3,10 @@
 from torch import nn
 from torchvision import models
 
+from cifar_pipeline.models.airbench import AirbenchNet
 from cifar_pipeline.models.lenet import LeNet
 
-__all__ = ["LeNet", "resnet18"]
+__all__ = ["AirbenchNet", "LeNet", "resnet18"]
 
 
 def resnet18(channels: int, size: int, classes: int) -> nn.Module:

@@ -16,7 +16,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +50,8 @@ class Sizes:
     usual_large_steps: int = 60
     network_batch: int = 128
     network_steps: int = 12
+    recipe_steps: int = 12
+    recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 64, "lenet_best": 128, "fast94": 500})
     sweep_steps: int = 1_000
     predicted_files: int = 10_000
     requests: int = 100
@@ -68,6 +70,8 @@ TINY = Sizes(
     usual_large_steps=1,
     network_batch=4,
     network_steps=1,
+    recipe_steps=1,
+    recipe_batches={"quick": 8, "lenet_best": 8, "fast94": 8},
     sweep_steps=2,
     predicted_files=10,
     requests=2,
@@ -202,6 +206,54 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     )
 
 
+LOOPS = {"quick": [], "lenet_best": [], "fast94": ["--network", "AirbenchNet", "--bf16"]}
+
+
+def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """The recipes past the tutorial's: their speed, and how much of a whole run is something else than training."""
+    for name, batch in sizes.recipe_batches.items():
+        ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
+        steps = str(sizes.recipe_steps * (500 // batch))
+        answers = alternate(
+            workspace,
+            {
+                "ours": ["--steps", steps, *ours],
+                "memory_loop": ["--steps", steps, "--batch-size", str(batch), *LOOPS[name]],
+            },
+            sizes.repetitions,
+        )
+        speed, by_hand = (column(answers[side], "images_per_second") for side in answers)
+        yield Row(
+            f"experiment={name}, in batches of {batch}; against a loop by hand over tensors in memory",
+            "images/s",
+            speed,
+            by_hand,
+            note=f"{steps} steps each, after the first ones; ours with its optimizer and augmentation, theirs with SGD "
+            "and none.",
+        )
+        short = [*ours, "trainer.max_epochs=1", f"trainer.limit_train_batches={steps}", "rerun=true"]
+        trained = workspace.run("python", "src/train.py", *short)
+        timing = json.loads((workspace.root / "models" / "training.json").read_text())["timing"]
+        evaluated = workspace.run("python", "src/evaluate.py", *short[:-1])
+        outside = trained.seconds - timing["seconds"] + evaluated.seconds
+        training = composed_epochs(workspace, name) * sizes.images / median(speed)
+        yield Row(
+            f"experiment={name}: what of `train` and `evaluate` is not training",
+            "%",
+            [100 * outside / (outside + training)],
+            note=f"{outside:.1f} s of start-up, export, MLflow and evaluation with its figures, beside "
+            f"{training:.0f} s of training at the speed above.",
+        )
+
+
+def composed_epochs(workspace: Workspace, experiment: str) -> int:
+    """The epochs of an experiment."""
+    told = workspace.run(
+        "python", "src/train.py", "--cfg", "job", "-p", "trainer.max_epochs", f"experiment={experiment}"
+    )
+    return int(told.output.splitlines()[-1])
+
+
 def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     """What a person waits for around the training."""
     with_a_model(workspace)
@@ -310,6 +362,7 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "tutorial": tutorial,
     "large_batch": large_batch,
     "large_network": large_network,
+    "recipes": recipes,
     "stages": stages,
     "use": use,
     "sweep": sweep,

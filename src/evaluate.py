@@ -17,26 +17,16 @@ def evaluate(config: DictConfig) -> None:
     import time
 
     import torch
-    from hydra.utils import instantiate
-    from pandas import read_csv
 
-    from cifar_pipeline.config.targets import arguments
     from cifar_pipeline.console import doing, progress, say
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable, whole_files
-    from cifar_pipeline.inference.attribution import attributions
     from cifar_pipeline.inference.batched import logits_of
     from cifar_pipeline.inference.export import load_model
     from cifar_pipeline.inference.probabilities import by_name
     from cifar_pipeline.inference.trained import Trained, first_convolution
     from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.reporting.answers import Answers
-    from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
-    from cifar_pipeline.reporting.evidence import Attributions
-    from cifar_pipeline.reporting.metrics import flatten, measure
-    from cifar_pipeline.reporting.pages.report import Evaluation, write_report
-    from cifar_pipeline.tracking.published import published
-    from cifar_pipeline.tracking.runs import reopened_run
 
     start = time.perf_counter()
     keep_freed_memory()
@@ -52,10 +42,25 @@ def evaluate(config: DictConfig) -> None:
     model, way = load_model(trained.model), by_name(trained.facts["probabilities"])
     with progress("Test images", len(images), transient=True) as advance:
         logits = logits_of(model, images, options.batch_size, advance)
-    loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
     probabilities = way(logits)
     confidence, predictions = probabilities.max(1)
     answers = Answers(dataset.classes, labels, predictions.numpy(), confidence.numpy())
+    say(f"Test accuracy: {answers.right.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights)")
+
+    # What takes seconds to load comes after the number that was waited for.
+    from hydra.utils import instantiate
+    from pandas import read_csv
+
+    from cifar_pipeline.config.targets import arguments
+    from cifar_pipeline.inference.attribution import attributions
+    from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
+    from cifar_pipeline.reporting.evidence import Attributions
+    from cifar_pipeline.reporting.metrics import flatten, measure
+    from cifar_pipeline.reporting.pages.report import Evaluation, write_report
+    from cifar_pipeline.tracking.published import published
+    from cifar_pipeline.tracking.runs import reopened_run
+
+    loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
     looked_into = answers.telling(options.attributions)
 
     measured = measure(probabilities, truth, loss, dataset.classes, options.calibration_bins)
@@ -90,7 +95,7 @@ def evaluate(config: DictConfig) -> None:
         # The numbers per class are on the run as metrics.json: forty charts would hide the others.
         run.log_metrics(flatten({"test": measured["test"]}))
         run.log_files([REPORTS / path.name for path in written])
-    say(f"Test accuracy: {metrics['test']['accuracy']:.2%} on {dataset.caption} ({trained.checkpoint} weights)")
+    say(f"Report:        {REPORTS / 'report.html'}")
 
 
 if __name__ == "__main__":

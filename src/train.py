@@ -77,7 +77,7 @@ def train(config: DictConfig) -> float | None:
                     export_model(build_deployed(module.net, config, dataset), facts, result / checkpoint)
         doing("Putting the models on the run in MLflow")
         logger.send_kept()
-        run.log_result(folder.result, {**hardware.tags(), "engine": engine.name})
+        run.log_result(folder.result, {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]})
     folder.publish(output_root(), {"id": run.id, "name": name})
     folder.clear_others(config.machine.keep_trainings)
     return folder.rows()[-1].get("val/accuracy")

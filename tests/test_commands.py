@@ -81,6 +81,12 @@ BY_FILE = {
     "tests/benchmarks/test_measuring.py": {
         "test_every_part_runs": "python benchmarks/run.py",
     },
+    "tests/benchmarks/test_race.py": {
+        "test_every_race_runs": r"python benchmarks/race.py .*",
+    },
+    "tests/reporting/test_results_table.py": {
+        "test_the_script_writes_both_pages": "python src/results.py",
+    },
     "tests/test_commands.py": {
         "test_a_command_is_held": "python -m pytest.*",
         "test_help_names_every_target": "make help",

@@ -99,6 +99,7 @@ RULES: dict[str, Rule] = {
     "augment.flip": SWITCH,
     "augment.alternating": SWITCH,
     "model": OPTION,
+    "model.name": TEXT,
     "model.depth": COUNT,
     "model.norm_momentum": FRACTION,
     "model.widths": WIDTHS,

@@ -1,7 +1,10 @@
 """What a training runs on, chosen once and said in one line."""
 
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +31,21 @@ class Hardware:
 
     def tags(self) -> dict[str, str]:
         """What to filter runs by."""
-        return {"device": self.device, "threads": str(self.threads), "precision": self.precision}
+        tags = {"device": self.device, "threads": str(self.threads), "precision": self.precision}
+        return tags | {"processor": processor(), "cores": str(os.cpu_count() or 1)}
 
     def __str__(self) -> str:
         return f"{self.device} ({self.reason}), precision {self.precision}"
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def choose_hardware(machine: Mapping[str, Any], precision: Mapping[str, str], cores: int, images: int) -> Hardware:

@@ -1,0 +1,44 @@
+"""Make the table of results: each recipe of conf/experiment/ as it stands, over the seeds that were measured.
+
+`python src/results.py`, or `make results`, prints it and writes it into README.md and README.zh-CN.md. It is made of
+MLflow's database: `dvc exp run -S experiment=quick -S seed=1` puts one more result there.
+"""
+
+import argparse
+from pathlib import Path
+
+from cifar_pipeline.config.script import run_script
+
+PAGES = {"en": Path("README.md"), "zh": Path("README.zh-CN.md")}
+NO_VAL = "data.val_fraction=0"
+
+
+def results() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("--print", action="store_true", dest="print_only", help="write no page")
+    options = parser.parse_args()
+    # Imported here, because `--help` and a refusal should answer at once.
+    from cifar_pipeline.config.experiments import experiments
+    from cifar_pipeline.console import Refusal, say
+    from cifar_pipeline.reporting.results import Result, print_results, write_results
+    from cifar_pipeline.tracking.results import decisive_values, measured_trainings
+
+    trainings = measured_trainings("cifar10")
+    found = []
+    for recipe in experiments([[], [NO_VAL]]):
+        own = [training for training in trainings if training.values == decisive_values(recipe.values)]
+        for hardware in dict.fromkeys(training.hardware for training in own):
+            there = [training for training in own if training.hardware == hardware]
+            found.append(Result(recipe.command, NO_VAL not in recipe.overrides, recipe.target, there))
+    if not found:
+        raise Refusal("No recipe of conf/experiment/ has been measured as it stands: `dvc exp run` measures one.")
+    found.sort(key=lambda result: result.accuracy)
+    print_results(found)
+    if not options.print_only:
+        for language, page in PAGES.items():
+            write_results(found, page, language)
+        say(f"Written into {' and '.join(map(str, PAGES.values()))}.")
+
+
+if __name__ == "__main__":
+    run_script(results)
