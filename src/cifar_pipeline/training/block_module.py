@@ -26,8 +26,9 @@ class BlockClassifier(Classifier):
         self.block: Block | None = None
         self.impossible = False
         self.batch_size = 0
-        # It takes some seconds, in which MLflow and Lightning can get ready.
-        small_convolutions.building()
+        if not torch.cuda.is_available():
+            # It takes some seconds, in which MLflow and Lightning can get ready.
+            small_convolutions.building()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -45,6 +46,13 @@ class BlockClassifier(Classifier):
         # Not that of the first batch seen: a training may go on at an epoch's last, which is smaller.
         self.batch_size = loader.batches.batch_size
         return len(loader.batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        # What a recording needs of an optimizer, stepping on a CPU can't do.
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                group.update({"capturable": False} if "capturable" in group else {})
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """The learning rates are set step by step, within the chunk."""
@@ -72,7 +80,7 @@ class BlockClassifier(Classifier):
         first = self.current_epoch * self.epoch_steps + self.taken
         factors = [self.schedule(step, self.all_steps) for step in range(first, first + len(labels))]
         initial = [group["initial_lr"] for group in optimizer.param_groups]
-        lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors])
+        lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors], device=images.device)
         if self.block is None:
             block = Block(self.net, self.loss, optimizer, self.block_steps)
             doing("Compiling the steps (some fifteen seconds the first time, one from then on)")

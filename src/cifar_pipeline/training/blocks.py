@@ -15,11 +15,12 @@ from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from cifar_pipeline.training.cuda_graphs import CudaGraph, keep_state_on_the_device
 from cifar_pipeline.training.small_convolutions import use_small_convolutions
 
-Steps = Callable[..., tuple[Tensor, Tensor]]
+Steps = Callable[..., tuple[Tensor, ...]]
 
 
 class Block:
@@ -39,6 +40,11 @@ class Block:
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.buffers = dict(net.named_buffers())
+        # The loss and the update stay in float32, as Lightning has it.
+        self.device = self.parameters[0].device.type
+        self.mixed = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
+        if self.device == "cuda":
+            keep_state_on_the_device(optimizer)
         self.keys = [[key for key, value in self._state(p).items() if torch.is_tensor(value)] for p in self.parameters]
         self.code: Steps | None = None
 
@@ -47,13 +53,16 @@ class Block:
 
         Raises whatever the network, the loss or the optimizer does that can't be traced or compiled.
         """
-        first = (values[: self.steps] for values in (images, labels, lrs))
-        tensors, form = tree_flatten((*self._kept(), *first))
+        first = [values[: self.steps] for values in (images, labels, lrs)]
+        # A recording repeats one step as often as there are steps.
+        traced = [values[:1] for values in first] if self.device == "cuda" else first
+        tensors, form = tree_flatten((*self._kept(), *traced))
         # To draw for dropout here would change what the training draws: it compiles where it is taken up again, too.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self.code = compiled(trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors), tensors)
-            # The first call finds what can't be run after all, on copies.
-            self.code(*tree_map(torch.clone, tensors))
+        fork = torch.random.fork_rng(devices=[images.device] if self.device == "cuda" else [])
+        with torch.no_grad(), fork, torch.autocast(self.device, enabled=False):
+            graph = trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors)
+            fixed = tensors[: -len(traced)]
+            self.code = CudaGraph(graph, fixed, first) if self.device == "cuda" else tried(graph, tensors)
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
         """Take the steps; returns the sum of their mean losses (double) and the number of right answers.
@@ -95,14 +104,18 @@ class Block:
         """What is traced: the same steps as without a block, on tensors that stand for the real ones."""
 
         def mean_loss(values: list[Tensor], pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-            logits = functional_call(self.net, (dict(zip(self.names, values, strict=True)), buffers), (pictures,))
-            return self.loss(logits, truth), logits
+            named = dict(zip(self.names, values, strict=True))
+            # Casts are not kept from one step to the next: the weights are others by then.
+            with torch.autocast(self.device, self.mixed, enabled=self.mixed is not None, cache_enabled=False):
+                logits = functional_call(self.net, (named, buffers), (pictures,))
+                return self.loss(logits, truth), logits
 
         optimizer = self._stand_in(weights, state)
         # The optimizer's own code, without what torch wraps around it for hooks and profiling.
         update = inspect.unwrap(type(optimizer).step)
-        total, right = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-        for step in range(self.steps):
+        total = torch.zeros((), dtype=torch.float64, device=images.device)
+        right = torch.zeros((), dtype=torch.int64, device=images.device)
+        for step in range(len(labels)):
             gradients, (loss, logits) = grad_and_value(mean_loss, has_aux=True)(
                 list(weights), images[step], labels[step]
             )
@@ -142,6 +155,13 @@ def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
     finally:
         torch.compiler._is_compiling_flag = False
     return graph
+
+
+def tried(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
+    """Machine code for a graph, called once on copies: the first call finds what can't be run after all."""
+    code = compiled(graph, tensors)
+    code(*map(torch.clone, tensors))
+    return code
 
 
 def compiled(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:

@@ -9,6 +9,9 @@ from cifar_pipeline.data.batches import Augment, Batches
 from cifar_pipeline.data.chunks import Chunks
 from cifar_pipeline.data.dataset import Dataset
 
+# A part that takes at most one such share of a GPU's free memory lives there: a batch is then gathered without a copy.
+SHARE_OF_MEMORY = 4
+
 
 class Pictures(LightningDataModule):
     """Batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
@@ -59,5 +62,8 @@ class Pictures(LightningDataModule):
         return Batches(images, labels, self.eval_batch_size, seed=self.seed, shuffle=False)
 
     def _part(self, name: str) -> tuple[Tensor, Tensor]:
-        images, labels = self.dataset.part(name)
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        images, labels = map(torch.from_numpy, self.dataset.part(name))
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // SHARE_OF_MEMORY:
+            return images.to(device), labels.to(device)
+        return images, labels

@@ -14,7 +14,8 @@ from cifar_pipeline.training.hardware import Hardware
 class Engine:
     """`plain`: Lightning's automatic optimization, every feature of it. `block`: compiled blocks (`blocks.Block`).
 
-    `block_steps` optimizer steps are one compiled function; `chunk_steps` are what Lightning sees as one batch.
+    `block_steps` optimizer steps are one compiled function, or one CUDA graph; `chunk_steps` are what Lightning sees as
+    one batch.
     """
 
     name: str
@@ -23,8 +24,8 @@ class Engine:
     chunk_steps: int
 
     def __str__(self) -> str:
-        several = f" in blocks of {self.block_steps}" if self.block_steps > 1 else ""
-        what = f"compiled{several}" if self.is_block else "one by one"
+        several = f"in blocks of {self.block_steps}" if self.block_steps > 1 else "compiled"
+        what = several if self.is_block else "one by one"
         return f"{what} ({self.reason})"
 
     @property
@@ -42,6 +43,8 @@ def choose_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
     Raises `Refusal` where blocks are asked for and can't be had.
     """
     machine = config.machine
+    # A recording of kernels on a GPU is made in no time and pays at larger batches, too.
+    kind = "graph" if hardware.accelerator == "cuda" else "block"
     batch_size = config.trainer.batch_size
     steps = config.trainer.max_epochs * (train_images // batch_size)
     obstacle = _obstacle(config, hardware)
@@ -51,22 +54,23 @@ def choose_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
         name, reason = machine.engine, "asked for"
     elif obstacle:
         name, reason = "plain", obstacle
-    elif batch_size > machine.block_up_to_images:
+    elif batch_size > machine[f"{kind}_up_to_images"]:
         name, reason = "plain", f"batches of {batch_size} gain nothing from blocks"
-    elif steps < machine.block_from_steps:
+    elif steps < machine[f"{kind}_from_steps"]:
         name, reason = "plain", f"{steps:,} steps would not pay back a compilation"
     else:
         name, reason = "block", f"{steps:,} steps of {batch_size} images"
-    return Engine(name, reason, machine.block_steps, machine.chunk_steps)
+    return Engine(name, reason, machine[f"{kind}_steps"], machine.chunk_steps)
 
 
 def _obstacle(config: DictConfig, hardware: Hardware) -> str:
     """Why this training can't run in blocks; empty where it can."""
     trainer = config.trainer
-    if hardware.accelerator != "cpu":
-        return f"blocks are for the CPU and this runs on {hardware.accelerator}"
-    if hardware.precision != "32-true":
-        return f"blocks are float32 and precision is {hardware.precision}"
+    precisions = {"cpu": ("32-true",), "cuda": ("32-true", "bf16-mixed")}.get(hardware.accelerator)
+    if precisions is None:
+        return f"blocks are for CPUs and CUDA, and this runs on {hardware.accelerator}"
+    if hardware.precision not in precisions:
+        return f"blocks there are {' or '.join(precisions)}, and precision is {hardware.precision}"
     if config.optimizer.get("full_batch"):
         return "a full batch is accumulated in parts"
     if trainer.gradient_clip_val is not None or trainer.limit_train_batches is not None:
@@ -75,6 +79,6 @@ def _obstacle(config: DictConfig, hardware: Hardware) -> str:
         return "trainer.micro_batch_size needs single steps"
     if config.average.every_step:
         return "the weights are averaged after single steps"
-    if not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+    if hardware.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return "there is no C++ compiler"
     return ""
