@@ -15,6 +15,7 @@ from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.training import blocks
 from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.cuda_graphs import keep_state_on_the_device
 from cifar_pipeline.training.engine import Engine, choose_engine
 from cifar_pipeline.training.fit import fit
 from cifar_pipeline.training.folder import TrainingFolder
@@ -43,9 +44,9 @@ class Small(nn.Module):
         return logits
 
 
-def make(optimizer: str) -> tuple[nn.Module, Optimizer]:
+def make(optimizer: str, device: str = "cpu") -> tuple[nn.Module, Optimizer]:
     torch.manual_seed(0)
-    net = Small().double()
+    net = Small().double().to(device)
     chosen = choose_optimizer(OmegaConf.load(ROOT / "conf" / "optimizer" / f"{optimizer}.yaml"))
     return net, chosen.build(net.parameters())
 
@@ -91,6 +92,42 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
 
     # Adam's step counter is a float32 tensor; Muon multiplies its matrices in bfloat16.
     relative, absolute = (1e-4, 5e-2) if optimizer in ("muon", "fast94") else (1e-7, 1e-5)
+    assert summed == pytest.approx(total, rel=relative)
+    for mine, theirs in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=absolute)
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the_first(
+    optimizer: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Here there is no GPU, so that the optimizers are told that what only a GPU can do is done by a CPU.
+    monkeypatch.setattr("timm.optim._helpers._get_capturable_supported_devices", lambda **_: ["cpu"])
+    images, labels = data
+    net, chosen = make(optimizer)
+    one_by_one(net, nn.CrossEntropyLoss(), chosen, images[:1], labels[:1])
+    keep_state_on_the_device(chosen)
+    block = Block(net, nn.CrossEntropyLoss(), chosen, 1)
+    block.device = "cuda"
+    lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]])
+    with torch.no_grad():
+        graph, _ = block.traced(images[:1], labels[:1], lrs)
+    asked = [str(node.target) for node in graph.graph.nodes if "local_scalar" in str(node.target)]
+    assert not asked
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU, and this machine has none")
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_two_hundred_steps_in_cuda_graphs_are_the_steps_one_by_one(optimizer: str, data: tuple[Tensor, Tensor]) -> None:
+    images, labels = (values.cuda() for values in data)
+    criterion = nn.CrossEntropyLoss()
+    (expected, stepper), (net, chosen) = (make(optimizer, "cuda") for _ in range(2))
+    total = one_by_one(expected, criterion, stepper, images, labels)
+    summed = one_by_one(net, criterion, chosen, images[:PER_BLOCK], labels[:PER_BLOCK])
+    lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * STEPS, device="cuda")
+    rest = slice(PER_BLOCK, STEPS)
+    summed += float(Block(net, criterion, chosen, PER_BLOCK)(images[rest], labels[rest], lrs[rest])[0])
+    relative, absolute = (1e-3, 5e-1) if optimizer == "muon" else (1e-5, 1e-3)
     assert summed == pytest.approx(total, rel=relative)
     for mine, theirs in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=absolute)

@@ -51,18 +51,26 @@ class Block:
     def compile(self, images: Tensor, labels: Tensor, lrs: Tensor) -> None:
         """Trace and compile the steps for arguments as `__call__` takes them; takes no step.
 
-        Raises whatever the network, the loss or the optimizer does that can't be traced or compiled.
+        Raises whatever the network, the loss or the optimizer does that can't be traced, compiled or recorded.
         """
         first = [values[: self.steps] for values in (images, labels, lrs)]
-        # A recording repeats one step as often as there are steps.
-        traced = [values[:1] for values in first] if self.device == "cuda" else first
-        tensors, form = tree_flatten((*self._kept(), *traced))
         # To draw for dropout here would change what the training draws: it compiles where it is taken up again, too.
         fork = torch.random.fork_rng(devices=[images.device] if self.device == "cuda" else [])
         with torch.no_grad(), fork, torch.autocast(self.device, enabled=False):
-            graph = trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors)
-            fixed = tensors[: -len(traced)]
-            self.code = CudaGraph(graph, fixed, first) if self.device == "cuda" else tried(graph, tensors)
+            if self.device == "cuda":
+                # A recording repeats one step as often as there are steps.
+                graph, tensors = self.traced(*(values[:1] for values in first))
+                self.code = CudaGraph(graph, tensors[: -len(first)], first)
+            else:
+                graph, tensors = self.traced(*first)
+                self.code = compiled(graph, tensors)
+                # The first call finds what can't be run after all, on copies.
+                self.code(*map(torch.clone, tensors))
+
+    def traced(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[GraphModule, list[Tensor]]:
+        """The steps for these images as a graph, and the tensors that it takes: these come last."""
+        tensors, form = tree_flatten((*self._kept(), images, labels, lrs))
+        return trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors), tensors
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
         """Take the steps; returns the sum of their mean losses (double) and the number of right answers.
@@ -133,9 +141,11 @@ class Block:
         optimizer: Optimizer = object.__new__(type(self.optimizer))
         optimizer.__dict__.update(self.optimizer.__dict__)
         remaining = iter(weights)
-        # One tensor at a time: the compiler fuses better than the grouped kernels do.
+        # On a CPU one tensor at a time: the compiler fuses better than the grouped kernels do. On a GPU those are fewer,
+        # and only they take a learning rate that is a tensor without asking for its value.
+        ways = {"foreach": self.device == "cuda", "fused": False}
         optimizer.param_groups = [
-            {**group, "params": [next(remaining) for _ in group["params"]], "foreach": False, "fused": False}
+            {**group, "params": [next(remaining) for _ in group["params"]], **ways}
             for group in self.optimizer.param_groups
         ]
         optimizer.state = {
@@ -155,13 +165,6 @@ def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
     finally:
         torch.compiler._is_compiling_flag = False
     return graph
-
-
-def tried(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
-    """Machine code for a graph, called once on copies: the first call finds what can't be run after all."""
-    code = compiled(graph, tensors)
-    code(*map(torch.clone, tensors))
-    return code
 
 
 def compiled(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
