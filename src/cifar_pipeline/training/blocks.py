@@ -141,8 +141,8 @@ class Block:
         optimizer: Optimizer = object.__new__(type(self.optimizer))
         optimizer.__dict__.update(self.optimizer.__dict__)
         remaining = iter(weights)
-        # On a CPU one tensor at a time: the compiler fuses better than the grouped kernels do. On a GPU those are fewer,
-        # and only they take a learning rate that is a tensor without asking for its value.
+        # On a CPU one tensor at a time: the compiler fuses better than the grouped kernels do. On a GPU those are fewer
+        # launches, and only they take a learning rate that is a tensor without asking for its value.
         ways = {"foreach": self.device == "cuda", "fused": False}
         optimizer.param_groups = [
             {**group, "params": [next(remaining) for _ in group["params"]], **ways}
