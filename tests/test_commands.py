@@ -46,7 +46,7 @@ BY_FILE = {
         "test_evaluate_leaves_every_report_as_it_was": "python src/train.py experiment=debug",
     },
     "tests/pipeline/test_training_by_hand.py": {
-        "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py rerun=true",
+        "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
     "tests/training/test_profile.py": {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true machine.profiler=\w+",
