@@ -49,6 +49,21 @@ def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: st
     assert sorted(path.name for path in copy.folder.iterdir()) == ["conf", "params.yaml", "src"]
 
 
+@pytest.mark.parametrize(
+    ("script", "heavy"),
+    [
+        ("configure", {"lightning", "mlflow", "torchvision", "torch._dynamo"}),
+        ("download", {"torch", "lightning", "mlflow", "sklearn"}),
+    ],
+)
+def test_a_stage_waits_for_nothing_that_it_does_not_use(copy: Project, script: str, heavy: set[str]) -> None:
+    ended = start("-c", LOADED, f"src/{script}.py", "data=digits")
+    assert ended.returncode == 0, ended.stderr
+    modules = json.loads(ended.stderr.splitlines()[-1])
+    assert "cifar_pipeline.config.stage" in modules
+    assert not heavy & set(modules)
+
+
 def test_a_refusal_is_one_line_and_exit_code_2(copy: Project) -> None:
     ended = start("src/train.py", "optimizer.lr=-1")
     assert (ended.returncode, ended.stdout) == (2, "")

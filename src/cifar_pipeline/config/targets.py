@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -95,8 +96,12 @@ def _try(key: str, node: Mapping[str, Any]) -> None:
 
 def _build_optimizer(build: Callable[..., Any]) -> None:
     from torch import nn
+    from torch.optim import Optimizer
 
-    build([nn.Parameter()])
+    # As torch wraps it, it imports torch's compiler, which takes seconds, in order not to be compiled.
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    with patch.object(Optimizer, "add_param_group", add_param_group):
+        build([nn.Parameter()])
 
 
 TRIES: dict[str, Callable[[Any], Any]] = {

@@ -6,15 +6,11 @@ taken up again ends with the same one.
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_avg_fn
 
 from cifar_pipeline.console import Refusal
-
-
-class Unaveraged(Callback):
-    """No average: the last weights are the model."""
 
 
 class Exponential(WeightAveraging):

@@ -43,9 +43,9 @@ def build_schedule(config: DictConfig) -> Schedule:
     return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
 
 
-def build_average(config: DictConfig) -> Callback:
-    """Lightning's callback that keeps the average of the weights that conf/average chose."""
-    average: Callback = instantiate(arguments(config.average, "average"))
+def build_average(config: DictConfig) -> Callback | None:
+    """Lightning's callback that keeps the average of the weights that conf/average chose, if it chose one."""
+    average: Callback | None = instantiate(arguments(config.average, "average"))
     return average
 
 

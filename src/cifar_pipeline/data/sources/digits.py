@@ -4,6 +4,7 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 """
 
 from hashlib import md5
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,8 @@ class Digits:
         """
         if self.is_complete(folder):
             return f"{folder}, where it was already"
-        from sklearn.datasets import load_digits
-
-        found = load_digits()
-        arrays = {"images": found.images.astype(np.uint8), "labels": found.target.astype(np.int64)}
+        table = _table_in_scikit_learn()
+        arrays = {"images": table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), "labels": table[:, -1]}
         for name, array in arrays.items():
             if _md5(array) != CHECKSUMS[name]:
                 raise Unavailable(self.title, [("scikit-learn", f"its digits' {name} are not the known ones")])
@@ -87,6 +86,21 @@ def enlarge(digits: Images, size: int) -> Images:
     bright = (digits.astype(np.uint16) * 255 + BRIGHTEST // 2) // BRIGHTEST
     large = bright.astype(np.uint8)[:, rows[:, None], columns[None, :]]
     return np.repeat(large[..., None], 3, axis=-1)
+
+
+def _table_in_scikit_learn() -> np.ndarray:
+    """The 64 pixels of each digit and its label, `[1797, 65] int64`.
+
+    Read from the installed file: to import scikit-learn takes seconds.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise Unavailable(Digits.title, [("scikit-learn", "it is not installed")])
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        return np.loadtxt(file, delimiter=",", dtype=np.int64)
+    except FileNotFoundError:
+        raise Unavailable(Digits.title, [("scikit-learn", f"it has no {file.name} any more")]) from None
 
 
 def _md5(array: np.ndarray) -> str:
