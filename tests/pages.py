@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-PROGRAMS = "make dvc python python3 git pip uv mlflow pre-commit source curl chmod eval"
+PROGRAMS = "make dvc docker python python3 git pip uv mlflow pre-commit source curl chmod eval"
 
 
 def read(page: Path) -> str:

@@ -106,6 +106,7 @@ BY_HAND = {
     r"source .venv/bin/activate": "it changes the shell that it is typed in",
     r"uv .*": "uv is not in the environment: it would install another one",
     r"pip install (jax|--editable '.\[ray\]')": "it would change the environment that the tests run in",
+    r"docker .*": "it needs a daemon and a registry; tests/test_project_files.py reads the Dockerfile",
     r"pre-commit install": "it writes into .git; `pre-commit run --all-files` runs the hooks",
     r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
     r"dvc pull": "it needs a remote, which a project of one's own has",

@@ -49,3 +49,23 @@ def test_name_version_and_licence_are_the_same_everywhere():
         assert citation[key] == PROJECT[name]
     assert read(ROOT / "LICENSE").startswith(f"{PROJECT['license']} License")
     assert citation["authors"][0]["name"] in read(ROOT / "LICENSE")
+
+
+def test_the_image_runs_as_a_user_and_keeps_its_dependencies_in_a_layer_of_their_own():
+    instructions = [
+        line.split(maxsplit=1) for line in read(ROOT / "Dockerfile").splitlines() if re.match("[A-Z]", line)
+    ]
+    names = [name for name, _ in instructions]
+    (base,) = (rest for name, rest in instructions if name == "FROM")
+    assert PROJECT["requires-python"] == ">=" + re.findall(r"python:(\d+\.\d+)", base)[0]
+    setting_up = next(place for place, (_, rest) in enumerate(instructions) if "make setup" in rest)
+    everything = next(
+        place for place, (name, rest) in enumerate(instructions) if name == "COPY" and " . " in f"{rest} "
+    )
+    assert names.index("USER") < setting_up < everything
+    assert all(rest != "root" for name, rest in instructions if name == "USER")
+    copied = " ".join(rest for name, rest in instructions[:setting_up] if name == "COPY").split()
+    for file in ("pyproject.toml", "constraints.txt", "Makefile", PROJECT["readme"], *PROJECT["license-files"]):
+        assert file in copied
+    kept_out = read(ROOT / ".dockerignore").split()
+    assert {".git", ".venv", "data", "models", "mlflow.db*"} <= set(kept_out)

@@ -45,6 +45,7 @@ COMMANDS = {
     "optimizer.lr=-1": ["optimizer.lr=-1", "a number above 0"],
     "optimizer.lr={a:1}": ["optimizer.lr={a: 1}", "a number above 0"],
     "optimizer.lr=${optimizer.lrr}": ["optimizer.lr", "optimizer.lrr"],
+    "machine.devices=2": ["machine.devices=2", "auto or 1"],
     "trainer.batch_size=0": ["trainer.batch_size=0", "a whole number of at least 1"],
     "schedule=one_cycle schedule.start=0": ["schedule.start=0", "positive"],
     "optimizer=adam optimizer.betas=[0.9,0.9,0.9]": ["optimizer.betas=[0.9, 0.9, 0.9]", "two numbers"],

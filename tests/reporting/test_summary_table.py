@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cifar_pipeline.reporting.summary import mlflow_page
+
 SCRIPT = Path(__file__).parents[2] / "src" / "summary.py"
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -135,3 +137,16 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPT.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tracking_uri", "page"),
+    [
+        ("", "make ui"),
+        ("sqlite:///mlflow.db", "make ui"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me:secret@runs.example:8443/lab", "https://runs.example:8443/lab"),
+    ],
+)
+def test_with_a_server_it_says_where_the_runs_are(tracking_uri: str, page: str) -> None:
+    assert mlflow_page(tracking_uri) == page

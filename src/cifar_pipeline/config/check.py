@@ -69,6 +69,11 @@ SPREAD = Rule(
     lambda value: value is None or all(map(POSITIVE.holds, value if isinstance(value, list) else [value])),
 )
 AUTO_OR_COUNT = Rule("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.holds(value))
+# A second process would start the whole training again.
+ONE = Rule(
+    "auto or 1: a training is one process on one device",
+    lambda value: value == "auto" or (_is_whole(value) and value == 1),
+)
 PRECISION = Rule(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
@@ -148,7 +153,7 @@ RULES: dict[str, Rule] = {
     "evaluate.mistakes": COUNT,
     "evaluate.attributions": WHOLE,
     "machine.accelerator": TEXT,
-    "machine.devices": AUTO_OR_COUNT,
+    "machine.devices": ONE,
     "machine.threads": AUTO_OR_COUNT,
     "machine.images_per_thread": COUNT,
     "machine.engine": ENGINE,

@@ -1,9 +1,11 @@
 """The short table at the end of `make`, from the files that the stages left."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from rich import box
 from rich.table import Table
@@ -50,7 +52,7 @@ def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]
         ("time", "\n".join(f"{stage:<11}{_time(root, stage, timing)}" for stage in STAGES)),
         ("figures", "\n".join(str(path.relative_to(root)) for path in figures) or "none"),
         ("report", str(page.relative_to(root)) if page.is_file() else "none"),
-        ("MLflow page", "make ui"),
+        ("MLflow page", mlflow_page(os.environ.get("MLFLOW_TRACKING_URI", ""))),
     ]
 
 
@@ -84,6 +86,14 @@ def device_words(train: Mapping[str, Any]) -> str:
     if not threads or "thread" in device:
         return device
     return f"{device}, {threads} thread{'' if str(threads) == '1' else 's'}"
+
+
+def mlflow_page(tracking_uri: str) -> str:
+    """Say where the runs are looked at: on the server that runs are sent to, without a password in its address."""
+    address = urlsplit(tracking_uri)
+    if address.scheme not in ("http", "https"):
+        return "make ui"
+    return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
 
 
 def _time(root: Path, stage: str, timing: Mapping[str, Any]) -> str:
