@@ -5,6 +5,7 @@ MLflow casts what it receives to the type in a model's signature before the mode
 the numbers are looked at here.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -47,6 +48,8 @@ def answer(model: Path, name: str, listener: socket.socket) -> None:
         app = init(load_model(str(Path(place) / "model")))
     # The server repeats in each refusal what was sent: some thousand numbers before the sentence that matters.
     np.set_printoptions(threshold=0, edgeitems=0)
+    # To look through all that was loaded for garbage, again and again, makes every client wait for half a second.
+    gc.freeze()
     host, port = listener.getsockname()[:2]
     say(f"Answering for {name} on http://{host}:{port}/invocations; Ctrl-C ends it.")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

@@ -29,8 +29,9 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, classes]` of normalised images `[N, channels, size, size]`."""
-        features = max_pool2d(torch.relu(self.conv1(images)), POOL)
-        features = max_pool2d(torch.relu(self.conv2(features)), POOL)
+        # Pooled before what is negative is cut off: the result is the same to the bit, and there is a quarter to cut.
+        features = torch.relu(max_pool2d(self.conv1(images), POOL))
+        features = torch.relu(max_pool2d(self.conv2(features), POOL))
         features = torch.flatten(features, 1)
         features = torch.relu(self.fc1(features))
         features = torch.relu(self.fc2(features))
