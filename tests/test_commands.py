@@ -84,6 +84,9 @@ BY_FILE = {
     "tests/benchmarks/test_race.py": {
         "test_every_race_runs": r"python benchmarks/race.py .*",
     },
+    "tests/benchmarks/test_sweep_store.py": {
+        "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_store.py",
+    },
     "tests/reporting/test_results_table.py": {
         "test_the_script_writes_both_pages": "python src/results.py",
     },

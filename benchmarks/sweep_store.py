@@ -1,0 +1,103 @@
+"""What a point of a sweep costs MLflow's database and the file system, for docs/scale.md.
+
+    python benchmarks/sweep_store.py --points 20 --epochs 10
+
+Opens as many runs as a sweep would, by the project's own code and with the numbers of real epochs, in a database of its
+own, but trains nothing: bytes are counted, not seconds, and the models, which the network decides, are left out.
+"""
+
+import os
+import sqlite3
+import sys
+import tempfile
+from argparse import ArgumentParser
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EPOCH = {
+    "train/loss": 1.234567, "train/accuracy": 0.567891, "val/loss": 1.345678, "val/accuracy": 0.543219, "lr": 0.001,
+    "images_per_second": 12345.678901,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one point adds: bytes and rows in the database, files and their bytes beside it."""
+
+    database_bytes: float
+    rows: float
+    files: float
+    file_bytes: float
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is there at a moment."""
+
+    database_bytes: int
+    rows: int
+    files: int
+    file_bytes: int
+
+
+def measure(folder: Path, points: int, epochs: int, warm_up: int) -> Cost:
+    """Open `points` runs of `epochs` epochs below `folder`, after `warm_up` others, which fill first pages."""
+    os.environ["DVC_ROOT"] = str(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    from cifar_pipeline.config.compose import composed, decisive
+    from cifar_pipeline.tracking.runs import training_run
+
+    config = decisive(composed(["data=digits"]))
+    data = {"name": "digits", "hash": 64 * "0", "source": "scikit-learn"}
+
+    def log(first: int, count: int) -> Taken:
+        for number in range(first, first + count):
+            values = config | {"seed": number}
+            with training_run(f"{number:016x}", f"sgd-cross_entropy-{number}", values, data, rerun=True) as run:
+                for epoch in range(1, epochs + 1):
+                    run.log_metrics(EPOCH, epoch)
+        return taken(folder)
+
+    before = log(0, warm_up)
+    after = log(warm_up, points)
+    return Cost(
+        (after.database_bytes - before.database_bytes) / points,
+        (after.rows - before.rows) / points,
+        (after.files - before.files) / points,
+        (after.file_bytes - before.file_bytes) / points,
+    )
+
+
+def taken(folder: Path) -> Taken:
+    """Count what lies in `folder`."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = sum(database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] for table in tables)
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        (free,) = database.execute("PRAGMA freelist_count").fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    files = [path for path in (folder / "mlruns").rglob("*") if path.is_file()]
+    return Taken((pages - free) * size, rows, len(files), sum(path.stat().st_size for path in files))
+
+
+def main() -> None:
+    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=20)
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT / "src"))
+    with tempfile.TemporaryDirectory() as folder:
+        cost = measure(Path(folder), asked.points, asked.epochs, asked.warm_up)
+    print(
+        f"A point of {asked.epochs} epochs, mean of {asked.points}: {cost.rows:,.1f} rows and "
+        f"{cost.database_bytes:,.0f} bytes in the database, {cost.files:,.1f} files of {cost.file_bytes:,.0f} bytes."
+    )
+
+
+if __name__ == "__main__":
+    main()
