@@ -1,5 +1,6 @@
 """Over HTTP a picture gets the answer that its file gets; numbers that are no picture get a sentence, and no answer."""
 
+import gc
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from project import ROOT
@@ -20,7 +22,7 @@ from small_model import CLASSES, pictures
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.served import listen_on, raw_pictures
+from cifar_pipeline.inference.served import answer, listen_on, raw_pictures
 
 
 def test_whole_numbers_are_pictures() -> None:
@@ -119,3 +121,18 @@ def test_a_kept_connection_is_not_slowed_down():
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert client.getpeername() == listener.getsockname()
+
+
+def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: left_out.append(gc.get_freeze_count()))
+    try:
+        with listen_on("127.0.0.1", 0) as listener:
+            answer(exported, "a model", listener)
+    finally:
+        gc.unfreeze()
+        np.set_printoptions(threshold=1000, edgeitems=3)
+    # Torch and MLflow are some hundred thousand objects.
+    assert left_out[0] > 100_000

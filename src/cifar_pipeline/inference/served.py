@@ -48,11 +48,20 @@ def answer(model: Path, name: str, listener: socket.socket) -> None:
         app = init(load_model(str(Path(place) / "model")))
     # The server repeats in each refusal what was sent: some thousand numbers before the sentence that matters.
     np.set_printoptions(threshold=0, edgeitems=0)
-    # To look through all that was loaded for garbage, again and again, makes every client wait for half a second.
-    gc.freeze()
+    forget_garbage_of_start_up()
     host, port = listener.getsockname()[:2]
     say(f"Answering for {name} on http://{host}:{port}/invocations; Ctrl-C ends it.")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def forget_garbage_of_start_up() -> None:
+    """Let the garbage collector leave out what is there now.
+
+    It would go through all of torch and MLflow again and again, a quarter of a second in which every client waits: a
+    picture in JSON is a thousand lists, and their number is what it goes by.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def write_served(model: Path, folder: Path) -> None:
