@@ -23,8 +23,8 @@ def bring(
         _report(failure)
         if fallback is None:
             raise Refusal(
-                f"{source.title} cannot be had and data.fallback is null: set CIFAR10_SOURCE to an archive, a folder "
-                "or an address that has it, or choose a fallback (data/source@data.fallback=digits)."
+                f"{source.title} cannot be had and data.fallback is null: set {source.name.upper()}_SOURCE to an "
+                "archive, a folder or an address that has it, or choose a fallback (data/source@data.fallback=digits)."
             ) from failure
     warn(f"Going on with {fallback.title} instead of {source.title}, as data.fallback says.")
     try:

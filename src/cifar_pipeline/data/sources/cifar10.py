@@ -34,18 +34,25 @@ MEMBERS = {
 # The archive's own, only to save unpacking it twice.
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 FOLDER = "cifar-10-batches-py"
-VARIABLE = "CIFAR10_SOURCE"
 
 MOST_PER_MEMBER = 64 << 20  # bytes; the largest has 31 MB
 MOST_PER_ARCHIVE = 400 << 20  # bytes; the archive has 170 MB, the files without compression 186 MB
 
 
 class Cifar10:
-    """The source of CIFAR-10. `checksums` are the MD5s of the files that make it up."""
+    """The source of CIFAR-10. `checksums` are the MD5s of the files that make it up.
+
+    `inner` is the folder that the archive holds, `variable` the environment variable that names a place of one's own.
+    """
 
     name = "cifar10"
     title = "CIFAR-10"
     origin = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; files verified by MD5"
+    inner = FOLDER
+    variable = "CIFAR10_SOURCE"
+    published: Mapping[str, str] = MEMBERS
+    archive_md5 = ARCHIVE_MD5
+    most_per_member = MOST_PER_MEMBER
 
     def __init__(self, checksums: Mapping[str, str] = MEMBERS) -> None:
         self.checksums = dict(checksums)
@@ -53,13 +60,13 @@ class Cifar10:
     def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
         """Put the verified files into `folder`, from the first place that has them, and return that place.
 
-        The environment variable CIFAR10_SOURCE (an archive, a folder that is or holds cifar-10-batches-py, or an
-        address) goes before `mirrors`. `timeout` is in seconds; `cache` keeps partial downloads.
+        What the environment variable `variable` names (an archive, a folder that is or holds `inner`, or an address)
+        goes before `mirrors`. `timeout` is in seconds; `cache` keeps partial downloads.
         Raises Unavailable, with each place's failure, when none has them.
         """
         if self.is_complete(folder):
             return f"{folder}, where it was already"
-        named = os.environ.get(VARIABLE, "").strip()
+        named = os.environ.get(self.variable, "").strip()
         failures: list[tuple[str, str]] = []
         for place in [*([named] if named else []), *mirrors]:
             try:
@@ -121,12 +128,12 @@ class Cifar10:
     def _contents(self, path: Path) -> Iterator[tuple[str, bytes]]:
         """Yield what a folder or an archive holds under the published names."""
         if path.is_dir():
-            inner = path / FOLDER if (path / FOLDER).is_dir() else path
+            inner = path / self.inner if (path / self.inner).is_dir() else path
             files = [inner / name for name in self.checksums]
             return ((file.name, file.read_bytes()) for file in files if file.is_file())
         if not path.is_file():
             raise Unusable("there is no such file or folder")
-        return members(path, self.checksums, MOST_PER_MEMBER)
+        return members(path, self.checksums, self.most_per_member)
 
     def _verified(self, contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
         """Pass on what has the published MD5. Raises Unusable for what has not, and at the end for what is missing."""
@@ -141,7 +148,7 @@ class Cifar10:
             raise Unusable(f"it lacks {', '.join(sorted(missing))}")
 
     def _check(self, archive: Path) -> None:
-        if self.checksums == MEMBERS and _md5(archive) == ARCHIVE_MD5:
+        if self.checksums == self.published and _md5(archive) == self.archive_md5:
             return
         for _ in self._verified(self._contents(archive)):
             pass
