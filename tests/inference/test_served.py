@@ -79,9 +79,9 @@ def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> N
     assert status == 200
     expected = Predictor.open(exported).ranking(pictures(3), len(CLASSES))
     assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
-    for answer, ranking in zip(answers, expected, strict=True):
-        assert answer["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
-        assert answer["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
+    for given, ranking in zip(answers, expected, strict=True):
+        assert given["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
+        assert given["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
 
 
 def test_the_server_refuses_what_is_no_picture_with_400_and_a_sentence(server: Server) -> None:
