@@ -19,6 +19,7 @@ from side import answer, parser, since_start
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.stage import cores
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.memory import keep_freed_memory
 from cifar_pipeline.training.build import build_module, build_pictures, step_images
 from cifar_pipeline.training.engine import choose_engine
 from cifar_pipeline.training.fit import fit
@@ -50,6 +51,7 @@ arguments.add_argument("--epochs", type=int, default=2, help="epochs, of which a
 arguments.add_argument("overrides", nargs="*")
 options = arguments.parse_args()
 
+keep_freed_memory()
 # What `auto` means is asked of the whole recipe, before its epochs are shortened here.
 config = composed([*options.overrides, "machine.accelerator=cpu"])
 dataset = Dataset.open(options.data)

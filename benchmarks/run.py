@@ -41,18 +41,19 @@ class Sizes:
 
     images: int = 45_000
     repetitions: int = 3
+    steady_repetitions: int = 2  # where the values differ by a few percent
     whole_epochs: int = 0
-    tutorial_steps: int = 1_000
-    lightning_steps: int = 1_000
-    scan_steps: int = 2_000
+    tutorial_steps: int = 600
+    lightning_steps: int = 400
+    scan_steps: int = 1_000
     large_batch: int = 256
     large_steps: int = 120
-    usual_large_steps: int = 60
+    usual_large_steps: int = 40
     network_batch: int = 128
     network_steps: int = 12
-    recipe_steps: int = 12
+    recipe_steps: int = 8
     recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 64, "lenet_best": 128, "fast94": 500})
-    sweep_steps: int = 1_000
+    sweep_steps: int = 500
     predicted_files: int = 10_000
     requests: int = 100
     engine: str = "block"
@@ -61,6 +62,7 @@ class Sizes:
 TINY = Sizes(
     images=200,
     repetitions=1,
+    steady_repetitions=1,
     whole_epochs=3,
     tutorial_steps=1,
     lightning_steps=1,
@@ -94,7 +96,7 @@ def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     }
     if find_spec("jax"):
         sides["jax_scan"] = ["--steps", str(sizes.scan_steps)]
-    answers = alternate(workspace, sides, sizes.repetitions)
+    answers = alternate(workspace, sides, sizes.steady_repetitions)
     ours = column(answers["ours"], "seconds")
     loop, usual = (
         [seconds * steps for seconds in column(answers[name], "per_step")]
@@ -220,7 +222,7 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
                 "ours": ["--steps", steps, *ours],
                 "memory_loop": ["--steps", steps, "--batch-size", str(batch), *LOOPS[name]],
             },
-            sizes.repetitions,
+            1,
         )
         speed, by_hand = (column(answers[side], "images_per_second") for side in answers)
         yield Row(
@@ -228,8 +230,8 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             "images/s",
             speed,
             by_hand,
-            note=f"{steps} steps each, after the first ones; ours with its optimizer and augmentation, theirs with SGD "
-            "and none.",
+            note=f"{steps} steps each, after the first ones, once; ours with its optimizer and augmentation, "
+            "theirs with SGD and none.",
         )
         short = [*ours, "trainer.max_epochs=1", f"trainer.limit_train_batches={steps}", "rerun=true"]
         trained = workspace.run("python", "src/train.py", *short)
@@ -266,16 +268,16 @@ def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         at_most=8,
         note="; ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items()) + " (medians; warm disk).",
     )
-    for stage, most, what in (
-        ("preprocess", 5, "the whole process, with the contact sheet"),
-        ("evaluate", 20, "the whole process, with figures and MLflow"),
+    for stage, most, times, what in (
+        ("preprocess", 5, 2, "the whole process, with the contact sheet, twice"),
+        ("evaluate", 20, 1, "the whole process, with figures and MLflow, once"),
     ):
         row = f"`python src/{stage}.py`"
         if stage == "preprocess" and not has_data(workspace):
             yield Row(row, "s", at_most=most, not_measured=WITHOUT_DATA)
             continue
-        seconds = [workspace.run("python", f"src/{stage}.py").seconds for _ in range(2)]
-        yield Row(row, "s", seconds, at_most=most, note=f"{what}, twice.")
+        seconds = [workspace.run("python", f"src/{stage}.py").seconds for _ in range(times)]
+        yield Row(row, "s", seconds, at_most=most, note=f"{what}.")
 
     nothing = "`dvc repro` with nothing to do"
     if not has_data(workspace):
@@ -306,9 +308,7 @@ def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} pictures/s with its start-up, "
         f"peak memory {max(end.peak_gigabytes for end in asked):.2f} GB.",
     )
-    waits = [
-        workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests)) for _ in range(2)
-    ]
+    waits = [workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests))]
     for clients in CLIENTS:
         for percent in (50, 99):
             yield Row(
@@ -316,7 +316,7 @@ def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
                 "ms",
                 column(waits, f"p{percent}_of_{clients}"),
                 note=f"the time from question to answer that {percent} % of {clients * sizes.requests} requests "
-                "don't pass, on one connection a client; two servers.",
+                "don't pass, on one connection a client; one server.",
             )
 
 
