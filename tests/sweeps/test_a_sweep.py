@@ -46,7 +46,7 @@ def test_it_is_one_run_with_its_jobs_as_children(outcome):
     assert parent.info.status == "FINISHED"
     jobs = children(workspace, parent)
     assert [job.info.run_name for job in jobs] == [
-        f"{optimizer}-{loss}-0" for optimizer in ("sgd", "adam") for loss in ("cross_entropy", "mse")
+        f"debug-{optimizer}-{loss}-0" for optimizer in ("sgd", "adam") for loss in ("cross_entropy", "mse")
     ]
     assert {job.info.status for job in jobs} == {"FINISHED"}
     assert points(parent) == [job.info.run_id for job in jobs]
@@ -68,7 +68,7 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
     for name in ("comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"):
         assert artifact(workspace, parent, name) == (workspace.root / kept / name).read_bytes()
     best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
-    optimizer, loss, _ = best.info.run_name.split("-")
+    _, optimizer, loss, _ = best.info.run_name.split("-")
     assert f"To make {best.info.run_name} the pipeline's choice" in basic.said["first"]
     # There is no git in this workspace.
     chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1 machine.engine=plain"
@@ -97,7 +97,7 @@ def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcom
     workspace, said = basic.workspace, basic.said["larger"]
     first, larger = sweeps(workspace)
     assert trained(said) == [1, 4] and said.count("finished before") == 4
-    assert [job.info.run_name for job in children(workspace, larger)] == ["sgd-focal-0", "adam-focal-0"]
+    assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0", "debug-adam-focal-0"]
     assert len(points(larger)) == 6 and set(points(first)) < set(points(larger))
     reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
     assert {run for run, was in reused.items() if was == "True"} == set(points(first))
@@ -137,7 +137,7 @@ def test_rerun_trains_again_under_the_same_parent(outcome):
     jobs = children(workspace, parent)
     # The name says what is swept beside optimizer, loss and seed.
     assert [job.info.run_name for job in jobs] == [
-        f"sgd-cross_entropy-0 optimizer.lr={lr}" for lr in ("0.1", "0.001")
+        f"debug-sgd-cross_entropy-0 optimizer.lr={lr}" for lr in ("0.1", "0.001")
     ] * 2
     assert points(parent) == [job.info.run_id for job in jobs[2:]]
     values = [job.data.metrics["val/loss"] for job in jobs]

@@ -54,7 +54,7 @@ def test_each_failed_point_is_named_with_its_reason(outcome):
 
 def test_the_good_one_is_still_the_choice(outcome):
     failed = outcome(scenario_failing)
-    assert "To make sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
+    assert "To make debug-sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
 
 
 def scenario_mended(workspace: Workspace) -> tuple[Failed, str]:

@@ -57,7 +57,7 @@ def test_it_is_compared_as_far_as_it_came(outcome, monkeypatch, capsys):
     compared = capsys.readouterr().out
     assert "optimizer=sgd,adam,adamw on digits" in compared
     assert "finished" in compared and "running" in compared and "adamw" not in compared.partition("rank")[2]
-    assert "To make sgd-slow-0 the pipeline's choice" in compared
+    assert "To make debug-sgd-slow-0 the pipeline's choice" in compared
 
 
 def scenario_stopped(workspace: Workspace) -> Workspace:
@@ -87,7 +87,7 @@ def scenario_deadly(workspace: Workspace) -> tuple[Workspace, str]:
 def test_a_point_that_has_killed_its_process_twice_is_passed_over(outcome):
     workspace, said = outcome(scenario_deadly)
     assert workspace.read("deaths.txt") == "once more once more "
-    assert "sgd-deadly-0 failed: It has killed its process 2 times and is passed over" in said
+    assert "debug-sgd-deadly-0 failed: It has killed its process 2 times and is passed over" in said
     table = rows(workspace, the_sweep(workspace))
     assert [row["status"] for row in table] == ["FINISHED", "FAILED", "FINISHED"]
     assert "RUNNING" not in {run.info.status for run in workspace.runs()}
@@ -107,8 +107,8 @@ def test_a_killed_worker_ends_the_sweep_with_a_sentence_and_the_guilty_point_alo
     ended = "A job's process was killed: the same command typed again does the rest."
     assert [text.splitlines()[-1] == ended for text in said] == [True, True, False]
     assert "Traceback" not in "".join(said)
-    assert "sgd-deadly-0 was killed: its process was killed." in said[0]
-    assert "sgd-deadly-0 failed: It has killed its process 2 times" in said[2]
+    assert "debug-sgd-deadly-0 was killed: its process was killed." in said[0]
+    assert "debug-sgd-deadly-0 failed: It has killed its process 2 times" in said[2]
     (sweep,) = sweeps(workspace)
     table = rows(workspace, sweep)
     assert [row["status"] for row in table] == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]

@@ -35,8 +35,8 @@ def test_the_queue_and_mlflow_can_be_read_side_by_side(outcome):
     assert said.count("own code") == 2
     runs = workspace.runs()
     assert {(run.info.run_name, run.info.status) for run in runs} == {
-        ("sgd-cross_entropy-0", "FINISHED"),
-        ("adam-cross_entropy-0", "FINISHED"),
+        ("debug-sgd-cross_entropy-0", "FINISHED"),
+        ("debug-adam-cross_entropy-0", "FINISHED"),
     }
     revisions = json.loads(workspace.dvc("exp", "show", "--json"))
     shown = {
