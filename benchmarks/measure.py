@@ -161,22 +161,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_report(folder: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Write bench.json and bench.md; returns the latter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {**head, "rows": [row.facts() for row in rows]}
-    (folder / "bench.json").write_text(json.dumps(facts, indent=2) + "\n")
-    text = _markdown(head, rows)
-    (folder / "bench.md").write_text(text)
-    return text
-
-
-def say(line: str) -> None:
-    """Print a line, with the seconds since the beginning before it."""
-    print(f"[{time.perf_counter() - START:4.0f} s] {line}", flush=True)
-
-
-def _markdown(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def report(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The table as Markdown, with the machine above it and how each row was measured below."""
     hardware = head["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in hardware["versions"].items() if number)
     lines = [
@@ -200,6 +186,19 @@ def _markdown(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     ]
     lines += [f"- {row.what}: {row.not_measured or row.note}" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def write_report(folder: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Write bench.json and bench.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {**head, "rows": [row.facts() for row in rows]}
+    (folder / "bench.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "bench.md").write_text(report(head, rows))
+
+
+def say(line: str) -> None:
+    """Print a line, with the seconds since the beginning before it."""
+    print(f"[{time.perf_counter() - START:4.0f} s] {line}", flush=True)
 
 
 def _spread(values: Sequence[float], unit: str) -> str:

@@ -65,8 +65,8 @@ def test_the_report_has_every_row_and_what_was_not_measured(tmp_path):
         Row("fast", "s", [1.0, 2.0, 4.0], [30.0, 20.0, 10.0], at_least=5, note="extrapolated"),
         Row("jax", at_least=3, not_measured="jax is not installed"),
     ]
-    text = write_report(tmp_path, head, rows)
-    assert text == (tmp_path / "bench.md").read_text()
+    write_report(tmp_path, head, rows)
+    text = (tmp_path / "bench.md").read_text()
     assert "| fast | 2 s [1 - 4] | 20 s [10 - 30] | 10.00 | >= 5 | yes |" in text
     assert "| jax |  |  |  | >= 3 | not measured |" in text and "abacus, 2 cores" in text
     assert "- fast: extrapolated\n- jax: jax is not installed\n" in text
