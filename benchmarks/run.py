@@ -197,7 +197,7 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             "ours": ["--steps", steps, f"trainer.batch_size={batch}", "model._target_=networks.resnet18"],
             "memory_loop": ["--steps", steps, "--batch-size", batch, "--network", "resnet18"],
         },
-        sizes.repetitions,
+        sizes.steady_repetitions,
     )
     ours, by_hand = (column(answers[name], "images_per_second") for name in answers)
     yield Row(
@@ -208,48 +208,6 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         at_least=0.98,
         note=f"{steps} steps each, after {steps} to warm up; ours is the training of `fit`'s second epoch.",
     )
-
-
-LOOPS = {"quick": [], "lenet_best": [], "fast94": ["--network", "AirbenchNet", "--bf16"]}
-
-
-def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """The recipes past the tutorial's: their speed, and how much of a whole run is something else than training."""
-    for name, batch in sizes.recipe_batches.items():
-        steps = str(sizes.recipe_steps * (500 // batch))
-        ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
-        short = [*ours, "trainer.max_epochs=2", f"trainer.limit_train_batches={steps}"]
-        trained = workspace.run("python", "src/train.py", *short, "rerun=true")
-        timing = json.loads((workspace.root / "models" / "training.json").read_text())["timing"]
-        with (workspace.root / "reports" / "history.csv").open(newline="") as file:
-            speed = float(list(csv.DictReader(file))[-1]["images_per_second"])
-        evaluated = workspace.run("python", "src/evaluate.py", *short)
-        by_hand = workspace.side("memory_loop", "--steps", steps, "--batch-size", str(batch), *LOOPS[name])
-        yield Row(
-            f"experiment={name}, in batches of {batch}; against a loop by hand over tensors in memory",
-            "images/s",
-            [speed],
-            [by_hand["images_per_second"]],
-            note=f"{steps} steps each, after the first ones, once; ours is the second epoch of `python src/train.py`, "
-            "with its optimizer and augmentation, theirs has SGD and none.",
-        )
-        outside = trained.seconds - timing["seconds"] + evaluated.seconds
-        training = composed_epochs(workspace, name) * sizes.images / speed
-        yield Row(
-            f"experiment={name}: what of `train` and `evaluate` is not training",
-            "%",
-            [100 * outside / (outside + training)],
-            note=f"{outside:.1f} s of start-up, export, MLflow and evaluation with its figures, beside "
-            f"{training:.0f} s of training at the speed above.",
-        )
-
-
-def composed_epochs(workspace: Workspace, experiment: str) -> int:
-    """The epochs of an experiment."""
-    told = workspace.run(
-        "python", "src/train.py", "--cfg", "job", "-p", "trainer.max_epochs", f"experiment={experiment}"
-    )
-    return int(told.output.splitlines()[-1])
 
 
 def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
@@ -354,14 +312,56 @@ def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     )
 
 
+LOOPS = {"quick": [], "lenet_best": [], "fast94": ["--network", "AirbenchNet", "--bf16"]}
+
+
+def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """The recipes past the tutorial's: their speed, and how much of a whole run is something else than training."""
+    for name, batch in sizes.recipe_batches.items():
+        steps = str(sizes.recipe_steps * (500 // batch))
+        ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
+        short = [*ours, "trainer.max_epochs=2", f"trainer.limit_train_batches={steps}"]
+        trained = workspace.run("python", "src/train.py", *short, "rerun=true")
+        timing = json.loads((workspace.root / "models" / "training.json").read_text())["timing"]
+        with (workspace.root / "reports" / "history.csv").open(newline="") as file:
+            speed = float(list(csv.DictReader(file))[-1]["images_per_second"])
+        evaluated = workspace.run("python", "src/evaluate.py", *short)
+        by_hand = workspace.side("memory_loop", "--steps", steps, "--batch-size", str(batch), *LOOPS[name])
+        yield Row(
+            f"experiment={name}, in batches of {batch}; against a loop by hand over tensors in memory",
+            "images/s",
+            [speed],
+            [by_hand["images_per_second"]],
+            note=f"{steps} steps each, after the first ones, once; ours is the second epoch of `python src/train.py`, "
+            "with its optimizer and augmentation, theirs has SGD and none.",
+        )
+        outside = trained.seconds - timing["seconds"] + evaluated.seconds
+        training = composed_epochs(workspace, name) * sizes.images / speed
+        yield Row(
+            f"experiment={name}: what of `train` and `evaluate` is not training",
+            "%",
+            [100 * outside / (outside + training)],
+            note=f"{outside:.1f} s of start-up, export, MLflow and evaluation with its figures, beside "
+            f"{training:.0f} s of training at the speed above.",
+        )
+
+
+def composed_epochs(workspace: Workspace, experiment: str) -> int:
+    """The epochs of an experiment."""
+    told = workspace.run(
+        "python", "src/train.py", "--cfg", "job", "-p", "trainer.max_epochs", f"experiment={experiment}"
+    )
+    return int(told.output.splitlines()[-1])
+
+
 SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "tutorial": tutorial,
     "large_batch": large_batch,
     "large_network": large_network,
-    "recipes": recipes,
     "stages": stages,
     "use": use,
     "sweep": sweep,
+    "recipes": recipes,
 }
 
 
