@@ -1,5 +1,7 @@
 """Replacing a folder whole, whatever happens in between."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cifar_pipeline import files
-from cifar_pipeline.files import only_one, whole_folder
+from cifar_pipeline.files import only_one, whole_file, whole_files, whole_folder
 
 
 def fill(folder: Path, content: str) -> None:
@@ -64,6 +66,68 @@ def test_killed_between_the_two_renames(tmp_path):
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x"):
         raise ZeroDivisionError
     assert read(tmp_path / "x") == "old"
+
+
+needs_one_step = pytest.mark.skipif(sys.platform not in files.EXCHANGES, reason="this system exchanges by renames")
+
+
+@needs_one_step
+def test_the_folder_is_there_at_every_moment(tmp_path):
+    fill(tmp_path / "x", "0")
+    replacing = threading.Thread(target=lambda: [fill(tmp_path / "x", str(number)) for number in range(1, 50)])
+    replacing.start()
+    looked = 0
+    while replacing.is_alive():
+        (tmp_path / "x").stat()
+        looked += 1
+    assert looked > 100 and read(tmp_path / "x") == "49"
+
+
+@pytest.mark.parametrize("system", ["this one", "one without an exchange", "a mounted folder"])
+def test_files_take_their_places_and_what_is_beside_them_stays(tmp_path, monkeypatch, system):
+    folder = tmp_path / "reports"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file").write_text("of somebody else")
+    (folder / "a").symlink_to("deep/file")
+    if system == "one without an exchange":
+        monkeypatch.setattr(files, "EXCHANGES", {})
+    elif system == "a mounted folder":
+
+        def busy(new: Path, path: Path) -> None:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+        monkeypatch.setattr(files, "_exchange", busy)
+    for content in ("old", "new"):
+        with whole_files(folder) as part:
+            for name in ("a", "b"):
+                (part / name).write_text(content)
+        assert (folder / "deep" / "file").read_text() == "of somebody else"
+        assert {path.name: path.read_text() for path in folder.iterdir() if path.is_file()} == {
+            "a": content,
+            "b": content,
+        }
+    assert [path.name for path in tmp_path.iterdir()] == ["reports"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which file a handle is of")
+def test_what_takes_a_name_was_forced_to_the_disk_before(tmp_path, monkeypatch):
+    """A power cut between the two could leave the name with nothing behind it."""
+    done = []
+    sync, replace, exchange = os.fsync, Path.replace, files._exchange
+
+    def name(handle: int) -> str:
+        return Path(f"/proc/self/fd/{handle}").readlink().name
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(f"sync {name(handle)}"), sync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("replace"), replace(self, to))[1])
+    monkeypatch.setattr(files, "_exchange", lambda new, path: (done.append("exchange"), exchange(new, path))[1])
+    with whole_file(tmp_path / "file") as part:
+        part.write_text("new")
+    assert done == [f"sync {part.name}", "replace", f"sync {tmp_path.name}"]
+    fill(tmp_path / "x", "old")
+    done.clear()
+    fill(tmp_path / "x", "new")
+    assert done == ["sync deep", "sync file", "sync .x.part", "exchange", f"sync {tmp_path.name}"]
 
 
 def test_a_second_writer_waits(tmp_path, capsys):

@@ -3,9 +3,12 @@
 The partial content lies in a hidden sibling, so that a rename suffices, and outside what DVC takes as a stage's output.
 """
 
+import ctypes
+import errno
 import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 from cifar_pipeline.console import Refusal, say
+
+# What lets two names change places in one step: the function, and what stands before each path and behind both.
+EXCHANGES = {"linux": ("renameat2", (ctypes.c_int(-100),), 2), "darwin": ("renamex_np", (), 2)}
+# A folder that another disk is mounted on keeps its place, as a container's may be.
+MOUNTED = {errno.EBUSY, errno.EXDEV}
 
 
 @contextmanager
@@ -26,6 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield part
         _sync(part)
         part.replace(path)
+        _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -36,11 +45,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Only one process at a time may write to `path` (`only_one`). What a killed one left behind is cleared away first.
     """
-    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    part, old = _hidden(path, "part"), _hidden(path, "old")
     if old.exists() and not path.exists():
-        old.rename(path)  # Killed between the two renames below.
+        old.rename(path)  # Killed between the renames of `_exchange`, where it needs several.
     for left_over in (part, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+        _remove(left_over)
     part.mkdir(parents=True)
     try:
         yield part
@@ -48,33 +57,42 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _sync(file)
         _sync(part)
         if path.exists():
-            path.rename(old)
-        part.rename(path)
+            _exchange(part, path)
+        else:
+            part.rename(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        _remove(part)
 
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
     """Yield an empty folder; the files in it when the block ends well go to `folder`, over those of their names.
 
-    Nothing of `folder` has changed until all are written; then it takes a rename for each.
+    What else is in `folder` stays. All change at once: `folder` is exchanged for one that has the others as well.
     """
-    part = folder.with_name(f".{folder.name}.files")
-    shutil.rmtree(part, ignore_errors=True)
+    part = _hidden(folder, "files")
+    _remove(part)
     part.mkdir(parents=True)
     try:
         yield part
-        for file in part.iterdir():
+        new = list(part.iterdir())
+        for file in new:
             _sync(file)
         folder.mkdir(exist_ok=True)
-        for file in part.iterdir():
-            file.replace(folder / file.name)
-        _sync(folder)
+        try:
+            _take_along(folder, part)
+            _sync(part)
+            _exchange(part, folder)
+        except OSError as error:
+            if error.errno not in MOUNTED:
+                raise
+            for file in new:
+                file.replace(folder / file.name)
+            _sync(folder)
+        _sync(folder.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
 
 
 def require_writable(path: Path) -> None:
@@ -114,6 +132,52 @@ def is_busy(path: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Let two folders change places: in one step where the system has one, by three renames where it has not."""
+    name, before, behind = EXCHANGES.get(sys.platform, ("", (), 0))
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), name, None) if name else None
+    if exchange is not None:
+        one, other = ctypes.c_char_p(os.fsencode(new)), ctypes.c_char_p(os.fsencode(path))
+        if not exchange(*before, one, *before, other, ctypes.c_uint(behind)):
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # what a file system without it says
+            raise OSError(number, os.strerror(number), str(path))
+    old = _hidden(path, "old")
+    path.rename(old)
+    new.rename(path)
+    old.rename(new)
+
+
+def _take_along(folder: Path, part: Path) -> None:
+    """Give `part` whatever `folder` has and `part` has not, by links where the file system has them."""
+    mine = {path.name for path in part.iterdir()}
+
+    def given(inside: str, names: list[str]) -> set[str]:
+        return mine & set(names) if Path(inside) == folder else set()
+
+    shutil.copytree(folder, part, symlinks=True, ignore=given, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _clear_killed(path: Path) -> None:

@@ -84,9 +84,10 @@ KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
     # In the middle of a step, when the loss is computed and the weights are not yet changed.
     "step": (before, "cifar_pipeline.training.module.Sums.add"),
     "half a checkpoint": (at_half_of_what_is_saved, "torch.save"),
-    # Where there are two renames, between them: of files, and of folders.
+    # Between the two renames of a checkpoint; before a new folder takes the place of the old one, and when it has.
     "rename": (after, "pathlib.Path.replace"),
-    "folder rename": (after, "pathlib.Path.rename"),
+    "unexchanged": (before, "cifar_pipeline.files._exchange"),
+    "exchanged": (after, "cifar_pipeline.files._exchange"),
     # Once the store has taken an epoch's metrics, before it has, and when they are written and not committed.
     "log": (after, "mlflow.MlflowClient.log_batch"),
     "unsent log": (before, "mlflow.MlflowClient.log_batch"),

@@ -1,13 +1,17 @@
 """What only the data or the machine can tell is refused when `train` starts, before anything is written."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  (before a test says that there is no GPU)
+import numpy as np
 import pytest
 import torch
 from project import Project
 
 from cifar_pipeline.data.dataset import Dataset
+from evaluate import evaluate
 from train import train
 
 
@@ -40,3 +44,48 @@ def test_train_without_processed_data_says_what_makes_it(project: Project) -> No
     ended = project.start(train)
     assert ended.code == 2
     assert ended.err == "data/processed/dataset.json is missing; `dvc repro -f preprocess` writes it again.\n"
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def foreign(path: Path) -> None:
+    """What another program could have left under this name."""
+    if path.suffix == ".npy":
+        np.save(path, np.zeros_like(np.load(path)))
+    else:
+        path.write_text('{"name": "ours"}')
+
+
+DAMAGES = [cut_off, empty, flip_a_bit, foreign]
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "damage"),
+    [
+        *[(train, file, damage) for file in ("train/images.npy", "dataset.json") for damage in DAMAGES],
+        *[(evaluate, "test/labels.npy", damage) for damage in (flip_a_bit, foreign)],
+    ],
+)
+def test_damaged_data_ends_a_stage_in_a_sentence(
+    project: Project, digits: Dataset, stage: Callable[..., object], file: str, damage: Callable[[Path], None]
+) -> None:
+    processed = project.folder / "data" / "processed"
+    shutil.copytree(digits.folder, processed)
+    damage(processed / file)
+    ended = project.start(stage, "data=digits")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("data/processed") and "`dvc repro -f preprocess`" in ended.err
+    assert ended.err.count("\n") == 1
+    assert sorted(path.name for path in project.folder.iterdir()) == ["conf", "data", "params.yaml"]
