@@ -1,6 +1,7 @@
 """What several rooms' tests share: a project to break, and a small processed data set."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cifar_pipeline.data.dataset import Dataset, write
 from cifar_pipeline.data.sources.digits import Digits
 
 TRAIN, VAL, TEST = 90, 30, 20
+# Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.
+MEMORY, ENOUGH = Path("/dev/shm"), 4 << 30
 # Folders whose tests share a workspace in which the real stages have run.
 SHARING = ("pipeline", "sweeps", "kills", "faults")
 
@@ -29,6 +32,11 @@ class Sharing(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         return next((name for name in SHARING if name in Path(path).parts), path)
+
+
+def pytest_configure() -> None:
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -46,6 +46,7 @@ def published(*overrides: str) -> DictConfig:
         return composed(list(overrides))
 
 
+@cache
 def of(source: Path, *overrides: str, data: str = "1234") -> str:
     return identity(published(*overrides), data, source / "train.py")
 

@@ -1,5 +1,6 @@
 """Command line > params.yaml > experiment > the files of the groups; and every option composes with every other."""
 
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -83,18 +84,31 @@ def test_every_option_composes_and_is_allowed(project: Project, group: str) -> N
         check(project.compose(f"{group}={option}"))
 
 
-def test_every_optimizer_loss_and_schedule_composes_with_every_other(project: Project) -> None:
-    """Each pair of them is met, and what each comes to is the same in every company."""
+FREE = ("optimizer", "loss", "schedule")
+EACH_ONCE = list(islice(zip(*(cycle(OPTIONS[group]) for group in FREE), strict=False), max(map(len, OPTIONS.values()))))
+EACH_PAIR = [
+    (optimizer, loss, OPTIONS["schedule"][(i + j) % len(OPTIONS["schedule"])])
+    for i, optimizer in enumerate(OPTIONS["optimizer"])
+    for j, loss in enumerate(OPTIONS["loss"])
+]
+
+
+@pytest.mark.parametrize(
+    "companies",
+    [pytest.param(EACH_ONCE, id="each once"), pytest.param(EACH_PAIR, id="each pair", marks=pytest.mark.long)],
+)
+def test_optimizers_losses_and_schedules_compose_with_each_other(
+    project: Project, companies: list[tuple[str, ...]]
+) -> None:
+    """What each comes to is the same in every company."""
     met: dict[str, object] = {}
-    schedules = OPTIONS["schedule"]
-    for i, optimizer in enumerate(OPTIONS["optimizer"]):
-        for j, loss in enumerate(OPTIONS["loss"]):
-            choice = {"optimizer": optimizer, "loss": loss, "schedule": schedules[(i + j) % len(schedules)]}
-            config = project.compose(*(f"{group}={option}" for group, option in choice.items()))
-            check(config)
-            for group, option in choice.items():
-                assert met.setdefault(f"{group}={option}", config[group]) == config[group]
-    assert len(met) == sum(len(OPTIONS[group]) for group in ("optimizer", "loss", "schedule"))
+    for options in companies:
+        chosen = dict(zip(FREE, options, strict=True))
+        config = project.compose(*(f"{group}={option}" for group, option in chosen.items()))
+        check(config)
+        for group, option in chosen.items():
+            assert met.setdefault(f"{group}={option}", config[group]) == config[group]
+    assert len(met) == sum(len(OPTIONS[group]) for group in FREE)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))

@@ -13,7 +13,6 @@ from cifar_pipeline.config.check import RULES, check
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.build import build_module, build_pictures
 from configure import configure
 
 Edit = Callable[[Project], Any]
@@ -232,6 +231,8 @@ def test_every_rule_is_about_a_key_that_some_option_has(project: Project) -> Non
 
 
 def test_a_key_for_the_pipeline_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
+    from cifar_pipeline.training.build import build_pictures  # here, because it takes seconds to load
+
     project.edit(SGD, "full_batch: false", "")
     assert project.start(configure).code == 0
     assert build_pictures(project.compose(), digits).batch_size == 4
@@ -241,5 +242,7 @@ def test_a_key_for_the_pipeline_itself_may_be_left_out(project: Project, digits:
 def test_two_numbers_for_three_channels_are_refused_before_training(
     project: Project, digits: Dataset, override: str
 ) -> None:
+    from cifar_pipeline.training.build import build_module
+
     with pytest.raises(Refusal, match=r"normalize\.\w+=\[0\.4, 0\.5\] has 2 numbers.*3 channels"):
         build_module(project.compose(override), digits)

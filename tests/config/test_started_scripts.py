@@ -85,7 +85,7 @@ def test_a_stage_started_elsewhere_says_where_to_start_it(copy: Project) -> None
 
 
 def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) -> None:
-    typed = [f"python src/{script}.py {word}" for script in SCRIPTS for word in ("optimizer=ad", "trainer.max")]
+    typed = [f"python src/{script}.py optimizer=ad" for script in SCRIPTS] + ["python src/train.py trainer.max"]
     shell = """
     eval "$(python src/train.py -sc install=bash)"
     for COMP_LINE in "$@"; do
@@ -100,7 +100,7 @@ def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) 
         capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": path},
     )  # fmt: skip
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw", "trainer.max_epochs="] * len(SCRIPTS)
+    assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw"] * len(SCRIPTS) + ["trainer.max_epochs="]
 
 
 def test_a_class_that_fails_shows_where(copy: Project) -> None:

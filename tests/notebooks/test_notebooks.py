@@ -15,7 +15,7 @@ from project import Project
 from download import download
 from preprocess import preprocess
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What looks at a project's runs needs a project; the others need nothing.
 IN_A_PROJECT = "03-runs.ipynb"
