@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.training.losses import BinaryCrossEntropy, Focal, MeanSquaredError
 
@@ -28,10 +29,9 @@ def batch() -> tuple[Array, Array]:
 
 
 def chosen(name: str) -> nn.Module:
-    """The loss as a training builds it from its file; `probabilities` is for those that read its outputs."""
+    """The loss as a training builds it from its file, all images alike."""
     options: Any = OmegaConf.load(LOSSES / f"{name}.yaml")
-    del options["probabilities"]
-    loss: nn.Module = hydra.utils.instantiate(options)
+    loss: nn.Module = hydra.utils.instantiate(arguments(options, "loss"))
     return loss
 
 

@@ -68,6 +68,10 @@ SPREAD = Rule(
     "a number above 0, or one for each channel, or null",
     lambda value: value is None or all(map(POSITIVE.holds, value if isinstance(value, list) else [value])),
 )
+WEIGHTS = Rule(
+    "balanced, a list of numbers above 0 (one for each class), or null",
+    lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.holds, value))),
+)
 AUTO_OR_COUNT = Rule("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.holds(value))
 # A second process would start the whole training again.
 ONE = Rule(
@@ -110,6 +114,7 @@ RULES: dict[str, Rule] = {
     "model.widths": WIDTHS,
     "loss": OPTION,
     "loss.probabilities": TEXT,
+    "loss.class_weights": WEIGHTS,
     "loss.label_smoothing": BELOW_ONE,
     "loss.gamma": NOT_NEGATIVE,
     "loss.alpha": NUMBER,

@@ -17,11 +17,16 @@ from cifar_pipeline.config.sentences import refusal_in
 from cifar_pipeline.console import Refusal
 
 # Keys that stand in an option's file for the pipeline itself, beside the arguments of its `_target_`.
-BESIDE: dict[str, set[str]] = {"optimizer": {"full_batch"}, "loss": {"probabilities"}, "average": {"every_step"}}
+BESIDE: dict[str, set[str]] = {
+    "optimizer": {"full_batch"},
+    "loss": {"probabilities", "class_weights"},
+    "average": {"every_step"},
+}
 # Arguments that the pipeline gives, so that no option can.
 GIVEN: dict[str, set[str]] = {
     "model": {"channels", "size", "classes"},
     "optimizer": {"params"},
+    "loss": {"reduction"},
     "schedule": {"step", "steps"},
     "augment": {"images", "generator", "turns"},
 }

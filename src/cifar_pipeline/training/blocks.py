@@ -39,7 +39,7 @@ class Block:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
-        self.buffers = dict(net.named_buffers())
+        self.buffers = {"net": dict(net.named_buffers()), "loss": dict(loss.named_buffers())}
         # The loss and the update stay in float32, as Lightning has it.
         self.device = self.parameters[0].device.type
         self.mixed = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
@@ -104,7 +104,7 @@ class Block:
         self,
         weights: Sequence[Tensor],
         state: Sequence[Sequence[Tensor]],
-        buffers: dict[str, Tensor],
+        buffers: dict[str, dict[str, Tensor]],
         images: Tensor,
         labels: Tensor,
         lrs: Tensor,
@@ -115,8 +115,8 @@ class Block:
             named = dict(zip(self.names, values, strict=True))
             # Casts are not kept from one step to the next: the weights are others by then.
             with torch.autocast(self.device, self.mixed, enabled=self.mixed is not None, cache_enabled=False):
-                logits = functional_call(self.net, (named, buffers), (pictures,))
-                return self.loss(logits, truth), logits
+                logits = functional_call(self.net, (named, buffers["net"]), (pictures,))
+                return functional_call(self.loss, buffers["loss"], (logits, truth)), logits
 
         optimizer = self._stand_in(weights, state)
         # The optimizer's own code, without what torch wraps around it for hooks and profiling.

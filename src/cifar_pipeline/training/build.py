@@ -16,6 +16,7 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pixels import RawPixels
 from cifar_pipeline.models.views import Views
 from cifar_pipeline.training.block_module import BlockClassifier
+from cifar_pipeline.training.class_weights import build_loss
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.engine import PLAIN, Engine
 from cifar_pipeline.training.module import Classifier, Schedule
@@ -30,7 +31,7 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -
         kind = partial(BlockClassifier, block_steps=engine.block_steps, chunk_steps=engine.chunk_steps)
     return kind(
         build_network(config, dataset),
-        instantiate(arguments(config.loss, "loss")),
+        build_loss(config.loss, dataset),
         choose_optimizer(config.optimizer),
         build_schedule(config),
         config.seed,
@@ -54,7 +55,12 @@ def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
 
     A network that has a method `initialize` is shown the first training images, normalised: `[N, C, H, W] float`.
     """
-    size, _, channels = dataset.shape
+    size, width, channels = dataset.shape
+    if size != width:
+        raise Refusal(
+            f"The images of {dataset.title} are {width} wide and {size} high, and the networks take square ones: "
+            "let the source yield images of one height and width."
+        )
     net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
     mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
     std = dataset.std if config.normalize.std is None else config.normalize.std
