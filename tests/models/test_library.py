@@ -36,9 +36,10 @@ def test_large_images_get_the_network_as_it_is() -> None:
     assert first_convolution(torchvision_network(1, 96, 10, "resnet18")).in_channels == 1
 
 
-def test_a_vision_transformer_cuts_small_patches() -> None:
-    net = torchvision_network(3, 32, 10, "vit_b_16")
-    assert net.encoder.pos_embedding.shape[1] == 8 * 8 + 1
+@pytest.mark.parametrize(("size", "patches"), [(32, 8 * 8), (96, 6 * 6)])
+def test_a_vision_transformer_cuts_small_patches_of_small_images(size: int, patches: int) -> None:
+    net = torchvision_network(3, size, 10, "vit_b_16")
+    assert net.encoder.pos_embedding.shape[1] == patches + 1
 
 
 def test_timm() -> None:
@@ -52,7 +53,7 @@ def test_timm() -> None:
     [
         (torchvision_network, "resnet81", "did you mean resnet18"),
         (timm_network, "resnet81", "did you mean resnet"),
-        (torchvision_network, "maxvit_t", "can't take 3 channels of 32x32"),
+        (timm_network, "vit_tiny_patch16_224", "can't take 3 channels of 32x32 .*: it takes 224x224"),
         (torchvision_network, "fcn_resnet50", "no classification network"),
     ],
 )

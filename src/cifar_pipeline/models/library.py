@@ -5,6 +5,7 @@ These networks are made for images of 224 pixels and bring them to a quarter in 
 convolution of 3x3 and stride 1 there.
 """
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,49 +18,60 @@ from cifar_pipeline.console import Refusal
 SMALL = 64
 # Height and width of a vision transformer's patches there; on ImageNet they have 14 or more.
 PATCH = 4
+# Heights and widths among which a network that refuses one is asked for another.
+SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448)
 
 
 def torchvision_network(channels: int, size: int, classes: int, name: str) -> nn.Module:
     """A classification network of torchvision: normalised images `[N, channels, size, size]` to logits `[N, classes]`.
 
     Raises:
-        Refusal: torchvision has none of this name, or it can't take such images.
+        Refusal: torchvision has none of this name, or it can't take such images; then it says of what size it can.
     """
     from torchvision import models
 
     _require_known(name, models.list_models(module=models), "torchvision")
-    if name.startswith("vit") and size <= SMALL:
-        return _tried(_vision_transformer(channels, size, classes, name), channels, size, classes, name)
-    # torchvision announces that the second of these will change.
-    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
-    if name == "inception_v3" and size <= SMALL:
-        net.maxpool1, net.maxpool2 = nn.Identity(), nn.Identity()
-    return fitted(net, channels, size, classes, name)
+    return _fitting(_of_torchvision, channels, size, classes, name)
 
 
 def timm_network(channels: int, size: int, classes: int, name: str) -> nn.Module:
     """A network of timm: normalised images `[N, channels, size, size]` to logits `[N, classes]`.
 
     Raises:
-        Refusal: timm has none of this name, or it can't take such images.
+        Refusal: timm has none of this name, or it can't take such images; then it says of what size it can.
     """
     import timm
 
     _require_known(name, timm.list_models(), "timm")
-    try:
-        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
-    except Exception as error:
-        raise _unfit(name, channels, size, error) from error
-    return fitted(net, channels, size, classes, name)
+    return _fitting(_of_timm, channels, size, classes, name)
 
 
-def fitted(net: nn.Module, channels: int, size: int, classes: int, name: str) -> nn.Module:
-    """`net` for images of so many channels and, where they are small, with a stem that keeps their size.
+def _of_torchvision(channels: int, size: int, classes: int, name: str) -> nn.Module:
+    from torchvision import models
 
-    Raises:
-        Refusal: it can't take such images even so.
-    """
+    options: dict[str, Any] = {}
+    if name.startswith("vit"):
+        if size <= SMALL:
+            return _tried(_vision_transformer(channels, size, classes, name), channels, size, classes, name)
+        options = {"image_size": size}
+    elif name in ("googlenet", "inception_v3"):
+        # torchvision announces that the second of these will change.
+        options = {"aux_logits": False, "init_weights": True}
+    net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
+    if name == "inception_v3" and size <= SMALL:
+        net.maxpool1, net.maxpool2 = nn.Identity(), nn.Identity()
+    return _tried(_fitted(net, channels, size), channels, size, classes, name)
+
+
+def _of_timm(channels: int, size: int, classes: int, name: str) -> nn.Module:
+    import timm
+
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+    return _tried(_fitted(net, channels, size), channels, size, classes, name)
+
+
+def _fitted(net: nn.Module, channels: int, size: int) -> nn.Module:
+    """`net` for images of so many channels and, where they are small, with a stem that keeps their size."""
     first, convolution = next((at, module) for at, module in net.named_modules() if isinstance(module, nn.Conv2d))
     stride = convolution.stride
     if size <= SMALL and max(stride) > 1:
@@ -68,7 +80,7 @@ def fitted(net: nn.Module, channels: int, size: int, classes: int, name: str) ->
     elif convolution.in_channels != channels:
         kernel, padding = convolution.kernel_size, convolution.padding
         net.set_submodule(first, _convolution(convolution, channels, kernel, stride, padding))
-    return _tried(net, channels, size, classes, name)
+    return net
 
 
 def _vision_transformer(channels: int, size: int, classes: int, name: str) -> nn.Module:
@@ -99,22 +111,42 @@ def _drop_pooling(net: nn.Module, first: str) -> None:
 
 
 def _tried(net: nn.Module, channels: int, size: int, classes: int, name: str) -> nn.Module:
-    """The network, once it has answered for such images."""
+    """The network, once it has answered for such images. Raises whatever it does where it can't."""
     trains = net.training
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = net.eval()(torch.zeros(2, channels, size, size))
-    except Exception as error:
-        raise _unfit(name, channels, size, error) from error
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        logits = net.eval()(torch.zeros(2, channels, size, size))
     net.train(trains)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         raise Refusal(f"model.name={name} does not answer with a logit for each class: choose another.")
     return net
 
 
-def _unfit(name: str, channels: int, size: int, error: Exception) -> Refusal:
-    reason = " ".join(str(error).split())[:120]
-    return Refusal(f"model.name={name} can't take {channels} channels of {size}x{size} ({reason}): choose another.")
+def _fitting(build: Callable[..., nn.Module], channels: int, size: int, classes: int, name: str) -> nn.Module:
+    """The network that `build` makes. Raises Refusal where it can't take such images, with the nearest size it can."""
+
+    def takes(other: int) -> bool:
+        try:
+            with torch.device("meta"):  # shapes alone: in no time
+                build(channels, other, classes, name)
+        except Exception:
+            return False
+        return True
+
+    try:
+        return build(channels, size, classes, name)
+    except Refusal:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120].rstrip(".!")
+        fits = next((other for other in sorted(SIZES, key=lambda other: abs(other - size)) if takes(other)), None)
+        raise Refusal(
+            f"model.name={name} can't take {channels} channels of {size}x{size} ({reason}): "
+            + (
+                f"it takes {fits}x{fits}; choose data of this size, or another network."
+                if fits
+                else "choose another network."
+            )
+        ) from error
 
 
 def _require_known(name: str, known: list[str], package: str) -> None:

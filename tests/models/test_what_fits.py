@@ -1,0 +1,37 @@
+"""Networks of conf/model take grey and colour pictures of usual sizes, or say which they take."""
+
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from project import Project
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.sentences import refusal_in
+
+# The smallest images of each, in pixels.
+SMALLEST = {"lenet": 16, "airbench": 9, "airbench_wide": 9}
+ELSEWHERE = {"torchvision", "timm"}  # test_library.py
+
+
+def network(model: str, channels: int, size: int) -> Any:
+    return instantiate(composed([f"model={model}"]).model, channels=channels, size=size, classes=3)
+
+
+@pytest.mark.parametrize("model", SMALLEST)
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
+def test_channels_and_sizes_that_fit(project: Project, model: str, channels: int, size: int) -> None:
+    assert {*SMALLEST, *ELSEWHERE} == {path.stem for path in (project.folder / "conf" / "model").glob("*.yaml")}
+    net = network(model, channels, size)
+    net(torch.randn(2, channels, size, size)).sum().backward()
+
+
+@pytest.mark.parametrize(("model", "smallest"), SMALLEST.items())
+def test_images_that_are_too_small_are_refused_with_the_smallest_that_will_do(
+    project: Project, model: str, smallest: int
+) -> None:
+    network(model, 1, smallest)
+    with pytest.raises(Exception) as raised:
+        network(model, 1, smallest - 1)
+    assert f"images of at least {smallest}x{smallest} pixels" in str(refusal_in(raised.value))
