@@ -12,6 +12,7 @@ from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.failures import Unavailable
 from cifar_pipeline.data.raw import bring
 from cifar_pipeline.data.sources.cifar100 import Cifar100
+from cifar_pipeline.data.unpickle import unpickle
 
 
 def pickled(seed, fine):
@@ -48,7 +49,7 @@ def test_images_stand_upright_with_their_fine_labels(source, contents, tmp_path)
     official = source.read(raw / "cifar100")
     assert official.classes == ("apple", "bear", "cup")
     assert official.train_labels.tolist() == [0, 1, 2, 1] and official.test_labels.tolist() == [2, 0]
-    red, green, blue = np.split(pickle.loads(contents["train"])[b"data"][3], 3)
+    red, green, blue = np.split(unpickle(contents["train"])[b"data"][3], 3)
     assert (official.train_images[3] == np.stack([red, green, blue], -1).reshape(32, 32, 3)).all()
 
 

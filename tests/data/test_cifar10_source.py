@@ -12,6 +12,7 @@ import pytest
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.failures import Unavailable
 from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
+from cifar_pipeline.data.unpickle import unpickle
 
 REAL = os.environ.get("CIFAR10_SOURCE")
 
@@ -127,14 +128,14 @@ def test_reads_pictures_as_pictures_are(small, files, tmp_path):
     assert official.train_images.shape == (20, 32, 32, 3)
     assert official.test_images.shape == (20, 32, 32, 3)
     assert official.train_labels.tolist() == [0, 1] * 10
-    row = pickle.loads(files["data_batch_2"])[b"data"][3]
+    row = unpickle(files["data_batch_2"])[b"data"][3]
     for channel in range(3):
         plane = row[1024 * channel : 1024 * (channel + 1)].reshape(32, 32)
         np.testing.assert_array_equal(official.train_images[13, :, :, channel], plane)
 
 
 def test_a_label_out_of_range_is_refused(small, files, tmp_path):
-    content = pickle.loads(files["data_batch_1"])
+    content = unpickle(files["data_batch_1"])
     content[b"labels"][7] = 2
     changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}
     # Its own checksums, as if it had been published so: otherwise the checksum says no first.

@@ -192,4 +192,6 @@ def reason(error: Exception, timeout: float) -> str:
         return "the host refuses the connection"
     if "IncompleteRead" in text or isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the transfer broke off"
+    if "Connection aborted" in text:
+        return "the host closed the connection"
     return text.splitlines()[0][:200] if text else type(error).__name__
