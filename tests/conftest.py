@@ -3,11 +3,13 @@
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from project import ROOT, Project
 from xdist.scheduler import LoadScopeScheduling
 
@@ -19,13 +21,15 @@ from cifar_pipeline.data.sources.digits import Digits
 TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.
 MEMORY, ENOUGH = Path("/dev/shm"), 4 << 30
-# Folders whose tests share a workspace in which the real stages have run.
+# Folders whose tests share a workspace in which the real stages have run, and those beside them that take longest.
 SHARING = ("pipeline", "sweeps", "kills", "faults")
+FIRST = (*SHARING, "notebooks", "training")
 
 
 class Sharing(LoadScopeScheduling):
     """Keeps tests that share something slow to make in one process: a whole folder, or else a file.
 
+    Those that take longest come first, so that all processes end together; xdist would begin with those that are many.
     (`xdist_group` marks do nothing with pytest 9.2 and xdist 3.8: what they add to a test's id is lost.)
     """
 
@@ -41,7 +45,45 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False
     return Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(FIRST) if name in item.path.parts), len(FIRST))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder of this name, filled by whoever asks first; all processes of this run of the tests see the same."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        done = root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                (root / name).mkdir()
+                make(root / name)
+                done.touch()
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_database(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """MLflow's database with its tables and no run, to copy: MLflow takes seconds to make one."""
+
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return made_once("empty database", make) / "mlflow.db"
 
 
 @pytest.fixture

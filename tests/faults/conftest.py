@@ -1,6 +1,7 @@
 """One workspace with processed digits and a finished training, from which each test takes a copy."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,11 @@ class Slow(nn.CrossEntropyLoss):
 
 
 @pytest.fixture(scope="session")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def origin(
+    made_once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
     """Only to look at: see `copy`."""
-    workspace = prepared(tmp_path_factory.mktemp("faults"))
+    workspace = Workspace(made_once("prepared", prepared)).copy(tmp_path_factory.mktemp("faults") / "origin")
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
     (workspace.root / "src" / "own.py").write_text(OWN)
     (workspace.root / "conf" / "model" / "wide.yaml").write_text("_target_: own.Wide\n")

@@ -9,9 +9,9 @@ from workspace import Workspace
 
 
 @pytest.fixture(scope="session")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def origin(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Workspace:
     """Only to look at: see `copy`."""
-    return prepared(tmp_path_factory.mktemp("killed"))
+    return Workspace(made_once("prepared", prepared))
 
 
 @pytest.fixture

@@ -68,7 +68,9 @@ def test_runs_from_top_to_bottom(file: Path, kernel: str, tmp_path: Path, reques
     workplace = tmp_path / "workplace" / "notebooks"
     if file.name == IN_A_PROJECT:
         assert SWEEP in file.read_text(encoding="utf-8")
-        workplace = with_data(request.getfixturevalue("project")).folder / "notebooks"
+        project = with_data(request.getfixturevalue("project"))
+        shutil.copy(request.getfixturevalue("empty_database"), project.folder)
+        workplace = project.folder / "notebooks"
     workplace.mkdir(parents=True)
     notebook = read(file)
     whose = nbformat.v4.new_code_cell(  # type: ignore[no-untyped-call, unused-ignore]

@@ -3,22 +3,7 @@
 import signal
 
 import pytest
-from workspace import EPOCHS, Command, Workspace
-
-
-@pytest.fixture(scope="module", autouse=True)
-def others(clone, tmp_path_factory) -> dict[str, tuple[Workspace, Command]]:
-    """Commands that take seconds to import what they need: started at once, each in a copy of its own."""
-    folder = tmp_path_factory.mktemp("others")
-    commands = {
-        "diverging": ["src/train.py", "optimizer.lr=1e9"],
-        "finished": ["src/train.py"],
-        "no database": ["src/evaluate.py"],
-    }
-    copies = {name: clone.copy(folder / name) for name in commands}
-    for file in copies["no database"].root.glob("mlflow.db*"):
-        file.unlink()
-    return {name: (copies[name], copies[name].start("python", *words)) for name, words in commands.items()}
+from workspace import EPOCHS
 
 
 def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
@@ -57,26 +42,27 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
         assert values[0] == values[1]
 
 
-def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(others, clone):
-    copy, command = others["diverging"]
-    said = command.end(code=2)
+def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
+    said = copy.train("optimizer.lr=1e9", code=2)
     assert said.splitlines()[-1].startswith("The loss is no finite number any more in epoch 1")
     assert "Traceback" not in said
     assert copy.model() == clone.model()
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "FAILED"]
 
 
-def test_what_has_finished_is_not_trained_again(others, clone):
-    copy, command = others["finished"]
-    said = command.end()
+@pytest.mark.long
+def test_what_has_finished_is_not_trained_again(copy, clone):
+    said = copy.train()
     assert "has finished before: its weights are taken" in said and "epoch" not in said
     assert copy.model() == clone.model()
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]
 
 
-def test_evaluation_without_the_run_opens_another_and_says_so(others, clone):
-    copy, command = others["no database"]
-    said = command.end()
+@pytest.mark.long
+def test_evaluation_without_the_run_opens_another_and_says_so(copy, clone):
+    for file in copy.root.glob("mlflow.db*"):
+        file.unlink()
+    said = copy.run("python", "src/evaluate.py")
     assert "is not in this MLflow database: a new one, sgd-cross_entropy-0, takes the results" in said
     (run,) = copy.runs()
     assert (run.info.run_name, run.info.status) == ("sgd-cross_entropy-0", "FINISHED")

@@ -32,11 +32,16 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
     for path, content in files.items():
         (copy.root / path).write_text(content)
     choices = ["model=linear", "optimizer=adagrad", "loss=hinge", "data=stripes"]
-    said = copy.dvc("exp", "run", *(word for choice in choices for word in ("-S", choice)))
+    copy.commit()
+    said = copy.dvc("exp", "run", "--name", "ours", *(word for choice in choices for word in ("-S", choice)))
     assert "Test accuracy: " in said and "on stripes" in said
     metrics = copy.json("reports/metrics.json")
     assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
     assert list(metrics["per_class"]) == ["upright", "lying"]
-    assert copy.runs()[-1].info.run_name == "adagrad-hinge-0"
+    run = copy.runs()[-1]
+    assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
+    assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("ours", "false")
+    assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
+    assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]
     launcher = copy.run("python", "src/train.py", "sweep=cluster", "--cfg", "hydra", "--package", "hydra.launcher")
     assert "SlurmLauncher" in launcher and "partition: gpu" in launcher

@@ -1,5 +1,6 @@
 """`make results`: a recipe's trainings over its seeds, out of MLflow's database, into both READMEs."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,9 @@ PAGE = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 
 
 @pytest.fixture
-def database(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Iterator[Path]:
     """An MLflow database of the project's own, and two pages with a place for the table."""
+    shutil.copy(empty_database, project.folder)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     before = mlflow.get_tracking_uri()

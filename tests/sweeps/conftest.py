@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-# The workspace is that of the pipeline's tests.
-sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+# The workspace is that of the tests of kills.
+sys.path.append(str(Path(__file__).parents[1] / "kills"))
 
-from workspace import Workspace, workspace_of_tree
+from torture import prepared
+from workspace import Workspace
 
 AT_ONCE = 2
 # What a user might bring along: classes in a file of their own beside the stages.
@@ -49,23 +50,22 @@ Scenario = Callable[[Workspace], Any]
 
 
 @pytest.fixture(scope="session")
-def never_swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
-    """A workspace with processed digits and an empty database, and what compare.py says there."""
-    workspace = workspace_of_tree(tmp_path_factory.mktemp("sweeps für alle"))
-    workspace.edit("params.yaml", "data: null", "data: digits")
+def never_swept(
+    made_once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
+    """A workspace with processed digits and an empty database."""
+    workspace = Workspace(made_once("prepared", prepared)).copy(tmp_path_factory.mktemp("sweeps für alle") / "origin")
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
     (workspace.root / "src" / "own.py").write_text(LOSSES)
     for name in ("Slow", "Raising", "Deadly", "Telling"):
         text = f"_target_: own.{name}\nprobabilities: softmax\n"
         (workspace.root / "conf" / "loss" / f"{name.lower()}.yaml").write_text(text)
-    for stage in ("download", "preprocess"):
-        workspace.run("python", f"src/{stage}.py")
-    return workspace, workspace.run("python", "src/compare.py", code=2)
+    return workspace
 
 
 @pytest.fixture(scope="session", autouse=True)
 def begun(
-    request: pytest.FixtureRequest, never_swept: tuple[Workspace, str], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, never_swept: Workspace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Scenario], Future[Any]]]:
     """Begin what the chosen tests ask about, the functions named scenario_..., each in a copy of its own."""
     futures: dict[Scenario, Future[Any]] = {}
@@ -73,7 +73,7 @@ def begun(
 
         def begin(scenario: Scenario) -> Future[Any]:
             if scenario not in futures:
-                copy = never_swept[0].copy(tmp_path_factory.mktemp(scenario.__name__) / "copy")
+                copy = never_swept.copy(tmp_path_factory.mktemp(scenario.__name__) / "copy")
                 futures[scenario] = pool.submit(scenario, copy)
             return futures[scenario]
 

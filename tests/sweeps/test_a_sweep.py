@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
+from project import run
 from seen import PARENT, artifact, children, folder, logged, points, rows, sweeps, trained
 from workspace import Workspace, sentences
 
+from compare import compare
+
 BASIC = ("-m", "optimizer=sgd,adam", "loss=cross_entropy,mse", "trainer.max_epochs=2")
-LARGER = ("-m", "optimizer=sgd,adam", "loss=mse,focal,cross_entropy", "trainer.max_epochs=2")
+LARGER = ("-m", "optimizer=sgd", "loss=mse,focal,cross_entropy", "trainer.max_epochs=2")
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,20 @@ class Swept:
     workspace: Workspace
     said: dict[str, str]
     after_first: list[Run]
-    typed_again: str
+    wrote_models: bool
     chosen_weights: bytes
 
 
 def scenario_basic(workspace: Workspace) -> Swept:
     first = workspace.train(*BASIC)
-    after = workspace.runs()
-    again = workspace.train(*BASIC)
+    after, wrote_models = workspace.runs(), (workspace.root / "models").exists()
     larger = workspace.train(*LARGER)
     # The command that takes the winner, less what follows training; it really trains.
     (command,) = re.findall(r"^  (python src/choose.py .*) && dvc repro$", first, re.MULTILINE)
     shutil.rmtree(workspace.root / ".cache" / "trainings")
     workspace.run(*shlex.split(command))
     assert "epoch 2/2" in workspace.train()
-    return Swept(workspace, {"first": first, "larger": larger}, after, again, workspace.model())
+    return Swept(workspace, {"first": first, "larger": larger}, after, wrote_models, workspace.model())
 
 
 def test_it_is_one_run_with_its_jobs_as_children(outcome):
@@ -53,6 +55,17 @@ def test_it_is_one_run_with_its_jobs_as_children(outcome):
     assert trained(basic.said["first"]) == [0, 1, 2, 3]
 
 
+def test_it_leaves_the_models_alone_and_gives_each_job_its_own(outcome):
+    basic = outcome(scenario_basic)
+    workspace, parent = basic.workspace, basic.after_first[0]
+    assert not basic.wrote_models
+    jobs = [f"{folder(basic.said['first'])}/{number}" for number in range(4)]
+    for job, its in zip(jobs, children(workspace, parent), strict=True):
+        assert workspace.json(f"{job}/models/run.json") == {"id": its.info.run_id, "name": its.info.run_name}
+        assert len(workspace.read(f"{job}/reports/history.csv").splitlines()) == 1 + 2
+    assert len({workspace.model(f"{job}/models") for job in jobs}) == 4
+
+
 def test_the_table_holds_the_numbers_of_the_jobs(outcome):
     basic = outcome(scenario_basic)
     workspace, parent = basic.workspace, basic.after_first[0]
@@ -64,7 +77,7 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
             assert float(row[metric]) == job.data.metrics[metric]
         assert (row["status"], row["reason"], row["reused"]) == ("FINISHED", "", "False")
         assert 0 < float(row["seconds"]) == float(job.data.tags["seconds"])
-    kept = folder(basic.typed_again)
+    kept = folder(basic.said["first"])
     for name in ("comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"):
         assert artifact(workspace, parent, name) == (workspace.root / kept / name).read_bytes()
     best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
@@ -78,31 +91,18 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
     assert html.escape(command) in page and f"optimizer={optimizer}, loss={loss}" in page
 
 
-def test_typed_again_it_trains_nothing_and_stays_the_same_sweep(outcome):
-    basic = outcome(scenario_basic)
-    said, workspace = basic.typed_again, basic.workspace
-    assert not trained(said) and said.count("finished before") == 4
-    parent, larger = sweeps(workspace)
-    assert parent.info.run_id == basic.after_first[0].info.run_id and parent.info.status == "FINISHED"
-    before = {run.info.run_id: run.info.start_time for run in basic.after_first}
-    assert {run.info.run_id for run in workspace.runs()} - set(before) == {
-        larger.info.run_id,
-        *(job.info.run_id for job in children(workspace, larger)),
-    }
-    assert all(logged(workspace, job) == [1, 2] for job in children(workspace, parent))
-
-
 def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcome):
     basic = outcome(scenario_basic)
     workspace, said = basic.workspace, basic.said["larger"]
     first, larger = sweeps(workspace)
-    assert trained(said) == [1, 4] and said.count("finished before") == 4
-    assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0", "debug-adam-focal-0"]
-    assert len(points(larger)) == 6 and set(points(first)) < set(points(larger))
+    assert trained(said) == [1] and said.count("finished before") == 2
+    assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0"]
+    cross_entropy, mse, *_ = points(first)
+    assert points(larger)[::2] == [mse, cross_entropy] and len(points(larger)) == 3
     reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
-    assert {run for run, was in reused.items() if was == "True"} == set(points(first))
+    assert {run for run, was in reused.items() if was == "True"} == {mse, cross_entropy}
     assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
-    assert said.count("finished, reused") == 4
+    assert said.count("finished, reused") == 2
 
 
 def test_the_winners_command_trains_to_the_same_weights(outcome):
@@ -113,25 +113,50 @@ def test_the_winners_command_trains_to_the_same_weights(outcome):
     assert basic.workspace.json("models/run.json")["id"] == jobs[best].info.run_id
 
 
-def test_without_any_sweep_there_is_nothing_to_compare(never_swept):
-    workspace, said = never_swept
-    assert sentences(said) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]
-    assert workspace.runs() == []
+def test_without_any_sweep_there_is_nothing_to_compare(never_swept, monkeypatch):
+    monkeypatch.chdir(never_swept.root)
+    ended = run(compare)
+    assert ended.code == 2
+    assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]
+    assert never_swept.runs() == []
 
 
-def scenario_forced(workspace: Workspace) -> tuple[Workspace, str, str]:
+@dataclass(frozen=True)
+class Repeated:
+    workspace: Workspace
+    said: list[str]
+    after_first: list[Run]
+    after_second: list[Run]
+
+
+def scenario_repeated(workspace: Workspace) -> Repeated:
     # Refused before any work, with nothing left behind.
     said = workspace.train("-m", "optimizer=sgd,nope", code=2)
     assert said.startswith("optimizer=nope: conf/optimizer/ has no file of this name;") and said.count("\n") == 1
     assert workspace.runs() == []
-    learning_rates = "optimizer.lr=0.1,0.001"
-    first = workspace.train("-m", learning_rates)
-    return workspace, first, workspace.train("-m", learning_rates, "rerun=true")
+    words = ("-m", "optimizer.lr=0.1,0.001")
+    first, after_first = workspace.train(*words), workspace.runs()
+    again, after_second = workspace.train(*words), workspace.runs()
+    return Repeated(workspace, [first, again, workspace.train(*words, "rerun=true")], after_first, after_second)
+
+
+@pytest.mark.long
+def test_typed_again_it_trains_nothing_and_stays_the_same_sweep(outcome):
+    repeated = outcome(scenario_repeated)
+    _, said, _ = repeated.said
+    assert not trained(said) and said.count("finished before") == 2
+    before, after = (
+        {run.info.run_id: run.info.start_time for run in runs} for runs in (repeated.after_first, repeated.after_second)
+    )
+    assert before == after and {run.info.status for run in repeated.after_second} == {"FINISHED"}
+    _, *jobs = repeated.after_second
+    assert all(logged(repeated.workspace, job) == [1, 2] for job in jobs)
 
 
 @pytest.mark.long
 def test_rerun_trains_again_under_the_same_parent(outcome):
-    workspace, first, again = outcome(scenario_forced)
+    repeated = outcome(scenario_repeated)
+    workspace, (first, _, again) = repeated.workspace, repeated.said
     assert trained(first) == trained(again) == [0, 1]
     (parent,) = sweeps(workspace)
     jobs = children(workspace, parent)

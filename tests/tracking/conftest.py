@@ -1,6 +1,7 @@
-"""An empty main workspace, whose MLflow database is made by the first test that needs it."""
+"""An empty main workspace with an MLflow database."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory, for all tests of a file: to make a database takes seconds."""
+def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Path]:
+    """The working directory, for all tests of a file."""
     root = tmp_path_factory.mktemp("Verfolgung für alle")
+    shutil.copy(empty_database, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for variable in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:

@@ -12,7 +12,7 @@ import pytest
 from cifar_pipeline.tracking.store import EXPERIMENT, connect, tracking_uri
 
 SOURCE = Path(__file__).parents[2] / "src"
-AT_ONCE = 6
+AT_ONCE = 3
 CONNECT = "from cifar_pipeline.tracking.store import connect; print(connect()[1])"
 
 

@@ -1,5 +1,7 @@
 """A store that doesn't answer stops no training: its metrics are kept, and sent when it answers again."""
 
+import shutil
+
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -9,7 +11,8 @@ from cifar_pipeline.training.logger import RunLogger
 
 
 @pytest.fixture
-def logger(tmp_path, monkeypatch):
+def logger(tmp_path, monkeypatch, empty_database):
+    shutil.copy(empty_database, tmp_path)
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)

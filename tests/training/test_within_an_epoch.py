@@ -51,7 +51,7 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restless(project: Project, *more: str) -> DictConfig:
-    short = ("trainer.batch_size=9", "trainer.max_epochs=3")
+    short = ("trainer.batch_size=9", "trainer.max_epochs=2")
     return project.compose("schedule=cosine", "optimizer=adam", "augment=flip_crop", *short, *more)
 
 
@@ -98,7 +98,7 @@ def test_it_ends_with_the_same_weights_and_means(
     if engine.is_block and config.average.every_step:
         pytest.skip("weights that are averaged are never stepped in blocks")
     whole = Trained(config, digits, engine, project.folder / "whole")
-    stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=whole.batches // 2)
+    stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * whole.batches // 3)
     going_on = Trained(config, digits, engine, project.folder / "abc")
     is_equal(whole, going_on)
     if not config.optimizer.get("full_batch"):
