@@ -87,6 +87,9 @@ BY_FILE = {
     "tests/benchmarks/test_race.py": {
         "test_every_race_runs": r"python benchmarks/race.py .*",
     },
+    "tests/benchmarks/test_reproducibility.py": {
+        "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",
+    },
     "tests/benchmarks/test_sweep_store.py": {
         "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_store.py",
     },

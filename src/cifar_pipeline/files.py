@@ -45,12 +45,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Only one process at a time may write to `path` (`only_one`). What a killed one left behind is cleared away first.
     """
-    part, old = _hidden(path, "part"), _hidden(path, "old")
-    if old.exists() and not path.exists():
-        old.rename(path)  # Killed between the renames of `_exchange`, where it needs several.
-    for left_over in (part, old):
-        _remove(left_over)
-    part.mkdir(parents=True)
+    part = _emptied(path, "part")
     try:
         yield part
         for file in part.rglob("*"):
@@ -71,9 +66,7 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
     What else is in `folder` stays. All change at once: `folder` is exchanged for one that has the others as well.
     """
-    part = _hidden(folder, "files")
-    _remove(part)
-    part.mkdir(parents=True)
+    part = _emptied(folder, "files")
     try:
         yield part
         new = list(part.iterdir())
@@ -166,6 +159,17 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _emptied(path: Path, kind: str) -> Path:
+    """A new folder beside `path`, once what a killed process left there is put back or cleared away."""
+    part, old = _hidden(path, kind), _hidden(path, "old")
+    if old.exists() and not path.exists():
+        old.rename(path)  # Killed between the renames of `_exchange`, where it needs several.
+    for left_over in (part, old):
+        _remove(left_over)
+    part.mkdir(parents=True)
+    return part
 
 
 def _hidden(path: Path, kind: str) -> Path:

@@ -6,7 +6,7 @@ import time
 
 import psutil
 import pytest
-from torture import EPOCHS
+from torture import EPOCHS, TRAINING
 from workspace import make_repository
 
 SECONDS = 20
@@ -66,3 +66,17 @@ def test_a_killed_sweep_leaves_no_worker_behind(slow):
     assert not gone(workers)
     said = sweep.end(code=-signal.SIGKILL)
     assert not re.search("Traceback|epoch 30/", said)
+
+
+@pytest.mark.long
+def test_a_second_training_waits_and_takes_the_result(slow, undisturbed):
+    words = ("python", "src/train.py", *TRAINING, "loss=slow")
+    first = slow.start(*words)
+    first.wait_for(f"epoch 1/{EPOCHS}")
+    second = slow.start(*words)
+    second.wait_for("waiting for it to end")
+    assert first.process.poll() is None
+    said = first.end() + second.end()
+    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "has finished before: its weights are taken" in said
+    assert slow.model() == undisturbed("plain").workspace.model()
+    assert [run.info.status for run in slow.runs()] == ["FINISHED"]

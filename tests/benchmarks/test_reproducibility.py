@@ -1,0 +1,27 @@
+"""`benchmarks/reproducibility.py`: that it trains each pair, and tells what is equal from what is not."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from project import ROOT
+from reproducibility import Trained, row
+
+ONE = Trained({"w": torch.tensor([1.0, 2.0])}, "abc", 0.5)
+
+
+def test_what_is_equal_is_told_from_what_is_not() -> None:
+    assert row("twice", ONE, Trained({"w": torch.tensor([1.0, 2.0])}, "abc", 0.5)) == "| twice | equal | equal |"
+    other = Trained({"w": torch.tensor([1.25, 2.0])}, "def", 0.4825)
+    assert row("others", ONE, other) == "| others | 2.5e-01 | 1.75 % (50.00%, 48.25%) |"
+
+
+@pytest.mark.long
+def test_every_pair_is_trained() -> None:
+    command = [sys.executable, "benchmarks/reproducibility.py", "--tiny"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    *_, plain, block, _, _, _ = ended.stdout.splitlines()
+    assert plain == "| plain engine, 1 thread, twice | equal | equal |"
+    assert block == "| block engine, 1 thread, twice | equal | equal |"
