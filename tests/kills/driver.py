@@ -95,6 +95,7 @@ KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
     # When a model is exported, and the training is not yet known as finished; when the result is copied to models/.
     "export": (after, "cifar_pipeline.inference.export.export_model"),
     "copy": (after, "shutil.copystat"),
+    "raw array": (after, "numpy.save"),
     "array": (after, "cifar_pipeline.data.dataset._write"),
     "figure": (after, "matplotlib.figure.Figure.savefig"),
 }

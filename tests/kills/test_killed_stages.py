@@ -37,6 +37,20 @@ def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["raw array", "unexchanged", "exchanged"])
+def test_download_leaves_what_was_there_or_all_of_the_new(copy, kind):
+    raw = copy.root / "data" / "raw"
+    new = content(raw)
+    (raw / "digits" / "labels.npy").unlink()
+    old = content(raw)
+    killed(copy, kind, 1, "download")
+    assert content(raw) == (new if kind == "exchanged" else old)
+    copy.run("python", "src/download.py")
+    assert content(raw) == new
+    assert {path.name for path in raw.parent.iterdir()} <= {"raw", "processed", ".raw.lock", ".processed.lock"}
+
+
+@pytest.mark.long
 def test_preprocess_leaves_the_old_data_or_the_new(copy):
     processed = copy.root / "data" / "processed"
     before = content(processed)
