@@ -87,6 +87,18 @@ def begun(
 
 
 @pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workspace], None]:
+    """Let this process look at a workspace as a command does that is started there."""
+
+    def enter(workspace: Workspace) -> None:
+        monkeypatch.chdir(workspace.root)
+        # MLflow writes this variable, too: set here, it is taken back at the test's end.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root / 'mlflow.db'}")
+
+    return enter
+
+
+@pytest.fixture
 def outcome(begun: Callable[[Scenario], Future[Any]]) -> Callable[[Scenario], Any]:
     """What a scenario returns, once it has ended."""
     return lambda scenario: begun(scenario).result()

@@ -113,8 +113,8 @@ def test_the_winners_command_trains_to_the_same_weights(outcome):
     assert basic.workspace.json("models/run.json")["id"] == jobs[best].info.run_id
 
 
-def test_without_any_sweep_there_is_nothing_to_compare(never_swept, monkeypatch):
-    monkeypatch.chdir(never_swept.root)
+def test_without_any_sweep_there_is_nothing_to_compare(never_swept, inside):
+    inside(never_swept)
     ended = run(compare)
     assert ended.code == 2
     assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]

@@ -49,8 +49,8 @@ def test_it_is_taken_up_where_it_was(outcome):
     assert all(logged(killed.workspace, job) == [1, 2, 3] for job in jobs) and len(jobs) == 3
 
 
-def test_it_is_compared_as_far_as_it_came(outcome, monkeypatch, capsys):
-    monkeypatch.chdir(outcome(scenario_killed).copy.root)
+def test_it_is_compared_as_far_as_it_came(outcome, inside, capsys):
+    inside(outcome(scenario_killed).copy)
     sweep = find_sweep("")
     assert sweep
     show(gather(sweep.info.run_id), sweep.info.run_id)  # what src/compare.py does
