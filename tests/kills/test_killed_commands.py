@@ -73,9 +73,10 @@ def test_a_second_training_waits_and_takes_the_result(slow, undisturbed):
     words = ("python", "src/train.py", *TRAINING, "loss=slow")
     first = slow.start(*words)
     first.wait_for(f"epoch 1/{EPOCHS}")
+    first.process.send_signal(signal.SIGSTOP)  # it has time until the second one is there
     second = slow.start(*words)
     second.wait_for("waiting for it to end")
-    assert first.process.poll() is None
+    first.process.send_signal(signal.SIGCONT)
     said = first.end() + second.end()
     assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "has finished before: its weights are taken" in said
     assert slow.model() == undisturbed("plain").workspace.model()
