@@ -1,5 +1,6 @@
 """What only the data or the machine can tell is refused when `train` starts, before anything is written."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 import torch
 from project import Project
 
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.build import build_network
 from evaluate import evaluate
 from train import train
 
@@ -24,6 +28,8 @@ from train import train
         ("data.val_fraction=0.2", ["data.val_fraction=0.1", "data.val_fraction=0.2", "dvc repro preprocess"]),
         ("optimizer.nesterov=true optimizer.momentum=0", ["torch.optim.SGD", "nesterov=true", "momentum=0"]),
         ("loss=focal loss.alpha=7", ["loss.alpha=7", "between 0 and 1"]),
+        ("loss.class_weights=[1,2]", ["loss.class_weights has 2 numbers", "digits has 10 classes (0, 1, 2, 3"]),
+        ("model=timm model.name=vit_tiny_patch16_224", ["3 channels of 32x32", "it takes 224x224"]),
     ],
 )
 def test_train_refuses_in_a_sentence_and_writes_nothing(
@@ -38,6 +44,11 @@ def test_train_refuses_in_a_sentence_and_writes_nothing(
     for fragment in fragments:
         assert fragment in ended.err
     assert sorted(path.name for path in project.folder.iterdir()) == ["conf", "data", "params.yaml"]
+
+
+def test_pictures_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
+    with pytest.raises(Refusal, match="digits are 16 wide and 32 high"):
+        build_network(composed(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))
 
 
 def test_train_without_processed_data_says_what_makes_it(project: Project) -> None:
