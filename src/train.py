@@ -33,8 +33,10 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.training.facts import training_facts
     from cifar_pipeline.training.fit import fit
     from cifar_pipeline.training.folder import TrainingFolder
-    from cifar_pipeline.training.hardware import choose_hardware
+    from cifar_pipeline.training.hardware import choose_accelerator, choose_hardware
     from cifar_pipeline.training.logger import RunLogger
+    from cifar_pipeline.training.processes import find_processes
+    from cifar_pipeline.training.together import dismiss
 
     keep_freed_memory()
     check_targets(config)
@@ -42,9 +44,11 @@ def train(config: DictConfig) -> float | None:
     dataset = Dataset.open(Path("data/processed"))
     dataset.verify()
     require(dataset, config.data)
-    hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
-    engine = choose_engine(config, hardware, dataset.sizes["train"])
     point = current_point()
+    accelerator, _ = choose_accelerator(config.machine.accelerator)
+    processes = find_processes(config.trainer, accelerator, in_sweep=point is not None)
+    hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config), processes)
+    engine = choose_engine(config, hardware, dataset.sizes["train"])
     if point:
         require_val(dataset.sizes["val"])
     if not point or point.number == 0:
@@ -58,6 +62,12 @@ def train(config: DictConfig) -> float | None:
     if point and not config.rerun and (value := finished_value(point, this)) is not None:
         return value
     folder = TrainingFolder(trainings_cache() / this)
+    machine, average = config.machine, build_average(config)
+    if not processes.is_first:
+        fit(
+            module, pictures, config.trainer, hardware, folder, None, machine.checkpoint_every, None, average, processes
+        )
+        return None
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     doing("Opening the run in MLflow")
     with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun, point) as run:
@@ -65,10 +75,12 @@ def train(config: DictConfig) -> float | None:
         if folder.is_finished:
             say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
             logger.log_rows(folder.rows())
+            dismiss(processes, hardware.accelerator, this)
         else:
-            machine = config.machine
-            every, profiler, average = machine.checkpoint_every, machine.profiler, build_average(config)
-            fitted = fit(module, pictures, config.trainer, hardware, folder, logger, every, profiler, average)
+            every, profiler = machine.checkpoint_every, machine.profiler
+            fitted = fit(
+                module, pictures, config.trainer, hardware, folder, logger, every, profiler, average, processes
+            )
             doing("Writing the models")
             facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
             with folder.finishing(facts, fitted.rows) as result:

@@ -51,6 +51,11 @@ BY_FILE = {
     "tests/pipeline/test_training_by_hand.py": {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
+    "tests/kills/test_several_processes.py": {
+        "test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice": (
+            r"python src/train.py trainer=ddp trainer.devices=2"
+        ),
+    },
     "tests/training/test_profile.py": {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true machine.profiler=\w+",
     },

@@ -62,19 +62,43 @@ def speak_as(speaker: str) -> None:
     _speaker = speaker
 
 
+_is_silent = False
+# How long a silent process waits with its complaint for the one that speaks to end it.
+SECONDS_OF_SILENCE = 4.0
+
+
+def keep_silent(speaker: str) -> None:
+    """Let this process say nothing, because another one speaks for it; only if it ends badly, as `speaker`."""
+    global _is_silent
+    _is_silent = True
+    finish()
+    speak_as(speaker)
+
+
+def is_silent() -> bool:
+    """Whether another process speaks for this one."""
+    return _is_silent
+
+
 def say(line: str) -> None:
     """Print one plain line."""
+    if _is_silent:
+        return
     terminal.print(escape(_speaker + line))
     sys.stdout.flush()
 
 
 def warn(line: str) -> None:
     """Print one line that must not be overlooked, on standard error."""
+    if _is_silent:
+        return
     errors.print(escape(_speaker + line), style="bold yellow")
 
 
 def complain(line: str) -> None:
-    """Print why the work ends here, on standard error."""
+    """Print why the work ends here, on standard error. A silent process does so if nobody says it for it."""
+    if _is_silent:
+        time.sleep(SECONDS_OF_SILENCE)
     errors.print(escape(_speaker + line), style="bold red")
 
 
@@ -121,7 +145,8 @@ def doing(what: str) -> None:
     """Say what is being done from now on, if no other line comes within two seconds."""
     global _waiting
     finish()
-    _waiting = _Waiting(what)
+    if not _is_silent:
+        _waiting = _Waiting(what)
 
 
 @atexit.register
@@ -151,6 +176,9 @@ def progress(
     Yields a function that takes how much further the work has come.
     """
     finish()
+    if _is_silent:
+        yield lambda amount: None
+        return
     if not console.is_terminal:
         yield _PlainProgress(what, total, unit_of_bytes, console, SECONDS if every is None else every, begun)
         return

@@ -13,9 +13,15 @@ FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 GOES_ON = "what was finished is still there, and the same command goes on"
 
 
+class Fault(Exception):
+    """What went wrong on this machine, in a sentence already."""
+
+
 def fault_sentence(error: BaseException) -> str | None:
     """What went wrong on this machine and what to do about it; None where the error is none of the machine's."""
     for cause in _causes(error):
+        if isinstance(cause, Fault):
+            return str(cause)
         if isinstance(cause, OSError) and cause.errno in FULL:
             return f"The disk is full, or a limit is reached ({_told(cause)}): free some space; {GOES_ON}."
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from project import ROOT, Project
 
 from cifar_pipeline.config.check import check
-from cifar_pipeline.config.compose import OUTSIDE
+from cifar_pipeline.config.compose import OUTSIDE, OUTSIDE_KEYS, decisive
 from configure import configure
 
 CONF = ROOT / "conf"
@@ -122,11 +122,12 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else")
-    assert project.start(configure, "machine.threads=7", "rerun=true").code == 0
+    assert project.start(configure, "machine.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
     found = OmegaConf.create(text)
     assert set(found) == {*GROUPS, "seed"} - set(OUTSIDE)
-    assert found == {key: value for key, value in project.compose().items() if key not in OUTSIDE}
+    assert found == OmegaConf.create(decisive(project.compose()))
+    assert not {f"trainer.{key}" for key in found.trainer} & set(OUTSIDE_KEYS)
     for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
         assert trace not in text
 

@@ -1,11 +1,14 @@
 """What an epoch yields, in which order, in how many pieces, and after an interruption."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data import batches as module
-from cifar_pipeline.data.batches import Batches
+from cifar_pipeline.data.augment import unchanged
+from cifar_pipeline.data.batches import Batches, share
 
 
 @pytest.fixture(autouse=True)
@@ -120,21 +123,32 @@ def test_augmentation_leaves_the_data_alone():
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("count", [96, 97, 98, 99, 103, 5])
-def test_ranks_part_an_epoch_among_them(world_size, count):
-    ranks = [make(count, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
-    seen = [labels(batches) for batches in ranks]
-    assert sorted(flat(flat(seen))) == list(range(count))
-    assert len({len(part) for part in seen}) == 1
-    assert len(ranks[0]) == len(seen[0])
-    assert all(batch for part in seen for batch in part)
-    assert max(abs(len(flat(part)) - count / world_size) for part in seen) < 1
-    together = [batch for step in zip(*seen, strict=True) for batch in step]
-    assert all(len(batch) == 4 for batch in together[: -2 * world_size])
+@pytest.mark.parametrize("augment", [None, noise, partial(unchanged)])
+def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment):
+    alone = list(make(count, 5, augment=augment))
+    ranks = [make(count, 5, augment=augment, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {len(alone)}
+    for number, ((images, found), *shares) in enumerate(zip(alone, *ranks, strict=True)):
+        assert ranks[0].whole(number) == len(found)
+        for rank, (own_images, own) in enumerate(shares):
+            mine = share(len(found), rank, world_size)
+            assert torch.equal(own[:mine], found[rank::world_size])
+            assert torch.equal(own_images[:mine], images[rank::world_size])
+            assert len(own) == max(1, mine)  # one that counts for nothing, where there is none
 
 
-def test_ranks_augment_differently():
-    one, two = (list(make(96, 4, rank=rank, world_size=2, augment=noise)) for rank in range(2))
-    assert not torch.equal(one[0][0], two[0][0])
+def test_ranks_go_on_within_an_epoch_wherever_another_number_of_them_left_off():
+    one = make(augment=noise)
+    iterator = iter(one)
+    for _ in range(7):
+        next(iterator)
+    two = [make(augment=noise, rank=rank, world_size=2) for rank in range(2)]
+    for batches in two:
+        batches.load_state_dict(one.state_dict())
+    for (images, found), *shares in zip(iterator, *two, strict=True):
+        for rank, (own_images, own) in enumerate(shares):
+            assert torch.equal(own_images, images[rank::2])
+            assert torch.equal(own, found[rank::2])
 
 
 def test_an_empty_part_has_no_batches():

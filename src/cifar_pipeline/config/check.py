@@ -73,11 +73,7 @@ WEIGHTS = Rule(
     lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.holds, value))),
 )
 AUTO_OR_COUNT = Rule("auto or a whole number of at least 1", lambda value: value == "auto" or COUNT.holds(value))
-# A second process would start the whole training again.
-ONE = Rule(
-    "auto or 1: a training is one process on one device",
-    lambda value: value == "auto" or (_is_whole(value) and value == 1),
-)
+STRATEGY = Rule("auto, ddp or fsdp", lambda value: value in ("auto", "ddp", "fsdp"))
 PRECISION = Rule(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
@@ -150,6 +146,9 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": _or_null(POSITIVE),
     "trainer.limit_train_batches": _or_null(COUNT),
     "trainer.limit_val_batches": _or_null(COUNT),
+    "trainer.strategy": STRATEGY,
+    "trainer.devices": AUTO_OR_COUNT,
+    "trainer.num_nodes": AUTO_OR_COUNT,
     "views.flip": SWITCH,
     "views.shift": WHOLE,
     "evaluate.checkpoint": CHECKPOINT,
@@ -158,7 +157,6 @@ RULES: dict[str, Rule] = {
     "evaluate.mistakes": COUNT,
     "evaluate.attributions": WHOLE,
     "machine.accelerator": TEXT,
-    "machine.devices": ONE,
     "machine.threads": AUTO_OR_COUNT,
     "machine.images_per_thread": COUNT,
     "machine.engine": ENGINE,

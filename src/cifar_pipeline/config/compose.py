@@ -11,6 +11,8 @@ from cifar_pipeline.files import whole_file
 
 # What belongs to the machine, to this one start of a stage, or to what comes after the training.
 OUTSIDE = ("machine", "registry", "predict", "serve", "rerun")
+# Keys within a group that is otherwise decisive: by how many processes a training is done.
+OUTSIDE_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
 
 
 def composed(overrides: list[str] | None = None) -> DictConfig:
@@ -24,6 +26,8 @@ def decisive(config: DictConfig) -> dict[str, Any]:
     """The values that can change a result, as plain nested dicts."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    for group, _, key in (name.partition(".") for name in OUTSIDE_KEYS):
+        plain[group].pop(key, None)
     return {str(key): value for key, value in plain.items() if key not in OUTSIDE}
 
 

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cifar_pipeline.config.sentences import sentence
-from cifar_pipeline.console import Refusal, complain
+from cifar_pipeline.console import Refusal, complain, is_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.interruption import Interrupted, listen
 
@@ -26,7 +26,8 @@ def clear_ending(stopped: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
-        complain(interrupted.line or stopped)
+        if not is_silent():
+            complain(interrupted.line or stopped)
         sys.exit(interrupted.code)
     except InstantiationException:
         raise  # What a class of ours or of the user's did wrong needs its traceback.

@@ -12,21 +12,23 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
 from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.config.sentences import refusal_in, sentence
-from cifar_pipeline.console import complain, doing
+from cifar_pipeline.console import complain, doing, is_silent, keep_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
-from cifar_pipeline.interruption import end_with_dvc
+from cifar_pipeline.interruption import end_with, end_with_dvc
 
 Stage = Callable[[DictConfig], Any]
 
 SECONDS = Path(".cache/stages")
+# The variables that hold the number of a training's process, the first that is set.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: stage) -> None:
@@ -80,6 +82,7 @@ def _checked(stage: Stage) -> Stage:
     def run(config: DictConfig) -> Any:
         start = time.perf_counter()
         try:
+            _be_one_of_several(config)
             check(config)
             doing("Loading libraries")
             result = stage(config)
@@ -95,11 +98,25 @@ def _checked(stage: Stage) -> Stage:
                 complain(fault)
                 sys.exit(1)
             raise
-        if not is_sweep():
+        if not is_sweep() and not is_silent():
             _note_seconds(stage.__name__, time.perf_counter() - start)
         return result
 
     return run
+
+
+def _be_one_of_several(config: DictConfig) -> None:
+    """Let only the first of a training's processes speak, and let none outlive what started it.
+
+    Each finds its number in a variable of torchrun, of Slurm, or of the process that started it.
+    """
+    if OmegaConf.select(config, "trainer.strategy") in (None, "auto"):
+        return
+    rank = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
+    if rank > 0:
+        keep_silent(f"[process {rank}] ")
+    if any(name in os.environ for name in RANKS):
+        end_with(os.getppid())
 
 
 def _note_seconds(stage: str, seconds: float) -> None:

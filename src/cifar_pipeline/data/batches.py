@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.augment import unchanged
 
 Augment = Callable[[Tensor, Generator, Tensor], Tensor]
 
@@ -27,12 +28,12 @@ class Batches:
     What an epoch yields follows from `seed`, the epoch (`set_epoch`) and the position in it, and from nothing else:
     a training that was interrupted sees the very batches that it would have seen. The last batch may be smaller.
 
-    With `world_size` processes, each `rank` has its own images and all have the same number of batches (processes that
-    wait for each other would never end otherwise); where fewer images than processes are left over, they make some
-    processes' last batch larger by one.
+    With `world_size` processes a batch is that of a single process, of which each `rank` gets its share (`share`), with
+    the same augmentation: each draws for the whole batch. Where the last batch has no image for a rank, it gets the
+    batch's first one, which counts for nothing: processes that wait for each other need the same number of batches.
 
     Raises Refusal for a batch size below 1, beyond the data (when shuffled: evaluation takes what there is), and for
-    more processes than images.
+    more processes than images in a batch.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Batches:
             raise Refusal(
                 f"batch_size={batch_size} is larger than the data, which has {len(images)} images: write at most that."
             )
-        if 0 < len(images) < world_size:
-            raise Refusal(f"{len(images)} images cannot be shared by {world_size} processes: start fewer.")
+        if batch_size < world_size:
+            raise Refusal(f"A batch of {batch_size} cannot be shared by {world_size} processes: start fewer.")
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.seed, self.shuffle, self.augment = seed, shuffle, augment
+        self.seed, self.shuffle = seed, shuffle
+        self.augment = None if getattr(augment, "func", augment) is unchanged else augment
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.position = 0  # batches handed out in this epoch
@@ -67,9 +69,11 @@ class Batches:
 
     def __len__(self) -> int:
         """The number of batches in an epoch, the same for each rank."""
-        together = self.batch_size * self.world_size
-        whole, left = divmod(len(self.images), together)
-        return whole + (left >= self.world_size or (left > 0 and not whole))
+        return ceil(len(self.images) / self.batch_size)
+
+    def whole(self, batch: int) -> int:
+        """Images in this batch of an epoch, in all processes together."""
+        return min(self.batch_size, len(self.images) - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start, self.start = self.start, 0
@@ -81,12 +85,13 @@ class Batches:
         per_chunk = max(1, CHUNK // self.batch_size)
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
-            ends = [self.batch_size] * (last - first)
-            mine = order[first * self.batch_size : last * self.batch_size if last < total else None]
-            ends[-1] += len(mine) - sum(ends)
-            images, labels = self.images.index_select(0, mine), self.labels.index_select(0, mine)
+            together = order[first * self.batch_size : last * self.batch_size]
+            places, ends = self._shares([self.whole(batch) for batch in range(first, last)])
+            mine = together if places is None else together[places]
+            images, labels = self.images.index_select(0, together if self.augment else mine), self.labels[mine]
             if self.augment is not None:
-                images = self.augment(images, self._generator(1 + chunk, images.device), self._turns(mine))
+                images = self.augment(images, self._generator(1 + chunk, images.device), self._turns(together))
+                images = images if places is None else images[places]
             skip = max(0, start - first)
             pairs = zip(torch.split(images, ends), torch.split(labels, ends), strict=True)
             for batch in list(pairs)[skip:]:
@@ -107,12 +112,25 @@ class Batches:
         self.epoch = state["epoch"]
         self.position = self.start = state["position"]
 
+    def _shares(self, sizes: list[int]) -> tuple[Tensor | None, list[int]]:
+        """Where this rank's images lie among those of batches of these sizes (None: all are), and how many of each."""
+        if self.world_size == 1:
+            return None, sizes
+        starts = [sum(sizes[:batch]) for batch in range(len(sizes))]
+        shares = [
+            torch.arange(start + self.rank, start + size, self.world_size)
+            if self.rank < size
+            else torch.tensor([start])
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        return torch.cat(shares).to(self.images.device), list(map(len, shares))
+
     def _order(self) -> Tensor:
-        """The indices of this rank's images in the order of this epoch."""
+        """The indices of the images in the order of this epoch."""
         count = len(self.images)
         # Drawn on the CPU, where the order is the same for every device.
         order = torch.randperm(count, generator=self._generator(0, "cpu")) if self.shuffle else torch.arange(count)
-        return order[self.rank :: self.world_size].contiguous().to(self.images.device)
+        return order.to(self.images.device)
 
     def _turns(self, indices: Tensor) -> Tensor:
         """Of each image whether it is its turn, `[B] bool`: in every other epoch; chance decides which."""
@@ -123,7 +141,11 @@ class Batches:
 
     def _generator(self, stream: int, device: torch.device | str, epoch: int | None = None) -> Generator:
         """A generator that follows from the seed, the epoch and what it is for: 0 the order, 1 + i chunk i."""
-        rank = self.rank if stream not in (0, TURNS) else 0  # the order is one for all
         epoch = self.epoch if epoch is None else epoch
-        words = np.random.SeedSequence([self.seed, epoch, stream, rank]).generate_state(1, np.uint64)
+        words = np.random.SeedSequence([self.seed, epoch, stream, 0]).generate_state(1, np.uint64)
         return Generator(device).manual_seed(int(words[0]))
+
+
+def share(images: int, rank: int, world_size: int) -> int:
+    """How many of a batch of so many images are this rank's: every `world_size`-th, from the one with its number on."""
+    return max(0, ceil((images - rank) / world_size))

@@ -19,6 +19,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from cifar_pipeline.console import Refusal, say, warn
 from cifar_pipeline.files import whole_file
 
+# Batches between two looks at the clock, where several processes have to agree.
+ASK_EVERY = 10
 WITHIN, LAST, BEFORE, BEST = "within", "last", "before", "best"
 
 
@@ -84,10 +86,16 @@ class WithinEpoch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.seconds is None or time.monotonic() - self.when < self.seconds:
+        if self.seconds is None:
             return
         # Gradients that are still being added up are in no checkpoint, and an epoch's end has one of its own.
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
+            return
+        is_due = time.monotonic() - self.when >= self.seconds
+        if trainer.world_size > 1:
+            # All take part in a checkpoint, so the first one's clock counts. Asking it takes as long as a small step.
+            is_due = (batch_idx + 1) % ASK_EVERY == 0 and trainer.strategy.broadcast(is_due)
+        if not is_due:
             return
         trainer.save_checkpoint(self.path)
         self.when = time.monotonic()

@@ -52,14 +52,31 @@ class Pictures(LightningDataModule):
 
     def train_dataloader(self) -> Batches | Chunks:
         images, labels = self._part("train")
-        batches = Batches(images, labels, self.batch_size, seed=self.seed, shuffle=True, augment=self.augment)
+        rank, processes = self._share()
+        batches = Batches(
+            images,
+            labels,
+            self.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            augment=self.augment,
+            rank=rank,
+            world_size=processes,
+        )
         return Chunks(batches, self.chunk) if self.chunk else batches
 
     def val_dataloader(self) -> Batches | list[Batches]:
         if not self.has_val:
             return []
         images, labels = self._part("val")
-        return Batches(images, labels, self.eval_batch_size, seed=self.seed, shuffle=False)
+        rank, processes = self._share()
+        return Batches(
+            images, labels, self.eval_batch_size, seed=self.seed, shuffle=False, rank=rank, world_size=processes
+        )
+
+    def _share(self) -> tuple[int, int]:
+        """Which process this is, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _part(self, name: str) -> tuple[Tensor, Tensor]:
         images, labels = map(torch.from_numpy, self.dataset.part(name))

@@ -66,6 +66,8 @@ def choose_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
 def _obstacle(config: DictConfig, hardware: Hardware) -> str:
     """Why this training can't run in blocks; empty where it can."""
     trainer = config.trainer
+    if hardware.devices > 1:
+        return "several processes share each step"
     precisions = {"cpu": ("32-true",), "cuda": ("32-true", "bf16-mixed")}.get(hardware.accelerator)
     if precisions is None:
         return f"blocks are for CPUs and CUDA, and this runs on {hardware.accelerator}"

@@ -57,11 +57,12 @@ class EpochRows(Callback):
         pl_module.refuse_infinite_loss()
         seconds = self.train_seconds or time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1.0}
-        row |= {f"train/{key}": value for key, value in pl_module.train_sums.means().items()}
-        if pl_module.val_sums.images:
-            row |= {f"val/{key}": value for key, value in pl_module.val_sums.means().items()}
+        train_sums, val_sums = pl_module.of_all(pl_module.train_sums), pl_module.of_all(pl_module.val_sums)
+        row |= {f"train/{key}": value for key, value in train_sums.means().items()}
+        if val_sums.images:
+            row |= {f"val/{key}": value for key, value in val_sums.means().items()}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {"images_per_second": pl_module.train_sums.images / seconds}
+        row |= {"images_per_second": train_sums.images / seconds}
         # Rounded once, so that MLflow, the file and the line on the screen hold the same numbers.
         row = {key: round(value, DIGITS) for key, value in row.items()}
         self.rows.append(row)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.optim import Optimizer
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.batches import share
 from cifar_pipeline.training.checkpoints import load_weights
 from cifar_pipeline.training.optimizers import OptimizerChoice
 
@@ -63,12 +65,17 @@ class Classifier(LightningModule):
 
     def epoch_so_far(self) -> dict[str, Any]:
         """What a training that goes on within this epoch has to know of it, beside what Lightning keeps."""
-        return {"chunk_steps": 0, "sums": vars(self.train_sums), "random": random_state(self.device)}
+        random = self.of_each(random_state(self.device))
+        sums = vars(self.of_all(self.train_sums))
+        return {"chunk_steps": 0, "sums": sums, "random": random[0], "others_random": random[1:]}
 
     def go_on(self, left_off: dict[str, Any]) -> None:
         """Take up an epoch where `epoch_so_far` was asked for."""
-        vars(self.train_sums).update(left_off["sums"])
-        set_random_state(self.device, left_off["random"])
+        rank, random = self.trainer.global_rank, [left_off["random"], *left_off.get("others_random", [])]
+        if rank == 0:
+            vars(self.train_sums).update(left_off["sums"])
+        if rank < len(random):
+            set_random_state(self.device, random[rank])
 
     def on_train_start(self) -> None:
         # Lightning does not announce an epoch again that it goes on with.
@@ -78,7 +85,7 @@ class Classifier(LightningModule):
             self.go_on(self.left_off)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 2**20 + self.current_epoch)
+        torch.manual_seed(self.seed * 2**20 + self.current_epoch + self.trainer.global_rank * 2**52)
         self.train_sums = Sums()
         self.epoch_steps = self.steps_per_epoch()
         self.all_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
@@ -88,6 +95,7 @@ class Classifier(LightningModule):
         loader: Any = self.trainer.train_dataloader
         # Lightning may take fewer batches than there are.
         self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
+        self.part_images = loader.batch_size
         self.step_images = loader.batch_size * self.trainer.accumulate_grad_batches
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
@@ -105,14 +113,16 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
-        self.train_sums.add(loss, logits, labels)
+        own = self.own_images(len(labels), self.epoch_images - batch_index * self.part_images, self.part_images)
+        if own:
+            self.train_sums.add(loss, logits, labels)
         if batch_index % LOOK_EVERY == 0:
             self.refuse_infinite_loss()
-        parts = self.trainer.accumulate_grad_batches
-        if parts > 1:
-            # Lightning divides by the number of parts; what counts is each part's share of the step's images.
+        parts, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if parts * processes > 1:
+            # Lightning divides by the number of parts, and then of processes; what counts is their share of the step.
             before = batch_index // parts * self.step_images
-            loss = loss * (len(labels) * parts / min(self.step_images, self.epoch_images - before))
+            loss = loss * (own * parts * processes / min(self.step_images, self.epoch_images - before))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -121,14 +131,43 @@ class Classifier(LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images, labels = batch
         logits = self.net(images)
-        self.val_sums.add(self.loss(logits, labels), logits, labels)
+        loader: Any = self.trainer.val_dataloaders
+        if self.own_images(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
+            self.val_sums.add(self.loss(logits, labels), logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/accuracy", self.val_sums.means()["accuracy"], logger=False)
+        self.log("val/accuracy", self.of_all(self.val_sums).means()["accuracy"], logger=False)
+
+    def own_images(self, images: int, left: int, together: int) -> int:
+        """How many of the images of a batch are this process's own, and not there to keep step with the others.
+
+        `left` are those of the epoch from this batch on, `together` those of a whole batch in all processes.
+        """
+        processes = self.trainer.world_size
+        return images if processes == 1 else share(min(left, together), self.trainer.global_rank, processes)
+
+    def of_all(self, sums: "Sums") -> "Sums":
+        """The sums of all processes together."""
+        if self.trainer.world_size == 1:
+            return sums
+        values = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in vars(sums).values()]
+        )
+        dist.all_reduce(values)
+        total = Sums()
+        total.add_sums(values[0], values[1].long(), int(values[2]))
+        return total
+
+    def of_each(self, value: Any) -> list[Any]:
+        """What each process has in this place."""
+        values = [value] * self.trainer.world_size
+        if len(values) > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def refuse_infinite_loss(self) -> None:
         """Stop where the sum of an epoch's losses, in training or validation, is no finite number."""
-        total = float(self.train_sums.loss + self.val_sums.loss)
+        total = float(self.of_all(self.train_sums).loss + self.of_all(self.val_sums).loss)
         if total != total or abs(total) == float("inf"):
             lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
             raise Refusal(

@@ -47,7 +47,7 @@ class EpochProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seen += batch[1].numel()
+        self.seen += batch[1].numel() * trainer.world_size
         if time.monotonic() - self.when > SECONDS_BETWEEN:
             self.advance(self.seen)
             self.seen, self.when = 0, time.monotonic()

@@ -1,0 +1,75 @@
+"""How many processes a training has, and which this one is, is read from conf/trainer and from who started them."""
+
+import pytest
+from project import ROOT, Project
+
+from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.identity import identity
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.training.processes import ALONE, find_processes
+
+VARIABLES = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
+    "SLURM_PROCID", "SLURM_JOB_NAME",
+)  # fmt: skip
+TORCHRUN = {
+    "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+    "TORCHELASTIC_RUN_ID": "1",
+}  # fmt: skip
+SLURM = {
+    "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1", "SLURM_JOB_NAME": "training",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_started_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def find(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
+    return find_processes(composed(list(overrides)).trainer, accelerator, in_sweep)
+
+
+def test_a_training_is_one_process_unless_more_are_asked_for(project: Project) -> None:
+    assert find() is ALONE
+    assert find("trainer=ddp") is ALONE  # a CPU
+    two = find("trainer=ddp", "trainer.devices=2")
+    assert (two.count, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
+def test_who_started_them_says_how_many_there_are(
+    project: Project, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = find("trainer=ddp")
+    assert (found.rank, found.here, found.machines, found.is_first) == (3, 2, 2, False)
+    with pytest.raises(Refusal, match=r"trainer.devices=4, but torchrun or srun started 2"):
+        find("trainer=ddp", "trainer.devices=4")
+    assert find() is ALONE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "words"),
+    [
+        (["trainer.devices=2"], {}, "write trainer=ddp"),
+        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "no choice for the points of a sweep"),
+        (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
+        (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "for CPUs and CUDA"),
+        (["trainer=fsdp", "trainer.devices=2"], {}, "shares the weights among GPUs, and this runs on cpu"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:
+    with pytest.raises(Refusal, match=words):
+        find(*overrides, **options)
+
+
+def test_how_many_share_a_training_is_no_part_of_what_it_is(project: Project) -> None:
+    one, two, more = (
+        identity(composed(overrides), "data", script=ROOT / "src" / "train.py")
+        for overrides in ([], ["trainer=ddp", "trainer.devices=2"], ["trainer.batch_size=8"])
+    )
+    assert one == two != more
