@@ -106,6 +106,7 @@ def test_a_changed_file_is_not_read(contents, tmp_path):
         (gzip.compress(idx(np.zeros((4, 28, 28), np.uint8)))[:40], "is no array"),
         (gzip.compress(idx(np.zeros(4, np.uint8))), "of 3 dimensions"),
     ],
+    ids=["no gzip", "a head alone", "cut off", "other dimensions"],
 )
 def test_files_that_hold_no_images_are_refused(contents, tmp_path, images, said):
     contents["train-images-idx3-ubyte.gz"] = images
