@@ -59,8 +59,7 @@ def main() -> None:
     arguments.add_argument("--tiny", action="store_true", help="only show that it runs; the numbers mean nothing")
     arguments.add_argument("overrides", nargs="*", help="what else the trainings get, e.g. trainer.batch_size=64")
     options = arguments.parse_args()
-    tiny = ["trainer.limit_train_batches=3", "machine.block_steps=1"] if options.tiny else []
-    more = [*tiny, *options.overrides]
+    more = [*(["trainer.batch_size=8"] if options.tiny else []), *options.overrides]
     hardware = machine()
     several = hardware["cores"]
     with copy_of_the_project(TINY if options.tiny else Sizes()) as workspace:
