@@ -115,6 +115,7 @@ def test_a_class_that_fails_shows_where(copy: Project) -> None:
     assert "has no attribute 'x'" in ended.stderr
 
 
+@pytest.mark.long
 def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     source = Path("src")
     modules = [

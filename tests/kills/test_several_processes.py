@@ -56,6 +56,7 @@ def status(workspace: Workspace) -> str:
     return str(workspace.runs()[-1].info.status)
 
 
+@pytest.mark.long
 def test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice(alone, copy):
     said = copy.train(*RECIPE, *TWO)
     assert_same_numbers(alone, copy)

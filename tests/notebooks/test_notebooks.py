@@ -63,7 +63,11 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return KERNEL
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=pytest.mark.long) if file.name == IN_A_PROJECT else file for file in NOTEBOOKS],
+    ids=lambda file: file.name,
+)
 def test_runs_from_top_to_bottom(file: Path, kernel: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     workplace = tmp_path / "workplace" / "notebooks"
     if file.name == IN_A_PROJECT:

@@ -42,6 +42,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
         assert values[0] == values[1]
 
 
+@pytest.mark.long
 def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
     said = copy.train("optimizer.lr=1e9", code=2)
     assert said.splitlines()[-1].startswith("The loss is no finite number any more in epoch 1")

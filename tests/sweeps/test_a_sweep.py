@@ -16,13 +16,12 @@ from workspace import Workspace, sentences
 from compare import compare
 
 BASIC = ("-m", "optimizer=sgd,adam", "loss=cross_entropy,mse", "trainer.max_epochs=2")
-LARGER = ("-m", "optimizer=sgd", "loss=mse,focal,cross_entropy", "trainer.max_epochs=2")
 
 
 @dataclass(frozen=True)
 class Swept:
     workspace: Workspace
-    said: dict[str, str]
+    said: str
     after_first: list[Run]
     wrote_models: bool
     chosen_weights: bytes
@@ -31,13 +30,12 @@ class Swept:
 def scenario_basic(workspace: Workspace) -> Swept:
     first = workspace.train(*BASIC)
     after, wrote_models = workspace.runs(), (workspace.root / "models").exists()
-    larger = workspace.train(*LARGER)
     # The command that takes the winner, less what follows training; it really trains.
     (command,) = re.findall(r"^  (python src/choose.py .*) && dvc repro$", first, re.MULTILINE)
     shutil.rmtree(workspace.root / ".cache" / "trainings")
     workspace.run(*shlex.split(command))
     assert "epoch 2/2" in workspace.train()
-    return Swept(workspace, {"first": first, "larger": larger}, after, wrote_models, workspace.model())
+    return Swept(workspace, first, after, wrote_models, workspace.model())
 
 
 def test_it_is_one_run_with_its_jobs_as_children(outcome):
@@ -52,14 +50,14 @@ def test_it_is_one_run_with_its_jobs_as_children(outcome):
     ]
     assert {job.info.status for job in jobs} == {"FINISHED"}
     assert points(parent) == [job.info.run_id for job in jobs]
-    assert trained(basic.said["first"]) == [0, 1, 2, 3]
+    assert trained(basic.said) == [0, 1, 2, 3]
 
 
 def test_it_leaves_the_models_alone_and_gives_each_job_its_own(outcome):
     basic = outcome(scenario_basic)
     workspace, parent = basic.workspace, basic.after_first[0]
     assert not basic.wrote_models
-    jobs = [f"{folder(basic.said['first'])}/{number}" for number in range(4)]
+    jobs = [f"{folder(basic.said)}/{number}" for number in range(4)]
     for job, its in zip(jobs, children(workspace, parent), strict=True):
         assert workspace.json(f"{job}/models/run.json") == {"id": its.info.run_id, "name": its.info.run_name}
         assert len(workspace.read(f"{job}/reports/history.csv").splitlines()) == 1 + 2
@@ -77,39 +75,25 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
             assert float(row[metric]) == job.data.metrics[metric]
         assert (row["status"], row["reason"], row["reused"]) == ("FINISHED", "", "False")
         assert 0 < float(row["seconds"]) == float(job.data.tags["seconds"])
-    kept = folder(basic.said["first"])
+    kept = folder(basic.said)
     for name in ("comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"):
         assert artifact(workspace, parent, name) == (workspace.root / kept / name).read_bytes()
     best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
     _, optimizer, loss, _ = best.info.run_name.split("-")
-    assert f"To make {best.info.run_name} the pipeline's choice" in basic.said["first"]
+    assert f"To make {best.info.run_name} the pipeline's choice" in basic.said
     # There is no git in this workspace.
     chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1 machine.engine=plain"
     command = f"python src/choose.py {chosen} && dvc repro"
-    assert f"  {command}\n" in basic.said["first"]
+    assert f"  {command}\n" in basic.said
     page = (workspace.root / kept / "compare.html").read_text(encoding="utf-8")
     assert html.escape(command) in page and f"optimizer={optimizer}, loss={loss}" in page
-
-
-def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcome):
-    basic = outcome(scenario_basic)
-    workspace, said = basic.workspace, basic.said["larger"]
-    first, larger = sweeps(workspace)
-    assert trained(said) == [1] and said.count("finished before") == 2
-    assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0"]
-    cross_entropy, mse, *_ = points(first)
-    assert points(larger)[::2] == [mse, cross_entropy] and len(points(larger)) == 3
-    reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
-    assert {run for run, was in reused.items() if was == "True"} == {mse, cross_entropy}
-    assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
-    assert said.count("finished, reused") == 2
 
 
 def test_the_winners_command_trains_to_the_same_weights(outcome):
     basic = outcome(scenario_basic)
     jobs = [run for run in basic.after_first if "identity" in run.data.tags]
     best = max(range(4), key=lambda number: jobs[number].data.metrics["val/accuracy"])
-    assert basic.chosen_weights == basic.workspace.model(f"{folder(basic.said['first'])}/{best}/models")
+    assert basic.chosen_weights == basic.workspace.model(f"{folder(basic.said)}/{best}/models")
     assert basic.workspace.json("models/run.json")["id"] == jobs[best].info.run_id
 
 
@@ -119,6 +103,25 @@ def test_without_any_sweep_there_is_nothing_to_compare(never_swept, inside):
     assert ended.code == 2
     assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]
     assert never_swept.runs() == []
+
+
+def scenario_larger(workspace: Workspace) -> tuple[Workspace, str]:
+    workspace.train("-m", "loss=cross_entropy,mse")
+    return workspace, workspace.train("-m", "loss=mse,focal,cross_entropy")
+
+
+@pytest.mark.long
+def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcome):
+    workspace, said = outcome(scenario_larger)
+    first, larger = sweeps(workspace)
+    assert trained(said) == [1] and said.count("finished before") == 2
+    assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0"]
+    cross_entropy, mse = points(first)
+    assert points(larger)[::2] == [mse, cross_entropy] and len(points(larger)) == 3
+    reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
+    assert {run for run, was in reused.items() if was == "True"} == {mse, cross_entropy}
+    assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
+    assert said.count("finished, reused") == 2
 
 
 @dataclass(frozen=True)

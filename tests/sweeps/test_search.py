@@ -23,6 +23,7 @@ def scenario_broken_off(workspace: Workspace) -> tuple[Workspace, str, str]:
     return workspace, search.end(code=-signal.SIGKILL), workspace.train(*SEARCH)
 
 
+@pytest.mark.long
 def test_a_search_replays_and_goes_on(outcome):
     workspace, broken_off, said = outcome(scenario_broken_off)
     assert list(proposed(broken_off)) == [0, 1, 2] and trained(broken_off) == [0, 1]

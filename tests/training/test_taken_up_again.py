@@ -157,8 +157,9 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cifar_pipeline.training.folder import TrainingFolder\n"
-        "with TrainingFolder(Path(sys.argv[1])).held(rerun=False): print('held', flush=True)"
+        # What `held` does; without torch, which takes seconds to load.
+        "import sys; from pathlib import Path; from cifar_pipeline.files import only_one\n"
+        "with only_one(Path(sys.argv[1])): print('held', flush=True)"
     )
     folder = TrainingFolder(tmp_path / "abc")
     with folder.held(rerun=False):
