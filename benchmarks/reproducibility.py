@@ -1,6 +1,6 @@
 """How far two trainings of the same choices lie apart: with the same threads and engine, with others, on a GPU.
 
-    python benchmarks/reproducibility.py        (three minutes on two cores; `machine.accelerator=cpu` leaves a GPU out)
+    python benchmarks/reproducibility.py        (some six minutes on two cores)
 
 One epoch of the tutorial's recipe on the real CIFAR-10, each training in a process of its own, in a temporary copy of
 the project. docs/promises.md has the table that it prints.
