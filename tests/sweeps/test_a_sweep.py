@@ -134,8 +134,8 @@ class Repeated:
 
 def scenario_repeated(workspace: Workspace) -> Repeated:
     # Refused before any work, with nothing left behind.
-    said = workspace.train("-m", "optimizer=sgd,nope", code=2)
-    assert said.startswith("optimizer=nope: conf/optimizer/ has no file of this name;") and said.count("\n") == 1
+    (refusal,) = sentences(workspace.train("-m", "optimizer=sgd,nope", code=2))
+    assert refusal.startswith("optimizer=nope: conf/optimizer/ has no file of this name;")
     assert workspace.runs() == []
     words = ("-m", "optimizer.lr=0.1,0.001")
     first, after_first = workspace.train(*words), workspace.runs()

@@ -65,7 +65,7 @@ def scenario_stopped(workspace: Workspace) -> Workspace:
     sweep.wait_for("[1] epoch 1/3")
     sweep.process.send_signal(signal.SIGINT)
     said = sweep.end(code=128 + signal.SIGINT)
-    assert "[1] Stopped " in said and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Stopped in epoch ") and "Traceback" not in said
     return workspace
 
 
