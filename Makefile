@@ -65,7 +65,7 @@ torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes 
 	@python tests/kills/torture.py --count $(COUNT)
 
 .PHONY: bench
-bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (eight minutes)
+bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (seven minutes)
 	@python benchmarks/run.py
 
 # Which of the two races: `make race RACE=fast94`; seeds, if not as many as the leaderboard's rules want: `SEEDS="0 1"`.
