@@ -14,7 +14,7 @@ MAY_KNOW = {
     "faults": set(),
     "memory": set(),
     "interruption": set(),
-    "config": {"console", "faults", "files", "interruption"},
+    "config": {"console", "faults", "files", "interruption", "memory"},
     "data": {"config", "console", "files"},
     "models": {"config", "console", "files"},
     "training": {"config", "console", "faults", "files", "interruption", "data", "models"},

@@ -10,6 +10,7 @@ from cifar_pipeline.config.check import check
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.console import doing
+from cifar_pipeline.memory import collect_rarely
 
 
 def configuration() -> DictConfig:
@@ -21,6 +22,7 @@ def configuration() -> DictConfig:
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Run what a person started, and end the process with the exit code that it returns, or as `clear_ending` says."""
+    collect_rarely()
     with clear_ending("Stopped."):
         doing("Loading libraries")
         try:

@@ -23,6 +23,7 @@ from cifar_pipeline.console import complain, doing, is_silent, keep_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, end_with_dvc
+from cifar_pipeline.memory import collect_rarely
 
 Stage = Callable[[DictConfig], Any]
 
@@ -39,6 +40,7 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
     Ends the process as `clear_ending` says where the configuration, or what the stage found, is refused.
     """
     end_with_dvc()
+    collect_rarely()
     # The processes of some launchers do not look beside the script for the package.
     source = str(Path(sys.argv[0]).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
