@@ -27,14 +27,14 @@ def predict() -> int:
     # Imported here, because `--help` and a refusal should answer at once.
     from cifar_pipeline.config.stage import cores
     from cifar_pipeline.console import say
+    from cifar_pipeline.data.pictures import limit_pixels
     from cifar_pipeline.inference.found import count, picture_files
-    from cifar_pipeline.inference.pictures import limit_pixels
     from cifar_pipeline.inference.predictor import Predictor, leave_a_core
     from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.addresses import model_folder
 
     options = config.predict
-    limit_pixels(options.most_megapixels)
+    limit_pixels(options.most_megapixels, "predict.most_megapixels")
     leave_a_core(cores())
     address = asked.model or options.model
     with model_folder(address, asked.rev, config.evaluate.checkpoint) as folder:

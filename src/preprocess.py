@@ -15,11 +15,11 @@ def preprocess(config: DictConfig) -> None:
     """Part the images into train, val and test, and show ten of every class."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.console import doing, say
+    from cifar_pipeline.console import doing, say, warn
     from cifar_pipeline.data.asked import asked_values, used_values
     from cifar_pipeline.data.dataset import Dataset, write
     from cifar_pipeline.data.raw import present
-    from cifar_pipeline.data.split import stratified_split
+    from cifar_pipeline.data.split import parted
     from cifar_pipeline.files import only_one, require_writable, whole_folder
     from cifar_pipeline.reporting.samples import contact_sheet
     from cifar_pipeline.reporting.style import save
@@ -30,7 +30,7 @@ def preprocess(config: DictConfig) -> None:
     doing(f"Reading {source.title}")
     official = source.read(RAW / source.name)
 
-    train, val = stratified_split(official.train_labels, config.data.val_fraction, config.data.split_seed)
+    train, val = parted(official, config.data.val_fraction, config.data.split_seed)
     asked = asked_values(config.data)
     used = used_values(asked, by_fallback=source is fallback)
     doing("Writing the arrays")
@@ -39,6 +39,8 @@ def preprocess(config: DictConfig) -> None:
 
     doing("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
+    for leak in dataset.leaks():
+        warn(leak)
     images, labels = dataset.part("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
     say(f"{dataset.caption}: " + ", ".join(f"{size:,} {part}" for part, size in dataset.sizes.items()) + " images.")

@@ -33,6 +33,12 @@ BY_FILE = {
     "tests/pipeline/test_experiments.py": {
         "test_an_experiment_of_dvc_is_one_more_run": r"dvc exp run( -S \S+)+",
     },
+    "tests/pipeline/test_own_pictures.py": {
+        "test_the_five_minutes_end_with_a_model_that_knows_the_pictures": (
+            "python src/choose.py data=image_folder experiment=own_pictures"
+        ),
+        "test_a_sweep_a_table_and_a_folder_elsewhere": r"python src/choose.py pictures=\S+( data=image_folder)?",
+    },
     "tests/pipeline/test_what_reruns.py": {
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
     },

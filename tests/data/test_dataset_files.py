@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.dataset import CHUNK, PARTS, Dataset, statistics, write
+from cifar_pipeline.data.dataset import PARTS, Dataset, statistics, write
 from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.pieces import PIECE_BYTES, items_in_a_piece
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.data.split import stratified_split
 
@@ -58,11 +59,29 @@ def test_the_same_data_is_the_same_bytes(tmp_path, tree):
     assert make(tmp_path / "three", fraction=0.5).hash != one.hash
 
 
-def test_more_images_than_a_chunk(tmp_path):
-    data = official(CHUNK + 10)
+def test_more_images_than_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifar_pipeline.data.pieces.PIECE_BYTES", 1000)
+    data = official(40)
     dataset = make(tmp_path / "x", 0, data=data)
     np.testing.assert_array_equal(dataset.part("train")[0], data.train_images)
     np.testing.assert_allclose(dataset.mean, data.train_images.mean((0, 1, 2)) / 255, rtol=1e-12)
+    dataset.verify()
+
+
+def test_a_piece_holds_an_image_of_any_size():
+    assert items_in_a_piece(3072) * 3072 <= PIECE_BYTES
+    assert items_in_a_piece(2 * PIECE_BYTES) == 1
+
+
+def test_pictures_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
+    data = official()
+    train, _ = stratified_split(data.train_labels, 0.25, 0)
+    data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
+    assert list(make(tmp_path / "x", data=data).leaks()) == [
+        "3 pictures of the test part are in the train part as well."
+    ]
+    assert make(tmp_path / "y", data=data).equal["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
+    assert list(make(tmp_path / "z").leaks()) == []
 
 
 def test_statistics_of_one_colour_are_exact():

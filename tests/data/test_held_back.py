@@ -37,7 +37,19 @@ def test_nothing_held_back():
     assert val.dtype == np.int64
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.2, float("nan"), 0.001, 0.999])
-def test_what_leaves_one_side_empty_is_refused(fraction):
-    with pytest.raises(Refusal):
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.2, float("nan")])
+def test_what_is_no_fraction_is_refused(fraction):
+    with pytest.raises(Refusal, match="cannot be held back"):
         stratified_split(LABELS, fraction, seed=0)
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0.001, [1, 1, 1, 1]), (0.999, [49, 72, 100, 26])])
+def test_of_each_class_an_image_is_on_both_sides(fraction, held):
+    train, val = stratified_split(LABELS, fraction, seed=0)
+    assert np.bincount(LABELS[val]).tolist() == held
+    assert sorted([*train, *val]) == list(range(len(LABELS)))
+
+
+def test_a_class_of_a_single_image_is_refused_by_its_name():
+    with pytest.raises(Refusal, match=r"class bee, cat there is a single image.*data\.val_fraction to 0"):
+        stratified_split(np.array([0, 0, 1, 2]), 0.5, 0, ("ant", "bee", "cat"), "data.val_fraction")

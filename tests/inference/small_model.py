@@ -26,6 +26,7 @@ def facts(**others: Any) -> dict[str, Any]:
         "dataset": {"name": "drawn", "hash": 64 * "d"},
         "classes": list(CLASSES),
         "shape": list(SHAPE),
+        "fit": "crop",
         "probabilities": "softmax",
         **others,
     }

@@ -57,7 +57,7 @@ def test_the_model_of_any_revision_can_be_asked(
 
 @pytest.mark.long
 def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, pictures: Path) -> None:
-    (copy.root / "pictures").symlink_to(pictures)
+    (copy.root / "shown").symlink_to(pictures)
     assert "is the champion now: there was none" in copy.run("python", "src/promote.py")
     copy.train("-m", "optimizer=adam", "trainer.max_epochs=1,4")
     said = copy.run("python", "src/compare.py")
@@ -65,7 +65,7 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
     winner = max(copy.runs(), key=lambda run: run.data.metrics.get("val/accuracy", 0))
     assert "Version 2 of digits" in copy.run("python", "src/promote.py", winner.info.run_name)
     assert "is the champion already" in copy.run("python", "src/promote.py", winner.info.run_name)
-    asked = ("python", "src/predict.py", "pictures/0000.png", "--json", "--model")
+    asked = ("python", "src/predict.py", "shown/0000.png", "--json", "--model")
     first, second = (json.loads(copy.run(*asked, f"models:/digits/{number}")) for number in (1, 2))
     assert first != second == json.loads(copy.run(*asked, "models:/digits@champion"))
     assert "Version 1 of digits" in copy.run("python", "src/rollback.py")

@@ -79,6 +79,7 @@ PRECISION = Rule(
 )
 ENGINE = Rule("auto, plain or block", lambda value: value in ("auto", "plain", "block"))
 PROFILER = Rule("simple, pytorch, or null", lambda value: value in (None, "simple", "pytorch"))
+FIT = Rule("crop or pad", lambda value: value in ("crop", "pad"))
 CHECKPOINT = Rule("last or best", lambda value: value in ("last", "best"))
 OPTION = Rule(
     "an option of conf/ that names a class or function as `_target_`",
@@ -88,6 +89,7 @@ OPTION = Rule(
 # In a part of the configuration without a `_target_` these are all the keys there are.
 RULES: dict[str, Rule] = {
     "seed": SEED,
+    "pictures": TEXT,
     "rerun": SWITCH,
     "data.source": OPTION,
     "data.fallback": _or_null(OPTION),
@@ -97,6 +99,13 @@ RULES: dict[str, Rule] = {
     "data.split_seed": SEED,
     "data.*.test_fraction": INSIDE,
     "data.*.size": COUNT,
+    "data.root": TEXT,
+    "data.table": TEXT,
+    "data.size": COUNT,
+    "data.fit": FIT,
+    "data.test_fraction": INSIDE,
+    "data.max_bad": WHOLE,
+    "data.most_megapixels": POSITIVE,
     "normalize.mean": CHANNELS,
     "normalize.std": SPREAD,
     "augment": OPTION,
@@ -181,6 +190,9 @@ RULES: dict[str, Rule] = {
     "serve.port": PORT,
 }
 
+# Those that some options of a group have and others do without.
+OPTIONAL = {f"data.{name}" for name in ("root", "table", "size", "fit", "test_fraction", "max_bad", "most_megapixels")}
+
 
 def check(config: DictConfig) -> None:
     """Refuse, in one sentence, a key that nothing reads or that is missing, or a value that is not allowed."""
@@ -205,7 +217,7 @@ def _check_keys(path: str, node: Any, known: set[str]) -> None:
         if key not in known:
             raise Refusal(f"{path}{key}: nothing reads this key of {CONF}/; {nearest(str(key), sorted(known))}")
     for key in sorted(_parts(path)):
-        if key not in node:
+        if key not in node and f"{path}{key}" not in OPTIONAL:
             raise Refusal(f"{path}{key} is missing; a file of {CONF}/ must give it a value.")
 
 

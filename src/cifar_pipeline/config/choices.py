@@ -16,6 +16,8 @@ CONF = Path("conf")
 PARAMS = Path("params.yaml")
 # Groups that are no part of what a training is: `experiment` stands by itself, a sweep is of many.
 NO_CHOICES = ("experiment", "sweep")
+# What params.yaml gives a value itself.
+VALUES = ("seed", "pictures")
 
 
 def groups() -> list[str]:
@@ -25,7 +27,7 @@ def groups() -> list[str]:
 
 def is_choice(key: str) -> bool:
     """Whether params.yaml has this key on its top level."""
-    return key in ("experiment", "seed", *groups())
+    return key in ("experiment", *VALUES, *groups())
 
 
 def register_choices() -> None:
@@ -42,8 +44,8 @@ def register_choices() -> None:
     defaults: list[Any] = [{"/experiment": params.get("experiment")}, "strict"]
     defaults += [{f"override /{group}": params[group]} for group in groups() if params.get(group) is not None]
     defaults.append("_self_")
-    seed = {} if params.get("seed") is None else {"seed": params["seed"]}
-    store.store("choices", OmegaConf.create({"defaults": defaults, **overrides, **seed}), package="_global_")
+    values = {key: params[key] for key in VALUES if params.get(key) is not None}
+    store.store("choices", OmegaConf.create({"defaults": defaults, **overrides, **values}), package="_global_")
 
 
 def read_params() -> dict[str, Any]:
@@ -76,11 +78,11 @@ def broken_yaml(error: yaml.YAMLError) -> str:
 
 
 def _refuse_unknown(params: Mapping[Any, Any]) -> None:
-    allowed = ["experiment", "seed", *groups(), "overrides"]
+    allowed = ["experiment", *VALUES, *groups(), "overrides"]
     for key, value in params.items():
         if key not in allowed:
             raise Refusal(f"{PARAMS}: nothing reads the key `{key}`; {nearest(str(key), allowed)}")
-        if key not in ("seed", "overrides") and value is not None and not isinstance(value, str):
+        if key not in (*VALUES, "overrides") and value is not None and not isinstance(value, str):
             raise Refusal(f"{PARAMS}: `{key}` names a file of {CONF}/{key}/, which {shown(value)} is not.")
     overrides = params.get("overrides") or {}
     if not isinstance(overrides, dict):

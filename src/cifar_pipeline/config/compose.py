@@ -7,10 +7,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.choices import CONF, register_choices
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import whole_file
 
 # What belongs to the machine, to this one start of a stage, or to what comes after the training.
-OUTSIDE = ("machine", "registry", "predict", "serve", "rerun")
+OUTSIDE = ("machine", "registry", "predict", "serve", "rerun", "pictures")
 # Keys within a group that is otherwise decisive: by how many processes a training is done.
 OUTSIDE_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
 
@@ -32,7 +33,13 @@ def decisive(config: DictConfig) -> dict[str, Any]:
 
 
 def write_composed(config: DictConfig, path: Path) -> None:
-    """Write the decisive values as YAML, for DVC to compare key by key."""
+    """Write the decisive values as YAML, for DVC to compare key by key.
+
+    Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see a picture change.
+    """
+    root = config.data.get("root", config.pictures)
+    if root != config.pictures:
+        raise Refusal(f"data.root={root}, but DVC watches {config.pictures}: write `pictures: {root}` in params.yaml.")
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(decisive(config)))
     with whole_file(path) as part:

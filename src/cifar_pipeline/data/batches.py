@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.augment import unchanged
+from cifar_pipeline.data.pieces import items_in_a_piece
 
 Augment = Callable[[Tensor, Generator, Tensor], Tensor]
 
-# Gathered and augmented together, so that a batch of 4 costs a view and not a kernel.
+# Gathered and augmented together, so that a batch of 4 costs a view and not a kernel; of large images fewer.
 CHUNK = 4096  # images
 # The stream of random numbers for the images' turns; those of an epoch are its chunks.
 TURNS = 2**31
@@ -82,7 +83,7 @@ class Batches:
         if start >= total:
             return
         order = self._order()
-        per_chunk = max(1, CHUNK // self.batch_size)
+        per_chunk = max(1, min(CHUNK, items_in_a_piece(self.images[:1].nbytes)) // self.batch_size)
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
             together = order[first * self.batch_size : last * self.batch_size]

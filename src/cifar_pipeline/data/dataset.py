@@ -2,6 +2,7 @@
 
     train/images.npy   train/labels.npy    the training part without what is held back
     val/...            test/...            what is held back to choose by; the official test part
+    .../files.json                         the names of the files that the images were, if they were
     dataset.json                           what it is, where it comes from, its statistics and its content's hash
 
 The arrays are memory-mapped to read and to write, so a set larger than memory takes the same code.
@@ -9,21 +10,24 @@ The arrays are memory-mapped to read and to write, so a set larger than memory t
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.official import Images, Labels, Official
+from cifar_pipeline.data.equal import equal_pictures
+from cifar_pipeline.data.official import Gathered, Images, Indices, Labels, Official
+from cifar_pipeline.data.pieces import slices
 from cifar_pipeline.data.sources.source import Source
-from cifar_pipeline.data.split import Indices
 
 PARTS = ("train", "val", "test")
-CHUNK = 4096  # images at a time
+# Of the pictures that stand in two parts, so many are named.
+NAMED = 10
 REMEDY = "`dvc repro -f preprocess` writes it again"
 
 
@@ -31,10 +35,12 @@ REMEDY = "`dvc repro -f preprocess` writes it again"
 class Dataset:
     """An open data set.
 
-    `name` and `title` are of the data really there, `wanted` is the title of what was asked for; `source` says who made
-    it. `shape` is [H, W, C]; `sizes` has the number of images of each part; `mean` and `std` are of the train part, a
-    number per channel, pixels scaled to [0, 1]. `hashes` has a SHA-256 for each array, `hash` one over all of them and
-    the classes. `asked` and `used` are the values of `data` (asked.KEYS) in the configuration and in effect.
+    `name` and `title` are of the data really there, `wanted` is the title of what was asked for; `source` says who
+    made it. `shape` is [H, W, C], `fit` how pictures were brought to it; `sizes` has the number of images of each
+    part; `mean` and `std` are of the train part, a number per channel, pixels scaled to [0, 1]. `hashes` has a
+    SHA-256 for each array, `hash` one over all of them and the classes. `equal` has, for two parts such as "train,
+    test", how many pictures of the second are in the first as well, and the first of them by their indices. `asked`
+    and `used` are the values of `data` (asked.KEYS) in the configuration and in effect.
     """
 
     folder: Path
@@ -44,11 +50,13 @@ class Dataset:
     source: str
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    fit: str
     sizes: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hashes: dict[str, str]
     hash: str
+    equal: dict[str, dict[str, Any]]
     asked: dict[str, Any]
     used: dict[str, Any]
 
@@ -97,6 +105,20 @@ class Dataset:
         images = _load(self.folder / name / "images.npy", (size, *self.shape), np.uint8)
         return images, _load(self.folder / name / "labels.npy", (size,), np.int64)
 
+    def files(self, part: str) -> list[str] | None:
+        """The names of the files that a part's images were, in their order; None where they were none."""
+        path = self.folder / part / "files.json"
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def leaks(self) -> Iterator[str]:
+        """A sentence on each two parts that have pictures in common, the files named where there are any."""
+        for parts, found in self.equal.items():
+            first, second = parts.split(", ")
+            names, others = self.files(first), self.files(second)
+            pairs = [f"{others[two]} = {names[one]}" for one, two in found["pairs"]] if names and others else []
+            listed = f": {', '.join(pairs)}{', ...' if found['count'] > len(pairs) else ''}" if pairs else ""
+            yield f"{found['count']:,} pictures of the {second} part are in the {first} part as well{listed}."
+
     def verify(self) -> None:
         """Read every byte and compare it with the hashes. Raises Refusal naming the file that differs."""
         for part in PARTS:
@@ -123,14 +145,17 @@ def write(
     The same arguments write the same bytes, on every machine.
     """
     everything = np.arange(len(official.test_labels))
+    of_train = official.train_images, official.train_labels, official.train_names
     parts = {
-        "train": (official.train_images, official.train_labels, train),
-        "val": (official.train_images, official.train_labels, val),
-        "test": (official.test_images, official.test_labels, everything),
+        "train": (*of_train, train),
+        "val": (*of_train, val),
+        "test": (official.test_images, official.test_labels, official.test_names, everything),
     }
     hashes = {}
-    for part, (images, labels, indices) in parts.items():
+    for part, (images, labels, names, indices) in parts.items():
         (folder / part).mkdir(parents=True)
+        if names:
+            (folder / part / "files.json").write_text(json.dumps([names[index] for index in indices], indent=0))
         for kind, array in (("images", images), ("labels", labels)):
             _write(folder / part / f"{kind}.npy", array, indices)
             hashes[f"{part}/{kind}"] = _hash(_map(folder / part / f"{kind}.npy"))
@@ -142,11 +167,13 @@ def write(
         "source": source.origin,
         "classes": list(official.classes),
         "shape": list(official.train_images.shape[1:]),
-        "sizes": {part: len(indices) for part, (_, _, indices) in parts.items()},
+        "fit": official.fit,
+        "sizes": {part: len(indices) for part, (*_, indices) in parts.items()},
         "mean": mean,
         "std": std,
         "hashes": hashes,
         "hash": sha256(json.dumps([official.classes, hashes], sort_keys=True).encode()).hexdigest(),
+        "equal": _equal({part: _map(folder / part / "images.npy") for part in PARTS}),
         "asked": asked,
         "used": used,
     }
@@ -162,8 +189,8 @@ def statistics(images: Images) -> tuple[list[float], list[float]]:
     channels = images.shape[-1]
     values = np.arange(256)
     counts = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(images), CHUNK):
-        pixels = images[start : start + CHUNK].reshape(-1, channels)
+    for piece in slices(len(images), prod(images.shape[1:])):
+        pixels = images[piece].reshape(-1, channels)
         for channel in range(channels):
             counts[channel] += np.bincount(pixels[:, channel], minlength=256)
     mean, std = [], []
@@ -175,11 +202,21 @@ def statistics(images: Images) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _write(path: Path, array: np.ndarray, indices: Indices) -> None:
+def _equal(parts: dict[str, Images]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for first, one, second, two in equal_pictures(parts):
+        entry = found.setdefault(f"{first}, {second}", {"count": 0, "pairs": []})
+        entry["count"] += 1
+        if len(entry["pairs"]) < NAMED:
+            entry["pairs"].append([one, two])
+    return found
+
+
+def _write(path: Path, array: np.ndarray | Gathered, indices: Indices) -> None:
     out = np.lib.format.open_memmap(path, "w+", array.dtype, (len(indices), *array.shape[1:]))
     _reserve(path)
-    for start in range(0, len(indices), CHUNK):
-        out[start : start + CHUNK] = array[indices[start : start + CHUNK]]
+    for piece in _pieces(out):
+        out[piece] = array[indices[piece]]
     out.flush()
 
 
@@ -218,6 +255,10 @@ def _checksum(values: dict[str, Any]) -> str:
 
 def _hash(array: np.ndarray) -> str:
     digest = sha256(f"{array.dtype.newbyteorder('<').str} {array.shape}".encode())
-    for start in range(0, len(array), CHUNK):
-        digest.update(np.ascontiguousarray(array[start : start + CHUNK]).data)
+    for piece in _pieces(array):
+        digest.update(np.ascontiguousarray(array[piece]).data)
     return digest.hexdigest()
+
+
+def _pieces(array: np.ndarray) -> Iterator[slice]:
+    return slices(len(array), array.itemsize * prod(array.shape[1:]))

@@ -1,29 +1,51 @@
 """What every source yields: a data set as it was published, before anything is held back from its training part."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.pictures import CROP
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Indices = NDArray[np.int64]
+
+
+class Gathered(Protocol):
+    """Images `[N, H, W, C] uint8` that are read when they are asked for: more than memory may hold."""
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Indices, /) -> Images: ...
 
 
 @dataclass(frozen=True)
 class Official:
     """The official training and test parts.
 
-    `classes` are the names in the order of the labels; images are `[N, H, W, C] uint8`, labels `[N] int64`.
+    `classes` are the names in the order of the labels; images are `[N, H, W, C] uint8`, labels `[N] int64`. Where the
+    source says itself which training images are to choose by, `held_back` has their indices. `train_names` and
+    `test_names` are the images' files, if they had any; `fit` says how they were brought to their size.
     Raises Refusal where a source of one's own yields anything else.
     """
 
     classes: tuple[str, ...]
-    train_images: Images
+    train_images: Images | Gathered
     train_labels: Labels
-    test_images: Images
+    test_images: Images | Gathered
     test_labels: Labels
+    held_back: Indices | None = None
+    train_names: tuple[str, ...] = ()
+    test_names: tuple[str, ...] = ()
+    fit: str = CROP
 
     def __post_init__(self) -> None:
         parts = {

@@ -10,24 +10,27 @@ from typing import Any
 import yaml
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.pictures import CROP, FITS
 from cifar_pipeline.inference.probabilities import WAYS
 
 # Raised when what stands here changes its meaning, so that older code refuses instead of misreading.
 FORMAT = 1
 # Which of a training's facts travel; the others are about how it went.
-KEYS = ("identity", "commit", "dataset", "classes", "shape", "probabilities")
+KEYS = ("identity", "commit", "dataset", "classes", "shape", "fit", "probabilities")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`shape` is that of a picture, [H, W, C]; `probabilities` names the way from outputs to probabilities.
+    """`shape` is that of a picture, [H, W, C], `fit` how one is brought to it; `probabilities` names the way from
+    outputs to probabilities.
 
-    `dataset` and `dataset_hash` say what was trained on, `identity` and `commit` by which choices and code; a model of
-    an older commit knows no commit.
+    `dataset` and `dataset_hash` say what was trained on, `identity` and `commit` by which choices and code; a model
+    of an older commit knows no commit.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    fit: str
     probabilities: str
     dataset: str
     dataset_hash: str
@@ -66,12 +69,17 @@ def commit_of(folder: Path) -> str:
 def _facts(values: Mapping[str, Any]) -> ModelFacts:
     height, width, channels = map(int, values["shape"])
     classes = tuple(map(str, values["classes"]))
-    if min(height, width) < 1 or channels not in (1, 3) or len(classes) < 1 or values["probabilities"] not in WAYS:
-        raise ValueError(f"shape {values['shape']}, {len(classes)} classes, {values['probabilities']}")
+    # A model of an older commit knows one way.
+    fit, probabilities = values.get("fit", CROP), values["probabilities"]
+    if min(height, width) < 1 or channels not in (1, 3) or len(classes) < 1:
+        raise ValueError(f"shape {values['shape']}, {len(classes)} classes")
+    if fit not in FITS or probabilities not in WAYS:
+        raise ValueError(f"{fit}, {probabilities}")
     return ModelFacts(
         classes=classes,
         shape=(height, width, channels),
-        probabilities=values["probabilities"],
+        fit=fit,
+        probabilities=probabilities,
         dataset=str(values["dataset"]["name"]),
         dataset_hash=str(values["dataset"]["hash"]),
         identity=str(values["identity"]),

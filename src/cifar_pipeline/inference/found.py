@@ -1,10 +1,9 @@
 """Which picture files a person means by files, folders and a list of paths."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cifar_pipeline.inference.pictures import SUFFIXES
+from cifar_pipeline.data.pictures import pictures_in
 
 LISTED = "-"
 
@@ -19,19 +18,12 @@ def picture_files(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[
         if name == LISTED:
             yield from picture_files(line.rstrip("\r\n") for line in listed if line.strip() and line.strip() != LISTED)
         elif Path(name).is_dir():
-            inside = _pictures_in(Path(name))
+            inside = pictures_in(Path(name))
             first = next(inside, Path(name))
             yield first
             yield from inside
         else:
             yield Path(name)
-
-
-def _pictures_in(folder: Path) -> Iterator[Path]:
-    """One folder's names at a time, so that a tree of any size takes little memory."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
 
 
 def count(names: Sequence[str]) -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from cifar_pipeline.console import Refusal, doing
+from cifar_pipeline.data.pictures import CROP, PAD
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.inference.export import save_program
 from cifar_pipeline.inference.facts import ModelFacts
@@ -22,6 +23,11 @@ from cifar_pipeline.inference.probabilities import by_name
 
 FACTS = "facts"
 PICTURES, PROBABILITIES = "pictures", "probabilities"
+# What each way to bring a picture to its size does.
+BROUGHT = {
+    CROP: "bring the shorter side to the size (bicubic, antialiased), cut out the middle",
+    PAD: "bring the longer side to the size (bicubic, antialiased), fill the rest with black",
+}
 # A batch of two, because sizes of 1 become constants.
 EXAMPLES = 2
 
@@ -89,8 +95,7 @@ def _facts(facts: ModelFacts) -> dict[str, object]:
         "input": f"pictures [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
         "output": f"probabilities [N, {len(facts.classes)}] float32, in the order of the classes",
         "preprocessing": (
-            "turn as EXIF says, lay transparency over white, bring the shorter side to the size (bicubic, "
-            "antialiased), cut out the middle; normalisation is inside the model"
+            f"turn as EXIF says, lay transparency over white, {BROUGHT[facts.fit]}; normalisation is inside the model"
         ),
         "dataset": facts.dataset,
         "dataset_hash": facts.dataset_hash,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.pictures import Unreadable, read_picture
 from cifar_pipeline.inference.batched import logits_of
 from cifar_pipeline.inference.export import load_model
 from cifar_pipeline.inference.facts import ModelFacts
-from cifar_pipeline.inference.pictures import Unreadable, read_picture
 from cifar_pipeline.inference.probabilities import by_name
 
 DECIMALS = 6
@@ -97,7 +97,7 @@ class Predictor:
         waiting: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for batch in _batches(files, batch_size):
-                waiting.append((batch, reader.submit(_read_all, batch, self.facts.shape)))
+                waiting.append((batch, reader.submit(_read_all, batch, self.facts)))
                 if len(waiting) > 1:
                     yield from self._answers(*waiting.popleft(), top)
             for batch, read in waiting:
@@ -119,14 +119,14 @@ def leave_a_core(cores: int) -> None:
     torch.set_num_threads(max(1, cores - 1))
 
 
-def _read_all(paths: list[Path], shape: tuple[int, int, int]) -> list[np.ndarray | str]:
-    return [_read(path, shape) for path in paths]
+def _read_all(paths: list[Path], facts: ModelFacts) -> list[np.ndarray | str]:
+    return [_read(path, facts) for path in paths]
 
 
-def _read(path: Path, shape: tuple[int, int, int]) -> np.ndarray | str:
+def _read(path: Path, facts: ModelFacts) -> np.ndarray | str:
     """The picture, or why there is none."""
     try:
-        return read_picture(path, shape)
+        return read_picture(path, facts.shape, facts.fit)
     except Unreadable as error:
         return str(error)
 

@@ -18,6 +18,8 @@ HYDRAS: Schema = {
     "_target_": {"type": "string", "description": "The class or function, by its full name."},
     "_partial_": {"type": "boolean", "description": "Hydra's: the pipeline gives the arguments that are missing."},
 }
+# A value that is another key's: `${data.size}`.
+INTERPOLATED: Schema = {"type": "string", "pattern": r"^\$\{"}
 
 
 def schemas(conf: Path) -> dict[str, Schema]:
@@ -47,6 +49,7 @@ def _params(experiments: Group, groups: dict[str, Group]) -> Schema:
                 "anyOf": [kind(RULES["seed"]), {"type": "null"}],
                 "description": "What everything random follows from.",
             },
+            "pictures": kind(RULES["pictures"]) | {"description": "The folder of your own pictures."},
             **choices,
             "overrides": {
                 "description": "Any further values, nested as in composed.yaml.",
@@ -112,7 +115,7 @@ def _top(groups: dict[str, Group]) -> Schema:
             {"type": "object", "properties": choose, "additionalProperties": False},
         ]
     }
-    values = {key: kind(rule) for key, rule in RULES.items() if key in ("seed", "rerun")}
+    values = {key: kind(rule) for key, rule in RULES.items() if key in ("seed", "pictures", "rerun")}
     return {"defaults": HYDRAS["defaults"] | {"items": entries}, **values}
 
 
@@ -130,7 +133,10 @@ def _properties(group: Group) -> Schema:
 
 def _described(group: Group, key: str) -> Schema:
     rule, inner = group.rule(key), group.inside(key)
-    schema = kind(rule) if rule else kind_of_values(list(group.given(key).values()))
+    values = list(group.given(key).values())
+    schema = kind(rule) if rule else kind_of_values(values)
+    if any(str(value).startswith("${") for value in values):
+        schema = {"anyOf": [schema, INTERPOLATED]}
     if inner:
         schema = {"type": ["object", "null"], "properties": HYDRAS | _properties(inner), "additionalProperties": False}
     words = [group.comment(key), f"It must be {rule.allowed}." if rule else ""]

@@ -33,6 +33,7 @@ def training_facts(
         "dataset": {"name": dataset.name, "hash": dataset.hash},
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
+        "fit": dataset.fit,
         "probabilities": config.loss.probabilities,
         "loss": values["loss"],
         "choices": {key: option for key, option in chosen.items() if key in ("experiment", "data", *KEYS)},

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.official import Images, Labels, Official
 from cifar_pipeline.data.sources.published import Published
 
 # An IDX file begins with two zero bytes, the type of its numbers and how many dimensions it has; their sizes follow, as
@@ -46,12 +46,13 @@ class FashionMnist(Published):
 
         Raises Refusal where a file is not the published one.
         """
-        parts = []
-        for part in ("train", "t10k"):
-            images = self._array(folder, f"{part}-images-idx3-ubyte.gz", dimensions=3)
-            labels = self._array(folder, f"{part}-labels-idx1-ubyte.gz", dimensions=1)
-            parts += [images[..., None], labels.astype(np.int64)]
-        return Official(self.classes, *parts)
+        train, test = (self._part(folder, part) for part in ("train", "t10k"))
+        return Official(self.classes, *train, *test)
+
+    def _part(self, folder: Path, part: str) -> tuple[Images, Labels]:
+        images = self._array(folder, f"{part}-images-idx3-ubyte.gz", dimensions=3)
+        labels = self._array(folder, f"{part}-labels-idx1-ubyte.gz", dimensions=1)
+        return images[..., None], labels.astype(np.int64)
 
     def _array(self, folder: Path, name: str, dimensions: int) -> np.ndarray:
         packed = self.content(folder, name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_pipeline.inference.pictures import Unreadable, limit_pixels, read_picture
+from cifar_pipeline.data.pictures import Unreadable, limit_pixels, read_picture
 
 SHAPE = (32, 32, 3)
 RED, WHITE, BLACK = [255, 0, 0], [255, 255, 255], [0, 0, 0]
@@ -21,7 +21,7 @@ ORIENTATION = 0x112
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back afterwards
     with warnings.catch_warnings():
-        limit_pixels(1)
+        limit_pixels(1, "predict.most_megapixels")
 
 
 def picture(seed: int = 0) -> np.ndarray:

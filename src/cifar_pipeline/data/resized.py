@@ -1,0 +1,139 @@
+"""Picture files brought to one size, and kept by their content: a file that hasn't changed is never resized twice.
+
+    .cache/pictures/32x32x3-crop/NAME.npy     some hundred pictures [N, H, W, C] uint8
+    .cache/pictures/32x32x3-crop/NAME.json    the SHA-256 of each one's file
+
+Whatever the number of pictures, a shard for each core and no more of them are in memory.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_pipeline.config.stage import cores
+from cifar_pipeline.console import progress
+from cifar_pipeline.data.pictures import Unreadable, content_of, read_picture
+from cifar_pipeline.data.pieces import items_in_a_piece
+from cifar_pipeline.files import whole_file
+
+Shape = tuple[int, int, int]
+
+MOST_IN_A_SHARD = 512
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture lies: the name of a shard and its row there."""
+
+    shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pictures `[N, H, W, C] uint8` that lie in shards, read when they are asked for, as an array would be."""
+
+    folder: Path
+    places: tuple[Place, ...]
+    picture: Shape
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.places), *self.picture)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pictures at `indices` `[M]`, in their order."""
+        pictures = np.empty((len(indices), *self.picture), np.uint8)
+        asked: dict[str, list[tuple[int, int]]] = {}
+        for position, index in enumerate(indices):
+            place = self.places[index]
+            asked.setdefault(place.shard, []).append((position, place.row))
+        for shard, pairs in asked.items():
+            positions, rows = map(list, zip(*pairs, strict=True))
+            pictures[positions] = np.load(self.folder / f"{shard}.npy", mmap_mode="r")[rows]
+        return pictures
+
+
+class Resized:
+    """The pictures of one size and fit that `cache` keeps."""
+
+    def __init__(self, cache: Path, shape: Shape, fit: str) -> None:
+        self.shape, self.fit = shape, fit
+        self.folder = cache / f"{'x'.join(map(str, shape))}-{fit}"
+        self.known = dict(self._kept())
+
+    def take(self, files: Sequence[Path]) -> list[Place | str]:
+        """Resize what isn't kept yet, on all cores, and return each file's place, or why it gives no picture."""
+        size = min(MOST_IN_A_SHARD, items_in_a_piece(prod(self.shape)))
+        blocks = [files[start : start + size] for start in range(0, len(files), size)]
+        places: list[Place | str] = []
+        with ThreadPoolExecutor(cores()) as pool, progress("Reading pictures", len(files)) as advance:
+            try:
+                for found in pool.map(self._block, blocks):
+                    places += found
+                    advance(len(found))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        self._forget_others({place.shard for place in places if isinstance(place, Place)})
+        return places
+
+    def rows(self, places: Sequence[Place]) -> Rows:
+        """The pictures at these places."""
+        return Rows(self.folder, tuple(places), self.shape)
+
+    def _block(self, files: Sequence[Path]) -> list[Place | str]:
+        """The places of some files, the new ones among them written as one shard."""
+        found, new = [], dict[str, NDArray[np.uint8]]()
+        for file in files:
+            try:
+                content = content_of(file)
+                digest = sha256(content).hexdigest()
+                if digest not in self.known and digest not in new:
+                    new[digest] = read_picture(BytesIO(content), self.shape, self.fit)
+                found.append((digest, ""))
+            except Unreadable as error:
+                found.append(("", str(error)))
+        written = self._write(new) if new else {}
+        return [reason or self.known.get(digest) or written[digest] for digest, reason in found]
+
+    def _write(self, pictures: dict[str, NDArray[np.uint8]]) -> dict[str, Place]:
+        digests = list(pictures)
+        name = sha256(" ".join(digests).encode()).hexdigest()[:16]
+        with whole_file(self.folder / f"{name}.npy") as part:
+            np.save(part, np.stack(list(pictures.values())), allow_pickle=False)
+        # The last, so that there is no list without its pictures.
+        with whole_file(self.folder / f"{name}.json") as part:
+            part.write_text(json.dumps(digests))
+        return {digest: Place(name, row) for row, digest in enumerate(digests)}
+
+    def _kept(self) -> Iterator[tuple[str, Place]]:
+        for listed in self.folder.glob("*.json"):
+            try:
+                digests = json.loads(listed.read_text())
+                pictures = np.load(listed.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+                is_whole = pictures.shape == (len(digests), *self.shape) and pictures.dtype == np.uint8
+            except (OSError, ValueError, EOFError):
+                is_whole = False
+            if is_whole:
+                yield from ((digest, Place(listed.stem, row)) for row, digest in enumerate(digests))
+
+    def _forget_others(self, used: set[str]) -> None:
+        """Remove the shards of which nothing is used any more."""
+        for path in [*self.folder.glob("*.json"), *self.folder.glob("*.npy")]:
+            if path.stem not in used and not path.name.startswith("."):
+                path.unlink(missing_ok=True)

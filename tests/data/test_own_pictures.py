@@ -1,0 +1,323 @@
+"""Pictures of one's own: a folder for each class or a table, any size, brought to one size once."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data import resized
+from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.sources.csv_table import CsvTable
+from cifar_pipeline.data.sources.image_folder import ImageFolder
+from cifar_pipeline.data.split import parted
+
+OPTIONS = {
+    "root": "mine", "size": 8, "fit": "crop", "test_fraction": 0.25, "split_seed": 0, "max_bad": 0,
+    "most_megapixels": 200,
+}  # fmt: skip
+COLOURS = {"ant": (200, 0, 0), "bee": (0, 200, 0), "cat": (0, 0, 200)}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """The project's root, in which the pictures lie in mine/."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(path: str, colour=(9, 9, 9), size=(20, 12)) -> Path:
+    file = Path("mine", path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file)
+    return file
+
+
+def tree(prefix: str = "", count: int = 8, start: int = 0) -> None:
+    """So many pictures of each class, each of a size and a shade of its own, one of three in a folder further down."""
+    for name, colour in COLOURS.items():
+        for number in range(start, start + count):
+            below = "deep/" if number % 3 == 0 else ""
+            shade = tuple(part and part - number for part in colour)
+            picture(f"{prefix}{name}/{below}{number}.png", shade, (10 + number, 30 - number))
+
+
+def read(source=ImageFolder, **options) -> Official:
+    return source(**{**OPTIONS, **options}).read(Path("raw"))
+
+
+def pixels(official: Official, part: str) -> np.ndarray:
+    images = getattr(official, f"{part}_images")
+    return images[np.arange(len(images))]
+
+
+def test_a_tree_is_parted_evenly_and_every_picture_keeps_its_class():
+    tree()
+    official = read()
+    assert official.classes == ("ant", "bee", "cat")
+    assert np.bincount(official.train_labels).tolist() == [6, 6, 6]
+    assert np.bincount(official.test_labels).tolist() == [2, 2, 2]
+    assert sorted(official.train_names + official.test_names) == sorted(
+        path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png")
+    )
+    for part in ("train", "test"):
+        images, labels = pixels(official, part), getattr(official, f"{part}_labels")
+        assert images.shape == (len(labels), 8, 8, 3)
+        assert (images[:, 4, 4].argmax(axis=1) == labels).all()
+        names = getattr(official, f"{part}_names")
+        for name, label, image in zip(names, labels, images, strict=True):
+            assert name.startswith(official.classes[label])
+            number = int(Path(name).stem)
+            assert abs(int(image[4, 4].max()) - (200 - number)) <= 1
+
+
+def test_the_same_pictures_are_parted_alike_and_another_seed_parts_otherwise():
+    tree()
+    assert read().test_names == read().test_names != read(split_seed=1).test_names
+
+
+def test_parts_that_stand_in_folders_are_taken_as_they_are():
+    tree("train/", 4)
+    tree("valid/", 2, start=4)
+    tree("test/", 3, start=6)
+    official = read()
+    train, val = parted(official, 0.5, 0)
+    assert {name.split("/")[0] for name in official.test_names} == {"test"} and len(official.test_names) == 9
+    assert {official.train_names[index].split("/")[0] for index in val} == {"valid"} and len(val) == 6
+    assert {official.train_names[index].split("/")[0] for index in train} == {"train"} and len(train) == 12
+
+
+def test_without_a_test_folder_a_fraction_of_the_training_pictures_is_kept_apart():
+    tree("train/", 8)
+    tree("val/", 2, start=8)
+    official = read()
+    assert len(official.test_names) == 6 and {name.split("/")[0] for name in official.test_names} == {"train"}
+    assert len(parted(official, 0.5, 0)[1]) == 6
+
+
+@pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0))])
+def test_the_whole_picture_is_kept_or_its_middle(fit, top):
+    tree()
+    picture("ant/0.png", (200, 0, 0), (40, 10))
+    official = read(fit=fit)
+    assert official.fit == fit
+    everything = dict(zip(official.train_names, pixels(official, "train"), strict=True))
+    everything |= zip(official.test_names, pixels(official, "test"), strict=True)
+    assert tuple(everything["ant/0.png"][0, 4]) == top
+    assert everything["ant/0.png"][4, 4].tolist() == [200, 0, 0]
+
+
+class Counted:
+    """Counts the pictures that are decoded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number, self.lock, self.real = 0, threading.Lock(), resized.read_picture
+        monkeypatch.setattr(resized, "read_picture", self)
+
+    def __call__(self, *arguments):
+        with self.lock:
+            self.number += 1
+        return self.real(*arguments)
+
+    def since(self) -> int:
+        number, self.number = self.number, 0
+        return number
+
+
+def test_nothing_is_resized_twice(monkeypatch):
+    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 5)
+    tree()
+    counted = Counted(monkeypatch)
+    before = pixels(read(), "train")
+    assert counted.since() == 24
+    np.testing.assert_array_equal(pixels(read(), "train"), before)
+    assert counted.since() == 0
+    picture("ant/new.png", (99, 98, 97))
+    Path("mine/bee/1.png").rename("mine/bee/renamed.png")
+    read()
+    assert counted.since() == 1
+    read(size=9)
+    assert counted.since() == 25
+
+
+def test_what_is_used_no_more_is_not_kept(monkeypatch):
+    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 4)
+    tree()
+    read()
+    shards = {path.name for path in Path(".cache/pictures/8x8x3-crop").iterdir()}
+    for path in Path("mine/cat").rglob("*.png"):
+        path.unlink()
+    read()
+    left = {path.name for path in Path(".cache/pictures/8x8x3-crop").iterdir()}
+    assert left < shards and len(left) == 8
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "no list"])
+def test_a_damaged_shard_is_made_again(damage):
+    tree()
+    before = pixels(read(), "train")
+    (shard,) = Path(".cache/pictures/8x8x3-crop").glob("*.npy")
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "foreign":
+        np.save(shard, np.zeros((24, 9, 9, 3), np.uint8))
+    else:
+        shard.with_suffix(".json").write_text("[")
+    np.testing.assert_array_equal(pixels(read(), "train"), before)
+
+
+def test_files_that_give_no_picture_are_listed_and_left_out_up_to_a_limit(capsys):
+    tree()
+    Path("mine/ant/broken.jpg").write_bytes(b"no picture")
+    Path("mine/bee/empty.png").write_bytes(b"")
+    Path("mine/bee/notes.txt").write_text("not meant")
+    with pytest.raises(Refusal, match=r"2 files give no picture, more than data\.max_bad=1: .*max_bad: 2"):
+        read(max_bad=1)
+    said = capsys.readouterr().err
+    assert "mine/ant/broken.jpg: it is no image of a known format." in said
+    assert "mine/bee/empty.png: it is empty." in said
+    assert len(read(max_bad=2).train_names) == 18
+    assert "Left out: 2 of at most 2 (data.max_bad)." in capsys.readouterr().err
+
+
+def test_a_bomb_is_left_out(capsys):
+    tree()
+    Image.new("1", (3000, 3000)).save("mine/ant/large.png")
+    read(max_bad=1, most_megapixels=1)
+    assert "more than 1 million pixels (data.most_megapixels)" in capsys.readouterr().err
+
+
+def test_pictures_outside_of_the_classes_are_said(capsys):
+    tree()
+    picture("lonely.png")
+    assert len(read().train_names) == 18
+    assert "mine: 1 pictures lie in no class's folder and are left out." in capsys.readouterr().err
+
+
+def single() -> None:
+    tree()
+    picture("dog/alone.png")
+
+
+def mixed() -> None:
+    tree()
+    tree("train/")
+
+
+def only_test() -> None:
+    tree("test/")
+
+
+def one_class() -> None:
+    picture("ant/1.png")
+    picture("ant/2.png")
+
+
+def untrained() -> None:
+    tree("train/")
+    tree("test/", start=8)
+    picture("test/dog/1.png")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: None, r"There is no folder mine: write `pictures: FOLDER`"),
+        (lambda: Path("mine").mkdir(), "mine holds no class: put the pictures of each class"),
+        (one_class, "mine holds no class but ant"),
+        (single, r"Of class dog there is a single image.*data\.test_fraction"),
+        (mixed, r"folders of parts \(train\) beside others \(ant, bee, cat\)"),
+        (only_test, "mine has test and no `train`"),
+        (untrained, "no training pictures of dog"),
+    ],
+)
+def test_what_makes_no_data_set_is_refused(made, words):
+    made()
+    with pytest.raises(Refusal, match=words):
+        read()
+
+
+def test_the_download_stage_looks_before_anything_is_resized(tmp_path):
+    source = ImageFolder(**OPTIONS)
+    with pytest.raises(Refusal, match="There is no folder mine"):
+        source.fetch(tmp_path / "raw", [], 1, tmp_path)
+    tree()
+    assert source.fetch(tmp_path / "raw", [], 1, tmp_path) == "mine (24 files of 3 classes, which stay there)"
+    assert source.is_complete(tmp_path / "raw")
+    # The note must not say where: the same pictures elsewhere are the same data.
+    assert "mine" not in (tmp_path / "raw" / "place.txt").read_text()
+
+
+def table(*rows: str, head: str = "path,label,split") -> None:
+    Path("mine").mkdir(exist_ok=True)
+    Path("mine/labels.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+
+
+def read_table(**options) -> Official:
+    return read(CsvTable, table="labels.csv", **options)
+
+
+def test_a_table_names_pictures_classes_and_parts():
+    for number in range(6):
+        picture(f"files/{number}.jpg", (40 * number, 0, 0))
+    rows = ["train,dog", "test,dog", "train,äpfel", "val,äpfel", "train,dog", "test,äpfel"]
+    table(*[f"files/{number}.jpg,{label},{part}" for number, (part, label) in enumerate(r.split(",") for r in rows)])
+    official = read_table()
+    assert official.classes == ("dog", "äpfel")
+    assert official.train_names == tuple(f"files/{number}.jpg" for number in (0, 2, 3, 4))
+    assert official.train_labels.tolist() == [0, 1, 1, 0]
+    assert parted(official, 0.5, 0)[1].tolist() == [2]
+    assert official.test_labels.tolist() == [0, 1]
+    np.testing.assert_allclose(pixels(official, "test")[:, 4, 4, 0], [40, 200], atol=3)
+
+
+def test_a_table_without_parts_is_parted_like_a_tree():
+    tree()
+    paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    table(*[f"{path},{path[:3]}" for path in reversed(paths)], head="path,label")
+    assert read_table().test_names == read().test_names
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "words"),
+    [
+        (["a.png,x"], "file,label", "has no column path: its first line must name path and label.*it says file,label"),
+        (["a.png"], "path,label", "line 2: the row has no label"),
+        (["a.png,x", "a.png,y"], "path,label", "line 3: a.png stands in line 2 already"),
+        (["../a.png,x"], "path,label", r"line 2: \.\./a\.png lies outside of mine"),
+        (["/a.png,x"], "path,label", "lies outside"),
+        (["a.png,x,tests"], "path,label,split", "line 2: split is tests; it must be train, val or test"),
+        (['"a.png,x'], "path,label", "is no CSV"),
+        (["a.png,x"], "path,label", "no class but x: the table must name at least two classes"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused_with_its_line(rows, head, words):
+    table(*rows, head=head)
+    with pytest.raises(Refusal, match=words):
+        read_table()
+
+
+def test_without_a_table_the_sentence_says_what_it_must_be():
+    Path("mine").mkdir()
+    with pytest.raises(Refusal, match=r"There is no mine/labels\.csv: .*`path,label`"):
+        read_table()
+
+
+def test_a_row_without_its_file_counts_as_one_that_gives_no_picture(capsys):
+    tree()
+    paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    table(*[f"{path},{path[:3]}" for path in [*paths, "ant/gone.png"]], head="path,label")
+    assert len(read_table(max_bad=1).train_names) == 18
+    assert "mine/ant/gone.png: there is no such file." in capsys.readouterr().err
+
+
+def test_the_kept_list_names_each_file_by_its_content(monkeypatch):
+    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 3)
+    tree()
+    Path("mine/ant/copy.png").write_bytes(Path("mine/ant/1.png").read_bytes())
+    read()
+    kept = [digest for path in Path(".cache/pictures").rglob("*.json") for digest in json.loads(path.read_text())]
+    assert len(kept) - len(set(kept)) <= 1 and len(set(kept)) == 24
