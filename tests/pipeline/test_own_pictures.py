@@ -61,7 +61,7 @@ def test_the_five_minutes_end_with_a_model_that_knows_the_pictures(trained) -> N
     metrics = workspace.json("reports/metrics.json")
     assert list(metrics["per_class"]) == list(COLOURS)
     assert metrics["test"]["accuracy"] > 0.8
-    assert (metrics["data"]["name"], metrics["data"]["fallback"]) == ("image_folder", False)
+    assert (metrics["dataset"]["name"], metrics["dataset"]["fallback"]) == ("image_folder", False)
 
 
 def test_what_is_no_picture_and_what_stands_twice_is_said(trained) -> None:
