@@ -37,7 +37,7 @@ setup: $(SETUP) ## set up only
 # A sweep's jobs beside each other: `make sweep JOBS=2`.
 SWEEP ?= optimizer_loss
 JOBS ?= 1
-BESIDE := $(if $(filter-out 1,$(JOBS)),hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
+BESIDE := $(if $(filter-out 1,$(JOBS)),launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
 	$(if $(filter search,$(SWEEP)),hydra.sweeper.n_jobs=$(JOBS)))
 
 .PHONY: sweep

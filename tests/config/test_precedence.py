@@ -8,12 +8,13 @@ from omegaconf import OmegaConf
 from project import ROOT, Project
 
 from cifar_pipeline.config.check import check
+from cifar_pipeline.config.choices import NO_CHOICES
 from cifar_pipeline.config.compose import OUTSIDE, OUTSIDE_KEYS, decisive
 from configure import configure
 
 CONF = ROOT / "conf"
-# experiment and sweep choose among the others; a sweep's options are for `-m` alone.
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "sweep"))
+# The others choose among these, or are for `-m` alone.
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_CHOICES)
 OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in [*GROUPS, "experiment"]}
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from project import ROOT
 
 from cifar_pipeline.config.check import RULES
+from cifar_pipeline.config.choices import NO_CHOICES
 from cifar_pipeline.reference.kinds import kind
 from cifar_pipeline.reference.options import read_groups
 from cifar_pipeline.reference.schemas import dotted_keys, schemas
@@ -138,5 +139,5 @@ def test_the_page_has_every_key_and_every_option(monkeypatch: pytest.MonkeyPatch
     assert ruled <= known
     for file in FILES[1:]:
         assert file.name == "config.yaml" or f"](../{file.relative_to(ROOT).as_posix()})" in text
-    groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in ("experiment", "sweep")}
+    groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in NO_CHOICES}
     assert {key for key in dotted_keys(groups) if not key.startswith("data.fallback.")} <= known

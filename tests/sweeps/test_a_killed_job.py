@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from seen import children, logged, rows, the_sweep
 from workspace import Command, Workspace
 
-SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "hydra/launcher=submitit_local")
+SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "launcher=submitit_local")
 SECONDS = 120
 
 

@@ -26,7 +26,7 @@ def scenario_joblib(workspace: Workspace) -> tuple[Workspace, str]:
     """Two at a time, into a database that is not there yet."""
     for path in workspace.root.glob("mlflow.db*"):
         path.unlink()
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    launcher = ("launcher=joblib",)
     return workspace, workspace.train("-m", "loss=telling,cross_entropy", "seed=0,1", EPOCHS, *launcher)
 
 
@@ -42,7 +42,7 @@ def test_joblib(outcome):
 
 
 def scenario_submitit(workspace: Workspace) -> tuple[Workspace, str]:
-    launcher = ("hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=1")
+    launcher = ("launcher=submitit_local",)
     return workspace, workspace.train("-m", "loss=telling,mse", EPOCHS, *launcher)
 
 
@@ -55,7 +55,7 @@ def test_submitit(outcome):
 
 
 def scenario_ray(workspace: Workspace) -> tuple[Workspace, str]:
-    return workspace, workspace.train("-m", "loss=cross_entropy,mse", EPOCHS, "hydra/launcher=ray")
+    return workspace, workspace.train("-m", "loss=cross_entropy,mse", EPOCHS, "launcher=ray")
 
 
 @pytest.mark.long

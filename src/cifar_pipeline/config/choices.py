@@ -14,8 +14,10 @@ from cifar_pipeline.console import Refusal
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
-# Groups that are no part of what a training is: `experiment` stands by itself, a sweep is of many.
-NO_CHOICES = ("experiment", "sweep")
+# What only a sweep (`-m`) has: which trainings, and who starts them.
+OF_SWEEPS = ("sweep", "launcher")
+# Groups that are no part of what a training is: `experiment` stands by itself.
+NO_CHOICES = ("experiment", *OF_SWEEPS)
 # What params.yaml gives a value itself.
 VALUES = ("seed", "pictures")
 
@@ -105,9 +107,9 @@ def refuse_odd_choices(arguments: list[str]) -> None:
         group, told = key.lstrip("+~"), " ".join(argument.split())
         if not group:
             raise Refusal(f"{told or 'An empty argument'}: this names no key; write key=value.")
-        known = group in ("experiment", "sweep", *groups())
-        # A sweep of null is one that may be chosen.
-        if known and (option.startswith(nested) or (group != "sweep" and value.fullmatch(option))):
+        known = group in (*NO_CHOICES, *groups())
+        # No sweep and no launcher (null) may be chosen.
+        if known and (option.startswith(nested) or (group not in OF_SWEEPS and value.fullmatch(option))):
             raise Refusal(f"{told}: {CONF}/{group}/ has no file of this name; {nearest(option, options(group))}")
 
 

@@ -13,6 +13,12 @@ from cifar_pipeline.console import Refusal
 
 # Groups that come with packages of their own, hydra-joblib-launcher for one, and what those names end with.
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
+# The extras of pyproject.toml that bring those that conf/ names, and how each is installed.
+WITH_PINS, WITHOUT = (
+    "pip install --constraint constraints.txt --editable '.[launchers]'",
+    "pip install --editable '.[ray]'",
+)
+INSTALLED_BY = {"joblib": WITH_PINS, "submitit": WITH_PINS, "optuna": WITH_PINS, "ray": WITHOUT}
 
 
 def refusal_in(error: BaseException | None) -> Refusal | None:
@@ -51,7 +57,10 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = error.missing_cfg_file.rpartition("/")
     group = group.strip("/")
     if group in PLUGINS:
-        package = f"hydra-{option.removesuffix('_local').removesuffix('_slurm')}-{PLUGINS[group]}"
+        plugin = option.removesuffix("_local").removesuffix("_slurm")
+        if plugin in INSTALLED_BY:
+            return f"{group}={option} is not installed: `{INSTALLED_BY[plugin]}` installs it."
+        package = f"hydra-{plugin}-{PLUGINS[group]}"
         return f"{group}={option} is not installed, or there is none of this name; try `pip install {package}`."
     return f"{group}={option}: {CONF}/{group}/ has no file of this name; {nearest(option, sorted(error.options))}"
 

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.check import check
-from cifar_pipeline.config.choices import CONF, refuse_odd_choices, register_choices
+from cifar_pipeline.config.choices import CONF, OF_SWEEPS, refuse_odd_choices, register_choices
 from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.config.sentences import refusal_in, sentence
-from cifar_pipeline.console import complain, doing, is_silent, keep_silent
+from cifar_pipeline.console import Refusal, complain, doing, is_silent, keep_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, end_with_dvc
@@ -65,9 +65,9 @@ def output_root() -> Path:
 def cores() -> int:
     """The cores of this machine that this process may use: its share, where a launcher runs jobs beside each other."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    launcher = HydraConfig.get().launcher if is_sweep() else {}
-    if launcher.get("cpus_per_task"):
-        return int(launcher["cpus_per_task"])
+    launcher = HydraConfig.get().launcher if is_sweep() else OmegaConf.create()
+    if own := launcher.get("cpus_per_task") or OmegaConf.select(launcher, "ray.remote.num_cpus"):
+        return max(1, int(own))
     beside = int(launcher.get("n_jobs") or 1)
     return max(1, here // beside) if beside > 0 else 1
 
@@ -85,6 +85,7 @@ def _checked(stage: Stage) -> Stage:
         start = time.perf_counter()
         try:
             _be_one_of_several(config)
+            _refuse_what_a_sweep_has()
             check(config)
             doing("Loading libraries")
             result = stage(config)
@@ -105,6 +106,12 @@ def _checked(stage: Stage) -> Stage:
         return result
 
     return run
+
+
+def _refuse_what_a_sweep_has() -> None:
+    for group in OF_SWEEPS if not is_sweep() else ():
+        if (option := choices().get(group, "None")) != "None":
+            raise Refusal(f"{group}={option} is for a sweep: add -m, or leave it out.")
 
 
 def _be_one_of_several(config: DictConfig) -> None:

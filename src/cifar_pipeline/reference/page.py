@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.config.check import RULES
-from cifar_pipeline.config.choices import NO_CHOICES, shown
+from cifar_pipeline.config.choices import NO_CHOICES, OF_SWEEPS, shown
 from cifar_pipeline.reference.options import Group, Option, read_groups, read_option
 
 INTRODUCTION = """\
@@ -25,7 +25,7 @@ check these files: [schema/](../schema/) has one for each folder, and `.vscode/s
 def page(conf: Path, folder: Path) -> str:
     """The page, for a file in `folder`, from which its links go."""
     groups = read_groups(conf)
-    order = ["experiment", *(name for name in _listed(conf) if name in groups and name not in NO_CHOICES), "sweep"]
+    order = ["experiment", *(name for name in _listed(conf) if name in groups and name not in NO_CHOICES), *OF_SWEEPS]
     sections = [_section(group, folder) for name in order for group in (groups[name], *groups[name].inner.values())]
     return "\n".join([INTRODUCTION, _top(conf), *sections])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.config.check import RULES
-from cifar_pipeline.config.choices import NO_CHOICES
+from cifar_pipeline.config.choices import NO_CHOICES, OF_SWEEPS
 from cifar_pipeline.reference.kinds import Schema, kind, kind_of_values
 from cifar_pipeline.reference.options import Group, read_groups
 
@@ -31,6 +31,7 @@ def schemas(conf: Path) -> dict[str, Schema]:
         "config": _file("conf/config.yaml: what every stage composes", _top(groups) | _values(chosen) | {"hydra": {}}),
         "experiment": _file("An experiment: a recipe of its own", _top(groups) | _values(chosen)),
         "sweep": _sweep(groups, chosen),
+        "launcher": _launcher(),
     }
     for group in [*chosen.values(), *(inner for outer in chosen.values() for inner in outer.inner.values())]:
         made[group.name.replace("/", "-")] = _option(group)
@@ -62,11 +63,17 @@ def _params(experiments: Group, groups: dict[str, Group]) -> Schema:
 
 
 def _sweep(groups: dict[str, Group], chosen: dict[str, Group]) -> Schema:
-    keys = ["seed", *(name for name in groups if name != "sweep"), *dotted_keys(chosen)]
+    keys = ["seed", *(name for name in groups if name not in OF_SWEEPS), *dotted_keys(chosen)]
     swept = {"type": "object", "propertyNames": {"enum": keys}, "additionalProperties": {"type": ["string", "number"]}}
     sweeper = {"type": "object", "properties": {"params": swept}}
     hydra = {"type": "object", "properties": {"sweeper": sweeper}}
     return _file("A ready-made sweep", {"defaults": HYDRAS["defaults"], "hydra": hydra})
+
+
+def _launcher() -> Schema:
+    """The keys of a launcher are those of its package."""
+    hydra = {"type": "object", "properties": {"launcher": {}, "sweep": {}}, "additionalProperties": False}
+    return _file("Who starts a sweep's points", {"defaults": HYDRAS["defaults"], "hydra": hydra})
 
 
 def dotted_keys(groups: dict[str, Group]) -> list[str]:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_pipeline.config.compose import decisive
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, doing
-from cifar_pipeline.sweeps import job, multirun
+from cifar_pipeline.sweeps import job, launchers, multirun
 from cifar_pipeline.tracking.points import Point
 
 
@@ -36,13 +36,15 @@ class SweepParent(Callback):
     def __init__(self) -> None:
         self.parent = ""
         self.process = 0
+        self.folder = Path()
         self.swept: tuple[str, ...] = ()
         self.points = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
-        self.process = os.getpid()
+        self.process, self.folder = os.getpid(), Path.cwd()
         try:
+            launchers.require(config)
             self.parent = self._open(config)
         except Exception as error:
             # Hydra would make a warning of it, and go on.
@@ -70,6 +72,8 @@ class SweepParent(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """In the process of the job, let it know which point of which sweep it is."""
         if self.parent:
+            # A Ray node's processes are where the node was started.
+            os.chdir(self.folder)
             settings = HydraConfig.get()
             job.begin(
                 Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept, self.points),

@@ -8,7 +8,7 @@ from cifar_pipeline.tracking.points import settings
 from cifar_pipeline.tracking.sweeps import PointRecord
 
 # What a job was started with that says nothing about its training.
-NOT_CHOSEN = ("hydra", "machine", "rerun", "sweep")
+NOT_CHOSEN = ("hydra", "launcher", "machine", "rerun", "sweep")
 
 
 def command_for(record: PointRecord) -> str:

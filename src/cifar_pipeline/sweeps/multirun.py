@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_pipeline.console import complain
 
 # How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
-DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "WorkerCrashedError")
+DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "WorkerCrashedError", "NodeDiedError")
 
 _parent = ""
 _folder = Path()

@@ -1,0 +1,91 @@
+"""Who starts a sweep's points is one short word, `launcher=NAME`; what is missing for it is said before any work."""
+
+from collections.abc import Callable
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+from project import ROOT, Ended, Project
+
+from cifar_pipeline.config.choices import register_choices
+from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.sweeps import launchers
+from train import train
+
+PRESETS = {"joblib": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm", "ray": "ray"}
+# As hydra-ray-launcher has it, which need not be installed.
+RAYS = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"} | {
+    "ray": {"init": {"address": None}, "remote": {}}
+}
+SWEEP = ("-m", "seed=0,1")
+WITH_PINS = "`pip install --constraint constraints.txt --editable '.[launchers]'`"
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], None]:
+    """Let one of Hydra's launchers be installed, or not."""
+    Plugins.instance()  # looks for them once
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+
+    def set_installed(name: str, installed: bool) -> None:
+        if not installed:
+            monkeypatch.delitem(launchers, f"{name}.yaml", raising=False)
+        elif f"{name}.yaml" not in launchers:
+            node = ConfigNode(
+                name=name, node=OmegaConf.create(RAYS), group="hydra/launcher", package=None, provider=None
+            )
+            monkeypatch.setitem(launchers, f"{name}.yaml", node)
+
+    return set_installed
+
+
+def refused(ended: Ended, *fragments: str) -> None:
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1, ended.err
+    assert all(fragment in ended.err for fragment in fragments), ended.err
+
+
+def test_each_file_is_known_here() -> None:
+    assert {path.stem for path in (ROOT / "conf" / "launcher").glob("*.yaml")} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_composes_and_changes_no_training(project: Project, plugins, name: str) -> None:
+    plugins(PRESETS[name], True)
+    register_choices()
+    with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[f"launcher={name}"], return_hydra_config=True)
+    assert config.hydra.runtime.choices["hydra/launcher"] == PRESETS[name]
+    given = OmegaConf.load(project.folder / "conf" / "launcher" / f"{name}.yaml").hydra.launcher
+    assert OmegaConf.merge(config.hydra.launcher, given) == config.hydra.launcher
+    assert decisive(project.compose(f"launcher={name}")) == decisive(project.compose())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_one_that_is_not_installed_is_a_sentence_with_the_command(project: Project, plugins, name: str) -> None:
+    plugins(PRESETS[name], False)
+    command = "`pip install --editable '.[ray]'`" if name == "ray" else WITH_PINS
+    refused(project.start(train, *SWEEP, f"launcher={name}"), f"hydra/launcher={PRESETS[name]}", command)
+
+
+@pytest.mark.parametrize("choice", ["launcher=joblib", "sweep=lr"])
+def test_what_a_sweep_has_is_refused_where_there_is_none(project: Project, choice: str) -> None:
+    refused(project.start(train, choice), choice, "add -m")
+
+
+def test_slurm_is_refused_where_it_is_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    refused(project.start(train, *SWEEP, "launcher=slurm"), "`sbatch`", "launcher=submitit_local")
+    assert not (project.folder / "mlflow.db").exists()
+
+
+def test_a_ray_cluster_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = {"choices": {"hydra/launcher": "ray"}}
+    config = OmegaConf.create({"hydra": {"runtime": choices, "launcher": {"ray": {"init": {"address": None}}}}})
+    launchers.require(config)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(Refusal, match=r"127\.0\.0\.1:9: start it"):
+        launchers.require(config)
