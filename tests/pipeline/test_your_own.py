@@ -22,10 +22,10 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
     assert sorted(files) == [
         "conf/data/source/stripes.yaml",
         "conf/data/stripes.yaml",
+        "conf/launcher/night.yaml",
         "conf/loss/hinge.yaml",
         "conf/model/linear.yaml",
         "conf/optimizer/adagrad.yaml",
-        "conf/sweep/cluster.yaml",
         "src/cifar_pipeline/data/sources/stripes.py",
         "src/cifar_pipeline/models/linear.py",
     ]
@@ -43,5 +43,5 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
     assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("ours", "false")
     assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
     assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]
-    launcher = copy.run("python", "src/train.py", "sweep=cluster", "--cfg", "hydra", "--package", "hydra.launcher")
-    assert "SlurmLauncher" in launcher and "partition: gpu" in launcher
+    launcher = copy.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert "SlurmLauncher" in launcher and "partition: night" in launcher
