@@ -1,9 +1,21 @@
 """What one clone pushes to a DVC remote, another one has without training: data, model, reports."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from workspace import STAGES, Workspace, stages_that
+
+BUCKET = "s3://shared/results"
+# Whatever the server takes; a clone keeps them in .dvc/config.local, which git does not know.
+KEYS = {"access_key_id": "tests", "secret_access_key": "tests", "region": "us-east-1"}
+SECONDS = 60
 
 
 def colleague_of(clone: Workspace, root: Path) -> Workspace:
@@ -14,12 +26,20 @@ def colleague_of(clone: Workspace, root: Path) -> Workspace:
     return Workspace(root, clone.source)
 
 
-def is_had_without_training(first: Workspace, colleague: Workspace) -> None:
+def is_had_without_training(first: Workspace, colleague: Workspace, *keys: tuple[str, str]) -> None:
+    """Pushed by one, pulled by the other, each with the `keys` of the remote, and `make` finds nothing to do."""
+
+    def let_in(clone: Workspace) -> None:
+        for key, value in keys:
+            clone.dvc("remote", "modify", "--local", "storage", key, value)
+
+    let_in(first)
     said = first.dvc("push")
     assert "pushed" in said
     first.commit()
     colleague.run("git", "pull", "--quiet")
     assert not (colleague.root / "models").exists()
+    let_in(colleague)
     said = colleague.dvc("pull")
     assert "fetched" in said
 
@@ -34,8 +54,48 @@ def is_had_without_training(first: Workspace, colleague: Workspace) -> None:
     ).read_bytes()
 
 
+@pytest.fixture
+def s3_server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server on this machine that speaks S3, with one empty bucket."""
+    for package, name in (("dvc_s3", "dvc-s3"), ("moto", "moto")):
+        if find_spec(package) is None:
+            pytest.skip(f"{name} is not installed (the extra `s3`)")
+    import boto3
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (tmp_path / "server.txt").open("w") as said:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
+        )
+    try:
+        began = time.monotonic()
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None and time.monotonic() - began < SECONDS, (tmp_path / "server.txt").read_text()
+            time.sleep(0.1)
+        names = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": KEYS["region"]}
+        boto3.client("s3", endpoint_url=address, **names).create_bucket(Bucket="shared")
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=SECONDS)
+
+
 @pytest.mark.long
 def test_a_folder_that_two_clones_see(copy: Workspace, tmp_path: Path) -> None:
     colleague = colleague_of(copy, tmp_path / "colleague")
     copy.dvc("remote", "add", "--default", "storage", str(tmp_path / "storage"))
     is_had_without_training(copy, colleague)
+
+
+@pytest.mark.long
+def test_a_server_that_speaks_s3(copy: Workspace, tmp_path: Path, s3_server: str) -> None:
+    colleague = colleague_of(copy, tmp_path / "colleague")
+    copy.dvc("remote", "add", "--default", "storage", BUCKET)
+    copy.dvc("remote", "modify", "storage", "endpointurl", s3_server)
+    is_had_without_training(copy, colleague, *KEYS.items())
