@@ -33,7 +33,7 @@ BY_FILE = {
     "tests/pipeline/test_experiments.py": {
         "test_an_experiment_of_dvc_is_one_more_run": r"dvc exp run( -S \S+)+",
     },
-    "tests/pipeline/test_own_pictures.py": {
+    "tests/pipeline/test_five_minutes.py": {
         "test_the_five_minutes_end_with_a_model_that_knows_the_pictures": (
             "python src/choose.py data=image_folder experiment=own_pictures"
         ),

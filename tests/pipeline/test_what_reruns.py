@@ -8,6 +8,7 @@ from workspace import STAGES, Command, Workspace, stages_that
 
 
 def test_a_second_repro_runs_nothing(clone):
+    assert list((clone.root / "src").rglob("__pycache__"))  # which is no change of the code beside it
     said = clone.dvc("repro")
     assert stages_that(said, "skipped") == STAGES
     assert stages_that(said, "ran") == []

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from workspace import ROOT, Workspace
 
 FILE = re.compile(r"(?:[Ii]n|such as|as in)\s+`([\w./]+)`:\s+```\w+\n(.*?)```", re.DOTALL)
@@ -17,7 +18,12 @@ def recipes() -> dict[str, str]:
     return found
 
 
-def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspace) -> None:
+CHOICES = ["model=linear", "optimizer=adagrad", "loss=hinge", "data=stripes"]
+
+
+@pytest.fixture
+def ours(copy: Workspace) -> Workspace:
+    """A copy with the recipes' files."""
     files = recipes()
     assert sorted(files) == [
         "conf/data/source/stripes.yaml",
@@ -31,17 +37,31 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(copy: Workspac
     ]
     for path, content in files.items():
         (copy.root / path).write_text(content)
-    choices = ["model=linear", "optimizer=adagrad", "loss=hinge", "data=stripes"]
-    copy.commit()
-    said = copy.dvc("exp", "run", "--name", "ours", *(word for choice in choices for word in ("-S", choice)))
+    return copy
+
+
+def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(ours: Workspace) -> None:
+    for stage in ("download", "preprocess", "train"):
+        ours.run("python", f"src/{stage}.py", *CHOICES)
+    run = ours.runs()[-1]
+    assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
+    assert run.data.tags["dataset"] == "stripes"
+    assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
+    facts = ours.json("models/training.json")
+    assert facts["classes"] == ["upright", "lying"]
+    launcher = ours.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert "SlurmLauncher" in launcher and "partition: night" in launcher
+
+
+@pytest.mark.long
+def test_they_are_an_experiment_of_dvc_like_any_other(ours: Workspace) -> None:
+    ours.commit()
+    said = ours.dvc("exp", "run", "--name", "ours", *(word for choice in CHOICES for word in ("-S", choice)))
     assert "Test accuracy: " in said and "on stripes" in said
-    metrics = copy.json("reports/metrics.json")
+    metrics = ours.json("reports/metrics.json")
     assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
     assert list(metrics["per_class"]) == ["upright", "lying"]
-    run = copy.runs()[-1]
+    run = ours.runs()[-1]
     assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
     assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("ours", "false")
-    assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
     assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]
-    launcher = copy.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
-    assert "SlurmLauncher" in launcher and "partition: night" in launcher

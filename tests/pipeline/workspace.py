@@ -22,8 +22,9 @@ STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
 # Nobody listens there: refused at once, also where there is a network.
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 PERSON = ("-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false")
-# Variables that would make a command here something else than the same command typed in a new shell.
-DISTURBING = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "CIFAR10_SOURCE")
+# Variables that would make a command here something else than the same command typed in a new shell, where Python
+# also leaves its bytecode beside the code.
+DISTURBING = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CIFAR10_SOURCE")
 
 
 class Command:

@@ -92,10 +92,8 @@ def answers(address: str) -> bool:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_sixteen_jobs_from_four_processes_lose_nothing(
-    never_swept: tuple[Workspace, str], tmp_path: Path, server: str
-) -> None:
-    workspace = never_swept[0].copy(tmp_path / "copy")
+def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, tmp_path: Path, server: str) -> None:
+    workspace = never_swept.copy(tmp_path / "copy")
     on_server = ("env", f"MLFLOW_TRACKING_URI={server}")
     local = workspace.runs()
     points = f"seed=range(0,{JOBS})"

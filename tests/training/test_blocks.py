@@ -136,14 +136,15 @@ def test_two_hundred_steps_in_cuda_graphs_are_the_steps_one_by_one(optimizer: st
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("per_block", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
-    project, digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project, digits, tmp_path: Path, per_block: int
 ) -> None:
     config = composed(
         ["data=digits", "trainer.max_epochs=2", "trainer.batch_size=16", "schedule=cosine", "model=lenet"]
     )
     weights, rows = [], []
-    for engine in (Engine("plain", "", 1, 0), Engine("block", "", 2, 5)):
+    for engine in (Engine("plain", "", 1, 0), Engine("block", "", per_block, 5)):
         folder = TrainingFolder(tmp_path / engine.name)
         folder.path.mkdir()
         module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
