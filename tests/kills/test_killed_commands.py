@@ -37,9 +37,10 @@ def slow(copy):
     return copy
 
 
-def test_a_killed_dvc_leaves_no_training_behind_and_the_next_goes_on(slow, undisturbed):
-    make_repository(slow)
-    repro = slow.start("dvc", "repro", "--single-item", "train")
+def killed_in_the_middle(workspace):
+    """Kill a `dvc repro` while its stage trains; both are gone then, and the run is known as killed."""
+    make_repository(workspace)
+    repro = workspace.start("dvc", "repro", "--single-item", "train")
     repro.wait_for(f"epoch 2/{EPOCHS}")
     stage = started_below(repro.process.pid)
     repro.process.kill()
@@ -47,8 +48,16 @@ def test_a_killed_dvc_leaves_no_training_behind_and_the_next_goes_on(slow, undis
     assert not gone(stage) and time.monotonic() - killed < SECONDS
     said = repro.end(code=-signal.SIGKILL)
     assert "Traceback" not in said
-    assert [run.info.status for run in slow.runs()] == ["KILLED"]
+    assert [run.info.status for run in workspace.runs()] == ["KILLED"]
 
+
+def test_a_killed_dvc_leaves_no_training_behind(slow):
+    killed_in_the_middle(slow)
+
+
+@pytest.mark.long
+def test_after_a_killed_dvc_the_next_goes_on(slow, undisturbed):
+    killed_in_the_middle(slow)
     said = slow.dvc("repro", "--single-item", "train")
     assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
     assert slow.model() == undisturbed("plain").workspace.model()

@@ -3,7 +3,6 @@
 import tarfile
 
 import numpy as np
-import pandas
 import pytest
 import yaml
 from workspace import Workspace, make_repository, workspace_of_tree
@@ -49,19 +48,9 @@ def test_an_archive_and_a_folder_leave_the_same_raw_data(real, tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def one_epoch(real: Workspace) -> None:
-    real.train("trainer.max_epochs=1", "trainer.batch_size=64", "optimizer.lr=0.02")
-
-
-def test_one_epoch_learns_much_more_than_chance(real):
-    one_epoch(real)
-    history = pandas.read_csv(real.root / "reports" / "history.csv")
-    assert history["val/accuracy"].item() > 0.4
-
-
 @pytest.mark.long
-def test_and_is_as_good_on_the_test_part(real):
-    one_epoch(real)
+def test_one_epoch_learns_much_more_than_chance(real):
+    real.train("trainer.max_epochs=1", "trainer.batch_size=64", "optimizer.lr=0.02")
     real.run("python", "src/evaluate.py")
     metrics = real.json("reports/metrics.json")
     assert metrics["dataset"]["fallback"] is False
