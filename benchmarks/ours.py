@@ -7,12 +7,15 @@ compiled blocks). The first epoch is not measured: in it the code is compiled, o
 """
 
 import csv
+import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from side import answer, parser, since_start
 
@@ -46,7 +49,30 @@ class EpochFile(Logger):
         """There is nothing to note about a benchmark."""
 
 
+class InMemory(Dataset):
+    """A data set that is copied into memory before anything is taken from it."""
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = super().part(name)
+        return np.array(images), np.array(labels)
+
+
+class Anonymous(threading.Thread):
+    """Looks twenty times a second how much memory this process has that no file stands behind."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            self.peak = max(self.peak, int(found[1]) * 1024 / 10**9 if found else 0.0)
+            time.sleep(0.05)
+
+
 arguments = parser(__doc__)
+arguments.add_argument("--in-memory", action="store_true", help="copy the data set into memory first")
 arguments.add_argument("--epochs", type=int, default=2, help="epochs, of which all but the first are measured")
 arguments.add_argument("overrides", nargs="*")
 options = arguments.parse_args()
@@ -54,7 +80,11 @@ options = arguments.parse_args()
 keep_freed_memory()
 # What `auto` means is asked of the whole recipe, before its epochs are shortened here.
 config = composed([*options.overrides, "machine.accelerator=cpu"])
+anonymous = Anonymous()
+anonymous.start()
 dataset = Dataset.open(options.data)
+if options.in_memory:
+    dataset = InMemory(**vars(dataset))
 hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
 engine = choose_engine(config, hardware, dataset.sizes["train"])
 module = build_module(config, dataset, engine)
@@ -74,6 +104,7 @@ answer(
     seconds=(logger.ends[-1] - logger.ends[0]) / len(rows),
     # The training alone, as every other side has nothing else either.
     images_per_second=sum(row["images_per_second"] for row in rows) / len(rows),
+    anonymous_gigabytes=anonymous.peak,
     engine=str(engine),
     threads=hardware.threads,
 )

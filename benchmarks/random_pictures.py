@@ -25,6 +25,7 @@ class RandomPixels(Cifar10):
 
 arguments = ArgumentParser(description=__doc__)
 arguments.add_argument("--images", type=int, required=True, help="images in the train part")
+arguments.add_argument("--size", type=int, default=32, help="pixels of height and width")
 arguments.add_argument("--data", type=Path, default=Path("data/processed"))
 options = arguments.parse_args()
 train, val, test = options.images, max(1, options.images // 9), max(1, options.images // 4)
@@ -33,7 +34,7 @@ generator = np.random.default_rng(0)
 
 def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Random images and labels."""
-    images = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    images = generator.integers(0, 256, (count, options.size, options.size, 3), np.uint8)
     return images, np.arange(count, dtype=np.int64) % len(CLASSES)
 
 

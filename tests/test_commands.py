@@ -94,7 +94,7 @@ BY_FILE = {
         "test_twenty_moments_by_chance_change_nothing": r"python tests/kills/torture.py --count \d+",
     },
     "tests/benchmarks/test_measuring.py": {
-        "test_every_part_runs": r"python benchmarks/(run|tutorial_loop)\.py.*",
+        "test_every_part_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",
     },
     "tests/benchmarks/test_race.py": {
         "test_every_race_runs": r"python benchmarks/race.py .*",

@@ -17,7 +17,7 @@ COLLECT_AFTER = 50_000
 def collect_rarely() -> None:
     """Let Python look for garbage in cycles less often: while libraries are imported it finds none, again and again.
 
-    A fifth of the time that torch, Lightning and MLflow take to be imported.
+    Looking for it is a fifth of the time that torch, Lightning and MLflow take to be imported.
     """
     gc.set_threshold(COLLECT_AFTER)
 

@@ -1,0 +1,71 @@
+"""100,000 pictures, more bytes than each process may take, go all the way from their files to a prediction."""
+
+import io
+import re
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from workspace import Command, Workspace
+
+PICTURES = 100_000
+SIZE = 80
+# Bytes of memory that no file stands behind, in any one process; README and docs/your-own-pictures.md state it.
+LIMIT = 1_250_000_000
+CLASSES = ("dark", "middling", "bright")
+
+
+def draw_all(folder: Path) -> None:
+    """Small pictures of odd sizes, each one of its own, which `preprocess` brings to SIZE."""
+    random = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    for number in range(PICTURES):
+        label = number % len(CLASSES)
+        height, width = 12 + number % 7, 12 + number % 5
+        pixels = random.integers(70 * label, 70 * label + 100, (height, width, 3), np.uint8)
+        packed = io.BytesIO()
+        Image.fromarray(pixels).save(packed, "BMP")
+        (folder / CLASSES[label] / f"{number:06}.bmp").write_bytes(packed.getvalue())
+
+
+def peaks(command: Command) -> dict[str, int]:
+    """The most anonymous memory that each stage's process had, in bytes, once all have ended."""
+    found: dict[str, int] = defaultdict(int)
+    root = psutil.Process(command.process.pid)
+    while command.process.poll() is None:
+        try:
+            for process in root.children(recursive=True):
+                stage = re.search(r"src/(\w+)\.py", " ".join(process.cmdline()))
+                memory = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+                if stage and memory:
+                    found[stage[1]] = max(found[stage[1]], int(memory[1]) * 1024)
+        except (psutil.NoSuchProcess, OSError):
+            pass  # it has ended meanwhile
+        time.sleep(0.05)
+    return dict(found)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_stage_stays_below_the_limit(copy: Workspace, tmp_path: Path) -> None:
+    draw_all(tmp_path / "many")
+    copy.run("python", "src/choose.py", f"pictures={tmp_path / 'many'}", "experiment=own_pictures", f"data.size={SIZE}")
+    copy.run("python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.fit=pad")
+    command = copy.start("dvc", "repro")
+    found = peaks(command)
+    said = command.end()
+    print(found)
+    dataset = copy.json("data/processed/dataset.json")
+    assert sum(dataset["sizes"].values()) == PICTURES
+    assert dataset["sizes"]["train"] * SIZE**2 * 3 > LIMIT
+    assert set(found) >= {"preprocess", "train", "evaluate"}
+    assert {stage: bytes_ for stage, bytes_ in found.items() if bytes_ >= LIMIT} == {}
+    assert "Test accuracy: " in said and copy.json("reports/metrics.json")["test"]["accuracy"] > 0.9
+    assert "trained on image_folder" in copy.run(
+        "python", "src/predict.py", str(tmp_path / "many" / "dark" / "000000.bmp")
+    )
