@@ -20,12 +20,12 @@ from lightning.pytorch.loggers import Logger
 from side import answer, parser, since_start
 
 from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.stage import cores
+from cifar_pipeline.config.start import cores
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.memory import keep_freed_memory
 from cifar_pipeline.training.build import build_module, build_pictures, step_images
-from cifar_pipeline.training.engine import choose_engine
-from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.engines.choice import choose_engine
+from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import choose_hardware
 
@@ -95,7 +95,7 @@ if options.steps:
 with TemporaryDirectory() as folder:
     logger = EpochFile(Path(folder) / "epochs.csv")
     start_up, start = since_start(), time.perf_counter()
-    fitted = fit(module, pictures, values, hardware, TrainingFolder(Path(folder)), logger)
+    fitted = fit(Plan(module, pictures, values, hardware, TrainingFolder(Path(folder))), logger)
 rows = fitted.rows[1:]
 answer(
     start_up=start_up,

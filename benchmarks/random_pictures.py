@@ -10,9 +10,9 @@ import numpy as np
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.data.asked import asked_values
-from cifar_pipeline.data.dataset import write
 from cifar_pipeline.data.official import Official
 from cifar_pipeline.data.sources.cifar10 import Cifar10
+from cifar_pipeline.data.writing import write
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -5,8 +5,8 @@ For where `dvc exp run -S` is not to be had, because there is no git. Comments a
 
 import sys
 
-from cifar_pipeline.config.choose import choose
-from cifar_pipeline.config.script import run_script
+from cifar_pipeline.commands.script import run_script
+from cifar_pipeline.config.edit import choose
 from cifar_pipeline.console import say
 
 

@@ -5,7 +5,7 @@ The table and the figures go to multirun/ and onto the sweep's run in MLflow whe
 
 import argparse
 
-from cifar_pipeline.config.script import run_script
+from cifar_pipeline.commands.script import run_script
 from cifar_pipeline.console import Refusal
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.config.compose import write_composed
-from cifar_pipeline.config.stage import run_stage
 from cifar_pipeline.config.targets import check_targets
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cifar_pipeline.config.script import run_script
+from cifar_pipeline.commands.script import run_script
 from cifar_pipeline.console import say
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.reference.page import page

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.config.stage import run_stage
+from cifar_pipeline.commands.stage import run_stage
 
 MODELS, REPORTS = Path("models"), Path("reports")
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cifar_pipeline.config.script import configuration, run_script
+from cifar_pipeline.commands.script import configuration, run_script
 
 
 def export() -> None:

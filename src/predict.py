@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cifar_pipeline.config.script import configuration, run_script
+from cifar_pipeline.commands.script import configuration, run_script
 
 
 def arguments() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
 def predict() -> int:
     asked, config = arguments(), configuration()
     # Imported here, because `--help` and a refusal should answer at once.
-    from cifar_pipeline.config.stage import cores
+    from cifar_pipeline.config.start import cores
     from cifar_pipeline.console import say
     from cifar_pipeline.data.pictures import limit_pixels
     from cifar_pipeline.inference.found import count, picture_files

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.config.stage import run_stage
+from cifar_pipeline.commands.stage import run_stage
 
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
@@ -17,9 +17,10 @@ def preprocess(config: DictConfig) -> None:
 
     from cifar_pipeline.console import doing, say, warn
     from cifar_pipeline.data.asked import asked_values, used_values
-    from cifar_pipeline.data.dataset import Dataset, write
+    from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.data.raw import present
     from cifar_pipeline.data.split import parted
+    from cifar_pipeline.data.writing import write
     from cifar_pipeline.files import only_one, require_writable, whole_folder
     from cifar_pipeline.reporting.samples import contact_sheet
     from cifar_pipeline.reporting.style import save

@@ -6,7 +6,7 @@ of a run, a sweep's winner for one. The rule stands in conf/registry/. Typed aga
 
 import argparse
 
-from cifar_pipeline.config.script import configuration, run_script
+from cifar_pipeline.commands.script import configuration, run_script
 
 
 def promote() -> None:

@@ -7,7 +7,7 @@ MLflow's database: `dvc exp run -S experiment=quick -S seed=1` puts one more res
 import argparse
 from pathlib import Path
 
-from cifar_pipeline.config.script import run_script
+from cifar_pipeline.commands.script import run_script
 
 PAGES = {"en": Path("README.md"), "zh": Path("README.zh-CN.md")}
 NO_VAL = "data.val_fraction=0"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from cifar_pipeline.config.script import configuration, run_script
+from cifar_pipeline.commands.script import configuration, run_script
 
 
 def rollback() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.config.stage import run_stage
+from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.sweeps.job import surviving
 from cifar_pipeline.sweeps.multirun import concluded
 
@@ -16,7 +16,7 @@ def train(config: DictConfig) -> float | None:
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
     from cifar_pipeline.config.compose import decisive
     from cifar_pipeline.config.identity import identity
-    from cifar_pipeline.config.stage import choices, cores, output_root
+    from cifar_pipeline.config.start import choices, cores, output_root
     from cifar_pipeline.config.targets import check_targets
     from cifar_pipeline.config.workspace import trainings_cache
     from cifar_pipeline.console import doing, say
@@ -29,9 +29,9 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.tracking.lineage import commit
     from cifar_pipeline.tracking.runs import run_name, training_run
     from cifar_pipeline.training.build import build_average, build_deployed, build_module, build_pictures, step_images
-    from cifar_pipeline.training.engine import choose_engine
+    from cifar_pipeline.training.engines.choice import choose_engine
     from cifar_pipeline.training.facts import training_facts
-    from cifar_pipeline.training.fit import fit
+    from cifar_pipeline.training.fit import Plan, fit
     from cifar_pipeline.training.folder import TrainingFolder
     from cifar_pipeline.training.hardware import choose_accelerator, choose_hardware
     from cifar_pipeline.training.logger import RunLogger
@@ -61,12 +61,13 @@ def train(config: DictConfig) -> float | None:
     name = run_name(choices(), config.seed, point)
     if point and not config.rerun and (value := finished_value(point, this)) is not None:
         return value
-    folder = TrainingFolder(trainings_cache() / this)
-    machine, average = config.machine, build_average(config)
+    folder, machine = TrainingFolder(trainings_cache() / this), config.machine
+    plan = Plan(
+        module, pictures, config.trainer, hardware, folder, build_average(config), processes,
+        machine.checkpoint_every, machine.profiler,
+    )  # fmt: skip
     if not processes.is_first:
-        fit(
-            module, pictures, config.trainer, hardware, folder, None, machine.checkpoint_every, None, average, processes
-        )
+        fit(plan, logger=None)
         return None
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     doing("Opening the run in MLflow")
@@ -77,10 +78,7 @@ def train(config: DictConfig) -> float | None:
             logger.log_rows(folder.rows())
             dismiss(processes, hardware.accelerator, this)
         else:
-            every, profiler = machine.checkpoint_every, machine.profiler
-            fitted = fit(
-                module, pictures, config.trainer, hardware, folder, logger, every, profiler, average, processes
-            )
+            fitted = fit(plan, logger)
             doing("Writing the models")
             facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
             with folder.finishing(facts, fitted.rows) as result:
@@ -91,7 +89,7 @@ def train(config: DictConfig) -> float | None:
         logger.send_kept()
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]})
     folder.publish(output_root(), {"id": run.id, "name": name})
-    folder.clear_others(config.machine.keep_trainings)
+    folder.clear_others(machine.keep_trainings)
     return folder.rows()[-1].get("val/accuracy")
 
 

@@ -15,8 +15,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.data.asked import asked_values
-from cifar_pipeline.data.dataset import Dataset, write
+from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.sources.digits import Digits
+from cifar_pipeline.data.writing import write
 
 TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.

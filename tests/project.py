@@ -12,9 +12,10 @@ import pytest
 from omegaconf import DictConfig
 
 from cifar_pipeline import console
+from cifar_pipeline.commands.script import run_script
+from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.script import run_script
-from cifar_pipeline.config.stage import Stage, run_stage
+from cifar_pipeline.config.start import Stage
 
 ROOT = Path(__file__).parents[1]
 

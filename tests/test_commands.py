@@ -46,7 +46,7 @@ BY_FILE = {
         "test_a_folder_that_two_clones_see": r"dvc (push|pull)|dvc remote add --default storage \S+",
         "test_a_server_that_speaks_s3": "dvc remote modify --local",
     },
-    "tests/config/test_started_scripts.py": {
+    "tests/commands/test_started_scripts.py": {
         "test_showing_the_configuration_loads_nothing_heavy": "python src/train.py --cfg job",
         "test_the_shell_completes_the_keys_and_options_of_every_stage": (
             r'eval "\$\(python src/train.py -sc install=bash\)"'

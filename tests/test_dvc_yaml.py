@@ -15,7 +15,9 @@ from cifar_pipeline.data.asked import KEYS as ASKED
 ROOT = SRC.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # They speak, keep records and compose: what they change stands in composed.yaml, or changes no result.
-NOBODYS = {"config", "console", "faults", "files", "interruption", "memory", "tracking", "sweeps"}
+NOBODYS = {
+    "commands", "config", "console", "faults", "files", "interruption", "memory", "nested", "tracking", "sweeps",
+}  # fmt: skip
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
     "identity": IDENTITY,
@@ -116,8 +118,8 @@ def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> It
             yield ast.literal_eval(parents[call].slice) if isinstance(parents[call].slice, ast.Constant) else ""
         elif call.func.id in BY_TABLE:
             yield from BY_TABLE[call.func.id]
-        elif (found := defined(tree, path, call.func.id)) is None:
-            yield key  # Python's, Hydra's or OmegaConf's: it may read all of it
+        elif (found := defined(tree, path, call.func.id)) is None or is_record(*found):
+            yield key  # Python's, Hydra's or OmegaConf's, or a record that is handed on: all of it may be read
         else:
             yield from keys_read(*found, parameter_of(*found, call, handed), key)
 
@@ -151,6 +153,12 @@ def defined(tree: ast.Module, path: Path, name: str) -> tuple[Path, str] | None:
                 if (alias.asname or alias.name) == name:
                     return SRC.joinpath(*node.module.split(".")).with_suffix(".py"), alias.name
     return None
+
+
+def is_record(path: Path, name: str) -> bool:
+    """Whether this is a class without a constructor of its own: a dataclass."""
+    node = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", None) == name)
+    return isinstance(node, ast.ClassDef) and not any(getattr(inner, "name", "") == "__init__" for inner in node.body)
 
 
 def definition(tree: ast.Module, name: str) -> ast.FunctionDef:

@@ -101,7 +101,7 @@ def test_other_data_is_another_training(sources: Path) -> None:
         "models/__init__.py",
         "models/pixels.py",
         "training/module.py",
-        "training/small_convolutions.cpp",
+        "training/engines/small_convolutions.cpp",
         "data/batches.py",
     ],
 )

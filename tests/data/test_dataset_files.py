@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.dataset import PARTS, Dataset, statistics, write
-from cifar_pipeline.data.official import Official
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.data.official import PARTS, Official
 from cifar_pipeline.data.pieces import PIECE_BYTES, items_in_a_piece
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.data.split import stratified_split
+from cifar_pipeline.data.writing import statistics, write
 
 ASKED = {"source": {"_target_": "a.b.C"}, "fallback": {"_target_": "d.e.F"}, "val_fraction": 0.25, "split_seed": 0}
 

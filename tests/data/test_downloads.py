@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from cifar_pipeline.data.failures import Unusable
-from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason, shown
+from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason, without_secrets
 
 MOST = 1 << 20
 
@@ -188,5 +188,5 @@ def test_reasons_are_short():
 
 
 def test_secrets_in_addresses_are_not_shown():
-    assert shown("https://me:secret@host:1/a.tar.gz?token=secret") == "https://host:1/a.tar.gz"
-    assert shown("/a/folder") == "/a/folder"
+    assert without_secrets("https://me:secret@host:1/a.tar.gz?token=secret") == "https://host:1/a.tar.gz"
+    assert without_secrets("/a/folder") == "/a/folder"

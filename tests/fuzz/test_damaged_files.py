@@ -13,8 +13,9 @@ from damage import damaged, repeat, tried
 from hypothesis import strategies as st
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.dataset import PARTS, Dataset
+from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.failures import Unavailable
+from cifar_pipeline.data.official import PARTS
 from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
 from cifar_pipeline.training.checkpoints import read_checkpoint
 

@@ -103,7 +103,7 @@ KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
 
 def note_steps() -> None:
     """Write down which step begins, as the training counts them."""
-    from cifar_pipeline.training.block_module import BlockClassifier
+    from cifar_pipeline.training.engines.block_module import BlockClassifier
     from cifar_pipeline.training.module import Classifier
 
     notes = os.open(STEPS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

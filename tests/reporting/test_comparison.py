@@ -13,17 +13,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cifar_pipeline.reporting.comparison import (
-    Comparison,
-    as_table,
-    figure,
-    print_comparison,
-    ranked,
-    to_csv,
-    to_markdown,
-    winner,
-    write,
-)
+from cifar_pipeline.reporting.comparison.groups import Comparison, ranked, winner
+from cifar_pipeline.reporting.comparison.show import figure, print_comparison, write
+from cifar_pipeline.reporting.comparison.tables import as_table, to_csv, to_markdown
 from cifar_pipeline.reporting.pages.compare import compare_page
 
 NAN = float("nan")

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.comparison import Comparison, curves, figure, write
-from cifar_pipeline.reporting.comparison_groups import all_numeric, wants_log
-from cifar_pipeline.reporting.style import save
-from cifar_pipeline.reporting.sweep_curves import OTHERS, apart
+from cifar_pipeline.reporting.comparison.curves import apart, curves
+from cifar_pipeline.reporting.comparison.groups import Comparison, all_numeric, wants_log
+from cifar_pipeline.reporting.comparison.show import figure, write
+from cifar_pipeline.reporting.style import OTHERS, save
 
 NAN = float("nan")
 

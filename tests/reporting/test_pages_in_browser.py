@@ -8,7 +8,7 @@ from browser import Page, chromium, opened
 from evaluated import BINS, evaluation
 from test_comparison_figures import sweep
 
-from cifar_pipeline.reporting.comparison import write
+from cifar_pipeline.reporting.comparison.show import write
 from cifar_pipeline.reporting.pages.report import write_report
 
 PROGRAM = chromium()

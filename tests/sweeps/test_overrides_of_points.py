@@ -7,7 +7,7 @@ from project import Project
 
 from cifar_pipeline.config.choices import register_choices
 from cifar_pipeline.sweeps.callback import number_of_points, parted
-from cifar_pipeline.sweeps.choice import setting
+from cifar_pipeline.sweeps.winner import setting
 from cifar_pipeline.tracking.points import Point, settings
 
 

@@ -9,7 +9,7 @@ import pytest
 from seen import children, folder, points, the_sweep
 from workspace import Workspace, make_repository
 
-from cifar_pipeline.config.choose import choose
+from cifar_pipeline.config.edit import choose
 from cifar_pipeline.console import Refusal
 
 SWEEP = ("-m", "optimizer.lr=0.001,0.03", "trainer.max_epochs=3")

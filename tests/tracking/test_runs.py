@@ -6,7 +6,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, flat, reopened_run, run_name, training_run
+from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, reopened_run, run_name, training_run
 from cifar_pipeline.tracking.store import connect
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
@@ -92,6 +92,29 @@ def test_a_run_whose_process_died_is_continued_and_not_doubled(client):
     assert len(runs_of(client, "died")) == 1
 
 
+def test_the_run_of_a_training_whose_process_died_is_ended_by_the_next_training(client):
+    with opened("left") as left:
+        pass
+    client.update_run(left.id, status="RUNNING")  # as a process that was killed leaves it
+    with opened("next"):
+        assert status(client, left.id) == "KILLED"
+
+
+def test_a_training_that_ends_while_another_looks_is_not_taken_for_killed(client, monkeypatch):
+    with opened("ending") as ending:
+        pass
+    client.update_run(ending.id, status="RUNNING")
+
+    def is_held(identity: str) -> bool:
+        if identity == "ending":
+            client.set_terminated(ending.id, "FINISHED")  # which it does before it lets go of its folder
+        return False
+
+    monkeypatch.setattr("cifar_pipeline.tracking.left.is_held", is_held)
+    with opened("looking"):
+        assert status(client, ending.id) == "FINISHED"
+
+
 def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
     with opened("again") as first:
         pass
@@ -161,7 +184,3 @@ def test_and_to_a_new_one_where_the_run_is_not_in_this_database(client, capsys):
 )
 def test_a_name_says_the_choices_and_another_recipe_than_the_tutorials(experiment, optimizer, name):
     assert run_name({"experiment": experiment, "optimizer": optimizer, "loss": "mse", "model": "lenet"}, 0) == name
-
-
-def test_flattened_values():
-    assert flat({"a": {"b": {"c": 1}}, "d": [1, 2], "e": True}) == {"a.b.c": "1", "d": "[1, 2]", "e": "True"}

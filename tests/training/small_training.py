@@ -11,7 +11,7 @@ from project import Project
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.build import build_average, build_module, build_pictures
 from cifar_pipeline.training.datamodule import Pictures
-from cifar_pipeline.training.fit import Fitted, fit
+from cifar_pipeline.training.fit import Fitted, Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
@@ -51,8 +51,8 @@ class Training:
     def run(self) -> Fitted:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "tested")
         average = build_average(self.config)
-        fitting = (self.module, self.pictures, self.config.trainer, hardware, self.folder, self.logger)
-        return fit(*fitting, average=average)
+        plan = Plan(self.module, self.pictures, self.config.trainer, hardware, self.folder, average)
+        return fit(plan, self.logger)
 
 
 def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None) -> Training:

@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.training import blocks
-from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.build import build_module, build_pictures
-from cifar_pipeline.training.cuda_graphs import keep_state_on_the_device
-from cifar_pipeline.training.engine import Engine, choose_engine
-from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.engines.blocks import Block
+from cifar_pipeline.training.engines.choice import Engine, choose_engine
+from cifar_pipeline.training.engines.cuda_graphs import keep_state_on_the_device
+from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.optimizers import choose_optimizer
@@ -148,7 +148,7 @@ def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
         folder = TrainingFolder(tmp_path / engine.name)
         folder.path.mkdir()
         module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
-        fitted = fit(module, pictures, config.trainer, CPU, folder, None)
+        fitted = fit(Plan(module, pictures, config.trainer, CPU, folder), None)
         assert (getattr(module, "block", None) is not None) == engine.is_block
         weights.append([parameter.detach() for parameter in module.parameters()])
         rows.append([{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.rows])
@@ -175,7 +175,7 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
     folder.path.mkdir()
     module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
     module.loss = Picky()
-    assert len(fit(module, pictures, config.trainer, CPU, folder, None).rows) == 1
+    assert len(fit(Plan(module, pictures, config.trainer, CPU, folder), None).rows) == 1
     assert "one by one" in capsys.readouterr().err
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.training import blocks
-from cifar_pipeline.training.blocks import Block
 from cifar_pipeline.training.class_weights import build_loss
+from cifar_pipeline.training.engines.blocks import Block
 
 LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml") if path.stem != "fast94")
 COUNTS = (8, 1, 3)

@@ -5,7 +5,7 @@ from project import Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.fit import PROFILERS, fit
+from cifar_pipeline.training.fit import PROFILERS, Plan, fit
 from cifar_pipeline.training.hardware import Hardware
 
 
@@ -16,7 +16,8 @@ def test_a_profile_names_what_took_the_time(
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
     hardware = Hardware("cpu", 1, 1, "32-true", "tested")
-    fit(made.module, made.pictures, made.config.trainer, hardware, made.folder, made.logger, profiler=profiler)
+    plan = Plan(made.module, made.pictures, made.config.trainer, hardware, made.folder, profiler=profiler)
+    fit(plan, made.logger)
     profile = made.folder.path / "fit-profile.txt"
     assert told in profile.read_text()
     assert str(profile) in capsys.readouterr().out

@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv2d
 
-from cifar_pipeline.training.small_convolutions import load, use_small_convolutions
+from cifar_pipeline.training.engines.small_convolutions import load, use_small_convolutions
 
 SHAPES = [
     (4, 3, 32, 32, 6, 5, 5),

@@ -14,8 +14,8 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.interruption import Interrupted
 from cifar_pipeline.training import blocks
 from cifar_pipeline.training.build import build_average, build_module, build_pictures
-from cifar_pipeline.training.engine import PLAIN, Engine
-from cifar_pipeline.training.fit import fit
+from cifar_pipeline.training.engines.choice import PLAIN, Engine
+from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
@@ -74,8 +74,9 @@ class Trained:
 
         self.module.on_train_batch_start = begin  # type: ignore[method-assign]
         try:
-            fitting = (self.module, pictures, config.trainer, CPU, TrainingFolder(folder), Logged(), AFTER_EACH_STEP)
-            self.rows = fit(*fitting, average=build_average(config)).rows
+            average, place = build_average(config), TrainingFolder(folder)
+            plan = Plan(self.module, pictures, config.trainer, CPU, place, average, checkpoint_every=AFTER_EACH_STEP)
+            self.rows = fit(plan, Logged()).rows
         except Interrupted:
             assert stop_after
         self.batches = len(seen)

@@ -1,12 +1,13 @@
 """What was asked for and what is there: the values of `data` that decide which images are trained on."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_pipeline.config.choices import shown
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.nested import flat
 
 # Mirrors and timeouts change the route, not the images.
 KEYS = ("source", "fallback", "val_fraction", "split_seed")
@@ -30,7 +31,7 @@ def require(dataset: Dataset, data: DictConfig) -> None:
     for role in ("source", "fallback"):
         if _target(wanted[role]) != _target(made.get(role)):  # then its further values need no comparison
             wanted[role], made[role] = _option(wanted[role]), _option(made.get(role))
-    wanted, made = _flat(wanted), _flat(made)
+    wanted, made = flat(wanted), flat(made)
     differing = [key for key in dict.fromkeys([*wanted, *made]) if wanted.get(key) != made.get(key)]
     if not differing:
         return
@@ -43,20 +44,10 @@ def require(dataset: Dataset, data: DictConfig) -> None:
     else:
         remedy = f"`overrides: {_nested('data.' + key, value)}`"
     raise Refusal(
-        f"{dataset.folder} was made for data.{key}={_shown(made.get(key))}, but this configuration asks for "
-        f"data.{key}={_shown(value)}: write {remedy} in params.yaml and run `dvc repro preprocess`, or train with what "
+        f"{dataset.folder} was made for data.{key}={shown(made.get(key))}, but this configuration asks for "
+        f"data.{key}={shown(value)}: write {remedy} in params.yaml and run `dvc repro preprocess`, or train with what "
         "it was made for."
     )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        key: value
-        for name, inner in values.items()
-        for key, value in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
 
 
 def _target(source: Any) -> Any:
@@ -70,8 +61,4 @@ def _option(source: Any) -> str | None:
 
 def _nested(key: str, value: Any) -> str:
     head, _, rest = key.partition(".")
-    return f"{{{head}: {_nested(rest, value) if rest else _shown(value)}}}"
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return f"{{{head}: {_nested(rest, value) if rest else shown(value)}}}"

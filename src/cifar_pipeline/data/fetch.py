@@ -46,7 +46,7 @@ def download(url: str, cache: Path, timeout: float, check: Callable[[Path], None
     return found
 
 
-def shown(url: str) -> str:
+def without_secrets(url: str) -> str:
     """The address without what may be secret in it: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -126,7 +126,7 @@ class Transfer:
             self.validator.unlink(missing_ok=True)
         done = start
         # The host alone, so that a bar has its place beside it.
-        what = f"Downloading from {urlsplit(shown(response.url)).netloc}"
+        what = f"Downloading from {urlsplit(without_secrets(response.url)).netloc}"
         bar = progress(what, total, unit_of_bytes=True, begun=start)
         with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(CHUNK):

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.pictures import CROP
 
+TRAIN, VAL, TEST = PARTS = ("train", "val", "test")
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_pipeline.config.stage import cores
+from cifar_pipeline.config.start import cores
 from cifar_pipeline.console import progress
 from cifar_pipeline.data.pictures import Unreadable, content_of, read_picture
 from cifar_pipeline.data.pieces import items_in_a_piece

@@ -4,10 +4,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.style import FONT, INK, QUIET, SMALL, TRAIN, VALIDATION, new_figure, plain_axes
+from cifar_pipeline.reporting.style import (
+    FONT,
+    INK,
+    QUIET,
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    in_percent,
+    new_figure,
+    plain_axes,
+)
 
 
 @dataclass(frozen=True)
@@ -59,5 +68,5 @@ def reliability_diagram(found: Reliability) -> Figure:
     plain_axes(below, "Answers", x="probability of the answer")
     below.bar(starts, found.counts, width, align="edge", color=QUIET, alpha=0.75, linewidth=0)
     for axis in (above.xaxis, above.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        in_percent(axis)
     return figure

@@ -4,9 +4,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from cifar_pipeline.reporting.style import FONT, INK, QUIET, SMALL, TRAIN, VALIDATION, new_figure, plain_axes
+from cifar_pipeline.reporting.style import (
+    FONT,
+    INK,
+    QUIET,
+    SMALL,
+    TRAIN,
+    VALIDATION,
+    in_percent,
+    new_figure,
+    plain_axes,
+)
 
 
 def learning_curves(history: pd.DataFrame, title: str) -> Figure:
@@ -54,7 +64,7 @@ def _panel(axes: Axes, history: pd.DataFrame, name: str) -> None:
     plain_axes(axes, name.capitalize(), x="epoch")
     _lines(axes, history, name)
     if name == "accuracy":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+        in_percent(axes.yaxis)
     _whole_epochs(axes, epochs)
     if len(epochs) == 1:
         # Two points would fill the whole height with their difference.

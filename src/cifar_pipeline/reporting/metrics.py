@@ -13,6 +13,8 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from cifar_pipeline.nested import flat
+
 
 def measure(
     probabilities: torch.Tensor,
@@ -84,13 +86,11 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
 
     What is no number (text, booleans, lists, None) is left out, so the whole of `metrics.json` may be handed in.
     """
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}/{inner}": number for inner, number in flatten(value).items()})
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[key] = float(value)
-    return flat
+    return {
+        key: float(value)
+        for key, value in flat(metrics, "/").items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _check(probabilities: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:

@@ -8,14 +8,19 @@ import textwrap
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from cifar_pipeline.files import whole_file
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in print.
 TRAIN = "#0072B2"
 VALIDATION = "#D55E00"
+# For many lines: all of theirs, with a brown for the yellow, which white swallows; and for what is not told apart.
+COLOURS = (TRAIN, VALIDATION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#262626", "#8B6B4A")
+OTHERS = "#C9C9C9"
 INK = "#262626"
 QUIET = "#6B6B6B"
 RULE = "#D9D9D9"
@@ -59,6 +64,11 @@ def plain_axes(axes: Axes, heading: str = "", x: str = "", y: str = "") -> None:
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=SMALL, colors=QUIET, labelfontfamily=FONT, length=0)
     axes.tick_params(axis="x", length=3)
+
+
+def in_percent(axis: Axis) -> None:
+    """Write an axis of fractions in per cent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 def picture_axes(axes: Axes) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from cifar_pipeline.config.workspace import is_held
 from cifar_pipeline.console import doing, say, warn
-from cifar_pipeline.reporting.comparison import Comparison, print_comparison, winner, write
-from cifar_pipeline.sweeps.choice import command_for
+from cifar_pipeline.reporting.comparison.groups import Comparison, winner
+from cifar_pipeline.reporting.comparison.show import print_comparison, write
+from cifar_pipeline.sweeps.winner import command_for
 from cifar_pipeline.tracking.points import FAILURE, SECONDS, settings
 from cifar_pipeline.tracking.sweeps import (
     PointRecord,
@@ -27,7 +27,7 @@ METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 def conclude(parent: str, folder: Path) -> bool:
     """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
     doing("Comparing the points")
-    end_left_points(parent, is_held)
+    end_left_points(parent)
     comparison = gather(parent)
     command = show(comparison, parent)
     well = bool((comparison.points["status"] == "FINISHED").all())
@@ -39,7 +39,7 @@ def conclude(parent: str, folder: Path) -> bool:
 
 def leave(parent: str) -> None:
     """End a sweep that was stopped; one that was refused before its first job has never been."""
-    end_left_points(parent, is_held)
+    end_left_points(parent)
     end_sweep(parent, "KILLED", [])
     if not read_points(parent):
         forget_sweep(parent)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.config.stage import Stage, output_root
+from cifar_pipeline.config.start import Stage, output_root
 from cifar_pipeline.console import Refusal, complain, say, speak_as
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.interruption import end_with, listen

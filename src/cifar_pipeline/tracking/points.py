@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 # The tag that makes a run another's child on MLflow's pages.
 PARENT = "mlflow.parentRunId"
-# The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
-DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
 # The tag that says why a point failed.
 FAILURE = "failure"
 # The tag with the seconds that processes spent at a training: its run lasts while it is left off, or taken again, too.

@@ -6,8 +6,8 @@ from typing import Any
 
 from mlflow.entities import Run, ViewType
 
+from cifar_pipeline.nested import flat
 from cifar_pipeline.tracking.points import SECONDS
-from cifar_pipeline.tracking.runs import flat
 from cifar_pipeline.tracking.store import connect
 
 ACCURACY = "test/accuracy"
@@ -46,7 +46,7 @@ def measured_trainings(dataset: str) -> list[Measured]:
 
 def decisive_values(config: Mapping[str, Any]) -> dict[str, str]:
     """What of a configuration decides a result but for chance, as the parameters of a run."""
-    return {key: value for key, value in flat(config).items() if _decides(key)}
+    return {key: str(value) for key, value in flat(config).items() if _decides(key)}
 
 
 def _measured(run: Run) -> Measured:

@@ -12,15 +12,15 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import is_held, main_workspace, workspace_name
+from cifar_pipeline.config.workspace import main_workspace, workspace_name
 from cifar_pipeline.console import Refusal, say
+from cifar_pipeline.nested import flat
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.points import DEATHS, FAILURE, PARENT, SECONDS, Point
+from cifar_pipeline.tracking.left import WORKSPACE, deaths_of, end_left, logged_epochs
+from cifar_pipeline.tracking.points import FAILURE, PARENT, SECONDS, Point
 from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
-from cifar_pipeline.tracking.sweeps import count_death, logged_epochs, note_point
+from cifar_pipeline.tracking.sweeps import note_point
 
-# Which folder on which machine a training's checkpoints are in, as a tag.
-WORKSPACE = "workspace"
 LONGEST_PARAMETER = 6000
 # The experiment that runs are taken to be of where their names don't say.
 RECIPE = "tutorial"
@@ -104,12 +104,12 @@ def training_run(
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
-    end_left_runs(client, experiment, but=identity)
+    end_left(client, experiment, but=identity)
     found = None if rerun else _find(client, experiment, identity)
     run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, point)
     if point:
         note_point(point, run_id)
-    deaths = _deaths(client, found) if found else 0
+    deaths = deaths_of(client, found) if found else 0
     if point and deaths >= MOST_DEATHS:
         client.set_terminated(run_id, "FAILED")
         raise Refusal(f"It has killed its process {deaths} times and is passed over; rerun=true tries it again.")
@@ -144,24 +144,6 @@ def finished_run(identity: str) -> Run | None:
     client, experiment = connect()
     run = _find(client, experiment, identity)
     return run if run is not None and run.info.status == "FINISHED" else None
-
-
-def end_left_runs(client: MlflowClient, experiment: str, but: str) -> None:
-    """End the runs of other trainings of this workspace whose process is gone: nobody is in their folder any more."""
-    left = client.search_runs([experiment], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1000)
-    for run in left:
-        identity, tags = run.data.tags.get("identity"), run.data.tags
-        if identity not in (None, but) and tags.get(WORKSPACE) == workspace_name() and not is_held(identity):
-            count_death(client, run)
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _deaths(client: MlflowClient, run: Run) -> int:
-    """How often a process at this training ended without a word: once more where the run is still RUNNING.
-
-    Whoever asks holds the training's lock, so nobody is at it.
-    """
-    return count_death(client, run) if run.info.status == "RUNNING" else int(run.data.tags.get(DEATHS, 0))
 
 
 def _apart(suspect: bool) -> AbstractContextManager[Any]:
@@ -215,7 +197,7 @@ def _create(
     parent = {PARENT: point.parent} if point else {}
     tags = {"identity": identity, "dataset": dataset["name"], **parent, **lineage.tags()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    client.log_batch(run_id, params=[Param(key, _shortened(value)) for key, value in flat(config).items()])
+    client.log_batch(run_id, params=[Param(key, _shortened(str(value))) for key, value in flat(config).items()])
     entity = Dataset(
         name=dataset["name"], digest=dataset["hash"][:36], source_type="local", source=dataset["source"], profile=None
     )
@@ -224,17 +206,6 @@ def _create(
     if changes := lineage.diff():
         client.log_text(run_id, changes, "code.diff")
     return run_id
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted keys, as they are written on a command line: `optimizer.lr`."""
-    values: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = str(value)
-    return values
 
 
 def _shortened(value: str) -> str:

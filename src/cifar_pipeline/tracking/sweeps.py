@@ -4,7 +4,7 @@ A point's own run is the parent's child where this sweep trained it; a run that 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.points import DEATH_EPOCH, DEATHS, FAILURE, PARENT, Point
+from cifar_pipeline.tracking.left import end_if_left
+from cifar_pipeline.tracking.points import FAILURE, PARENT, Point
 from cifar_pipeline.tracking.store import connect, known_run
 
 POINT = "point."
@@ -99,31 +100,12 @@ def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def count_death(client: MlflowClient, run: Run) -> int:
-    """Count a process at a training that ended without a word; how many it were in a row.
-
-    A training that has come further since the last time has not ended its process by itself: it starts from 1 again.
-    """
-    epoch = logged_epochs(client, run.info.run_id)
-    further = epoch > int(run.data.tags.get(DEATH_EPOCH, 0))
-    deaths = 1 if further else int(run.data.tags.get(DEATHS, 0)) + 1
-    client.log_batch(run.info.run_id, tags=[RunTag(DEATHS, str(deaths)), RunTag(DEATH_EPOCH, str(epoch))])
-    return deaths
-
-
-def logged_epochs(client: MlflowClient, run_id: str) -> int:
-    """How many epochs' metrics the run has: a continued training must not put them there twice."""
-    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
-
-
-def end_left_points(parent: str, is_held: Callable[[str], bool]) -> None:
-    """End the runs of points whose process is gone; `is_held` says of an identity whether some process is at it."""
+def end_left_points(parent: str) -> None:
+    """End the runs of points whose process is gone."""
     client, _ = connect()
     for record in read_points(parent):
-        run = record.run
-        if run is not None and run.info.status == "RUNNING" and not is_held(run.data.tags.get("identity", "")):
-            count_death(client, run)
-            client.set_terminated(record.run_id, "KILLED")
+        if record.run is not None:
+            end_if_left(client, record.run)
 
 
 def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:

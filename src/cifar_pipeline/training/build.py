@@ -15,10 +15,10 @@ from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pixels import RawPixels
 from cifar_pipeline.models.views import Views
-from cifar_pipeline.training.block_module import BlockClassifier
 from cifar_pipeline.training.class_weights import build_loss
 from cifar_pipeline.training.datamodule import Pictures
-from cifar_pipeline.training.engine import PLAIN, Engine
+from cifar_pipeline.training.engines.block_module import BlockClassifier
+from cifar_pipeline.training.engines.choice import PLAIN, Engine
 from cifar_pipeline.training.module import Classifier, Schedule
 from cifar_pipeline.training.optimizers import choose_optimizer
 

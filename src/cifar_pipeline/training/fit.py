@@ -5,7 +5,7 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,33 @@ PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A training before its first step.
+
+    Args:
+        module: what is trained.
+        pictures: on what.
+        options: the values of conf/trainer.
+        hardware: on which machine.
+        folder: where checkpoints go, and from where it goes on.
+        average: what is validated and kept in place of the last weights (`average.py`); None: they themselves.
+        processes: those that share the batches; each has the same plan.
+        checkpoint_every: seconds between two checkpoints within an epoch; None: only at its end.
+        profiler: one of `PROFILERS`; where the time went is then told in a file beside the checkpoints.
+    """
+
+    module: Classifier
+    pictures: Pictures
+    options: Mapping[str, Any]
+    hardware: Hardware
+    folder: TrainingFolder
+    average: Callback | None = None
+    processes: Processes = ALONE
+    checkpoint_every: float | None = None
+    profiler: str | None = None
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A finished training: a row per epoch, and the seconds spent in this process."""
 
@@ -40,52 +67,36 @@ class Fitted:
     seconds: float
 
 
-def fit(
-    module: Classifier,
-    data: Pictures,
-    options: Mapping[str, Any],
-    hardware: Hardware,
-    folder: TrainingFolder,
-    logger: Logger | None,
-    checkpoint_every: float | None = None,
-    profiler: str | None = None,
-    average: Callback | None = None,
-    processes: Processes = ALONE,
-) -> Fitted:
-    """Train `module` with the values of conf/trainer; checkpoints go to `folder`, and from there it goes on.
-
-    They are written at the end of each epoch and, within it, every `checkpoint_every` seconds. `profiler` names one of
-    `PROFILERS`: where the time went is then told in a file beside them. `average` is what is validated and kept in
-    place of the last weights (`average.py`). Of several `processes` each calls this, and the first decides where to
-    begin.
+def fit(plan: Plan, logger: Logger | None) -> Fitted:
+    """Train as planned, from the newest checkpoint on. Of several processes each calls this, the first with a logger.
 
     Raises `Interrupted` when it was stopped, `Fault` when another process was, and what `Classifier` raises.
     """
     _quieten()
+    processes, accelerator, identity = plan.processes, plan.hardware.accelerator, plan.folder.path.name
     start = None
     if processes.is_first:
-        start = Start(folder.path.name, resume_point(folder.path, module.state_dict(), data.chunk))
-        if processes.are_several and hardware.accelerator == "cpu" and _has_batch_norm(module):
+        start = Start(identity, resume_point(plan.folder.path, plan.module.state_dict(), plan.pictures.chunk))
+        if processes.are_several and accelerator == "cpu" and _has_batch_norm(plan.module):
             warn("On a CPU each process normalises its own share of a batch: the result is not that of one process.")
-    with together(processes, hardware.accelerator, folder.path.name, start) as (processes, start):
+    with together(processes, accelerator, identity, start) as (processes, start):
         if not start.is_needed:
             return Fitted([], 0.0)
         if start.checkpoint:
             say(f"Going on from the checkpoint {start.checkpoint}")
-        trainer, epochs = _trainer(
-            module, data, options, hardware, folder, logger, checkpoint_every, profiler, average, processes
-        )
-        seconds = _run(trainer, module, data, start.checkpoint)
-    if profiler:
-        say(f"Profile: {', '.join(map(str, sorted(folder.path.glob('fit-profile*'))))}")
+        epochs = EpochRows()
+        trainer = _trainer(replace(plan, processes=processes), epochs, logger)
+        seconds = _run(trainer, plan, start.checkpoint)
+    if plan.profiler and processes.is_first:
+        say(f"Profile: {', '.join(map(str, sorted(plan.folder.path.glob('fit-profile*'))))}")
     return Fitted(epochs.rows, seconds)
 
 
-def _run(trainer: Trainer, module: Classifier, data: Pictures, checkpoint: Path | None) -> float:
+def _run(trainer: Trainer, plan: Plan, checkpoint: Path | None) -> float:
     """Train, and say how many seconds it took."""
-    start = time.perf_counter()
+    begin_at, start = str(checkpoint) if checkpoint else None, time.perf_counter()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+        trainer.fit(plan.module, datamodule=plan.pictures, ckpt_path=begin_at, weights_only=True)
     except (SystemExit, KeyboardInterrupt) as stop:
         # Lightning ends with an exit code of its own after Ctrl-C.
         number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
@@ -94,21 +105,11 @@ def _run(trainer: Trainer, module: Classifier, data: Pictures, checkpoint: Path 
     return time.perf_counter() - start
 
 
-def _trainer(
-    module: Classifier,
-    data: Pictures,
-    options: Mapping[str, Any],
-    hardware: Hardware,
-    folder: TrainingFolder,
-    logger: Logger | None,
-    checkpoint_every: float | None,
-    profiler: str | None,
-    average: Callback | None,
-    processes: Processes,
-) -> tuple[Trainer, EpochRows]:
-    """Lightning's trainer, and what collects its rows."""
-    epochs = EpochRows()
-    trainer = Trainer(
+def _trainer(plan: Plan, epochs: EpochRows, logger: Logger | None) -> Trainer:
+    """Lightning's trainer, which hands each epoch to `epochs` and `logger`."""
+    options, hardware, processes, folder = plan.options, plan.hardware, plan.processes, plan.folder.path
+    profiler = PROFILERS[plan.profiler] if plan.profiler and processes.is_first else None
+    return Trainer(
         accelerator=hardware.accelerator,
         devices=processes.here,
         num_nodes=processes.machines,
@@ -117,48 +118,52 @@ def _trainer(
         use_distributed_sampler=False,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=options["max_epochs"],
-        limit_train_batches=_limit(module, options),
+        limit_train_batches=_limit(plan),
         limit_val_batches=options["limit_val_batches"],
         gradient_clip_val=options["gradient_clip_val"],
-        accumulate_grad_batches=_parts(module, data, options),
+        accumulate_grad_batches=_parts(plan),
         logger=False if logger is None else logger,
-        callbacks=[
-            *([average] if average else []),
-            *([OwnSignals()] if processes.are_several else []),
-            epochs,
-            EpochProgress(data),
-            WithinEpoch(folder.path, checkpoint_every),
-            *checkpoint_callbacks(folder.path, data.has_val, is_average(average)),
-        ],
+        callbacks=_callbacks(plan, epochs),
         plugins=[
-            AtomicCheckpoints(folder.path.name),
+            AtomicCheckpoints(folder.name),
             *([processes.environment] if processes.environment is not None else []),
         ],
-        profiler=PROFILERS[profiler](dirpath=folder.path, filename="profile") if profiler else None,
+        profiler=profiler(dirpath=folder, filename="profile") if profiler else None,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder.path,
+        default_root_dir=folder,
     )
-    return trainer, epochs
+
+
+def _callbacks(plan: Plan, epochs: EpochRows) -> list[Callback]:
+    folder, average = plan.folder.path, plan.average
+    return [
+        *([average] if average else []),
+        *([OwnSignals()] if plan.processes.are_several else []),
+        epochs,
+        EpochProgress(plan.pictures),
+        WithinEpoch(folder, plan.checkpoint_every),
+        *checkpoint_callbacks(folder, plan.pictures.has_val, is_average(average)),
+    ]
 
 
 def _has_batch_norm(module: Classifier) -> bool:
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
-def _parts(module: Classifier, data: Pictures, options: Mapping[str, Any]) -> int:
+def _parts(plan: Plan) -> int:
     """Parts in which the batch of an optimizer step goes through the network."""
-    if not module.optimizer.full_batch:
-        return _parts_of_a_batch(options)
-    batches = data.train_batches
-    return min(batches, options["limit_train_batches"] or batches)
+    if not plan.module.optimizer.full_batch:
+        return _parts_of_a_batch(plan.options)
+    batches = plan.pictures.train_batches
+    return min(batches, plan.options["limit_train_batches"] or batches)
 
 
-def _limit(module: Classifier, options: Mapping[str, Any]) -> int | None:
+def _limit(plan: Plan) -> int | None:
     """At most how many parts there are in an epoch, which are Lightning's batches."""
-    limit: int | None = options["limit_train_batches"]
-    return limit * _parts_of_a_batch(options) if limit and not module.optimizer.full_batch else limit
+    limit: int | None = plan.options["limit_train_batches"]
+    return limit * _parts_of_a_batch(plan.options) if limit and not plan.module.optimizer.full_batch else limit
 
 
 def _parts_of_a_batch(options: Mapping[str, Any]) -> int:

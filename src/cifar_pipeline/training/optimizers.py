@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import Optimizer
 
 from cifar_pipeline.config.targets import arguments
-from cifar_pipeline.console import Refusal
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,6 @@ class OptimizerChoice:
 
 
 def choose_optimizer(options: Mapping[str, Any]) -> OptimizerChoice:
-    """Split `options` into the constructor's arguments and `full_batch`.
-
-    Raises `Refusal` with torch's own reason where the values don't go together.
-    """
-    try:
-        build = instantiate(arguments(options, "optimizer"), _convert_="all")
-        build([nn.Parameter()])
-    except (InstantiationException, ValueError, TypeError) as error:
-        raise Refusal(f"optimizer: {' '.join(str(error).split())}") from None
+    """Split `options` into the constructor's arguments and `full_batch`."""
+    build = instantiate(arguments(options, "optimizer"), _convert_="all")
     return OptimizerChoice(build, bool(options.get("full_batch", False)))

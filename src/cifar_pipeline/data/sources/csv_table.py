@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.sources.own_pictures import PARTS, Listed, OwnPictures
+from cifar_pipeline.data.official import PARTS
+from cifar_pipeline.data.sources.own_pictures import Listed, OwnPictures
 
 NEEDED, SPLIT = ("path", "label"), "split"
 

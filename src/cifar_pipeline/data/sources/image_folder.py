@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from cifar_pipeline.console import Refusal, warn
+from cifar_pipeline.data.official import TEST, TRAIN, VAL
 from cifar_pipeline.data.pictures import SUFFIXES, pictures_in
-from cifar_pipeline.data.sources.own_pictures import TEST, TRAIN, VAL, Listed, OwnPictures
+from cifar_pipeline.data.sources.own_pictures import Listed, OwnPictures
 
 # What the folders of parts are called.
 NAMED = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST, "testing": TEST}

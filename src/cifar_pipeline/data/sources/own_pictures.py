@@ -1,7 +1,6 @@
 """Pictures of one's own, which stay where they are: listed by a subclass, brought to one size by `preprocess`."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from cifar_pipeline.console import Refusal, warn
-from cifar_pipeline.data.official import Indices, Official
+from cifar_pipeline.data.official import TEST, VAL, Indices, Official
 from cifar_pipeline.data.pictures import limit_pixels
 from cifar_pipeline.data.resized import Place, Resized
 from cifar_pipeline.data.split import stratified_split
 
-TRAIN, VAL, TEST = PARTS = ("train", "val", "test")
 CACHE = Path(".cache/pictures")
 # What data/raw holds in place of files.
 NOTE = "place.txt"
@@ -122,7 +120,8 @@ class OwnPictures(ABC):
 
     def _parted(self, listed: list[Listed], places: list[Place], resized: Resized) -> Official:
         classes = _classes(listed)
-        labels = np.array([classes.index(one.label) for one in listed], np.int64)
+        number_of = {name: number for number, name in enumerate(classes)}
+        labels = np.array([number_of[one.label] for one in listed], np.int64)
         parts = np.array([one.part for one in listed])
         test = np.flatnonzero(parts == TEST)
         train = np.flatnonzero(parts != TEST)
@@ -153,7 +152,8 @@ class OwnPictures(ABC):
         )
 
     def _refuse_untrained(self, classes: Sequence[str], labels: np.ndarray) -> None:
-        untrained = [name for number, name in enumerate(classes) if number not in set(labels.tolist())]
+        trained = set(labels.tolist())
+        untrained = [name for number, name in enumerate(classes) if number not in trained]
         if untrained:
             raise Refusal(
                 f"{self.root} has no training pictures of {', '.join(untrained)}: add some, or remove the class from "
@@ -163,4 +163,4 @@ class OwnPictures(ABC):
 
 def _classes(listed: Sequence[Listed]) -> list[str]:
     """The names of the classes; their order is that of the labels."""
-    return sorted(Counter(one.label for one in listed))
+    return sorted({one.label for one in listed})

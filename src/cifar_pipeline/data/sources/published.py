@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from cifar_pipeline.console import Refusal, doing, warn
 from cifar_pipeline.data.archive import members
 from cifar_pipeline.data.failures import Unavailable, Unusable
-from cifar_pipeline.data.fetch import download, shown
+from cifar_pipeline.data.fetch import download, without_secrets
 from cifar_pipeline.data.official import Official
 from cifar_pipeline.files import whole_folder
 
@@ -61,11 +61,11 @@ class Published(ABC):
             try:
                 self._take(place, folder, timeout, cache)
             except Unusable as failure:
-                failures.append((shown(place), str(failure)))
+                failures.append((without_secrets(place), str(failure)))
                 continue
             for failed, why in failures:
                 warn(f"{failed}: {why}.")
-            return shown(place)
+            return without_secrets(place)
         raise Unavailable(self.title, failures)
 
     def is_complete(self, folder: Path) -> bool:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.comparison_groups import BROKEN, Comparison, Group, groups, text, winner
-from cifar_pipeline.reporting.comparison_tables import cells, failed_points, in_words, measured, numeric_places
+from cifar_pipeline.reporting.comparison.groups import BROKEN, Comparison, Group, groups, text, winner
+from cifar_pipeline.reporting.comparison.tables import cells, failed_points, measured, numeric_places
+from cifar_pipeline.reporting.metric_names import in_words
 from cifar_pipeline.reporting.pages.document import render
 from cifar_pipeline.reporting.pages.embedded import figure_uri
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cifar_pipeline.reporting.mosaic import as_colour
-from cifar_pipeline.reporting.style import INK, PAPER, QUIET, RULE
-from cifar_pipeline.reporting.sweep_curves import COLOURS, OTHERS
+from cifar_pipeline.reporting.style import COLOURS, INK, OTHERS, PAPER, QUIET, RULE
 
 # A figure's colours, and what they are on a dark page.
 ON_DARK = {

@@ -1,9 +1,10 @@
 """Where an evaluation's numbers come from: the data, the training, its recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cifar_pipeline.console import duration
+from cifar_pipeline.nested import flat
 from cifar_pipeline.reporting.summary import device_words
 
 Rows = list[tuple[str, str]]
@@ -49,14 +50,11 @@ def _weights(checkpoint: str, facts: Mapping[str, Any]) -> str:
     return f"the last, of epoch {epochs}"
 
 
-def _settings(values: Mapping[str, Any], prefix: str = "") -> Rows:
-    found: Rows = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _settings(value, f"{prefix}{key}.")
-        elif not key.startswith("_") and value is not None:
-            found.append((f"{prefix}{key}", value))
-    return found
+def _settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is set, without Hydra's own words such as `_target_`."""
+    for key, value in flat(values).items():
+        if value is not None and not key.rpartition(".")[2].startswith("_"):
+            yield key, value
 
 
 def _plain(value: Any) -> str:

@@ -5,8 +5,7 @@ import pandas as pd
 
 from cifar_pipeline.reporting.calibration import Reliability
 from cifar_pipeline.reporting.curves import best_epoch
-
-PARTS = {"train": "training", "val": "validation"}
+from cifar_pipeline.reporting.metric_names import PARTS
 
 
 def about_curve(history: pd.DataFrame, name: str) -> str:

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cifar_pipeline.commands.ending import clear_ending
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, OF_SWEEPS, refuse_odd_choices, register_choices
-from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.config.sentences import refusal_in, sentence
+from cifar_pipeline.config.start import Stage, choices, is_sweep
 from cifar_pipeline.console import Refusal, complain, doing, is_silent, keep_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, end_with_dvc
 from cifar_pipeline.memory import collect_rarely
-
-Stage = Callable[[DictConfig], Any]
 
 SECONDS = Path(".cache/stages")
 # The variables that hold the number of a training's process, the first that is set.
@@ -50,33 +47,6 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
         register_choices()
         refuse_odd_choices(sys.argv[1:])
         hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(around(_checked(stage)))()
-
-
-def is_sweep() -> bool:
-    """Whether this is one job of a multirun."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def output_root() -> Path:
-    """Below which folder a stage writes models/ and reports/: the project's, or that of this job of a multirun."""
-    return Path(HydraConfig.get().runtime.output_dir) if is_sweep() else Path()
-
-
-def cores() -> int:
-    """The cores of this machine that this process may use: its share, where a launcher runs jobs beside each other."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    launcher = HydraConfig.get().launcher if is_sweep() else OmegaConf.create()
-    if own := launcher.get("cpus_per_task") or OmegaConf.select(launcher, "ray.remote.num_cpus"):
-        return max(1, int(own))
-    beside = int(launcher.get("n_jobs") or 1)
-    return max(1, here // beside) if beside > 0 else 1
-
-
-def choices() -> dict[str, str]:
-    """The option of each group that this configuration was composed with."""
-    return {
-        key: str(option) for key, option in HydraConfig.get().runtime.choices.items() if not key.startswith("hydra/")
-    }
 
 
 def _checked(stage: Stage) -> Stage:

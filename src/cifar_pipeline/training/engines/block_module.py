@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cifar_pipeline.console import doing, finish, warn
-from cifar_pipeline.training import small_convolutions
-from cifar_pipeline.training.blocks import Block
+from cifar_pipeline.training.engines import small_convolutions
+from cifar_pipeline.training.engines.blocks import Block
 from cifar_pipeline.training.module import Batch, Classifier
 
 

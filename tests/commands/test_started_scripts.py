@@ -60,7 +60,7 @@ def test_a_stage_waits_for_nothing_that_it_does_not_use(copy: Project, script: s
     ended = start("-c", LOADED, f"src/{script}.py", "data=digits")
     assert ended.returncode == 0, ended.stderr
     modules = json.loads(ended.stderr.splitlines()[-1])
-    assert "cifar_pipeline.config.stage" in modules
+    assert "cifar_pipeline.commands.stage" in modules
     assert not heavy & set(modules)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.console import duration
-from cifar_pipeline.reporting.comparison_groups import (
+from cifar_pipeline.reporting.comparison.groups import (
     BROKEN,
     FINISHED,
     SEED,
@@ -20,8 +20,7 @@ from cifar_pipeline.reporting.comparison_groups import (
     one_line,
     text,
 )  # fmt: skip
-
-PARTS = {"val": "validation", "train": "training", "test": "test"}
+from cifar_pipeline.reporting.metric_names import in_words, is_fraction
 
 
 def as_table(comparison: Comparison) -> Table:
@@ -125,17 +124,6 @@ def figures(metric: str, value: float, digits: int = 2) -> str:
     if is_fraction(metric):
         return f"{100 * value:.{digits}f}"
     return f"{value:.{digits + 2}f}" if abs(value) < 1000 else f"{value:.{digits}e}"
-
-
-def is_fraction(metric: str) -> bool:
-    """Say whether a metric is a fraction, to be read in per cent."""
-    return "accuracy" in metric
-
-
-def in_words(metric: str) -> str:
-    """Name a metric as a person would: `val/accuracy` is `validation accuracy`."""
-    part, _, name = metric.rpartition("/")
-    return f"{PARTS.get(part, part)} {name}".strip().replace("_", " ")
 
 
 def headings(columns: tuple[str, ...]) -> list[str]:

@@ -4,18 +4,17 @@ import math
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from cifar_pipeline.reporting.comparison_groups import SEED, Comparison, Group, groups, text, wants_log
-from cifar_pipeline.reporting.comparison_tables import (
+from cifar_pipeline.reporting.comparison.groups import SEED, Comparison, Group, groups, text, wants_log
+from cifar_pipeline.reporting.comparison.tables import (
     headings,
-    in_words,
-    is_fraction,
     measured,
     missing,
     short,
     status_of,
 )
+from cifar_pipeline.reporting.metric_names import in_words, is_fraction
 from cifar_pipeline.reporting.style import (
     FONT,
     INK,
@@ -25,11 +24,11 @@ from cifar_pipeline.reporting.style import (
     SMALL,
     TRAIN,
     VALIDATION,
+    in_percent,
     new_figure,
     only_words,
     plain_axes,
 )  # fmt: skip
-from cifar_pipeline.reporting.sweep_curves import percent
 
 LETTERS = "DejaVu Sans Mono"
 MOST = 40
@@ -67,7 +66,7 @@ def dots(comparison: Comparison) -> Figure:
         axes.set_xticks([])
     elif is_fraction(metric):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
-        axes.xaxis.set_major_formatter(FuncFormatter(percent))
+        in_percent(axes.xaxis)
     elif wants_log(group.mean(metric) for group in shown):
         axes.set_xscale("log")
     axes.margins(x=0.06)

@@ -1,7 +1,4 @@
-"""The comparison of a sweep's points: which won, by how much, and what became of the others.
-
-All that others need of it is named here; it is worked out in the files beside this one.
-"""
+"""The comparison of a sweep's points, as a person gets it: printed, drawn, and written into the sweep's folder."""
 
 from pathlib import Path
 
@@ -9,19 +6,14 @@ from matplotlib.figure import Figure
 
 from cifar_pipeline.console import say, terminal
 from cifar_pipeline.files import whole_file
-from cifar_pipeline.reporting.comparison_dots import dots
-from cifar_pipeline.reporting.comparison_groups import Comparison, ranked, winner
-from cifar_pipeline.reporting.comparison_line import line, numeric_column
-from cifar_pipeline.reporting.comparison_tables import as_table, failed_points, to_csv, to_markdown
-from cifar_pipeline.reporting.heat_map import heat_map, is_grid
+from cifar_pipeline.reporting.comparison.curves import curves
+from cifar_pipeline.reporting.comparison.dots import dots
+from cifar_pipeline.reporting.comparison.groups import Comparison
+from cifar_pipeline.reporting.comparison.heat_map import heat_map, is_grid
+from cifar_pipeline.reporting.comparison.line import line, numeric_column
+from cifar_pipeline.reporting.comparison.tables import as_table, failed_points, to_csv, to_markdown
 from cifar_pipeline.reporting.pages.compare import compare_page
 from cifar_pipeline.reporting.style import save
-from cifar_pipeline.reporting.sweep_curves import curves
-
-__all__ = [
-    "Comparison", "as_table", "curves", "failed_points", "figure", "print_comparison", "ranked", "to_csv",
-    "to_markdown", "winner", "write",
-]  # fmt: skip
 
 
 def figure(comparison: Comparison) -> Figure:

@@ -8,17 +8,17 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cifar_pipeline.reporting.comparison_groups import (
+from cifar_pipeline.reporting.comparison.groups import (
     FINISHED,
     Comparison,
     Group,
     all_numeric,
     groups,
-    lower_is_better,
     number,
     text,
 )  # fmt: skip
-from cifar_pipeline.reporting.comparison_tables import figures, in_words, is_fraction, missing, short
+from cifar_pipeline.reporting.comparison.tables import figures, missing, short
+from cifar_pipeline.reporting.metric_names import in_words, is_fraction, lower_is_better
 from cifar_pipeline.reporting.style import (
     FONT,
     HEADING,

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
-from cifar_pipeline.reporting.comparison_groups import (
+from cifar_pipeline.reporting.comparison.groups import (
     Comparison,
     Group,
     all_numeric,
@@ -15,10 +15,20 @@ from cifar_pipeline.reporting.comparison_groups import (
     number,
     wants_log,
 )  # fmt: skip
-from cifar_pipeline.reporting.comparison_tables import in_words, is_fraction, short
-from cifar_pipeline.reporting.heat_map import ordered
-from cifar_pipeline.reporting.style import FONT, INK, QUIET, SMALL, VALIDATION, new_figure, plain_axes
-from cifar_pipeline.reporting.sweep_curves import COLOURS, percent
+from cifar_pipeline.reporting.comparison.heat_map import ordered
+from cifar_pipeline.reporting.comparison.tables import short
+from cifar_pipeline.reporting.metric_names import in_words, is_fraction
+from cifar_pipeline.reporting.style import (
+    COLOURS,
+    FONT,
+    INK,
+    QUIET,
+    SMALL,
+    VALIDATION,
+    in_percent,
+    new_figure,
+    plain_axes,
+)  # fmt: skip
 
 MARKS = ("best", "no value")
 
@@ -50,7 +60,7 @@ def line(comparison: Comparison) -> Figure:
     if wants_log(numbers):
         axes.set_xscale("log")
     if is_fraction(metric):
-        axes.yaxis.set_major_formatter(FuncFormatter(percent))
+        in_percent(axes.yaxis)
     elif wants_log(group.mean(metric) for group in found):
         axes.set_yscale("log")
 

@@ -17,8 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from cifar_pipeline.training.cuda_graphs import CudaGraph, keep_state_on_the_device
-from cifar_pipeline.training.small_convolutions import use_small_convolutions
+from cifar_pipeline.training.engines.cuda_graphs import CudaGraph, keep_state_on_the_device
+from cifar_pipeline.training.engines.small_convolutions import use_small_convolutions
 
 Steps = Callable[..., tuple[Tensor, ...]]
 

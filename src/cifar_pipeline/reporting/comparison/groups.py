@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from cifar_pipeline.reporting.metric_names import lower_is_better
+
 SEED = "seed"
 FINISHED = "FINISHED"
 BROKEN = ("FAILED", "KILLED")
@@ -163,11 +165,6 @@ def winner(comparison: Comparison) -> "pd.Series[Any] | None":
     if table.empty or pd.isna(table["rank"].iloc[0]):
         return None
     return table.iloc[0]
-
-
-def lower_is_better(metric: str) -> bool:
-    """Say whether a metric is better the lower it is: a loss or an error is, an accuracy isn't."""
-    return any(word in metric.rpartition("/")[2] for word in ("loss", "error"))
 
 
 def text(value: object) -> str:

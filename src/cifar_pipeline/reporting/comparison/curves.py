@@ -6,15 +6,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from cifar_pipeline.reporting.comparison_groups import FINISHED, Comparison, Group, groups, text, wants_log
-from cifar_pipeline.reporting.comparison_tables import headings, in_words, is_fraction, short, shorten
-from cifar_pipeline.reporting.style import FONT, INK, QUIET, SMALL, new_figure, only_words, plain_axes
+from cifar_pipeline.reporting.comparison.groups import FINISHED, Comparison, Group, groups, text, wants_log
+from cifar_pipeline.reporting.comparison.tables import headings, short, shorten
+from cifar_pipeline.reporting.metric_names import in_words, is_fraction
+from cifar_pipeline.reporting.style import (
+    COLOURS,
+    FONT,
+    INK,
+    OTHERS,
+    QUIET,
+    SMALL,
+    in_percent,
+    new_figure,
+    only_words,
+    plain_axes,
+)  # fmt: skip
 
-# Okabe and Ito's, apart for every kind of colour vision, and a brown for their yellow, which white swallows.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#262626", "#8B6B4A")
-OTHERS = "#C9C9C9"
 # With more lines than that, only the best are told apart.
 MOST, BEST = 12, 8
 
@@ -35,7 +44,7 @@ def curves(comparison: Comparison) -> Figure:
     over = ": mean and standard deviation" if any(table.shape[1] > 1 for _, table in drawn) else ""
     plain_axes(axes, in_words(metric).capitalize() + over, x="epoch")
     if is_fraction(metric):
-        axes.yaxis.set_major_formatter(FuncFormatter(percent))
+        in_percent(axes.yaxis)
     elif wants_log(value for _, table in drawn for value in table.mean(axis=1)):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -57,11 +66,6 @@ def curves(comparison: Comparison) -> Figure:
     axes.set_xlim(lowest - margin, highest + margin)
     _label(axes, labels, ", ".join(headings(comparison.choices)), len(drawn) - len(told_apart))
     return figure
-
-
-def percent(value: float, _: object = None) -> str:
-    """Write a fraction on an axis in per cent."""
-    return f"{100 * value:.4g} %"
 
 
 def _by_epoch(comparison: Comparison, group: Group) -> pd.DataFrame:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
+from cifar_pipeline.commands.ending import clear_ending
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.ending import clear_ending
 from cifar_pipeline.console import doing
 from cifar_pipeline.memory import collect_rarely
 

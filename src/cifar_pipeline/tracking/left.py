@@ -1,0 +1,56 @@
+"""Runs that a process has left RUNNING because it was killed: found, counted and ended."""
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag, ViewType
+
+from cifar_pipeline.config.workspace import is_held, workspace_name
+
+# The tag that says which folder on which machine a training's checkpoints are in.
+WORKSPACE = "workspace"
+# The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
+DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
+
+
+def end_left(client: MlflowClient, experiment: str, but: str) -> None:
+    """End the runs of other trainings of this workspace than the one with the identity `but`, where they were left."""
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1000)
+    for run in running:
+        tags = run.data.tags
+        if tags.get("identity") not in (None, but) and tags.get(WORKSPACE) == workspace_name():
+            end_if_left(client, run)
+
+
+def end_if_left(client: MlflowClient, run: Run) -> None:
+    """End a RUNNING run as KILLED, unless some process is at its training."""
+    if run.info.status != "RUNNING" or is_held(run.data.tags.get("identity", "")):
+        return
+    # Asked anew: a training ends its run before it lets go of its folder, so one that has just ended says so now.
+    run = client.get_run(run.info.run_id)
+    if run.info.status == "RUNNING":
+        _count_death(client, run)
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
+def deaths_of(client: MlflowClient, run: Run) -> int:
+    """How often in a row a process at this training ended without a word: once more where the run is still RUNNING.
+
+    Whoever asks holds the training's lock, so nobody is at it.
+    """
+    return _count_death(client, run) if run.info.status == "RUNNING" else int(run.data.tags.get(DEATHS, 0))
+
+
+def logged_epochs(client: MlflowClient, run_id: str) -> int:
+    """How many epochs' metrics the run has: a continued training must not put them there twice."""
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+
+
+def _count_death(client: MlflowClient, run: Run) -> int:
+    """Count a process at a training that ended without a word; how many it were in a row.
+
+    A training that has come further since the last time has not ended its process by itself: it starts from 1 again.
+    """
+    epoch = logged_epochs(client, run.info.run_id)
+    further = epoch > int(run.data.tags.get(DEATH_EPOCH, 0))
+    deaths = 1 if further else int(run.data.tags.get(DEATHS, 0)) + 1
+    client.log_batch(run.info.run_id, tags=[RunTag(DEATHS, str(deaths)), RunTag(DEATH_EPOCH, str(epoch))])
+    return deaths
