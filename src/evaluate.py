@@ -48,10 +48,8 @@ def evaluate(config: DictConfig) -> None:
     say(f"Test accuracy: {answers.right.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights)")
 
     # What takes seconds to load comes after the number that was waited for.
-    from hydra.utils import instantiate
     from pandas import read_csv
 
-    from cifar_pipeline.config.targets import arguments
     from cifar_pipeline.inference.attribution import attributions
     from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
     from cifar_pipeline.reporting.evidence import Attributions
@@ -60,15 +58,14 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.tracking.published import published
     from cifar_pipeline.tracking.runs import reopened_run
 
-    loss = instantiate(arguments(trained.facts["loss"], "loss"))(logits, truth).item()
-    looked_into = answers.telling(options.attributions)
-
+    loss = trained.loss(logits, truth)
     measured = measure(probabilities, truth, loss, dataset.classes, options.calibration_bins)
     metrics = measured | {
         "parameters": trained.facts["parameters"],
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
     }
+    looked_into = answers.telling(options.attributions)
     evaluation = Evaluation(
         run=trained.run,
         facts=trained.facts,

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from hydra.utils import instantiate
+from torch import Tensor, nn
 
+from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.data.dataset import Dataset
 
@@ -51,6 +53,11 @@ class Trained:
                 f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in "
                 f"{dataset.folder} ({dataset.name}): `dvc repro` trains on what is there."
             )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> float:
+        """The training's own loss of logits `[N, K]` and labels `[N] int64`, the mean over the images."""
+        loss: nn.Module = instantiate(arguments(self.facts["loss"], "loss"))
+        return float(loss(logits, labels))
 
 
 def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
