@@ -28,10 +28,10 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.lineage import commit
     from cifar_pipeline.tracking.runs import run_name, training_run
-    from cifar_pipeline.training.build import build_average, build_deployed, build_module, build_pictures, step_images
+    from cifar_pipeline.training.build import build_deployed, build_plan, step_images
     from cifar_pipeline.training.engines.choice import choose_engine
     from cifar_pipeline.training.facts import training_facts
-    from cifar_pipeline.training.fit import Plan, fit
+    from cifar_pipeline.training.fit import fit
     from cifar_pipeline.training.folder import TrainingFolder
     from cifar_pipeline.training.hardware import choose_accelerator, choose_hardware
     from cifar_pipeline.training.logger import RunLogger
@@ -54,18 +54,12 @@ def train(config: DictConfig) -> float | None:
     if not point or point.number == 0:
         say(f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images, {dataset.sizes['val']:,} more held back")
         say(f"Device: {hardware}; steps {engine}")
-    module = build_module(config, dataset, engine)
-    pictures = build_pictures(config, dataset, engine)
 
     this = identity(config, dataset.hash)
-    name = run_name(choices(), config.seed, point)
+    name, folder = run_name(choices(), config.seed, point), TrainingFolder(trainings_cache() / this)
+    plan = build_plan(config, dataset, hardware, engine, folder, processes)
     if point and not config.rerun and (value := finished_value(point, this)) is not None:
         return value
-    folder, machine = TrainingFolder(trainings_cache() / this), config.machine
-    plan = Plan(
-        module, pictures, config.trainer, hardware, folder, build_average(config), processes,
-        machine.checkpoint_every, machine.profiler,
-    )  # fmt: skip
     if not processes.is_first:
         fit(plan, logger=None)
         return None
@@ -80,16 +74,16 @@ def train(config: DictConfig) -> float | None:
         else:
             fitted = fit(plan, logger)
             doing("Writing the models")
-            facts = training_facts(this, config, choices(), dataset, module, hardware, fitted) | {"commit": commit()}
+            facts = training_facts(plan, fitted, config, choices(), dataset, commit())
             with folder.finishing(facts, fitted.rows) as result:
                 for checkpoint in folder.checkpoints():
-                    module.load_checkpoint(folder.checkpoint(checkpoint))
-                    export_model(build_deployed(module.net, config, dataset), facts, result / checkpoint)
+                    plan.module.load_checkpoint(folder.checkpoint(checkpoint))
+                    export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
         doing("Putting the models on the run in MLflow")
         logger.send_kept()
         run.log_result(folder.result, {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]})
     folder.publish(output_root(), {"id": run.id, "name": name})
-    folder.clear_others(machine.keep_trainings)
+    folder.clear_others(config.machine.keep_trainings)
     return folder.rows()[-1].get("val/accuracy")
 
 

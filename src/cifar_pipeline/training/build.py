@@ -19,8 +19,34 @@ from cifar_pipeline.training.class_weights import build_loss
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.engines.block_module import BlockClassifier
 from cifar_pipeline.training.engines.choice import PLAIN, Engine
+from cifar_pipeline.training.fit import Plan
+from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier, Schedule
 from cifar_pipeline.training.optimizers import choose_optimizer
+from cifar_pipeline.training.processes import Processes
+
+
+def build_plan(
+    config: DictConfig,
+    dataset: Dataset,
+    hardware: Hardware,
+    engine: Engine,
+    folder: TrainingFolder,
+    processes: Processes,
+) -> Plan:
+    """All that the training needs."""
+    return Plan(
+        module=build_module(config, dataset, engine),
+        pictures=build_pictures(config, dataset, engine),
+        options=config.trainer,
+        hardware=hardware,
+        folder=folder,
+        average=build_average(config),
+        processes=processes,
+        checkpoint_every=config.machine.checkpoint_every,
+        profiler=config.machine.profiler,
+    )
 
 
 def build_module(config: DictConfig, dataset: Dataset, engine: Engine = PLAIN) -> Classifier:

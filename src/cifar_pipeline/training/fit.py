@@ -73,7 +73,7 @@ def fit(plan: Plan, logger: Logger | None) -> Fitted:
     Raises `Interrupted` when it was stopped, `Fault` when another process was, and what `Classifier` raises.
     """
     _quieten()
-    processes, accelerator, identity = plan.processes, plan.hardware.accelerator, plan.folder.path.name
+    processes, accelerator, identity = plan.processes, plan.hardware.accelerator, plan.folder.identity
     start = None
     if processes.is_first:
         start = Start(identity, resume_point(plan.folder.path, plan.module.state_dict(), plan.pictures.chunk))
@@ -125,7 +125,7 @@ def _trainer(plan: Plan, epochs: EpochRows, logger: Logger | None) -> Trainer:
         logger=False if logger is None else logger,
         callbacks=_callbacks(plan, epochs),
         plugins=[
-            AtomicCheckpoints(folder.name),
+            AtomicCheckpoints(plan.folder.identity),
             *([processes.environment] if processes.environment is not None else []),
         ],
         profiler=profiler(dirpath=folder, filename="profile") if profiler else None,

@@ -23,6 +23,11 @@ class TrainingFolder:
     path: Path
 
     @property
+    def identity(self) -> str:
+        """Whose folder this is."""
+        return self.path.name
+
+    @property
     def result(self) -> Path:
         """What the finished training leaves: a model folder for each checkpoint, the facts, and a row per epoch."""
         return self.path / "result"
