@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
     "export": (after, "cifar_pipeline.inference.export.export_model"),
     "copy": (after, "shutil.copystat"),
     "raw array": (after, "numpy.save"),
-    "array": (after, "cifar_pipeline.data.dataset._write"),
+    "array": (after, "cifar_pipeline.data.writing._write"),
     "figure": (after, "matplotlib.figure.Figure.savefig"),
 }
 

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.targets import arguments
-from cifar_pipeline.training import blocks
 from cifar_pipeline.training.build import build_module, build_pictures
+from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.blocks import Block
 from cifar_pipeline.training.engines.choice import Engine, choose_engine
 from cifar_pipeline.training.engines.cuda_graphs import keep_state_on_the_device

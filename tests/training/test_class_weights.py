@@ -12,8 +12,8 @@ from project import ROOT
 from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.training import blocks
 from cifar_pipeline.training.class_weights import build_loss
+from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.blocks import Block
 
 LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml") if path.stem != "fast94")

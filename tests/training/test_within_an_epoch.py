@@ -12,8 +12,8 @@ from torch import nn
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.interruption import Interrupted
-from cifar_pipeline.training import blocks
 from cifar_pipeline.training.build import build_average, build_module, build_pictures
+from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.choice import PLAIN, Engine
 from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
