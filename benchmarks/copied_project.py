@@ -1,0 +1,55 @@
+"""The copy of the project in which everything is measured: nothing of the real one is changed or reused."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from measure import Workspace
+from sizes import TINY, Sizes
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS_OF_THE_PROJECT = ("benchmarks", "conf", "src", "dvc.yaml", ".dvcignore", ".dvc/config")
+
+
+def with_a_model(workspace: Workspace) -> None:
+    """Train one where the part `tutorial` was left out."""
+    if not (workspace.root / "models").is_dir():
+        workspace.run("python", "src/train.py", "trainer.max_epochs=1", "trainer.limit_train_batches=100")
+
+
+def has_data(workspace: Workspace) -> bool:
+    """Whether the workspace holds the real CIFAR-10."""
+    return (workspace.root / "data" / "raw" / "cifar10").is_dir()
+
+
+@contextmanager
+def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
+    """The project as it is, in a temporary folder, with its data and an empty compiler's cache."""
+    with TemporaryDirectory(prefix="bench-") as folder:
+        root = Path(folder) / "project"
+        for name in PARTS_OF_THE_PROJECT:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            copy(ROOT / name, root / name)
+        (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+        (root / "params.yaml").write_text("experiment: tutorial\nseed: 0\noverrides: {}\n")
+        workspace = Workspace(root, {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "compiled")} | source())
+        if sizes is not TINY and "CIFAR10_SOURCE" in workspace.variables:
+            workspace.run("python", "src/download.py")
+            if not has_data(workspace):
+                sys.exit(f"CIFAR10_SOURCE={workspace.variables['CIFAR10_SOURCE']} does not give CIFAR-10: unset it.")
+            workspace.run("python", "src/preprocess.py")
+        else:
+            workspace.run("python", "benchmarks/random_pictures.py", "--images", str(sizes.images))
+        yield workspace
+
+
+def source() -> dict[str, str]:
+    """The variable that says where CIFAR-10 is, if anything does."""
+    raw = ROOT / "data" / "raw" / "cifar10"
+    place = os.environ.get("CIFAR10_SOURCE") or (str(raw) if raw.is_dir() else "")
+    return {"CIFAR10_SOURCE": place} if place else {}

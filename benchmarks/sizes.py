@@ -1,0 +1,49 @@
+"""How much `make bench` measures, and how much is enough to see that all of it runs."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. The steps of `whole_epochs` are 0: all of an epoch."""
+
+    images: int = 45_000
+    repetitions: int = 3
+    steady_repetitions: int = 2  # where the values differ by a few percent
+    whole_epochs: int = 0
+    tutorial_steps: int = 600
+    lightning_steps: int = 400
+    scan_steps: int = 1_000
+    large_batch: int = 256
+    large_steps: int = 120
+    usual_large_steps: int = 40
+    network_batch: int = 128
+    network_steps: int = 12
+    recipe_steps: int = 8
+    recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 64, "lenet_best": 128, "fast94": 500})
+    sweep_steps: int = 500
+    predicted_files: int = 10_000
+    requests: int = 100
+    engine: str = "block"
+
+
+TINY = Sizes(
+    images=200,
+    repetitions=1,
+    steady_repetitions=1,
+    whole_epochs=3,
+    tutorial_steps=1,
+    lightning_steps=1,
+    scan_steps=2,
+    large_batch=8,
+    large_steps=3,
+    usual_large_steps=1,
+    network_batch=4,
+    network_steps=1,
+    recipe_steps=1,
+    recipe_batches={"quick": 8, "lenet_best": 8, "fast94": 8},
+    sweep_steps=2,
+    predicted_files=10,
+    requests=2,
+    engine="plain",
+)

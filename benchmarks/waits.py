@@ -1,0 +1,75 @@
+"""What a person waits for around a training: start-up, the other stages, answers of the model."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from copied_project import has_data, with_a_model
+from measure import Failed, Row, Workspace, column
+from sizes import Sizes
+
+CLIENTS = (1, 4)  # of the scoring server
+WITHOUT_DATA = "not measured: CIFAR-10 is not here (CIFAR10_SOURCE)"
+
+
+def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """What a person waits for around the training."""
+    with_a_model(workspace)
+    firsts = [workspace.side("first_step", "rerun=true") for _ in range(2)]
+    parts = {part: median(column((answer["parts"] for answer in firsts), part)) for part in firsts[0]["parts"]}
+    yield Row(
+        "start of `python src/train.py` to its first step",
+        "s",
+        column(firsts, "seconds"),
+        at_most=8,
+        note="; ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items()) + " (medians; warm disk).",
+    )
+    for stage, most, times, what in (
+        ("preprocess", 5, 2, "the whole process, with the contact sheet, twice"),
+        ("evaluate", 20, 1, "the whole process, with figures and MLflow, once"),
+    ):
+        row = f"`python src/{stage}.py`"
+        if stage == "preprocess" and not has_data(workspace):
+            yield Row(row, "s", at_most=most, not_measured=WITHOUT_DATA)
+            continue
+        seconds = [workspace.run("python", f"src/{stage}.py").seconds for _ in range(times)]
+        yield Row(row, "s", seconds, at_most=most, note=f"{what}.")
+
+    nothing = "`dvc repro` with nothing to do"
+    if not has_data(workspace):
+        yield Row(nothing, "s", at_most=1, not_measured=WITHOUT_DATA)
+        return
+    workspace.run("python", "src/configure.py")
+    workspace.run("dvc", "commit", "--force")
+    ends = [workspace.run("dvc", "repro") for _ in range(1 + sizes.repetitions)]
+    if any("Running stage" in end.output for end in ends):
+        raise Failed(f"`dvc repro` found something to do: {ends[0].output}")
+    yield Row(
+        nothing, "s", [end.seconds for end in ends[1:]], at_most=1, note="the whole process, after one to warm up."
+    )
+
+
+def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """The model in use: on picture files, and over HTTP."""
+    with_a_model(workspace)
+    files = sizes.predicted_files
+    workspace.run("python", "benchmarks/picture_files.py", "pictures", "--count", str(files))
+    asked = [workspace.run("python", "src/predict.py", "pictures", "--csv", "answers.csv") for _ in range(2)]
+    seconds = [end.seconds for end in asked]
+    yield Row(
+        f"`python src/predict.py` on {files:,} files of 32x32",
+        "s",
+        seconds,
+        at_most=files / 1000,
+        note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} pictures/s with its start-up, "
+        f"peak memory {max(end.peak_gigabytes for end in asked):.2f} GB.",
+    )
+    waits = [workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests))]
+    for clients in CLIENTS:
+        for percent in (50, 99):
+            yield Row(
+                f"`make serve`, a picture a request, {clients} client{'s' if clients > 1 else ''}: p{percent}",
+                "ms",
+                column(waits, f"p{percent}_of_{clients}"),
+                note=f"the time from question to answer that {percent} % of {clients * sizes.requests} requests "
+                "don't pass, on one connection a client; one server.",
+            )
