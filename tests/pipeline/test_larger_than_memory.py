@@ -14,7 +14,7 @@ from workspace import Command, Workspace
 
 PICTURES = 100_000
 SIZE = 72
-# Bytes of memory that no file stands behind, in any one process; README and docs/your-own-pictures.md state it.
+# Bytes of memory that no file stands behind, in any one process; docs/your-own-pictures.md states it.
 LIMIT = 1_100_000_000
 # What is looked at together takes memory by the pictures' size, whatever their number.
 PORTIONS = ("trainer.eval_batch_size=250", "evaluate.batch_size=250")
