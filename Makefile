@@ -34,7 +34,7 @@ $(SETUP): pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(SETUP) ## set up only
 
-# A sweep's jobs beside each other: `make sweep JOBS=2`.
+# A sweep's points beside each other: `make sweep JOBS=2`.
 SWEEP ?= optimizer_loss
 JOBS ?= 1
 BESIDE := $(if $(filter-out 1,$(JOBS)),launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
@@ -68,11 +68,11 @@ torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes 
 bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (seven minutes)
 	@python benchmarks/run.py
 
-# Which of the two races: `make race RACE=fast94`; seeds, if not as many as the leaderboard's rules want: `SEEDS="0 1"`.
+# Which races (those of benchmarks/race.py); seeds, if not as many as the leaderboard's rules want: `SEEDS="0 1"`.
 RACE ?= quick fast94
 
 .PHONY: race
-race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=quick, SEEDS="0 1 2"; an hour for both)
+race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=quick, SEEDS="0 1 2"; half an hour or more for both)
 	@python benchmarks/race.py $(RACE) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: results

@@ -10,7 +10,7 @@ from cifar_pipeline.console import Refusal
 
 
 def compare() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("sweep", nargs="?", default="", help="a sweep's run id or name; the newest without")
     wanted = parser.parse_args().sweep
     # Imported here, because `--help` should answer at once.
