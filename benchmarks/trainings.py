@@ -144,7 +144,7 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     """Points of a sweep beside each other, and one after another."""
     steps, whole = sizes.sweep_steps, SWEEP_EPOCHS * sizes.images // 4
-    ways = {"together": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={BESIDE}"], "in turn": []}
+    ways = {"together": ["launcher=joblib", f"hydra.launcher.n_jobs={BESIDE}"], "in turn": []}
     measured, extrapolated = {}, {}
     for way, launcher in ways.items():
         folder = Path("multirun") / way.replace(" ", "_")

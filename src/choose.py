@@ -3,7 +3,7 @@
 For where `dvc exp run -S` is not to be had, because there is no git. Comments and everything else stay as they are.
 """
 
-import sys
+import argparse
 
 from cifar_pipeline.commands.script import run_script
 from cifar_pipeline.config.edit import choose
@@ -11,7 +11,9 @@ from cifar_pipeline.console import say
 
 
 def main() -> None:
-    choose(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="as on the command line of src/train.py")
+    choose(parser.parse_args().settings)
     say("params.yaml is changed: `dvc repro` does the rest.")
 
 

@@ -1,5 +1,6 @@
 """How every command of the project ends where something stops it: with one clear sentence and an exit code."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ def clear_ending(stopped: str) -> Iterator[None]:
         if not is_silent():
             complain(interrupted.line or stopped)
         sys.exit(interrupted.code)
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, has seen enough; Python would complain about the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except InstantiationException:
         raise  # What a class of ours or of the user's did wrong needs its traceback.
     except (Refusal, HydraException, OmegaConfBaseException, YAMLError) as error:

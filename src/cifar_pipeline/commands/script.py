@@ -1,6 +1,5 @@
 """How a script beside the pipeline starts and ends: with the stages' configuration, and with one clear sentence."""
 
-import os
 import sys
 from collections.abc import Callable
 
@@ -25,9 +24,4 @@ def run_script(main: Callable[[], int | None]) -> None:
     collect_rarely()
     with clear_ending("Stopped."):
         doing("Loading libraries")
-        try:
-            sys.exit(main())
-        except BrokenPipeError:
-            # Whoever read the output, `head` for one, has seen enough; Python would complain about the rest at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        sys.exit(main())

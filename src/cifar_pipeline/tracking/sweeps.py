@@ -69,7 +69,7 @@ def fail_point(point: Point, reason: str) -> None:
         run_id = record.run_id
     else:
         tags = {PARENT: point.parent, **lineage.tags()}
-        run_id = client.create_run(experiment, run_name=point.label, tags=tags).info.run_id
+        run_id = client.create_run(experiment, run_name=point.label or point.place, tags=tags).info.run_id
         client.set_terminated(run_id, "FAILED")
         note_point(point, run_id)
     client.set_tag(run_id, FAILURE, reason[:5000])
