@@ -17,8 +17,8 @@ from cifar_pipeline.files import whole_file
 # What stands around the table in a page, so that it can be replaced.
 BEGIN, END = "<!-- made by `make results` -->", "<!-- end of what `make results` made -->"
 HEADINGS = {
-    "en": ("recipe", "test accuracy, mean ± standard deviation (seeds)", "target", "training", "on", "commit"),
-    "zh": ("方案", "测试准确率，均值 ± 标准差（种子）", "目标", "训练时间", "硬件", "提交"),
+    "en": ("recipe", "test accuracy, mean ± standard deviation (seeds)", "target", "time", "on", "commit"),
+    "zh": ("方案", "测试准确率，均值 ± 标准差（种子）", "目标", "时间", "硬件", "提交"),
 }
 REACHED = {"en": ("reached", "**missed**"), "zh": ("达到", "**未达到**")}
 NO_VAL = {"en": "trained on train and validation part", "zh": "用训练和验证两部分训练"}
