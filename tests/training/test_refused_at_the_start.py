@@ -9,7 +9,7 @@ import lightning.pytorch  # noqa: F401  (before a test says that there is no GPU
 import numpy as np
 import pytest
 import torch
-from project import Project
+from project import ROOT, Project
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.console import Refusal
@@ -36,6 +36,7 @@ def test_train_refuses_in_a_sentence_and_writes_nothing(
     project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch, override: str, fragments: list[str]
 ) -> None:
     shutil.copytree(digits.folder, project.folder / "data" / "processed")
+    (project.folder / "src").symlink_to(ROOT / "src")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     ended = project.start(train, "data=digits", *override.split())
@@ -43,7 +44,7 @@ def test_train_refuses_in_a_sentence_and_writes_nothing(
     assert ended.err.count("\n") == 1, ended.err
     for fragment in fragments:
         assert fragment in ended.err
-    assert sorted(path.name for path in project.folder.iterdir()) == ["conf", "data", "params.yaml"]
+    assert sorted(path.name for path in project.folder.iterdir()) == ["conf", "data", "params.yaml", "src"]
 
 
 def test_pictures_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
