@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -79,26 +81,30 @@ def heat_map(comparison: Comparison) -> Figure:
     shades = _shades({cell: group.mean(metric) for cell, group in listed.items()}, lower_is_better(metric))
     best = found[0].values if math.isfinite(found[0].mean(metric)) else None
     for (row, column), group in listed.items():
-        y, x = rows.index(row), columns.index(column)
-        shade = shades[(row, column)]
-        known = math.isfinite(shade)
-        fill, hatch = (colormaps["Blues"](0.08 + 0.8 * shade), None) if known else ("#F4F4F4", "////")
-        axes.add_patch(
-            Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=fill, edgecolor="#C8C8C8", hatch=hatch, linewidth=0)
-        )
-        value, note = cell_words(group, metric)
-        ink = "white" if known and shade > 0.62 else INK_ON_CELL if known else VALIDATION_ON_CELL
-        boxed = None if known else {"facecolor": "#F4F4F4", "edgecolor": "none", "pad": 2}
-        axes.text(x, y - (0.14 if note else 0), value, ha="center", va="center", fontsize=HEADING if known else SMALL,
-                  color=ink, family=FONT, bbox=boxed)  # fmt: skip
-        if note:
-            axes.text(x, y + 0.24, note, ha="center", va="center", fontsize=SMALL - 1, color=ink, family=FONT,
-                      bbox=boxed)  # fmt: skip
+        x, y = columns.index(column), rows.index(row)
+        _draw_cell(axes, x, y, shades[(row, column)], cell_words(group, metric))
         if group.values == best:
-            axes.add_patch(
-                Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor="none", edgecolor=VALIDATION, linewidth=2.5)
-            )
+            axes.add_patch(_square(x, y, facecolor="none", edgecolor=VALIDATION, linewidth=2.5))
     return figure
+
+
+def _draw_cell(axes: Axes, x: int, y: int, shade: float, words: tuple[str, str]) -> None:
+    """Fill a cell by its shade and write in it; without a shade it is hatched."""
+    known = math.isfinite(shade)
+    fill, hatch = (colormaps["Blues"](0.08 + 0.8 * shade), None) if known else ("#F4F4F4", "////")
+    axes.add_patch(_square(x, y, facecolor=fill, edgecolor="#C8C8C8", hatch=hatch, linewidth=0))
+    value, note = words
+    ink = "white" if known and shade > 0.62 else INK_ON_CELL if known else VALIDATION_ON_CELL
+    boxed = None if known else {"facecolor": "#F4F4F4", "edgecolor": "none", "pad": 2}
+    axes.text(x, y - (0.14 if note else 0), value, ha="center", va="center", fontsize=HEADING if known else SMALL,
+              color=ink, family=FONT, bbox=boxed)  # fmt: skip
+    if note:
+        axes.text(x, y + 0.24, note, ha="center", va="center", fontsize=SMALL - 1, color=ink, family=FONT,
+                  bbox=boxed)  # fmt: skip
+
+
+def _square(x: int, y: int, **look: Any) -> Rectangle:
+    return Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, **look)
 
 
 def cell_words(group: Group, metric: str) -> tuple[str, str]:
