@@ -57,6 +57,18 @@ def test_the_script_writes_both_pages(database: Path) -> None:
         assert "-S ++overrides.data.val_fraction=0`, " in rows[1] and "70.00 % (0: 70.00)" in rows[1]
 
 
+def test_what_another_machine_has_measured_stays(database: Path) -> None:
+    elsewhere = "| `dvc exp run -S experiment=quick` | 64.20 % (0: 64.20) |  | 8.0 s | a fast GPU | abc |"
+    here = elsewhere.replace("a fast GPU", "abacus, cpu, 2 threads").replace("64.20", "10.00")
+    for page in ("README.md", "README.zh-CN.md"):
+        (database / page).write_text(PAGE.replace("old", f"| recipe |\n| --- |\n{elsewhere}\n{here}"), encoding="utf-8")
+    measured("a", 0.62, "cifar10", "experiment=quick", "seed=0")
+    assert "rows of other machines that stay: 1" in run(results).out
+    for page in ("README.md", "README.zh-CN.md"):
+        text = (database / page).read_text(encoding="utf-8")
+        assert elsewhere in text and "10.00" not in text and text.index("62.00 %") < text.index("64.20 %")
+
+
 def test_nothing_measured_is_refused_and_writes_nothing(database: Path) -> None:
     ended = run(results)
     assert ended.code == 2 and "No recipe of conf/experiment/ has been measured" in ended.err

@@ -1,7 +1,7 @@
 """What each recipe came to, over its seeds: a table for the terminal and for the README, in two languages."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -82,17 +82,35 @@ def print_results(results: Iterable[Result]) -> None:
     terminal.print(table, soft_wrap=False)
 
 
-def write_results(results: Iterable[Result], page: Path, language: str) -> None:
-    """Replace the table between the marks of a page.
+def write_results(results: Iterable[Result], page: Path, language: str) -> int:
+    """Replace the table between the marks of a page; returns how many of its rows are from before.
+
+    A recipe's row on a machine that none of `results` is about stays: it was measured elsewhere.
 
     Raises:
         Refusal: the page has no such marks.
     """
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not begin or not end:
         raise Refusal(f"{page} has no place for the table: put the lines {BEGIN} and {END} where it belongs.")
-    rows = [HEADINGS[language], ["---"] * len(HEADINGS[language]), *(result.cells(language) for result in results)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    new = [result.cells(language) for result in results]
+    kept = [row for row in _rows_of(old) if _about(row) not in map(_about, new)]
+    rows = sorted([*new, *kept], key=lambda row: float(row[1].split()[0]))
+    lines = [HEADINGS[language], ["---"] * len(HEADINGS[language]), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     with whole_file(page) as part:
         part.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+    return len(kept)
+
+
+def _rows_of(table: str) -> Iterator[list[str]]:
+    for line in table.splitlines():
+        cells = line.strip("| ").split(" | ")
+        if len(cells) == len(HEADINGS["en"]) and re.match(r"\d", cells[1]):
+            yield cells
+
+
+def _about(row: list[str]) -> tuple[str, str]:
+    """The recipe's command and the machine."""
+    return row[0].partition("`,")[0].strip("`"), row[4]
