@@ -23,7 +23,7 @@ BY_FILE = {
         "test_experiments_are_compared_kept_and_left": (
             "dvc (exp show|params diff|metrics diff)( main)?|dvc exp apply NAME|git restore .*|dvc checkout"
         ),
-        "test_the_cache_is_cleared": "dvc gc --workspace",
+        "test_a_cleared_cache_keeps_what_the_workspace_needs": "dvc gc --workspace",
         "test_the_runs_can_be_looked_at": "mlflow ui --host 127.0.0.1 .*",
         "test_help_lists_the_options": "python src/train.py --help",
     },
@@ -37,14 +37,18 @@ BY_FILE = {
         "test_the_five_minutes_end_with_a_model_that_knows_the_pictures": (
             "python src/choose.py data=image_folder experiment=own_pictures"
         ),
-        "test_a_sweep_a_table_and_a_folder_elsewhere": r"python src/choose.py pictures=\S+( data=image_folder)?",
+        "test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere": (
+            r"python src/choose.py pictures=\S+( data=image_folder)?"
+        ),
     },
     "tests/pipeline/test_what_reruns.py": {
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
     },
     "tests/pipeline/test_shared_results.py": {
-        "test_a_folder_that_two_clones_see": r"dvc (push|pull)|dvc remote add --default storage \S+",
-        "test_a_server_that_speaks_s3": "dvc remote modify --local",
+        "test_a_colleague_has_the_results_from_a_shared_folder_without_training": (
+            r"dvc (push|pull)|dvc remote add --default storage \S+"
+        ),
+        "test_a_colleague_has_the_results_from_an_s3_server_without_training": "dvc remote modify --local",
     },
     "tests/commands/test_started_scripts.py": {
         "test_showing_the_configuration_loads_nothing_heavy": "python src/train.py --cfg job",
@@ -67,10 +71,10 @@ BY_FILE = {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true machine.profiler=\w+",
     },
     "tests/sweeps/test_a_sweep.py": {
-        "test_it_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
+        "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
     },
     "tests/sweeps/test_jobs_beside_each_other.py": {
-        "test_joblib": "python src/train.py -m .*launcher=joblib .*",
+        "test_joblib_trains_each_point_once_and_loses_no_metric": "python src/train.py -m .*launcher=joblib .*",
     },
     "tests/pipeline/test_after_the_training.py": {
         "test_a_better_training_becomes_the_champion_and_one_can_go_back": (
@@ -78,7 +82,7 @@ BY_FILE = {
         ),
     },
     "tests/inference/test_predict_script.py": {
-        "test_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
+        "test_predict_prints_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
     },
     "tests/inference/test_served.py": {
         "test_the_server_answers_as_predict_does": "python src/serve.py",
@@ -88,7 +92,7 @@ BY_FILE = {
         "test_both_files_answer_in_a_process_without_this_project": "python src/export.py",
     },
     "tests/reference/test_schemas.py": {
-        "test_what_is_written_is_as_conf_says": "python src/document.py",
+        "test_the_schemas_and_the_page_are_as_conf_says": "python src/document.py",
     },
     "tests/kills/test_killed_trainings.py": {
         "test_twenty_moments_by_chance_change_nothing": r"python tests/kills/torture.py --count \d+",
@@ -106,10 +110,10 @@ BY_FILE = {
         "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_store.py",
     },
     "tests/reporting/test_results_table.py": {
-        "test_the_script_writes_both_pages": "python src/results.py",
+        "test_make_results_writes_both_readmes": "python src/results.py",
     },
     "tests/test_commands.py": {
-        "test_a_command_is_held": "python -m pytest.*",
+        "test_every_documented_command_is_run_by_a_test": "python -m pytest.*",
         "test_help_names_every_target": "make help",
     },
     ".ci/run": {
@@ -161,7 +165,7 @@ def expanded(command: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("page", "command"), PAIRS)
-def test_a_command_is_held(page: str, command: str) -> None:
+def test_every_documented_command_is_run_by_a_test(page: str, command: str) -> None:
     for simple in expanded(command):
         holders = [pattern for pattern in (*HELD, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
         assert holders, f"{page}: no test is known to run `{simple}`"
@@ -170,12 +174,12 @@ def test_a_command_is_held(page: str, command: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "words"), HELD.values())
-def test_what_holds_it_exists(file: str, words: str) -> None:
+def test_every_test_that_runs_a_command_exists(file: str, words: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     assert (f"\ndef {words}(" if file.startswith("tests/") else words) in text
 
 
-def test_nothing_is_held_that_is_not_said() -> None:
+def test_no_command_is_listed_that_no_page_says() -> None:
     said = {simple for _, command in PAIRS for simple in expanded(command)}
     assert {
         pattern for pattern in (*HELD, *BY_HAND) if not any(re.fullmatch(pattern, one, re.S) for one in said)
@@ -185,7 +189,7 @@ def test_nothing_is_held_that_is_not_said() -> None:
 @pytest.mark.parametrize(
     ("page", "command"), [(page, command) for page, command in PAIRS if OVERRIDES.fullmatch(command)]
 )
-def test_its_values_compose(page: str, command: str, project: Project) -> None:
+def test_the_values_of_a_documented_command_compose(page: str, command: str, project: Project) -> None:
     found = OVERRIDES.fullmatch(command)
     assert found
     words = [word.removeprefix("++overrides.") for word in (found[1] or found[2]).split() if word not in ("-m", "-S")]

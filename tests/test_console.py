@@ -102,7 +102,7 @@ def test_what_is_being_done_is_said_if_it_takes_long(
 
 
 @pytest.mark.parametrize("line", [lambda: say("done"), lambda: warn("odd"), lambda: complain("no"), finish])
-def test_any_other_line_comes_instead(
+def test_any_other_line_comes_instead_of_what_is_being_done(
     line: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "SECONDS", 0.05)

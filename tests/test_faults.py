@@ -44,7 +44,7 @@ def test_a_fault_behind_a_librarys_error_is_told(cause: BaseException, told: str
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), FileNotFoundError(errno.ENOENT, "no such file", "x")])
-def test_a_bug_is_none(error: BaseException) -> None:
+def test_a_bug_is_not_told_as_a_fault_of_the_machine(error: BaseException) -> None:
     assert fault_sentence(caused_by(error)) is None
 
 

@@ -60,7 +60,7 @@ def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"x", ".x.lock"}
 
 
-def test_killed_between_the_two_renames(tmp_path):
+def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
     fill(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.old")
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x"):

@@ -114,7 +114,7 @@ def test_code_that_is_not_used_to_compute_is_no_part(sources: Path, edited: Edit
     assert of(edited(file)) == of(sources)
 
 
-def test_the_chosen_networks_code_counts(sources: Path, edited: Edited) -> None:
+def test_the_chosen_networks_code_is_part_of_the_identity(sources: Path, edited: Edited) -> None:
     other = "model._target_=cifar_pipeline.models.other.LeNet"
     assert of(edited("models/other.py"), other) != of(sources, other)
 

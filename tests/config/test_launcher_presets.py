@@ -48,12 +48,12 @@ def refused(ended: Ended, *fragments: str) -> None:
     assert all(fragment in ended.err for fragment in fragments), ended.err
 
 
-def test_each_file_is_known_here() -> None:
+def test_every_launcher_of_conf_is_tested_here() -> None:
     assert {path.stem for path in (ROOT / "conf" / "launcher").glob("*.yaml")} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_each_composes_and_changes_no_training(project: Project, plugins, name: str) -> None:
+def test_each_launcher_composes_and_changes_no_training(project: Project, plugins, name: str) -> None:
     plugins(PRESETS[name], True)
     register_choices()
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
@@ -65,14 +65,16 @@ def test_each_composes_and_changes_no_training(project: Project, plugins, name: 
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_one_that_is_not_installed_is_a_sentence_with_the_command(project: Project, plugins, name: str) -> None:
+def test_a_launcher_that_is_not_installed_is_refused_with_the_command_for_it(
+    project: Project, plugins, name: str
+) -> None:
     plugins(PRESETS[name], False)
     command = "`pip install --editable '.[ray]'`" if name == "ray" else WITH_PINS
     refused(project.start(train, *SWEEP, f"launcher={name}"), f"hydra/launcher={PRESETS[name]}", command)
 
 
 @pytest.mark.parametrize("choice", ["launcher=joblib", "sweep=lr"])
-def test_what_a_sweep_has_is_refused_where_there_is_none(project: Project, choice: str) -> None:
+def test_what_only_a_sweep_reads_is_refused_without_one(project: Project, choice: str) -> None:
     refused(project.start(train, choice), choice, "add -m")
 
 

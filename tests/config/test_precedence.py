@@ -34,7 +34,7 @@ def test_experiment_beats_the_files_of_the_groups(recipe: Project) -> None:
     assert config.optimizer.lr == 0.03
 
 
-def test_what_no_experiment_names_is_the_files(recipe: Project) -> None:
+def test_what_no_experiment_names_comes_from_the_files_of_the_groups(recipe: Project) -> None:
     recipe.edit("conf/optimizer/adam.yaml", "eps: 1.0e-8", "eps: 1.0e-7")
     assert recipe.compose().optimizer.eps == 1e-7
 

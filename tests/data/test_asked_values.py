@@ -22,7 +22,7 @@ def made(**changes):
     return SimpleNamespace(folder=Path("data/processed"), asked=asked_values(data(**changes)))
 
 
-def test_mirrors_do_not_matter():
+def test_data_from_another_mirror_is_the_same_data():
     assert "mirrors" not in asked_values(data())
     require(made(), data(mirrors=[], timeout=1))
 

@@ -48,7 +48,7 @@ def test_flip_crop_equals_the_reference(flip, padding, channels):
     assert torch.equal(found, reference(images, flip, padding))
 
 
-def test_the_generator_alone_decides():
+def test_the_generator_alone_decides_and_the_images_stay():
     images = pictures()
     before = images.clone()
     torch.manual_seed(1)
@@ -73,7 +73,7 @@ def test_a_padding_beyond_the_image_is_refused(padding):
         flip_crop(pictures(), generator(), padding=padding)
 
 
-def test_unchanged_and_binding():
+def test_no_augmentation_leaves_the_images_as_they_are():
     images = pictures()
     assert augment.unchanged(images, generator(), torch.zeros(len(images))) is images
     assert torch.equal(partial(flip_crop, padding=0, flip=False)(images, generator()), images)

@@ -37,7 +37,7 @@ def noise(images, generator, turns):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 16, 17, 40, 103])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_each_image_once_an_epoch(batch_size, shuffle):
+def test_an_epoch_has_each_image_once(batch_size, shuffle):
     batches = make(batch_size=batch_size, shuffle=shuffle)
     seen = labels(batches)
     assert sorted(flat(seen)) == list(range(103))
@@ -70,7 +70,7 @@ def test_seed_and_epoch_decide_the_order():
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 10, 20, 21])
-def test_goes_on_exactly_where_it_was_interrupted(stop):
+def test_an_epoch_goes_on_exactly_where_it_was_interrupted(stop):
     batches, whole = make(augment=noise), make(augment=noise)
     for loader in (batches, whole):
         loader.set_epoch(3)
@@ -171,11 +171,11 @@ def test_what_makes_no_batches_is_refused(batch_size, options, word):
         make(batch_size=batch_size, **options)
 
 
-def test_evaluation_takes_what_there_is():
+def test_a_part_smaller_than_a_batch_is_evaluated_whole():
     assert len(list(make(batch_size=1000, shuffle=False))) == 1
 
 
-def test_it_is_each_images_turn_in_every_other_epoch():
+def test_each_image_has_its_turn_in_every_other_epoch():
     def told(images, generator, turns):
         return images.flatten(1)[:, :1] * 2 + turns.view(-1, 1)  # the image's number, and whether it is its turn
 

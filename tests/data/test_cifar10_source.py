@@ -50,7 +50,7 @@ def test_every_route_gives_the_same_files(route, small, files, archive, server, 
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
-def test_valid_files_are_kept(small, files, tmp_path, monkeypatch):
+def test_valid_files_are_kept_and_not_fetched_again(small, files, tmp_path, monkeypatch):
     folder = unpacked(tmp_path / "raw" / "cifar10", files)
     monkeypatch.setenv("CIFAR10_SOURCE", "/nowhere")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -109,7 +109,7 @@ def test_a_damaged_download_does_not_touch_what_is_there(small, files, server, t
 
 
 @pytest.mark.parametrize("change", ["missing", "changed", "more"])
-def test_is_complete_knows_every_byte(change, small, files, tmp_path):
+def test_a_missing_changed_or_foreign_file_is_not_taken_for_complete(change, small, files, tmp_path):
     folder = unpacked(tmp_path / "x", files)
     assert small.is_complete(folder)
     if change == "missing":
@@ -155,7 +155,7 @@ def test_nothing_unverified_is_unpickled(small, files, tmp_path):
 
 @pytest.mark.cifar10
 @pytest.mark.skipif(not REAL, reason="needs the real CIFAR-10: set CIFAR10_SOURCE to a folder or an archive of it")
-def test_the_real_data(tmp_path, monkeypatch):
+def test_the_real_data_is_read_as_published(tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_SOURCE", str(REAL))
     source = Cifar10()
     source.fetch(tmp_path / "cifar10", [], 10, tmp_path / "cache")

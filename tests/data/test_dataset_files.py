@@ -60,7 +60,7 @@ def test_the_same_data_is_the_same_bytes(tmp_path, tree):
     assert make(tmp_path / "three", fraction=0.5).hash != one.hash
 
 
-def test_more_images_than_a_piece(tmp_path, monkeypatch):
+def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_pipeline.data.pieces.PIECE_BYTES", 1000)
     data = official(40)
     dataset = make(tmp_path / "x", 0, data=data)

@@ -59,6 +59,6 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         source.read(tmp_path / "digits")
 
 
-def test_no_size_is_refused():
+def test_a_size_of_zero_is_refused():
     with pytest.raises(Refusal, match="size"):
         Digits(0.2, 0)

@@ -38,7 +38,7 @@ def left(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "cache").iterdir()]
 
 
-def test_brings_the_file_and_leaves_nothing_else(fetch, archive, tmp_path):
+def test_a_download_brings_the_file_and_leaves_nothing_else(fetch, archive, tmp_path):
     path = fetch()
     assert path.read_bytes() == archive
     assert left(tmp_path) == [path.name]
@@ -52,7 +52,7 @@ def test_a_file_already_there_is_checked_and_not_fetched_again(fetch, server, ar
     assert fetch().read_bytes() == archive
 
 
-def test_goes_on_where_it_broke_off(fetch, server, archive):
+def test_a_download_goes_on_where_it_broke_off(fetch, server, archive):
     server.answer = server.break_off_once
     assert fetch().read_bytes() == archive
     first, second = server.asked
@@ -60,7 +60,7 @@ def test_goes_on_where_it_broke_off(fetch, server, archive):
     assert resumed_near_half(second, archive)
 
 
-def test_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
+def test_a_download_that_was_given_up_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
     server.answer = server.hang_after_half
     with pytest.raises(Unusable, match="silent for 0.2 s"):
         fetch(timeout=0.2)
@@ -72,7 +72,7 @@ def test_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
     assert resumed_near_half(only, archive)
 
 
-def test_begins_anew_when_the_file_has_changed_meanwhile(fetch, server, archive):
+def test_a_download_begins_anew_when_the_file_has_changed_meanwhile(fetch, server, archive):
     server.content = bytes(reversed(archive))
     server.answer = server.hang_after_half
     with pytest.raises(Unusable):
@@ -81,7 +81,7 @@ def test_begins_anew_when_the_file_has_changed_meanwhile(fetch, server, archive)
     assert fetch().read_bytes() == archive
 
 
-def test_begins_anew_when_two_halves_do_not_fit(fetch, server, archive, tmp_path):
+def test_a_download_begins_anew_when_two_halves_do_not_fit(fetch, server, archive, tmp_path):
     server.answer = server.hang_after_half
     with pytest.raises(Unusable):
         fetch(timeout=0.2)
@@ -168,7 +168,7 @@ def test_absurd_sizes_are_refused_before_and_during_the_transfer(fetch, server):
         fetch(most=100)
 
 
-def test_an_error_is_named(fetch, server, tmp_path):
+def test_an_error_of_the_host_is_named(fetch, server, tmp_path):
     server.answer = lambda request: request.send_error(404)
     with pytest.raises(Unusable, match="answers 404 Not Found"):
         fetch()
@@ -182,7 +182,7 @@ def test_a_name_server_that_hangs_is_given_up(monkeypatch):
         find_host("https://example.org/x", 0.1)
 
 
-def test_reasons_are_short():
+def test_the_reason_of_a_failed_download_is_a_few_words():
     assert reason(requests.ConnectTimeout(), 10) == "no connection within 10 s"
     assert reason(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"
 

@@ -20,7 +20,7 @@ def test_parts_are_disjoint_complete_and_even(fraction):
     assert (np.abs(np.bincount(LABELS[val]) - exact) < 1).all()
 
 
-def test_the_seed_decides():
+def test_the_seed_decides_what_is_held_back():
     one, again, other = (stratified_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1))
     assert one == again
     assert one != other
@@ -30,7 +30,7 @@ def test_the_held_back_images_never_change():
     assert stratified_split(np.repeat([0, 1], 10), 0.2, seed=0)[1].tolist() == [2, 8, 13, 15]
 
 
-def test_nothing_held_back():
+def test_nothing_is_held_back_where_the_fraction_is_zero():
     train, val = stratified_split(LABELS, 0, seed=0)
     assert train.tolist() == list(range(len(LABELS)))
     assert val.tolist() == []

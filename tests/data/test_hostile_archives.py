@@ -23,7 +23,7 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
     return entry
 
 
-def test_yields_the_named_files_wherever_they_lie(tmp_path, pack):
+def test_the_named_files_are_found_wherever_they_lie(tmp_path, pack):
     content = pack({"./x/a": b"1", "x/readme.html": b"no", "b": b"2"})
     assert read(tmp_path, content) == {"a": b"1", "b": b"2"}
 
@@ -45,7 +45,7 @@ def test_a_name_that_stands_twice_is_refused(tmp_path, pack):
         read(tmp_path, pack({"x/a": b"1", "y/a": b"2"}))
 
 
-def test_sizes_are_bounded(tmp_path, pack):
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, pack):
     with pytest.raises(Unusable, match="more than was expected"):
         read(tmp_path, pack({"a": bytes(1001)}))
     with pytest.raises(Unusable, match="more than was expected"):

@@ -15,7 +15,7 @@ class Hostile:
         return os.system, ("touch hostile",)
 
 
-def test_reads_what_cifar_holds():
+def test_what_cifar_holds_is_read():
     data = np.arange(12, dtype=np.uint8).reshape(3, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -25,7 +25,7 @@ def test_reads_what_cifar_holds():
     assert found[b"name"] == b"x"
 
 
-def test_reads_names_and_align_as_python_2_wrote_them():
+def test_what_python_2_wrote_is_read():
     new = pickle.dumps({b"data": np.arange(3, dtype=np.uint8)}, protocol=2)
     old = new.replace(b"numpy._core.multiarray", b"numpy.core.multiarray").replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     assert old != new
@@ -35,7 +35,7 @@ def test_reads_names_and_align_as_python_2_wrote_them():
 
 
 @pytest.mark.parametrize("hostile", [Hostile(), {b"data": Hostile()}, {b"f": eval}, {b"f": np.load}])
-def test_anything_else_is_refused(hostile, tmp_path, monkeypatch):
+def test_a_pickle_that_would_run_something_is_refused_and_not_run(hostile, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match="not admitted"):
         unpickle(pickle.dumps(hostile, protocol=2))

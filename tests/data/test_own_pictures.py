@@ -183,7 +183,7 @@ def test_files_that_give_no_picture_are_listed_and_left_out_up_to_a_limit(capsys
     assert "Left out: 2 of at most 2 (data.max_bad)." in capsys.readouterr().err
 
 
-def test_a_bomb_is_left_out(capsys):
+def test_a_picture_bomb_is_left_out(capsys):
     tree()
     Image.new("1", (3000, 3000)).save("mine/ant/large.png")
     read(max_bad=1, most_megapixels=1)

@@ -47,7 +47,7 @@ def test_formats_that_lose_a_little_are_read(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_allclose(read.astype(int), plain, atol=6)
 
 
-def test_the_name_is_no_matter(tmp_path: Path) -> None:
+def test_a_picture_with_another_formats_name_is_read(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", picture()).rename(tmp_path / "photo.JPG")
     np.testing.assert_array_equal(read_picture(tmp_path / "photo.JPG", SHAPE), picture())
 

@@ -29,7 +29,7 @@ def test_the_real_data_is_brought_and_then_kept(download, server, small, tmp_pat
     assert "already" in capsys.readouterr().out
 
 
-def test_offline_says_everything_and_goes_on(download, small, tmp_path, capsys):
+def test_offline_the_fallback_is_taken_and_everything_is_said(download, small, tmp_path, capsys):
     digits = Digits(0.2, 8)
     assert download([CLOSED, "http://127.0.0.1:9/other"], digits) is digits
     assert names(tmp_path) == {"digits"}
@@ -59,7 +59,7 @@ def test_without_a_fallback_it_is_an_error_that_leaves_everything(download, tmp_
     assert CLOSED in capsys.readouterr().err
 
 
-def test_what_is_not_there_is_refused(small, tmp_path):
+def test_missing_raw_data_is_refused_by_its_name(small, tmp_path):
     with pytest.raises(Refusal, match="CIFAR-10 nor of digits: `dvc repro -f download`"):
         present(tmp_path, small, Digits(0.2, 8))
     with pytest.raises(Refusal, match="files of CIFAR-10: "):

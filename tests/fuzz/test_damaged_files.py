@@ -50,7 +50,7 @@ def values(dataset):
 
 
 @tried(60)
-def test_a_raw_batch(cases, tmp_path):
+def test_a_damaged_raw_batch_is_refused_or_read_as_it_was(cases, tmp_path):
     for name, content in PUBLISHED.items():
         (tmp_path / name).write_bytes(content)
     whole = SMALL.read(tmp_path)
@@ -69,7 +69,7 @@ def test_a_raw_batch(cases, tmp_path):
 
 
 @tried(60)
-def test_an_archive(cases, tmp_path, monkeypatch):
+def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(cases, tmp_path, monkeypatch):
     content, path = archive(), tmp_path / "archive.tar.gz"
     monkeypatch.setenv("CIFAR10_SOURCE", str(path))
     raw = tmp_path / "raw"
@@ -90,7 +90,7 @@ def test_an_archive(cases, tmp_path, monkeypatch):
 
 @tried(100)
 @pytest.mark.parametrize("file", ["dataset.json", "train/images.npy", "val/labels.npy"])
-def test_a_processed_file(cases, file, digits, tmp_path):
+def test_a_damaged_processed_file_is_refused_or_read_as_it_was(cases, file, digits, tmp_path):
     whole = values(digits)
     path = digits.folder / file
     content = path.read_bytes()
@@ -111,7 +111,7 @@ def test_a_processed_file(cases, file, digits, tmp_path):
 
 
 @tried(200)
-def test_a_checkpoint(cases, tmp_path):
+def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(cases, tmp_path):
     path = tmp_path / "last.ckpt"
     weights = {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)}
     torch.save({"state_dict": weights, "identity": "abc", "epoch": 3}, path)

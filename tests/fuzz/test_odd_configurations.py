@@ -26,7 +26,7 @@ def published():
 
 
 @tried(300)
-def test_a_value_of_any_kind(cases, published):
+def test_a_value_of_any_kind_is_taken_or_refused_in_a_sentence(cases, published):
     @repeat(cases, st.sampled_from(KEYS), nested)
     def judge(key, value):
         changed = OmegaConf.create(published)
@@ -53,7 +53,7 @@ def configure(_: DictConfig) -> None:
 
 
 @tried(25)
-def test_a_command_line(cases, project):
+def test_any_command_line_is_taken_or_refused_in_a_sentence(cases, project):
     keys = st.sampled_from([*KEYS, *GROUPS]) | words
     values = nested.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip()) | nested.map(str)
     overrides = st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), keys, values) | words
@@ -65,7 +65,7 @@ def test_a_command_line(cases, project):
 
 
 @tried(25)
-def test_a_params_file(cases, project):
+def test_any_params_file_is_taken_or_refused_in_a_sentence(cases, project):
     text = (project.folder / "params.yaml").read_text()
     whole = yaml.safe_load(text)
     changes = st.dictionaries(st.sampled_from(sorted(whole)) | words, nested, min_size=1, max_size=2)

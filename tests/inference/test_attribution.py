@@ -34,7 +34,7 @@ def unchanged(logits: Tensor) -> Tensor:
     return logits
 
 
-def test_of_a_linear_network_it_is_weight_times_distance() -> None:
+def test_attributions_of_a_linear_network_are_weight_times_distance() -> None:
     net, images = Linear(), pictures(3)
     found = attributions(RawPixels(net, 0.5, 0.25), unchanged, images, NAMED, GREY)
     assert found is not None and found.shape == (3, *SHAPE[:2])
@@ -43,7 +43,7 @@ def test_of_a_linear_network_it_is_weight_times_distance() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_they_add_up_to_the_probability_less_that_of_the_baseline(exported: Path) -> None:
+def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(exported: Path) -> None:
     model, images = load_model(exported), pictures(3)
     found = attributions(model, softmax, images, NAMED, GREY)
     assert found is not None
@@ -64,7 +64,7 @@ def test_an_exported_network_has_the_attributions_of_the_one_in_training(exporte
     np.testing.assert_allclose(loaded, trained, atol=1e-6)
 
 
-def test_the_model_itself_stays_as_it_was(exported: Path) -> None:
+def test_attributions_leave_the_model_as_it_was(exported: Path) -> None:
     model, images = load_model(exported), pictures(2)
     before = model(torch.from_numpy(images))
     attributions(model, softmax, images, NAMED[:2], GREY)
@@ -78,9 +78,9 @@ class Deciding(nn.Module):
         return (images.mean(dim=(1, 2)) > 127).float()
 
 
-def test_where_no_gradient_comes_through_there_is_none() -> None:
+def test_a_network_without_gradients_has_no_attributions() -> None:
     assert attributions(Deciding(), softmax, pictures(2), NAMED[:2], GREY) is None
 
 
-def test_of_no_pictures_there_is_none() -> None:
+def test_no_pictures_have_no_attributions() -> None:
     assert attributions(network(), softmax, pictures(0), NAMED[:0], GREY) is None

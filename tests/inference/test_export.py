@@ -29,7 +29,7 @@ def test_the_loaded_network_answers_as_the_network(exported, number):
     assert torch.equal(answered, expected)
 
 
-def test_portions_make_no_difference(exported):
+def test_the_size_of_a_portion_changes_no_answer(exported):
     images = pictures(10)
     model = load_model(exported)
     torch.testing.assert_close(logits_of(model, images, 3), logits_of(model, images, 10))
@@ -72,7 +72,7 @@ def test_a_damaged_model_is_refused(exported, tmp_path, keep):
     assert "\n" not in str(refusal.value)
 
 
-def test_mlflow_serves_it_with_its_signature(exported):
+def test_mlflow_serves_the_model_with_its_signature(exported):
     served = mlflow.pyfunc.load_model(str(exported))
     images = pictures(3)
     logits = served.predict(images)
@@ -84,7 +84,7 @@ def test_mlflow_serves_it_with_its_signature(exported):
         served.predict(images[:, :16])
 
 
-def test_grey_pictures_of_another_size_and_two_classes(tmp_path):
+def test_a_network_for_grey_pictures_of_another_size_is_exported(tmp_path):
     net = RawPixels(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
     export_model(net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
     assert load_model(tmp_path / "grey")(torch.zeros((5, 28, 28, 1), dtype=torch.uint8)).shape == (5, 2)

@@ -60,7 +60,7 @@ def test_both_files_answer_in_a_process_without_this_project(exported: Path, tmp
         assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 
 
-def test_without_the_packages_it_says_how_to_get_them(
+def test_an_export_without_its_packages_says_how_to_get_them(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(portable, "find_spec", lambda name: None)

@@ -24,7 +24,7 @@ def files(project: Project, exported: Path) -> Project:
     return project
 
 
-def test_a_table_and_a_line_for_the_bad_file(files: Project) -> None:
+def test_predict_prints_a_table_and_a_line_for_the_bad_file(files: Project) -> None:
     ended = run(predict, "0.png", "bad [1].png", "1.png")
     assert ended.code == 1
     lines = ended.out.splitlines()

@@ -45,7 +45,7 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
     assert torch.equal(found, expected)
 
 
-def test_the_normalisation_is_that_of_the_network(predictor: Predictor) -> None:
+def test_pictures_are_normalised_as_in_training(predictor: Predictor) -> None:
     images = pictures(5)
     with torch.inference_mode():
         net = network().eval().to(memory_format=torch.contiguous_format)

@@ -38,7 +38,7 @@ def test_the_order_of_ordinary_outputs_is_kept(way: Callable[[Tensor], Tensor]) 
     assert torch.equal(way(rows).argmax(dim=1), rows.argmax(dim=1))
 
 
-def test_each_is_its_formula() -> None:
+def test_each_way_to_probabilities_is_its_formula() -> None:
     rows = outputs()[:3]
     z = rows.numpy()
     powers, sigmoids, votes = np.exp(z), 1 / (1 + np.exp(-z)), np.maximum(z, 0)
@@ -51,7 +51,7 @@ def test_nothing_positive_clips_to_uniform() -> None:
 
 
 @pytest.mark.parametrize("file", sorted(LOSSES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_loss_names_one_or_is_another_with_other_values(file: Path) -> None:
+def test_every_loss_names_a_way_to_probabilities(file: Path) -> None:
     loss = OmegaConf.load(file)
     names = [file.stem, *(name for name in loss.get("defaults", []) if name != "_self_")]
     assert by_name(OmegaConf.load(LOSSES / f"{names[-1]}.yaml").probabilities) in WAYS.values()

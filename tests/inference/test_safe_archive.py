@@ -148,7 +148,7 @@ def test_an_archive_of_something_else_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"config": []}', b"{", b'{"config": {"a": 1}}'])
-def test_lists_that_are_none_are_damaged(model: Path, content: bytes) -> None:
+def test_a_list_of_weights_that_is_none_is_damaged(model: Path, content: bytes) -> None:
     rewrite(model / WEIGHTS, {WEIGHT_LIST: lambda _: content})
     with pytest.raises(Damaged):
         check_archive(model / WEIGHTS)

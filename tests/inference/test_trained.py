@@ -20,7 +20,7 @@ def models(tmp_path):
     return folder
 
 
-def test_it_opens_the_checkpoint_that_is_asked_for(models):
+def test_the_checkpoint_that_is_asked_for_is_opened(models):
     trained = Trained.open(models, "best")
     assert (trained.model, trained.checkpoint, trained.run["name"]) == (models / "best", "best", "sgd-mse-0")
 
@@ -40,7 +40,7 @@ def test_what_no_training_finished_is_refused(models, content):
         Trained.open(models, "last")
 
 
-def test_other_data_is_refused(models, tmp_path):
+def test_a_model_is_not_measured_on_other_data(models, tmp_path):
     trained = Trained.open(models, "last")
     trained.require(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
     with pytest.raises(Refusal, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):

@@ -72,7 +72,7 @@ def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
 
 
 @pytest.mark.long
-def test_or_leaves_all_of_the_new_ones(evaluated):
+def test_evaluate_killed_after_the_exchange_leaves_all_of_the_new_reports(evaluated):
     reports = evaluated.root / "reports"
     before = content(reports)
     killed(evaluated, "exchanged", 1, "evaluate", "evaluate.mistakes=5")

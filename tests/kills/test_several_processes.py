@@ -72,7 +72,7 @@ def test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice(al
 
 @pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), [((), TWO), (TWO, ()), (TWO, TWO)])
-def test_killed_it_goes_on_in_any_number_of_processes(alone, copy, before, after):
+def test_a_killed_training_goes_on_in_any_number_of_processes(alone, copy, before, after):
     command = copy.start("python", "src/train.py", *RECIPE, *before)
     command.wait_for("epoch 2/")
     processes = [command.process, *psutil.Process(command.process.pid).children()]
@@ -107,7 +107,7 @@ def test_a_killed_first_process_leaves_none_behind_and_no_word(copy):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped_it_ends_with_one_line(copy, number, code):
+def test_a_stopped_training_of_two_processes_ends_with_one_line(copy, number, code):
     command, processes = started(copy)
     for process in processes if number == signal.SIGINT else processes[:1]:  # Ctrl-C is for all in front of a terminal
         process.send_signal(number)
@@ -120,14 +120,14 @@ def test_stopped_it_ends_with_one_line(copy, number, code):
 
 
 @pytest.mark.long
-def test_a_sweep_refuses_it_for_each_point_and_starts_none_twice(copy):
+def test_a_sweep_refuses_points_in_several_processes_and_starts_none_twice(copy):
     said = copy.train("-m", *RECIPE, *TWO, "seed=1,2", code=1)
     assert said.count("is no choice for the points of a sweep") >= 2
     assert not [run for run in copy.runs() if run.info.status == "FINISHED" and "identity" in run.data.tags]
 
 
 @pytest.mark.long
-def test_torchrun_starts_them_as_well(alone, copy):
+def test_torchrun_trains_to_the_numbers_of_one_process(alone, copy):
     said = copy.run(
         "torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp"
     )  # fmt: skip

@@ -27,7 +27,7 @@ def test_whitening_gives_uncorrelated_answers_of_variance_one() -> None:
 
 
 @pytest.mark.parametrize(("depth", "channels", "size", "classes"), [(2, 3, 32, 10), (3, 1, 28, 5), (1, 3, 9, 2)])
-def test_any_depth_channels_size_and_classes(depth: int, channels: int, size: int, classes: int) -> None:
+def test_airbench_takes_any_depth_channels_size_and_classes(depth: int, channels: int, size: int, classes: int) -> None:
     net = AirbenchNet(channels, size, classes, widths=(8, 8, 12), depth=depth)
     logits = net(torch.randn(4, channels, size, size))
     assert logits.shape == (4, classes)
@@ -60,6 +60,6 @@ def test_batch_norm_learns_a_shift_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "widths", "said"), [(8, (64, 64, 64), "at least 9x9"), (32, (), "at least one")])
-def test_what_it_cannot_be_made_of_is_refused(size: int, widths: tuple[int, ...], said: str) -> None:
+def test_what_airbench_cannot_be_made_of_is_refused(size: int, widths: tuple[int, ...], said: str) -> None:
     with pytest.raises(Refusal, match=said):
         AirbenchNet(3, size, 10, widths)

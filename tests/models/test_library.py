@@ -42,7 +42,7 @@ def test_a_vision_transformer_cuts_small_patches_of_small_images(size: int, patc
     assert net.encoder.pos_embedding.shape[1] == patches + 1
 
 
-def test_timm() -> None:
+def test_a_network_of_timm_takes_small_grey_images() -> None:
     net = timm_network(1, 28, 7, "resnet10t")
     assert first_convolution(net).stride == (1, 1)
     assert net(torch.randn(2, 1, 28, 28)).shape == (2, 7)

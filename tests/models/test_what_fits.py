@@ -21,7 +21,9 @@ def network(model: str, channels: int, size: int) -> Any:
 
 @pytest.mark.parametrize("model", SMALLEST)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
-def test_channels_and_sizes_that_fit(project: Project, model: str, channels: int, size: int) -> None:
+def test_networks_take_grey_and_colour_pictures_of_usual_sizes(
+    project: Project, model: str, channels: int, size: int
+) -> None:
     assert {*SMALLEST, *ELSEWHERE} == {path.stem for path in (project.folder / "conf" / "model").glob("*.yaml")}
     net = network(model, channels, size)
     net(torch.randn(2, channels, size, size)).sum().backward()

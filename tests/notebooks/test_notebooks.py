@@ -68,7 +68,9 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [pytest.param(file, marks=pytest.mark.long) if file.name == IN_A_PROJECT else file for file in NOTEBOOKS],
     ids=lambda file: file.name,
 )
-def test_runs_from_top_to_bottom(file: Path, kernel: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_notebook_runs_from_top_to_bottom(
+    file: Path, kernel: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     workplace = tmp_path / "workplace" / "notebooks"
     if file.name == IN_A_PROJECT:
         assert SWEEP in file.read_text(encoding="utf-8")
@@ -104,7 +106,7 @@ def with_data(project: Project) -> Project:
 
 
 @each_notebook
-def test_is_committed_as_it_ran(file: Path) -> None:
+def test_a_notebook_is_committed_as_it_ran(file: Path) -> None:
     code = [cell for cell in read(file).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
@@ -114,14 +116,14 @@ def test_is_committed_as_it_ran(file: Path) -> None:
 
 
 @each_notebook
-def test_its_outputs_are_of_the_digits(file: Path) -> None:
+def test_no_notebook_shows_a_picture_of_cifar10(file: Path) -> None:
     """No picture of CIFAR-10 may stand in the repository: its photographs are other people's."""
     said = "".join(text for cell in read(file).cells for text in texts(cell)[1:])
     assert "CIFAR" not in said and re.search(r"digits|labels \[0, 1, 2, 3\]", said)
 
 
 @each_notebook
-def test_carries_nothing_of_the_machine(file: Path) -> None:
+def test_a_notebook_carries_nothing_of_the_machine(file: Path) -> None:
     notebook = read(file)
     assert notebook.metadata.kernelspec.name == "python3"
     assert not [cell for cell in notebook.cells if cell.metadata]

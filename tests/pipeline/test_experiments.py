@@ -13,7 +13,7 @@ def experiment_names(workspace: Workspace) -> set[str]:
     return {experiment["name"] for revision in revisions for experiment in revision["experiments"] or []}
 
 
-def test_the_file_of_the_chosen_option_reruns_the_training(copy):
+def test_an_edited_file_of_the_chosen_option_reruns_the_training(copy):
     copy.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.002")
     copy.dvc("repro", "configure")
     said = copy.dvc("repro", "--dry", "train")
@@ -26,7 +26,7 @@ def test_the_file_of_the_chosen_option_reruns_the_training(copy):
 
 
 @pytest.mark.long
-def test_it_is_another_run_and_keeps_the_edit(copy):
+def test_a_training_with_an_edited_file_is_another_run_that_keeps_the_edit(copy):
     copy.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.002")
     assert stages_that(copy.dvc("repro"), "ran") == ["configure", "train", "evaluate"]
     first, second = copy.runs()

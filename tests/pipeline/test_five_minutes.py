@@ -107,7 +107,7 @@ def test_a_picture_more_reruns_what_depends_on_it_and_is_the_only_one_that_is_re
 
 
 @pytest.mark.long
-def test_a_sweep_a_table_and_a_folder_elsewhere(trained, tmp_path) -> None:
+def test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     said = workspace.train("-m", "optimizer=sgd,adam")
     assert "adam" in said and len([run for run in workspace.runs() if "mlflow.parentRunId" in run.data.tags]) >= 2

@@ -54,7 +54,7 @@ def peaks(command: Command) -> dict[str, int]:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_every_stage_stays_below_the_limit(copy: Workspace, tmp_path: Path) -> None:
+def test_no_stage_takes_more_memory_than_the_limit(copy: Workspace, tmp_path: Path) -> None:
     draw_all(tmp_path / "many")
     copy.run("python", "src/choose.py", f"pictures={tmp_path / 'many'}", "experiment=own_pictures", f"data.size={SIZE}")
     copy.run("python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.fit=pad", *PORTIONS)

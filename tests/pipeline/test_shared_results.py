@@ -87,14 +87,16 @@ def s3_server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.long
-def test_a_folder_that_two_clones_see(copy: Workspace, tmp_path: Path) -> None:
+def test_a_colleague_has_the_results_from_a_shared_folder_without_training(copy: Workspace, tmp_path: Path) -> None:
     colleague = colleague_of(copy, tmp_path / "colleague")
     copy.dvc("remote", "add", "--default", "storage", str(tmp_path / "storage"))
     is_had_without_training(copy, colleague)
 
 
 @pytest.mark.long
-def test_a_server_that_speaks_s3(copy: Workspace, tmp_path: Path, s3_server: str) -> None:
+def test_a_colleague_has_the_results_from_an_s3_server_without_training(
+    copy: Workspace, tmp_path: Path, s3_server: str
+) -> None:
     colleague = colleague_of(copy, tmp_path / "colleague")
     copy.dvc("remote", "add", "--default", "storage", BUCKET)
     copy.dvc("remote", "modify", "storage", "endpointurl", s3_server)

@@ -29,7 +29,7 @@ def test_stages_are_run_by_force(copy: Workspace) -> None:
     assert "preprocess" in stages_that(copy.dvc("repro", "-f", "preprocess"), "ran")
 
 
-def test_the_cache_is_cleared(copy: Workspace) -> None:
+def test_a_cleared_cache_keeps_what_the_workspace_needs(copy: Workspace) -> None:
     copy.dvc("gc", "--workspace", "--force")
     assert "up to date" in copy.dvc("status")
     assert copy.dvc("checkout", "--force") is not None and stages_that(copy.dvc("repro"), "ran") == []

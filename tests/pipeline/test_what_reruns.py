@@ -14,7 +14,7 @@ def test_a_second_repro_runs_nothing(clone):
     assert stages_that(said, "ran") == []
 
 
-def test_nor_does_one_in_a_fresh_clone(clone, tmp_path):
+def test_a_repro_in_a_fresh_clone_runs_nothing(clone, tmp_path):
     fresh = Workspace(tmp_path / "fresh")
     clone.run("git", "clone", "--quiet", str(clone.root), str(fresh.root))
     # By a link, because DVC's own configuration takes no umlaut in a path.

@@ -40,7 +40,7 @@ def ours(copy: Workspace) -> Workspace:
     return copy
 
 
-def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(ours: Workspace) -> None:
+def test_the_recipes_for_ones_own_network_optimizer_loss_and_data_train(ours: Workspace) -> None:
     for stage in ("download", "preprocess", "train"):
         ours.run("python", f"src/{stage}.py", *CHOICES)
     run = ours.runs()[-1]
@@ -54,7 +54,7 @@ def test_a_network_an_optimizer_a_loss_and_a_data_set_of_ones_own(ours: Workspac
 
 
 @pytest.mark.long
-def test_they_are_an_experiment_of_dvc_like_any_other(ours: Workspace) -> None:
+def test_ones_own_choices_are_an_experiment_of_dvc_like_any_other(ours: Workspace) -> None:
     ours.commit()
     said = ours.dvc("exp", "run", "--name", "ours", *(word for choice in CHOICES for word in ("-S", choice)))
     assert "Test accuracy: " in said and "on stripes" in said

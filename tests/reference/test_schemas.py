@@ -44,7 +44,7 @@ def faults(schema: str, content: Any) -> list[str]:
     return [error.message for error in Draft7Validator(SCHEMAS[schema]).iter_errors(content)]
 
 
-def test_what_is_written_is_as_conf_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schemas_and_the_page_are_as_conf_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     made = documents()
     for path, text in made.items():
@@ -108,7 +108,7 @@ def test_a_slip_is_underlined(schema: str, text: str) -> None:
         ("sweep", "hydra: {sweeper: {params: {optimizer.lr: '0.1,0.2', seed: 1}}}"),
     ],
 )
-def test_what_is_right_is_not(schema: str, text: str) -> None:
+def test_what_is_right_is_not_underlined(schema: str, text: str) -> None:
     assert faults(schema, yaml.safe_load(text)) == []
 
 

@@ -21,7 +21,7 @@ def test_the_surest_right_answer_of_each_class_and_the_surest_mistakes() -> None
     assert ANSWERS.telling(0).tolist() == []
 
 
-def test_who_is_taken_for_whom() -> None:
+def test_mistakes_are_counted_by_who_is_taken_for_whom() -> None:
     assert ANSWERS.counts().tolist() == [[2, 1, 0], [0, 1, 1], [1, 0, 0]]
 
 

@@ -246,7 +246,7 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
     )
 
 
-def test_the_page_of_a_sweep_without_a_finished_point() -> None:
+def test_the_page_of_a_sweep_without_a_finished_point_says_so() -> None:
     page = compare_page(sweep(point("a", status="KILLED", optimizer="a")), {}, "")
     assert "No point has finished: there is none to choose." in page and "a was killed, and left no reason." in page
     assert 'id="command"' not in page

@@ -218,7 +218,9 @@ def test_names_are_moved_apart_within_the_axis() -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_odd_shapes_are_drawn(swept: tuple[str, ...], results: dict[tuple[str, ...], float | str]) -> None:
+def test_sweeps_of_odd_shapes_are_drawn_within_the_figure(
+    swept: tuple[str, ...], results: dict[tuple[str, ...], float | str]
+) -> None:
     for metric in ("val/accuracy", "val/loss"):
         comparison = sweep(swept, results, metric=metric)
         drawn(figure(comparison))

@@ -21,7 +21,7 @@ def test_rows_are_per_cent_of_the_actual_class() -> None:
     assert axes.get_xlabel() == "predicted" and axes.get_ylabel().startswith("actual")
 
 
-def test_a_class_without_images_and_one_never_predicted() -> None:
+def test_a_class_without_images_and_one_never_predicted_stay_empty() -> None:
     (axes,) = confusion_matrix(np.array([0, 0]), np.array([0, 0]), ["a", "b", "c"], "LeNet on digits").axes
     assert cells(axes) == {(0, 0): "100"}
     drawn = axes.get_images()[0].get_array()

@@ -48,14 +48,14 @@ def test_a_hundred_classes_go_on_to_the_right() -> None:
     assert width < 32 and height < 16
 
 
-def test_classes_that_do_not_fill_the_last_panel() -> None:
+def test_classes_that_do_not_fill_the_last_panel_leave_it_white() -> None:
     images, labels = numbered(50, 25)
     figure = contact_sheet(images, labels, [f"class {k}" for k in range(25)], "digits")
     assert levels(figure, 20, 2, panel=1)[4:6] == [[24, 49], [255, 255]]
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 4), (6, 4, 4, 1), (6, 4, 6, 3)])
-def test_grey_and_oblong_pictures(shape: tuple[int, ...]) -> None:
+def test_grey_and_oblong_pictures_are_shown(shape: tuple[int, ...]) -> None:
     figure = contact_sheet(np.zeros(shape, np.uint8), np.arange(6) % 2, ["cat", "dog"], "digits")
     assert levels(figure, 2, 3) == [[0, 0, 0]] * 2
 
@@ -70,6 +70,6 @@ def test_memory_mapped_images_are_read_where_needed(tmp_path: Path) -> None:
     )
 
 
-def test_refuses_floats() -> None:
+def test_pictures_of_floats_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         contact_sheet(np.zeros((2, 4, 4, 3)), np.array([0, 1]), ["cat", "dog"], "digits")

@@ -8,10 +8,10 @@ from cifar_pipeline.reporting.interval import wilson
 
 @pytest.mark.parametrize(("right", "images"), [(6105, 10000), (0, 20), (20, 20), (1, 3), (356, 359), (0, 1)])
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_agrees_with_scipy(right: int, images: int, level: float) -> None:
+def test_the_interval_agrees_with_scipy(right: int, images: int, level: float) -> None:
     theirs = binomtest(right, images).proportion_ci(level, method="wilson")
     assert wilson(right, images, level) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
-def test_never_leaves_zero_to_one() -> None:
+def test_the_interval_never_leaves_zero_to_one() -> None:
     assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1

@@ -29,7 +29,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) 
 
 
 @pytest.mark.parametrize(("images", "classes"), [(500, 10), (300, 3), (600, 30)])
-def test_agrees_with_the_definitions(images: int, classes: int) -> None:
+def test_the_metrics_agree_with_their_definitions(images: int, classes: int) -> None:
     probabilities, labels = drawn(images, classes)
     names = [f"class {k}" for k in range(classes)]
     measured = measure(probabilities, labels, 1.25, names, calibration_bins=15)

@@ -59,7 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", ["report", "many classes", "comparison"])
-def test_it_opens_without_a_fault_and_nothing_is_wider_than_the_screen(
+def test_a_page_opens_without_a_fault_and_nothing_is_wider_than_the_screen(
     page: Page, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
     page.open(pages[name], width, dark)
@@ -93,7 +93,7 @@ def test_figures_are_dark_on_dark_pages(page: Page, pages: dict[str, Path]) -> N
     assert seen[False][0] < 150 and seen[True][1] > 600, seen  # letters: dark on light, light on dark
 
 
-def test_it_can_be_printed(page: Page, pages: dict[str, Path]) -> None:
+def test_the_report_can_be_printed(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["report"], 1280)
     assert page.paper().startswith(b"%PDF")
 

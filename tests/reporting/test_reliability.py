@@ -14,7 +14,7 @@ def answers(confidence: list[float], right: list[int]) -> Answers:
 
 
 @pytest.mark.parametrize("images", [40, 300, 2000])
-def test_its_error_is_that_of_metrics_json(images: int) -> None:
+def test_the_diagrams_error_is_that_of_metrics_json(images: int) -> None:
     made = evaluation(images)
     assert reliability(made.answers, 15).error == pytest.approx(made.metrics["test"]["calibration_error"], abs=1e-6)
 

@@ -56,7 +56,7 @@ def page(made: Evaluation) -> str:
     return report(made, BINS, 5)
 
 
-def test_it_says_the_numbers_of_metrics_json(made: Evaluation, page: str) -> None:
+def test_the_report_says_the_numbers_of_metrics_json(made: Evaluation, page: str) -> None:
     words, test = Read(page).words, made.metrics["test"]
     for key in ("accuracy", "top3_accuracy", "calibration_error"):
         assert f"{100 * test[key]:.2f} %" in words, key
@@ -67,7 +67,7 @@ def test_it_says_the_numbers_of_metrics_json(made: Evaluation, page: str) -> Non
         assert said in words
 
 
-def test_it_says_the_recipe_and_where_everything_comes_from(made: Evaluation, page: str) -> None:
+def test_the_report_says_the_recipe_and_where_everything_comes_from(made: Evaluation, page: str) -> None:
     words = Read(page).words
     for said in (
         "experiment tutorial", "seed 7", "optimizer adam: lr 0.002, betas 0.9, 0.99, full_batch false",
@@ -104,7 +104,7 @@ def test_many_classes_make_a_picture() -> None:
     assert not found.rows and found.source.startswith("data:image/png;") and len(found.most) == 5
 
 
-def test_it_stands_alone(page: str) -> None:
+def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     tags = Read(page).tags
     assert not [tag for tag, _ in tags if tag in ("script", "iframe", "object", "embed")]
     for _, attributes in tags:
@@ -118,7 +118,7 @@ def test_it_stands_alone(page: str) -> None:
     assert anchors == {f"#{attributes['id']}" for tag, attributes in tags if tag == "section"}
 
 
-def test_without_its_pictures_it_says_what_they_show(made: Evaluation, page: str) -> None:
+def test_without_its_pictures_the_report_says_what_they_show(made: Evaluation, page: str) -> None:
     found = Read(page)
     pictures = [attributes["alt"] for tag, attributes in found.tags if tag == "img"]
     assert len(pictures) == 2 + 1 + 5 + 2 * 4 + 6 and all(pictures)
@@ -149,7 +149,7 @@ def test_large_pictures_are_brought_to_the_size_that_is_shown(side: int, kind: s
     assert source.startswith(f"data:image/{kind};") and len(source) < 120_000
 
 
-def test_where_there_is_nothing_to_show_it_says_why() -> None:
+def test_a_report_with_nothing_to_show_says_why() -> None:
     nothing = np.zeros(0, np.int64)
     made = evaluation(filters=None, attributions=Attributions(nothing, None), facts={"identity": "0"})
     perfect = dataclasses.replace(made.answers, predictions=made.answers.labels)
@@ -167,7 +167,7 @@ def test_where_there_is_nothing_to_show_it_says_why() -> None:
     assert unseen.why_none == "No gradient comes from this network's answers to the pixels."
 
 
-def test_one_epoch_without_a_validation_part() -> None:
+def test_one_epoch_without_a_validation_part_is_described_and_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
     assert about_curve(history, "accuracy") == "Accuracy in epoch 1: training from 20.0 % to 20.0 %."
     assert figure_uri(learning_curve(history, "accuracy")).startswith("data:image/svg+xml;")

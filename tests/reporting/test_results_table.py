@@ -39,7 +39,7 @@ def measured(identity: str, accuracy: float, dataset: str, *overrides: str) -> N
         opened.log_metrics({"test/accuracy": accuracy})
 
 
-def test_the_script_writes_both_pages(database: Path) -> None:
+def test_make_results_writes_both_readmes(database: Path) -> None:
     measured("a", 0.62, "cifar10", "experiment=quick", "seed=0")
     measured("b", 0.64, "cifar10", "experiment=quick", "seed=1")
     measured("c", 0.7, "cifar10", "experiment=quick", "seed=0", "data.val_fraction=0")

@@ -61,7 +61,7 @@ def fall_back(root: Path) -> None:
     write(path, metrics)
 
 
-def test_says_what_was_reached_and_where_to_look(root: Path) -> None:
+def test_the_summary_says_what_was_reached_and_where_to_look(root: Path) -> None:
     done = run(root)
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
@@ -129,7 +129,7 @@ def test_unreadable_results_are_refused_in_a_sentence(root: Path, content: str) 
     assert "Traceback" not in done.stderr and "run `make`" in done.stderr
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_the_summary_imports_nothing_heavy() -> None:
     program = (
         "import sys, summary\n"
         "heavy = {'torch', 'pandas', 'numpy', 'mlflow', 'matplotlib', 'hydra', 'dvc'} & set(sys.modules)\n"

@@ -58,7 +58,7 @@ def scenario_killed_job(workspace: Workspace) -> KilledJob:
 
 
 @pytest.mark.long
-def test_it_costs_its_point_only_and_the_same_command_finishes(outcome):
+def test_a_killed_job_costs_its_point_only_and_the_same_command_finishes(outcome):
     killed = outcome(scenario_killed_job)
     assert "Traceback" not in killed.said + killed.again
     assert sum(run.info.status == "FINISHED" for run in killed.left) == 1

@@ -166,7 +166,7 @@ def is_whole(killed: KilledNodes) -> None:
 
 @needs_ray
 @pytest.mark.long
-def test_it_costs_its_point_only_and_the_same_command_finishes(outcome):
+def test_a_killed_node_costs_its_point_only_and_the_same_command_finishes(outcome):
     killed = outcome(scenario_killed_node)
     assert sum(run.info.status == "FINISHED" for run in killed.left) == 1
     assert "the same command typed again does the rest" in killed.said

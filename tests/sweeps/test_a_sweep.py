@@ -41,7 +41,7 @@ def scenario_chosen(workspace: Workspace) -> Swept:
     return basic
 
 
-def test_it_is_one_run_with_its_jobs_as_children(outcome):
+def test_a_sweep_is_one_run_with_its_jobs_as_children(outcome):
     basic = outcome(scenario_basic)
     workspace = basic.workspace
     parent = basic.after_first[0]
@@ -56,7 +56,7 @@ def test_it_is_one_run_with_its_jobs_as_children(outcome):
     assert trained(basic.said) == [0, 1, 2, 3]
 
 
-def test_it_leaves_the_models_alone_and_gives_each_job_its_own(outcome):
+def test_a_sweep_leaves_the_models_alone_and_gives_each_job_its_own(outcome):
     basic = outcome(scenario_basic)
     workspace, parent = basic.workspace, basic.after_first[0]
     assert not basic.wrote_models
@@ -148,7 +148,7 @@ def scenario_repeated(workspace: Workspace) -> Repeated:
 
 
 @pytest.mark.long
-def test_typed_again_it_trains_nothing_and_stays_the_same_sweep(outcome):
+def test_a_sweep_typed_again_trains_nothing_and_stays_the_same_sweep(outcome):
     repeated = outcome(scenario_repeated)
     _, said, _ = repeated.said
     assert not trained(said) and said.count("finished before") == 2

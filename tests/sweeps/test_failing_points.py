@@ -28,7 +28,7 @@ def scenario_failing(workspace: Workspace) -> Failed:
     return Failed(workspace, said, sweep, jobs, kept)
 
 
-def test_the_others_go_on(outcome):
+def test_the_points_beside_a_failing_one_go_on(outcome):
     failed = outcome(scenario_failing)
     assert [job.info.status for job in failed.jobs] == ["FINISHED"] + 5 * ["FAILED"]
     assert failed.sweep.info.status == "FAILED"
@@ -52,7 +52,7 @@ def test_each_failed_point_is_named_with_its_reason(outcome):
     assert "Traceback" not in failed.said
 
 
-def test_the_good_one_is_still_the_choice(outcome):
+def test_the_good_point_of_a_failed_sweep_is_still_the_choice(outcome):
     failed = outcome(scenario_failing)
     assert "To make debug-sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
 
@@ -64,7 +64,7 @@ def scenario_mended(workspace: Workspace) -> tuple[Failed, str]:
 
 
 @pytest.mark.long
-def test_typed_again_it_tries_the_failed_ones_again(outcome):
+def test_a_failed_sweep_typed_again_tries_the_failed_points_again(outcome):
     failed, again = outcome(scenario_mended)
     assert "[0] finished before" in again and trained(again) == [3]
     assert all(f"[{number}] {DIVERGED}" in again for number in (1, 4))

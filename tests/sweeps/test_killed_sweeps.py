@@ -34,7 +34,7 @@ def scenario_killed(workspace: Workspace) -> Killed:
     return Killed(workspace, said, left, copy, workspace.train(*SWEEP))
 
 
-def test_it_is_taken_up_where_it_was(outcome):
+def test_a_killed_sweep_is_taken_up_where_it_was(outcome):
     killed = outcome(scenario_killed)
     parent, first, second = killed.left
     assert [run.info.status for run in (parent, first, second)] == ["RUNNING", "FINISHED", "RUNNING"]
@@ -49,7 +49,7 @@ def test_it_is_taken_up_where_it_was(outcome):
     assert all(logged(killed.workspace, job) == [1, 2, 3] for job in jobs) and len(jobs) == 3
 
 
-def test_it_is_compared_as_far_as_it_came(outcome, inside, capsys):
+def test_a_killed_sweep_is_compared_as_far_as_it_came(outcome, inside, capsys):
     inside(outcome(scenario_killed).copy)
     sweep = find_sweep("")
     assert sweep
@@ -70,7 +70,7 @@ def scenario_stopped(workspace: Workspace) -> Workspace:
 
 
 @pytest.mark.long
-def test_stopped_by_hand_it_leaves_nothing_running(outcome):
+def test_a_sweep_stopped_by_hand_leaves_nothing_running(outcome):
     workspace = outcome(scenario_stopped)
     assert [run.info.status for run in workspace.runs()] == ["KILLED", "FINISHED", "KILLED"]
     assert "deaths" not in workspace.runs()[2].data.tags

@@ -30,7 +30,7 @@ def scenario_queue(workspace: Workspace) -> tuple[Workspace, str]:
 
 
 @pytest.mark.long
-def test_the_queue_and_mlflow_can_be_read_side_by_side(outcome):
+def test_queued_experiments_are_runs_of_their_own_code_under_their_names(outcome):
     workspace, said = outcome(scenario_queue)
     assert said.count("own code") == 2
     runs = workspace.runs()

@@ -42,7 +42,7 @@ def scenario_retrained(workspace: Workspace) -> Won:
 
 
 @pytest.mark.long
-def test_it_trains_to_the_same_weights(outcome):
+def test_the_winners_experiment_trains_to_the_same_weights(outcome):
     won = outcome(scenario_retrained)
     assert "epoch 3/3" in won.said
     assert "++overrides.machine.threads=1" in won.command
@@ -61,7 +61,7 @@ def scenario_taken(workspace: Workspace) -> Won:
 
 
 @pytest.mark.long
-def test_it_takes_the_weights_that_are_there(outcome):
+def test_the_winners_experiment_takes_the_weights_that_are_there(outcome):
     won = outcome(scenario_taken)
     assert "has finished before: its weights are taken" in won.said and "epoch" not in won.said
     assert won.workspace.model() == won.weights

@@ -42,12 +42,12 @@ def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):
     assert lineage.diff() == ""
 
 
-def test_without_git_installed_too(folder, monkeypatch):
+def test_without_git_installed_its_facts_are_left_out(folder, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))
     assert "git.commit" not in lineage.tags()
 
 
-def test_a_repository_without_a_commit(folder):
+def test_a_repository_without_a_commit_is_no_error(folder):
     git("init", "--quiet")
     assert "git.commit" not in lineage.tags()
 
@@ -72,7 +72,7 @@ def test_a_new_file_is_named_in_what_differs(repository):
     assert "src/mine.py" in lineage.diff()
 
 
-def test_an_experiment_of_dvc_and_the_datas_hash(folder, monkeypatch):
+def test_a_run_names_its_experiment_of_dvc_and_the_datas_hash(folder, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "votes")
     (folder / "dvc.lock").write_text("stages: {download: {outs: [{path: data/raw, md5: 12ab.dir}]}}\n")
     tags = lineage.tags()

@@ -37,7 +37,7 @@ def committed(folder: Path, metrics: str, params: str) -> str:
     return git("rev-parse", "--short", "HEAD")
 
 
-def test_without_git_there_is_none(folder: Path) -> None:
+def test_without_git_no_results_are_published(folder: Path) -> None:
     assert published() == {}
 
 
@@ -62,12 +62,12 @@ def test_a_repository_without_results_publishes_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("metrics", ["no json", "[]", ""])
-def test_what_is_no_metrics_file_is_none(folder: Path, metrics: str) -> None:
+def test_what_is_no_metrics_file_publishes_nothing(folder: Path, metrics: str) -> None:
     committed(folder, metrics, "experiment: tutorial\n")
     assert published() == {}
 
 
-def test_removed_results_are_none(folder: Path) -> None:
+def test_removed_results_are_published_no_more(folder: Path) -> None:
     committed(folder, json.dumps(METRICS), "- no mapping\n")
     assert published()["experiment"] == ""
     git("rm", "--quiet", "reports/metrics.json")

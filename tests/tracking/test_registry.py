@@ -73,7 +73,7 @@ def test_a_tie_and_a_worse_one_change_nothing(shop: Shop) -> None:
     assert shop.champion == "1"
 
 
-def test_other_data_never_replaces_it(shop: Shop) -> None:
+def test_a_model_of_other_data_never_replaces_the_champion(shop: Shop) -> None:
     shop.enter(0.3)
     assert "was measured on other data and is not replaced" in shop.enter(0.9, data="b")
     assert shop.champion == "1"
@@ -92,7 +92,7 @@ def test_the_margin_must_be_passed_exactly(shop: Shop) -> None:
     assert "is the champion now" in shop.enter(0.6101)
 
 
-def test_typed_again_it_does_nothing(shop: Shop) -> None:
+def test_a_promotion_typed_again_does_nothing(shop: Shop) -> None:
     first, second = of_run(shop.train([0.6]), "last"), of_run(shop.train([0.5]), "last")
     promote(first, shop.rule, False)
     promote(second, shop.rule, False)

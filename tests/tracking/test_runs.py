@@ -166,7 +166,7 @@ def test_results_that_come_later_go_to_the_run_that_was_there(client, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_and_to_a_new_one_where_the_run_is_not_in_this_database(client, capsys):
+def test_results_go_to_a_new_run_where_theirs_is_not_in_this_database(client, capsys):
     with reopened_run("0" * 32, "adam-mse-1") as run:
         pass
     assert "is not in this MLflow database: a new one, adam-mse-1, takes the results" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def kept(training: Training, name: str = "last") -> torch.Tensor:
     return load_weights(training.folder.checkpoint(name))[NAME]
 
 
-def test_exponential_is_its_formula(project: Project, digits: Dataset) -> None:
+def test_the_exponential_average_is_its_formula(project: Project, digits: Dataset) -> None:
     _, steps = followed(project, digits, "average=none")
     training, _ = followed(project, digits, "average=ema", "average.decay=0.8")
     average = steps[0]
@@ -42,7 +42,7 @@ def test_exponential_is_its_formula(project: Project, digits: Dataset) -> None:
     torch.testing.assert_close(training.module.state_dict()[NAME], average)
 
 
-def test_equal_is_the_mean_of_the_last_steps(project: Project, digits: Dataset) -> None:
+def test_the_equal_average_is_the_mean_of_the_last_steps(project: Project, digits: Dataset) -> None:
     _, steps = followed(project, digits, "average=none")
     training, _ = followed(project, digits, "average=swa", "average.start=0.5")
     torch.testing.assert_close(kept(training), torch.stack(steps[10:]).mean(0))

@@ -193,7 +193,7 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
         (["machine.engine=block", "trainer.max_epochs=1"], "block", "asked for"),
     ],
 )
-def test_the_rule_that_picks_an_engine(project, settings: list[str], name: str, reason: str) -> None:
+def test_auto_picks_the_engine_that_pays_and_says_why(project, settings: list[str], name: str, reason: str) -> None:
     engine = choose_engine(composed(settings), CPU, train_images=50_000)
     assert (engine.name, reason in engine.reason) == (name, True), engine
 

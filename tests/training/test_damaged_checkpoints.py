@@ -62,7 +62,7 @@ def broken_off(project: Project, config: DictConfig, digits: Dataset) -> Trainin
 
 
 @pytest.mark.parametrize("damage", [cut_off, empty, flip_a_bit, put_another, put_something_else])
-def test_the_one_before_is_taken_and_that_is_said(
+def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
     project: Project,
     config: DictConfig,
     digits: Dataset,
@@ -79,7 +79,7 @@ def test_the_one_before_is_taken_and_that_is_said(
     assert without_speed(again.rows) == without_speed(whole.rows)
 
 
-def test_where_all_are_damaged_it_begins_anew(
+def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
     project: Project, config: DictConfig, digits: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = start(project, config, digits, project.folder / "whole").run()

@@ -28,7 +28,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_option_trains_for_two_steps(project: Project, digits: Dataset, option: str) -> None:
+def test_every_option_trains_for_two_steps(project: Project, digits: Dataset, option: str) -> None:
     config = project.compose(option, *batch_limit(2), "trainer.batch_size=16", "trainer.max_epochs=1")
     if config.optimizer.get("full_batch"):
         config.trainer.max_epochs = 2  # a step is an epoch

@@ -91,13 +91,13 @@ FORMULAS = {
 }
 
 
-def test_every_option_has_its_formula_here() -> None:
+def test_every_loss_of_conf_has_its_formula_here() -> None:
     own = {file.stem for file in LOSSES.glob("*.yaml") if "defaults" not in OmegaConf.load(file)}
     assert own == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_loss_is_its_formula(name: str) -> None:
+def test_each_loss_is_its_formula(name: str) -> None:
     z, y = batch()
     found = chosen(name)(torch.from_numpy(z), torch.from_numpy(y))
     assert found.shape == ()
@@ -105,7 +105,7 @@ def test_loss_is_its_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_gradient_is_the_formulas_slope(name: str) -> None:
+def test_each_gradient_is_the_formulas_slope(name: str) -> None:
     z, y = batch()
     logits = torch.from_numpy(z).requires_grad_()
     chosen(name)(logits, torch.from_numpy(y)).backward()

@@ -118,12 +118,12 @@ def own_options() -> list[str]:
     return [file.stem for file in OPTIMIZERS.glob("*.yaml") if "defaults" not in OmegaConf.load(file)]
 
 
-def test_every_option_is_tested_here() -> None:
+def test_every_optimizer_of_conf_is_tested_here() -> None:
     assert set(own_options()) == {*RULES, "muon", "fast94"}
 
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
-def test_hundred_steps_are_the_formulas(name: str, others: dict[str, Any]) -> None:
+def test_a_hundred_steps_are_the_formulas(name: str, others: dict[str, Any]) -> None:
     chosen = options(name, **others)
     start = np.random.default_rng(1).normal(size=(FEATURES, CLASSES))
 

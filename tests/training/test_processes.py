@@ -62,7 +62,7 @@ def test_who_started_them_says_how_many_there_are(
         (["trainer=fsdp", "trainer.devices=2"], {}, "shares the weights among GPUs, and this runs on cpu"),
     ],
 )
-def test_what_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:
+def test_a_number_of_processes_that_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:
     with pytest.raises(Refusal, match=words):
         find(*overrides, **options)
 

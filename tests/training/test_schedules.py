@@ -25,7 +25,7 @@ def curve(schedule: Callable[..., float], steps: int = STEPS, **options: float) 
 @pytest.mark.parametrize("file", OWN, ids=lambda file: file.stem)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("warmup", [None, 0.0, 0.05, 0.5, 1.0])
-def test_every_option_stays_above_zero_and_at_most_one(file: Path, steps: int, warmup: float | None) -> None:
+def test_every_schedule_stays_above_zero_and_at_most_one(file: Path, steps: int, warmup: float | None) -> None:
     options = OmegaConf.load(file)
     if warmup is not None:
         OmegaConf.update(options, "warmup", warmup)
@@ -48,7 +48,7 @@ def test_constant_rises_in_equal_parts_and_stays() -> None:
     np.testing.assert_allclose(factors, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
 
 
-def test_cosine_is_torchs() -> None:
+def test_the_cosine_is_torchs() -> None:
     rate, final = 0.3, 0.1
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS, eta_min=final * rate)
@@ -94,7 +94,7 @@ def test_one_cycle_is_two_lines() -> None:
         (one_cycle, {"warmup": 0.25, "start": 0.0, "final": 0.0}, "start"),
     ],
 )
-def test_refuses_fractions_that_make_no_schedule(
+def test_fractions_that_make_no_schedule_are_refused(
     schedule: Callable[..., float], options: dict[str, float], key: str
 ) -> None:
     with pytest.raises(Refusal, match=rf"schedule\.{key}="):

@@ -60,7 +60,7 @@ def exchanged(graph: GraphModule) -> list[str]:
     return sorted(node.target.name() for node in graph.graph.nodes if "small_convolution" in str(node.target))
 
 
-def test_a_graph_computes_the_same_with_them() -> None:
+def test_a_graph_with_small_convolutions_computes_the_same() -> None:
     graph, arguments = traced(padding=0, images=4)
     expected = graph(*arguments)
     use_small_convolutions(graph)
@@ -73,7 +73,7 @@ def test_a_graph_computes_the_same_with_them() -> None:
 
 
 @pytest.mark.parametrize(("padding", "images"), [(1, 4), (0, 17)])
-def test_others_stay_as_they_are(padding: int, images: int) -> None:
+def test_convolutions_of_other_shapes_stay_torchs(padding: int, images: int) -> None:
     graph, _ = traced(padding, images)
     use_small_convolutions(graph)
     assert exchanged(graph) == []

@@ -90,7 +90,7 @@ def is_equal(one: Trained, other: Trained) -> None:
 
 @pytest.mark.parametrize("engine", [PLAIN, BLOCK], ids=["plain", "block"])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_it_ends_with_the_same_weights_and_means(
+def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means(
     project: Project, digits: Dataset, engine: Engine, choice: str
 ) -> None:
     config = restless(project, choice)
