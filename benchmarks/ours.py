@@ -7,7 +7,6 @@ compiled blocks). The first epoch is not measured: in it the code is compiled, o
 """
 
 import csv
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from side import answer, parser, since_start
+from side import anonymous_bytes, answer, parser, since_start
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.start import cores
@@ -66,8 +65,7 @@ class Anonymous(threading.Thread):
 
     def run(self) -> None:
         while True:
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            self.peak = max(self.peak, int(found[1]) * 1024 / 10**9 if found else 0.0)
+            self.peak = max(self.peak, anonymous_bytes() / 10**9)
             time.sleep(0.05)
 
 

@@ -91,10 +91,8 @@ def empty_database(made_once: Callable[[str, Callable[[Path], object]], Path]) -
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
+    return Project.made(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from source import ROOT
 
 from cifar_pipeline import console
 from cifar_pipeline.commands.script import run_script
@@ -17,7 +19,14 @@ from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.start import Stage
 
-ROOT = Path(__file__).parents[1]
+
+def options_of(group: str, own: bool = False) -> list[str]:
+    """The options of conf/`group`, each new file without a new line in a test.
+
+    Those of their `own` are no other option with other values.
+    """
+    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+    return [file.stem for file in files if not own or "defaults" not in OmegaConf.load(file)]
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,29 @@ class Ended:
     out: str
     err: str
 
+    def assert_refused(self, *fragments: str) -> None:
+        """Exit code 2, and on standard error exactly one sentence, which says all of this; AssertionError if not."""
+        assert (self.code, self.out) == (2, "")
+        assert self.err.count("\n") == 1, self.err
+        for fragment in fragments:
+            assert fragment in self.err
+        for noise in ("Traceback", "Error executing job", "HYDRA_FULL_ERROR", "hydra.cc", "_target_: "):
+            assert noise not in self.err
+        assert self.err.rstrip()[-1] in ".?"
+
 
 @dataclass(frozen=True)
 class Project:
     """A copy of conf/ and params.yaml in a folder of its own, which is the working directory."""
 
     folder: Path
+
+    @staticmethod
+    def made(folder: Path) -> "Project":
+        """The project's configuration as it stands, copied to `folder`."""
+        shutil.copytree(ROOT / "conf", folder / "conf")
+        shutil.copy(ROOT / "params.yaml", folder)
+        return Project(folder)
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace `old`, which must be there, by `new`."""

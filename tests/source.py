@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-SRC = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
 PACKAGE = "cifar_pipeline"
 STAGES = sorted(path for path in SRC.glob("*.py"))
 FILES = sorted(SRC.rglob("*.py"))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from source import SRC
 
 from cifar_pipeline import console
 from cifar_pipeline.console import complain, doing, duration, finish, progress, say, warn
 
-SOURCE = Path(__file__).parents[1] / "src"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
 
@@ -117,7 +117,7 @@ def on_terminal(program: str, **environment: str) -> str:
     ours, theirs = pty.openpty()
     given = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")}
     child = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, cwd=SOURCE,
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, cwd=SRC,
         env={**given, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
     )  # fmt: skip
     os.close(theirs)
@@ -173,7 +173,7 @@ def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None
         "import time; from cifar_pipeline import console; console.SECONDS = 0.05; console.doing('Loading');"
         "time.sleep(0.3); print('{}')"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=SOURCE, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {} and done.stderr == "Loading ...\n"
 
 
@@ -191,6 +191,6 @@ def test_a_table_in_a_file_is_not_folded_to_the_width_of_a_screen(tmp_path: Path
         "from cifar_pipeline.console import terminal; from rich.table import Table\n"
         f"table = Table(); table.add_row({word!r}); terminal.print(table, soft_wrap=False)"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SOURCE)}
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert word in done.stdout

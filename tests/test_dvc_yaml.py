@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from source import PACKAGE, SRC, imported_files, name_of, room_of
+from source import PACKAGE, ROOT, SRC, imported_files, name_of, room_of
 
 from cifar_pipeline.config.compose import OUTSIDE
 from cifar_pipeline.config.identity import KEYS as IDENTITY
 from cifar_pipeline.data.asked import KEYS as ASKED
 
-ROOT = SRC.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # They speak, keep records and compose: what they change stands in composed.yaml, or changes no result.
 NOBODYS = {

@@ -12,7 +12,7 @@ import requests
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.faults import fault_sentence
-from cifar_pipeline.files import require_writable, whole_files
+from cifar_pipeline.files import require_writable
 
 
 def caused_by(cause: BaseException) -> BaseException:
@@ -80,13 +80,3 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
     monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
     with pytest.raises(Refusal, match=r"models may not be written to.*chmod"):
         require_writable(tmp_path / "models")
-
-
-def test_files_change_together_or_not_at_all(tmp_path) -> None:
-    folder = tmp_path / "reports"
-    with whole_files(folder) as part:
-        (part / "a").write_text("old")
-    with pytest.raises(RuntimeError), whole_files(folder) as part:
-        (part / "a").write_text("new")
-        raise RuntimeError
-    assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from source import SRC
 
 from cifar_pipeline import files
 from cifar_pipeline.files import only_one, whole_file, whole_files, whole_folder
@@ -52,8 +53,7 @@ def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
         f"with whole_folder(Path({str(tmp_path / 'x')!r})) as new:\n"
         "    (new / 'half').touch(); os.kill(os.getpid(), 9)"
     )
-    source = str(Path(files.__file__).parents[1])
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}).returncode == -9
     assert read(tmp_path / "x") == "old"
     fill(tmp_path / "x", "new")
     assert read(tmp_path / "x") == "new"
@@ -107,6 +107,16 @@ def test_files_take_their_places_and_what_is_beside_them_stays(tmp_path, monkeyp
             "b": content,
         }
     assert [path.name for path in tmp_path.iterdir()] == ["reports"]
+
+
+def test_files_change_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "reports"
+    with whole_files(folder) as part:
+        (part / "a").write_text("old")
+    with pytest.raises(RuntimeError), whole_files(folder) as part:
+        (part / "a").write_text("new")
+        raise RuntimeError
+    assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which file a handle is of")

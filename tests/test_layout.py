@@ -5,7 +5,18 @@ import json
 from graphlib import TopologicalSorter
 
 import pytest
-from source import FILES, PACKAGE, SRC, STAGES, imported_files, imported_names, imported_packages, name_of, room_of
+from source import (
+    FILES,
+    PACKAGE,
+    ROOT,
+    SRC,
+    STAGES,
+    imported_files,
+    imported_names,
+    imported_packages,
+    name_of,
+    room_of,
+)
 
 # Each room with those that it may import from.
 MAY_KNOW = {
@@ -81,11 +92,11 @@ def code_of(path):
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-EVERYWHERE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((SRC.parent / folder).rglob("*.py"))]
-EVERYWHERE += sorted((SRC.parent / "notebooks").glob("*.ipynb"))
+EVERYWHERE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+EVERYWHERE += sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: path.relative_to(SRC.parent).as_posix())
+@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_unpickles_what_it_does_not_know(path):
     for node in ast.walk(ast.parse(code_of(path))):
         if not isinstance(node, ast.Call):

@@ -2,13 +2,11 @@
 
 import json
 import resource
-import subprocess
-import sys
 
 import pytest
 from measure import Failed, Row, Workspace, alternate, write_report
-from project import ROOT
 from run import SECTIONS
+from scripts import output_of
 
 
 @pytest.fixture
@@ -77,8 +75,6 @@ def test_the_report_has_every_row_and_what_was_not_measured(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_part_runs(section, tmp_path):
-    command = [sys.executable, "benchmarks/run.py", "--tiny", "--only", section, "--reports", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert ended.returncode == 0, ended.stdout
+    output_of("run", "--tiny", "--only", section, "--reports", str(tmp_path))
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert rows and all(row["ours"] or row["not_measured"] for row in rows)

@@ -1,12 +1,9 @@
 """`make race`: what its row says, and that a race runs."""
 
-import subprocess
-import sys
-
 import pytest
 from measure import Ended
-from project import ROOT
 from race import RACES, Lap, Race, row, until_number
+from scripts import output_of
 
 LAPS = [Lap(0, 20.0, 8.0, 62.0), Lap(1, 24.0, 12.0, 63.0)]
 
@@ -29,7 +26,4 @@ def test_the_clock_stops_at_the_number() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", RACES)
 def test_every_race_runs(name: str) -> None:
-    command = [sys.executable, "benchmarks/race.py", name, "--seeds", "0", "--tiny"]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert ended.returncode == 0, ended.stdout
-    assert f"`make race RACE={name}`" in ended.stdout.splitlines()[-1]
+    assert f"`make race RACE={name}`" in output_of("race", name, "--seeds", "0", "--tiny").splitlines()[-1]

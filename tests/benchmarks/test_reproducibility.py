@@ -1,12 +1,9 @@
 """`benchmarks/reproducibility.py`: that it trains each pair, and tells what is equal from what is not."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from project import ROOT
 from reproducibility import Trained, row
+from scripts import output_of
 
 ONE = Trained({"w": torch.tensor([1.0, 2.0])}, "abc", 0.5)
 
@@ -19,9 +16,6 @@ def test_what_is_equal_is_told_from_what_is_not() -> None:
 
 @pytest.mark.long
 def test_every_pair_is_trained() -> None:
-    command = [sys.executable, "benchmarks/reproducibility.py", "--tiny"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    *_, plain, block, _, _, _ = ended.stdout.splitlines()
+    *_, plain, block, _, _, _ = output_of("reproducibility", "--tiny").splitlines()
     assert plain == "| plain engine, 1 thread, twice | equal | equal |"
     assert block == "| block engine, 1 thread, twice | equal | equal |"

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
-from project import ROOT, Ended, Project
+from project import Project, options_of
 
 from cifar_pipeline.config.choices import register_choices
 from cifar_pipeline.config.compose import decisive
@@ -42,14 +42,8 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], None]:
     return set_installed
 
 
-def refused(ended: Ended, *fragments: str) -> None:
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err.count("\n") == 1, ended.err
-    assert all(fragment in ended.err for fragment in fragments), ended.err
-
-
 def test_every_launcher_of_conf_is_tested_here() -> None:
-    assert {path.stem for path in (ROOT / "conf" / "launcher").glob("*.yaml")} == set(PRESETS)
+    assert set(options_of("launcher")) == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -70,17 +64,17 @@ def test_a_launcher_that_is_not_installed_is_refused_with_the_command_for_it(
 ) -> None:
     plugins(PRESETS[name], False)
     command = "`pip install --editable '.[ray]'`" if name == "ray" else WITH_PINS
-    refused(project.start(train, *SWEEP, f"launcher={name}"), f"hydra/launcher={PRESETS[name]}", command)
+    project.start(train, *SWEEP, f"launcher={name}").assert_refused(f"hydra/launcher={PRESETS[name]}", command)
 
 
 @pytest.mark.parametrize("choice", ["launcher=joblib", "sweep=lr"])
 def test_what_only_a_sweep_reads_is_refused_without_one(project: Project, choice: str) -> None:
-    refused(project.start(train, choice), choice, "add -m")
+    project.start(train, choice).assert_refused(choice, "add -m")
 
 
 def test_slurm_is_refused_where_it_is_not(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    refused(project.start(train, *SWEEP, "launcher=slurm"), "`sbatch`", "launcher=submitit_local")
+    project.start(train, *SWEEP, "launcher=slurm").assert_refused("`sbatch`", "launcher=submitit_local")
     assert not (project.folder / "mlflow.db").exists()
 
 

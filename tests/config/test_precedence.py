@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from project import ROOT, Project
+from project import ROOT, Project, options_of
 
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import NO_CHOICES
@@ -15,7 +15,7 @@ from configure import configure
 CONF = ROOT / "conf"
 # The others choose among these, or are for `-m` alone.
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_CHOICES)
-OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in [*GROUPS, "experiment"]}
+OPTIONS = {group: options_of(group) for group in [*GROUPS, "experiment"]}
 
 
 @pytest.fixture

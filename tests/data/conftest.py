@@ -1,16 +1,12 @@
 """A CIFAR-10 of 40 images with checksums of its own, and a web server that misbehaves on request."""
 
-import io
-import pickle
-import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import numpy as np
 import pytest
+from small_cifar10 import META, batch, pack
 
 from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
 
@@ -22,17 +18,11 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CIFAR10_SOURCE", raising=False)
 
 
-def batch(seed: int, images: int = 10) -> bytes:
-    random = np.random.default_rng(seed)
-    data = random.integers(0, 256, (images, 3072), np.uint8)
-    return pickle.dumps({b"data": data, b"labels": [index % 2 for index in range(images)]}, protocol=2)
-
-
 @pytest.fixture(scope="session")
 def files() -> dict[str, bytes]:
     """The content of each file of the small CIFAR-10."""
     return {
-        "batches.meta": pickle.dumps({b"label_names": [b"cat", b"dog"]}, protocol=2),
+        "batches.meta": META,
         "data_batch_1": batch(1),
         "data_batch_2": batch(2),
         "test_batch": batch(3, images=20),
@@ -47,25 +37,7 @@ def small(files: dict[str, bytes]) -> Cifar10:
 @pytest.fixture(scope="session")
 def archive(files: dict[str, bytes]) -> bytes:
     readme = {"readme.html": b"<html>as in the published archive</html>"}
-    return pack_files({f"{FOLDER}/{name}": content for name, content in (files | readme).items()})
-
-
-@pytest.fixture(scope="session")
-def pack() -> Callable[..., bytes]:
-    return pack_files
-
-
-def pack_files(contents: dict[str, bytes], *more: tarfile.TarInfo) -> bytes:
-    """A .tar.gz with these files and, behind them, further entries without content."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in contents.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-        for entry in more:
-            tar.addfile(entry)
-    return packed.getvalue()
+    return pack({f"{FOLDER}/{name}": content for name, content in (files | readme).items()})
 
 
 class Server:
@@ -136,11 +108,3 @@ def server(archive: bytes) -> Iterator[Server]:
     server.released.set()
     server.http.shutdown()
     server.http.server_close()
-
-
-@pytest.fixture(scope="session")
-def tree() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, hidden ones too, with its content."""
-    return lambda folder: {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }

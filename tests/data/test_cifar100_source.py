@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from small_cifar10 import pack
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.failures import Unavailable
@@ -36,7 +37,7 @@ def source(contents):
 
 
 @pytest.fixture(autouse=True)
-def packed(contents, pack, tmp_path, monkeypatch):
+def packed(contents, tmp_path, monkeypatch):
     path = tmp_path / "cifar-100-python.tar.gz"
     path.write_bytes(pack({f"cifar-100-python/{name}": content for name, content in contents.items()}))
     monkeypatch.setenv("CIFAR100_SOURCE", str(path))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,10 +9,11 @@ from hashlib import md5
 from pathlib import Path
 
 import pytest
+from folders import content_of
+from project import ROOT, Project
 
 from cifar_pipeline.data.fetch import CHUNK
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "lightning", "pytorch_lightning", "mlflow")
 
 
@@ -41,10 +41,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("a project")
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    (folder / "params.yaml").write_text("experiment: tutorial\nseed: 0\noverrides: {}\n")
-    return folder
+    return Project.made(tmp_path_factory.mktemp("a project")).folder
 
 
 def test_offline_from_nothing_to_processed_data(project):
@@ -63,19 +60,15 @@ def test_offline_from_nothing_to_processed_data(project):
     assert (project / "reports" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_raw_data_preprocess_refuses_in_one_sentence(project):
-    elsewhere = project / "elsewhere"
-    shutil.copytree(project / "conf", elsewhere / "conf")
-    shutil.copy(project / "params.yaml", elsewhere)
-    refused = run("preprocess", elsewhere)
+def test_without_raw_data_preprocess_refuses_in_one_sentence(tmp_path):
+    refused = run("preprocess", Project.made(tmp_path).folder)
     assert refused.returncode == 2
     assert "dvc repro -f download" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_a_killed_download_goes_on_where_it_was(project, tmp_path, server, files, archive, tree):
-    shutil.copytree(project / "conf", tmp_path / "conf")
-    shutil.copy(project / "params.yaml", tmp_path)
+def test_a_killed_download_goes_on_where_it_was(tmp_path, server, files, archive):
+    Project.made(tmp_path)
     sums = "".join(f"  {name}: {md5(content).hexdigest()}\n" for name, content in files.items())
     with (tmp_path / "conf" / "data" / "source" / "cifar10.yaml").open("a") as source:
         source.write(f"checksums:\n{sums}")
@@ -97,4 +90,4 @@ def test_a_killed_download_goes_on_where_it_was(project, tmp_path, server, files
     assert second.returncode == 0, second.stderr
     (asked,) = server.asked
     assert len(archive) // 4 < int(asked.removeprefix("bytes=").removesuffix("-")) <= len(archive) // 2 + CHUNK
-    assert tree(tmp_path / "data" / "raw" / "cifar10") == files
+    assert content_of(tmp_path / "data" / "raw" / "cifar10") == files

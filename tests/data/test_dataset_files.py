@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from folders import content_of
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
@@ -54,9 +55,9 @@ def test_what_is_written_is_read_again(tmp_path):
     dataset.verify()
 
 
-def test_the_same_data_is_the_same_bytes(tmp_path, tree):
+def test_the_same_data_is_the_same_bytes(tmp_path):
     one, two = make(tmp_path / "one"), make(tmp_path / "two")
-    assert tree(one.folder) == tree(two.folder)
+    assert content_of(one.folder) == content_of(two.folder)
     assert make(tmp_path / "three", fraction=0.5).hash != one.hash
 
 

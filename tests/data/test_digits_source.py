@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from folders import content_of
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.sources.digits import Digits, enlarge
@@ -16,10 +17,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_fetch_writes_the_same_bytes_and_keeps_them(folder, tmp_path, tree):
+def test_fetch_writes_the_same_bytes_and_keeps_them(folder, tmp_path):
     source = Digits(0.2, 32)
     source.fetch(tmp_path / "again", [], 1, tmp_path)
-    assert tree(tmp_path / "again") == tree(folder)
+    assert content_of(tmp_path / "again") == content_of(folder)
     assert source.is_complete(folder)
     assert "already" in source.fetch(folder, [], 1, tmp_path)
 

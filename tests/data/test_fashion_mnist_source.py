@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from small_cifar10 import pack
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.failures import Unavailable
@@ -69,7 +70,7 @@ def test_the_four_files_come_from_a_folder_of_the_web(contents, pictures, site, 
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_folder_and_an_archive_of_ones_own_will_do(contents, pack, tmp_path, monkeypatch):
+def test_a_folder_and_an_archive_of_ones_own_will_do(contents, tmp_path, monkeypatch):
     folder, archive = tmp_path / "mine", tmp_path / "mine.tar.gz"
     (folder / "fashion").mkdir(parents=True)
     for name, content in contents.items():

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from folders import content_of
+from small_cifar10 import pack
 
 from cifar_pipeline.data.sources.cifar10 import FOLDER
 from cifar_pipeline.data.unpickle import unpickle
@@ -31,21 +33,22 @@ def published(project, files) -> None:
     project.write(path, (project.folder / path).read_text() + f"checksums:\n{sums}")
 
 
-def refused(project, tree, stage, *words) -> str:
+def refused(project, stage, *words) -> str:
     """Exit code 2, no traceback, and data/ as it was; what was said."""
     for name, content in BEFORE.items():
         path = project.folder / "data" / "raw" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    before = tree(project.folder / "data")
+    before = content_of(project.folder / "data")
     ended = project.start(stage, "data.fallback=null", *words)
     assert ended.code == 2 and "Traceback" not in ended.err
-    assert {name: content for name, content in tree(project.folder / "data").items() if ".lock" not in name} == before
+    after = content_of(project.folder / "data")
+    assert {name: there for name, there in after.items() if ".lock" not in name} == before
     said: str = ended.err
     return said
 
 
-def archives(files, pack) -> dict[str, tuple[bytes, str]]:
+def archives(files) -> dict[str, tuple[bytes, str]]:
     """Archives of every bad kind, and what is said of each."""
     contents = {f"{FOLDER}/{name}": content for name, content in files.items()}
     lacking = {name: content for name, content in contents.items() if not name.endswith("data_batch_2")}
@@ -55,7 +58,10 @@ def archives(files, pack) -> dict[str, tuple[bytes, str]]:
         "a wrong MD5": (pack(foreign), "its data_batch_2 is not the published file (MD5 "),
         "a path that climbs out": (pack({"../../planted": b"!"} | contents), "a path that leads out of it"),
         "a symlink": (pack(lacking, entry("data_batch_2", tarfile.SYMTYPE, link="/etc/passwd")), "is a link"),
-        "a bomb": (pack(lacking, entry("data_batch_2", size=1 << 40)), "the archive holds more than was expected"),
+        "a bomb": (
+            pack(lacking, entry("data_batch_2", size=1 << 40)),
+            "the archive holds more than was expected",
+        ),
         "half of it": (pack(contents)[:2000], "this is no whole tar archive"),
         "nothing": (b"", "this is no whole tar archive"),
     }
@@ -65,13 +71,13 @@ def archives(files, pack) -> dict[str, tuple[bytes, str]]:
     "kind",
     ["a missing member", "a wrong MD5", "a path that climbs out", "a symlink", "a bomb", "half of it", "nothing"],
 )
-def test_an_archive_that_is_no_good_is_named_with_its_reason(kind, project, files, pack, tree, tmp_path, monkeypatch):
-    content, why = archives(files, pack)[kind]
+def test_an_archive_that_is_no_good_is_named_with_its_reason(kind, project, files, tmp_path, monkeypatch):
+    content, why = archives(files)[kind]
     path = tmp_path / "packed.tar.gz"
     path.write_bytes(content)
     monkeypatch.setenv("CIFAR10_SOURCE", str(path))
     published(project, files)
-    said = refused(project, tree, download, "data.mirrors=[]").splitlines()
+    said = refused(project, download, "data.mirrors=[]").splitlines()
     assert len(said) == 3 and said[1].startswith(f"  {path}: ") and why in said[1] and said[2].startswith(REMEDY)
     assert not (tmp_path / "planted").exists() and not (tmp_path.parent / "planted").exists()
 
@@ -105,14 +111,14 @@ def hosts(server) -> dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], s
 
 
 @pytest.mark.parametrize("kind", ["it hangs", "it sends half", "it sends a page", "it sends one elsewhere for ever"])
-def test_a_host_that_is_no_good_is_named_with_its_reason(kind, project, files, server, tree):
+def test_a_host_that_is_no_good_is_named_with_its_reason(kind, project, files, server):
     server.answer, why = hosts(server)[kind]
     published(project, files)
-    said = refused(project, tree, download, f"data.mirrors=[{server.url}]", "data.timeout=1").splitlines()
+    said = refused(project, download, f"data.mirrors=[{server.url}]", "data.timeout=1").splitlines()
     assert len(said) == 3 and said[1].startswith(f"  {server.url}: ") and why in said[1] and said[2].startswith(REMEDY)
 
 
-def test_a_label_that_no_class_has_ends_the_preprocessing(project, files, tree):
+def test_a_label_that_no_class_has_ends_the_preprocessing(project, files):
     content = unpickle(files["data_batch_1"])
     content[b"labels"][7] = 2
     changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}
@@ -121,5 +127,5 @@ def test_a_label_that_no_class_has_ends_the_preprocessing(project, files, tree):
     raw.mkdir(parents=True)
     for name, content in changed.items():
         (raw / name).write_bytes(content)
-    said = refused(project, tree, preprocess)
+    said = refused(project, preprocess)
     assert "labels of the training part run from 0 to 2" in said and said.count("\n") == 1

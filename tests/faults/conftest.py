@@ -1,30 +1,19 @@
-"""One workspace with processed digits and a finished training, from which each test takes a copy."""
+"""One workspace with processed digits and something in models/, from which each test takes a copy."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from workspace import Workspace, add_own, prepared
 
-# The workspace is that of the tests of kills.
-sys.path.append(str(Path(__file__).parents[1] / "kills"))
-
-from torture import prepared
-from workspace import Workspace
-
-# What a user might bring along: a network whose checkpoint is larger than the database, and a loss that takes its time.
-OWN = """
-import time
+# A network whose checkpoint is larger than the database.
+WIDE = """
 from torch import nn
+
 
 class Wide(nn.Sequential):
     def __init__(self, channels, size, classes):
         super().__init__(nn.Flatten(), nn.Linear(channels * size**2, 500), nn.Linear(500, classes))
-
-class Slow(nn.CrossEntropyLoss):
-    def forward(self, *given):
-        time.sleep(0.02)
-        return super().forward(*given)
 """
 
 
@@ -35,10 +24,11 @@ def origin(
     """Only to look at: see `copy`."""
     workspace = Workspace(made_once("prepared", prepared)).copy(tmp_path_factory.mktemp("faults") / "origin")
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
-    (workspace.root / "src" / "own.py").write_text(OWN)
+    add_own(workspace, WIDE)
     (workspace.root / "conf" / "model" / "wide.yaml").write_text("_target_: own.Wide\n")
-    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
-    workspace.train()
+    # What must stay as it is need not have been trained: a training takes long to start.
+    (workspace.root / "models" / "last").mkdir(parents=True)
+    (workspace.root / "models" / "last" / "model.pt2").write_bytes(b"trained before")
     return workspace
 
 

@@ -1,50 +1,26 @@
 """An MLflow server that doesn't answer costs seconds, one that is lost costs no training and no metric."""
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import mlflow
 import pytest
-import requests
 from mlflow import MlflowClient
+from servers import mlflow_server
+from workspace import logged_steps
 
 EPOCHS = 6
 SECONDS = 60
 SENTENCE = "MLflow's server at {} doesn't answer"
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture
+def server(tmp_path):
     """The port of an MLflow server."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
-    with Path(folder / "said.txt").open("w") as said:
-        process = subprocess.Popen([sys.executable, *words, *store], stdout=said, stderr=said, cwd=folder)
-    began = time.monotonic()
-    while not answers(port):
-        assert time.monotonic() - began < SECONDS and process.poll() is None, (folder / "said.txt").read_text()
-        time.sleep(0.2)
-    yield port
-    process.terminate()
-    process.wait(20)
-
-
-def answers(port):
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
-    except requests.RequestException:
-        return False
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", workers=1) as port:
+        yield port
 
 
 class Way:
@@ -109,7 +85,7 @@ def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_
     (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
     assert run.info.status == "FINISHED"
     for key in ("train/loss", "val/accuracy", "lr"):
-        assert [entry.step for entry in client.get_metric_history(run.info.run_id, key)] == list(range(1, EPOCHS + 1))
+        assert logged_steps(client, run.info.run_id, key) == list(range(1, EPOCHS + 1))
     assert [model.model_id for model in run.outputs.model_outputs]
     back.cut()
     mlflow.set_tracking_uri(None)

@@ -25,7 +25,7 @@ def published():
         return OmegaConf.to_container(composed([]), resolve=True)
 
 
-@tried(300)
+@tried(100)
 def test_a_value_of_any_kind_is_taken_or_refused_in_a_sentence(cases, published):
     @repeat(cases, st.sampled_from(KEYS), nested)
     def judge(key, value):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-STARTING = 120  # seconds at most
+from servers import free_port, wait_for_answer
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Server:
 @contextmanager
 def running(script: Path, folder: Path, *arguments: str) -> Iterator[Server]:
     """`python src/serve.py` in a project's folder, on a port that is free there; ended as by Ctrl-C or `kill`."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     path = folder / "conf" / "serve" / "default.yaml"
     path.write_text(path.read_text().replace("port: 5001", f"port: {port}"))
     process = subprocess.Popen(
@@ -64,22 +61,11 @@ def running(script: Path, folder: Path, *arguments: str) -> Iterator[Server]:
         text=True,
     )
     try:
-        _wait(port, process)
+        wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
         yield Server(port)
     finally:
         process.terminate()
         said, _ = process.communicate(timeout=60)
+        print(said)  # where the tests fail it is shown
     assert process.returncode == 143, said
     assert "Traceback" not in said
-
-
-def _wait(port: int, process: "subprocess.Popen[str]") -> None:
-    for _ in range(10 * STARTING):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=STARTING):
-                return
-        except OSError:
-            time.sleep(0.1)
-        if process.poll() is not None:
-            break
-    raise AssertionError(f"the server has not started:\n{process.communicate()[0]}")

@@ -2,7 +2,6 @@
 
 import shutil
 import zipfile
-from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from archives import rewrite
 from mlflow.exceptions import MlflowException
+from project import ROOT
 from small_model import CLASSES, SHAPE, facts, network, pictures
 
 from cifar_pipeline.console import Refusal
@@ -39,9 +39,8 @@ def test_equal_networks_are_equal_bytes_that_name_no_place(exported, tmp_path):
     export_model(network(), facts(), tmp_path / "again")
     content = (exported / WEIGHTS).read_bytes()
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == content
-    here = str(Path(__file__).parents[2])
     with zipfile.ZipFile(exported / WEIGHTS) as archive:
-        assert not [name for name in archive.namelist() if here.encode() in archive.read(name)]
+        assert not [name for name in archive.namelist() if str(ROOT).encode() in archive.read(name)]
 
 
 def test_other_weights_are_other_bytes(exported, tmp_path):

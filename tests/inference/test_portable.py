@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from project import ROOT
 from small_model import CLASSES, facts, pictures
 
 from cifar_pipeline.console import Refusal
@@ -57,7 +58,7 @@ def test_both_files_answer_in_a_process_without_this_project(exported: Path, tmp
         assert "[N, 32, 32, 3] uint8" in said["input"] and "normalisation is inside" in said["preprocessing"]
     check_archive(tmp_path / "model.pt2")
     for path in (tmp_path / "model.pt2", tmp_path / "model.onnx"):
-        assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+        assert str(ROOT).encode() not in path.read_bytes()
 
 
 def test_an_export_without_its_packages_says_how_to_get_them(

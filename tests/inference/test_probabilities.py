@@ -1,18 +1,18 @@
 """Outputs as probabilities."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from project import ROOT, options_of
 from torch import Tensor
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.inference.probabilities import WAYS, by_name, clipped, normalised_sigmoid, softmax
 
-LOSSES = Path(__file__).parents[2] / "conf" / "loss"
+LOSSES = ROOT / "conf" / "loss"
 
 
 def outputs(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,11 +50,11 @@ def test_nothing_positive_clips_to_uniform() -> None:
     torch.testing.assert_close(clipped(torch.tensor([[-1.0, 0.0, -3.0, -0.5]])), torch.full((1, 4), 0.25))
 
 
-@pytest.mark.parametrize("file", sorted(LOSSES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_loss_names_a_way_to_probabilities(file: Path) -> None:
-    loss = OmegaConf.load(file)
-    names = [file.stem, *(name for name in loss.get("defaults", []) if name != "_self_")]
-    assert by_name(OmegaConf.load(LOSSES / f"{names[-1]}.yaml").probabilities) in WAYS.values()
+@pytest.mark.parametrize("name", options_of("loss"))
+def test_every_loss_names_a_way_to_probabilities(name: str) -> None:
+    """Its own, or that of the loss whose values it changes."""
+    others = [other for other in OmegaConf.load(LOSSES / f"{name}.yaml").get("defaults", []) if other != "_self_"]
+    assert by_name(OmegaConf.load(LOSSES / f"{[name, *others][-1]}.yaml").probabilities) in WAYS.values()
 
 
 def test_an_unknown_name_is_refused_with_those_there_are_and_the_nearest() -> None:

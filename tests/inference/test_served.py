@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import uvicorn
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from project import ROOT
+from project import ROOT, Project
 from serving import Server, running
 from small_model import CLASSES, pictures
 
@@ -68,8 +67,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
 @pytest.fixture(scope="module")
 def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    shutil.copy(ROOT / "params.yaml", folder)
+    Project.made(folder)
     with running(ROOT / "src" / "serve.py", folder, "--model", str(exported)) as server:
         yield server
 

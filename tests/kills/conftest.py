@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torture import Training, prepared, train
-from workspace import Workspace
+from torture import Training, train
+from workspace import Workspace, prepared
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 from torture import EPOCHS, TRAINING
-from workspace import make_repository
+from workspace import add_own, make_repository
 
 SECONDS = 20
 
@@ -25,11 +25,7 @@ def gone(processes, seconds=SECONDS):
 @pytest.fixture
 def slow(copy):
     """A training with time enough to be killed in the middle."""
-    (copy.root / "src" / "own.py").write_text(
-        "import time\nfrom torch.nn import CrossEntropyLoss\n\n\nclass Slow(CrossEntropyLoss):\n"
-        "    def forward(self, *given):\n        time.sleep(0.02)\n        return super().forward(*given)\n"
-    )
-    (copy.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
+    add_own(copy, "")
     for group, option in {"loss": "slow", "optimizer": "adam", "schedule": "cosine", "augment": "flip_crop"}.items():
         copy.edit("params.yaml", f"\n{group}: null", f"\n{group}: {option}")
     copy.edit("params.yaml", "{max_epochs: 3}", f"{{max_epochs: {EPOCHS}, batch_size: 64}}")

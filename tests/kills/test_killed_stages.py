@@ -1,13 +1,10 @@
 """The other stages, killed wherever, leave the old result or the new one."""
 
 import pytest
+from folders import content_of
 from torture import KILLED, Moment, start
 
 from cifar_pipeline.data.dataset import Dataset
-
-
-def content(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def killed(workspace, kind, number, script, *arguments):
@@ -26,13 +23,13 @@ def evaluated(origin, tmp_path_factory):
 
 def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
     processed = copy.root / "data" / "processed"
-    before = content(processed)
+    before = content_of(processed)
     killed(copy, "array", 4, "preprocess", "data.val_fraction=0.3")
-    assert content(processed) == before
+    assert content_of(processed) == before
 
     copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
     Dataset.open(processed).verify()
-    assert content(processed) != before
+    assert content_of(processed) != before
     assert not (processed.parent / ".processed.part").exists()
 
 
@@ -40,46 +37,46 @@ def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
 @pytest.mark.parametrize("kind", ["raw array", "unexchanged", "exchanged"])
 def test_download_leaves_what_was_there_or_all_of_the_new(copy, kind):
     raw = copy.root / "data" / "raw"
-    new = content(raw)
+    new = content_of(raw)
     (raw / "digits" / "labels.npy").unlink()
-    old = content(raw)
+    old = content_of(raw)
     killed(copy, kind, 1, "download")
-    assert content(raw) == (new if kind == "exchanged" else old)
+    assert content_of(raw) == (new if kind == "exchanged" else old)
     copy.run("python", "src/download.py")
-    assert content(raw) == new
+    assert content_of(raw) == new
 
 
 @pytest.mark.long
 def test_preprocess_leaves_the_old_data_or_the_new(copy):
     processed = copy.root / "data" / "processed"
-    before = content(processed)
+    before = content_of(processed)
     killed(copy, "unexchanged", 1, "preprocess", "data.val_fraction=0.3")
-    assert content(processed) == before
+    assert content_of(processed) == before
     killed(copy, "exchanged", 1, "preprocess", "data.val_fraction=0.3")
-    killed_at = content(processed)
+    killed_at = content_of(processed)
     Dataset.open(processed).verify()
     copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
-    assert content(processed) == killed_at != before
+    assert content_of(processed) == killed_at != before
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "number"), [("figure", 1), ("figure", 3), ("unexchanged", 1)])
 def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
     reports = evaluated.root / "reports"
-    before = content(reports)
+    before = content_of(reports)
     killed(evaluated, kind, number, "evaluate", "evaluate.mistakes=5")
-    assert content(reports) == before
+    assert content_of(reports) == before
 
 
 @pytest.mark.long
 def test_evaluate_killed_after_the_exchange_leaves_all_of_the_new_reports(evaluated):
     reports = evaluated.root / "reports"
-    before = content(reports)
+    before = content_of(reports)
     killed(evaluated, "exchanged", 1, "evaluate", "evaluate.mistakes=5")
-    after = content(reports)
+    after = content_of(reports)
     assert after.keys() == before.keys()
-    changed = {path.name for path in after if after[path] != before[path]}
+    changed = {path for path in after if after[path] != before[path]}
     assert changed >= {"mistakes.png", "report.html", "timing.json"} and "history.csv" not in changed
     evaluated.run("python", "src/evaluate.py", "evaluate.mistakes=5")
-    measured_anew = {reports / "timing.json", reports / "report.html"}
-    assert {path for path, now in content(reports).items() if now != after[path]} <= measured_anew
+    now = content_of(reports)
+    assert {path for path in now if now[path] != after[path]} <= {"timing.json", "report.html"}

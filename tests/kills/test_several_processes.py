@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas
 import psutil
 import pytest
+from source import ROOT
 from torture import TRAINING
 from workspace import Command, Workspace, sentences
 
-ROOT = Path(__file__).parents[2]
 TWO = ("trainer=ddp", "trainer.devices=2")
 # All that is random; an epoch of 20 batches of 64 and one of 14 images.
 RECIPE = (*TRAINING, "trainer.eval_batch_size=50")
@@ -64,7 +64,7 @@ def test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice(al
     assert (run.info.status, run.data.tags["processes"]) == ("FINISHED", "2")
     assert [run.data.tags["identity"] for run in alone.runs()] == [run.data.tags["identity"]]
     for metric in METRICS:
-        assert [item.step for item in copy.mlflow.get_metric_history(run.info.run_id, metric)] == [1, 2, 3, 4]
+        assert copy.logged(run, metric) == [1, 2, 3, 4]
     lines = sentences(said)
     assert [line.split()[0] for line in lines] == ["Data:", "Device:", *["epoch"] * 4]
     assert lines[1].startswith("Device: 2 processes, each on cpu")
@@ -128,25 +128,13 @@ def test_a_sweep_refuses_points_in_several_processes_and_starts_none_twice(copy)
 
 @pytest.mark.long
 def test_torchrun_trains_to_the_numbers_of_one_process(alone, copy):
-    said = copy.run(
-        "torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp"
-    )  # fmt: skip
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp")
+    said = copy.run(*torchrun)
     assert_same_numbers(alone, copy)
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]
     assert said.count("epoch 4/4") == 1
-    again = copy.run("torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp")
-    assert again.count("has finished before") == 1
-    copy.run(
-        "torchrun",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "src/train.py",
-        *RECIPE,
-        *TWO[:1],
-        "trainer.devices=3",
-        code=1,
-    )
+    assert copy.run(*torchrun).count("has finished before") == 1
+    copy.run(*torchrun, "trainer.devices=3", code=1)
 
 
 def tasks(workspace: Workspace, words: list[str], nodes: int, per_node: int) -> list[subprocess.Popen[str]]:

@@ -19,10 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# The workspace is that of the pipeline's tests.
-sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+sys.path.append(str(Path(__file__).parents[1]))
 
-from workspace import Workspace, workspace_of_tree
+from workspace import Workspace, prepared
 
 DRIVER = str(Path(__file__).with_name("driver.py"))
 EPOCHS, STEPS = 4, 21  # an epoch's steps: batches of 64 of the digits
@@ -121,16 +120,6 @@ class Training:
             counts.append(len(done & set(start.steps)))
             done |= set(start.steps)
         return counts
-
-
-def prepared(folder: Path) -> Workspace:
-    """A workspace with processed digits and an empty database."""
-    workspace = workspace_of_tree(folder)
-    workspace.edit("params.yaml", "data: null", "data: digits")
-    for stage in ("download", "preprocess"):
-        workspace.run("python", f"src/{stage}.py")
-    workspace.run("python", "src/compare.py", code=2)  # there is nothing to compare, but the database is made
-    return workspace
 
 
 def start(workspace: Workspace, moment: Moment, script: str, *arguments: str) -> Start:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from project import Project
+from project import Project, options_of
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.sentences import refusal_in
@@ -24,9 +24,10 @@ def network(model: str, channels: int, size: int) -> Any:
 def test_networks_take_grey_and_colour_pictures_of_usual_sizes(
     project: Project, model: str, channels: int, size: int
 ) -> None:
-    assert {*SMALLEST, *ELSEWHERE} == {path.stem for path in (project.folder / "conf" / "model").glob("*.yaml")}
-    net = network(model, channels, size)
-    net(torch.randn(2, channels, size, size)).sum().backward()
+    assert {*SMALLEST, *ELSEWHERE} == set(options_of("model"))
+    logits = network(model, channels, size)(torch.randn(2, channels, size, size))
+    logits.sum().backward()
+    assert logits.shape == (2, 3)
 
 
 @pytest.mark.parametrize(("model", "smallest"), SMALLEST.items())

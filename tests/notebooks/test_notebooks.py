@@ -10,12 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from project import Project
+from project import ROOT, Project
 
 from download import download
 from preprocess import preprocess
 
-ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What looks at a project's runs needs a project; the others need nothing.
 IN_A_PROJECT = "03-runs.ipynb"

@@ -117,6 +117,6 @@ def test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere(trained, tm
     rows = [f"{name},{name[:3]},{'test' if number % 4 == 0 else 'train'}" for number, name in enumerate(names)]
     (elsewhere / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
     workspace.run("python", "src/choose.py", f"pictures={elsewhere}", "data=csv")
-    said = workspace.dvc("repro")
+    workspace.dvc("repro")
     assert list(workspace.json("reports/metrics.json")["per_class"]) == ["cat", "dog", "fis"]
     assert stages_that(workspace.dvc("repro"), "ran") == []

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +11,12 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from source import ROOT
 from workspace import Command, Workspace
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from side import anonymous_bytes
 
 PICTURES = 100_000
 SIZE = 72
@@ -43,9 +49,8 @@ def peaks(command: Command) -> dict[str, int]:
         try:
             for process in root.children(recursive=True):
                 stage = re.search(r"src/(\w+)\.py", " ".join(process.cmdline()))
-                memory = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                if stage and memory:
-                    found[stage[1]] = max(found[stage[1]], int(memory[1]) * 1024)
+                if stage:
+                    found[stage[1]] = max(found[stage[1]], anonymous_bytes(process.pid))
         except (psutil.NoSuchProcess, OSError):
             pass  # it has ended meanwhile
         time.sleep(0.05)

@@ -1,21 +1,19 @@
 """What one clone pushes to a DVC remote, another one has without training: data, model, reports."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from servers import free_port, wait_for_answer
 from workspace import STAGES, Workspace, stages_that
 
 BUCKET = "s3://shared/results"
 # Whatever the server takes; a clone keeps them in .dvc/config.local, which git does not know.
 KEYS = {"access_key_id": "tests", "secret_access_key": "tests", "region": "us-east-1"}
-SECONDS = 60
 
 
 def colleague_of(clone: Workspace, root: Path) -> Workspace:
@@ -55,35 +53,27 @@ def is_had_without_training(first: Workspace, colleague: Workspace, *keys: tuple
 
 
 @pytest.fixture
-def s3_server(tmp_path: Path) -> Iterator[str]:
+def s3_server() -> Iterator[str]:
     """The address of a server on this machine that speaks S3, with one empty bucket."""
     for package, name in (("dvc_s3", "dvc-s3"), ("moto", "moto")):
         if find_spec(package) is None:
             pytest.skip(f"{name} is not installed (the extra `s3`)")
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    with (tmp_path / "server.txt").open("w") as said:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env={key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
-        )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)],
+        env={key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
+    )
     try:
-        began = time.monotonic()
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert server.poll() is None and time.monotonic() - began < SECONDS, (tmp_path / "server.txt").read_text()
-            time.sleep(0.1)
+        wait_for_answer(f"{address}/moto-api/", server)
         names = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": KEYS["region"]}
         boto3.client("s3", endpoint_url=address, **names).create_bucket(Bucket="shared")
         yield address
     finally:
         server.terminate()
-        server.wait(timeout=SECONDS)
+        server.wait(30)
 
 
 @pytest.mark.long

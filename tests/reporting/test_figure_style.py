@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from source import SRC
 
 from cifar_pipeline.reporting.confusion import confusion_matrix
 from cifar_pipeline.reporting.curves import learning_curves
@@ -95,6 +96,5 @@ def test_drawing_needs_neither_torch_nor_pyplot() -> None:
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas', 'matplotlib.pyplot', 'hydra'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    source = Path(__file__).parents[2] / "src"
-    done = subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

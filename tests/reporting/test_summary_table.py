@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source import SRC
 
 from cifar_pipeline.reporting.summary import mlflow_page
 
-SCRIPT = Path(__file__).parents[2] / "src" / "summary.py"
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
 
 def run(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SCRIPT], cwd=root, env={**os.environ, "COLUMNS": "100", **environment}, capture_output=True,
-        text=True, encoding="utf-8",
+        [sys.executable, SRC / "summary.py"], cwd=root, env={**os.environ, "COLUMNS": "100", **environment},
+        capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def test_the_summary_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'pandas', 'numpy', 'mlflow', 'matplotlib', 'hydra', 'dvc'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=SCRIPT.parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

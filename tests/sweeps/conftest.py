@@ -1,32 +1,19 @@
 """Real sweeps in copies of one workspace, two at a time, begun before the first test asks what came of them."""
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-# The workspace is that of the tests of kills.
-sys.path.append(str(Path(__file__).parents[1] / "kills"))
-
-from torture import prepared
-from workspace import Workspace
+from workspace import Workspace, add_own, prepared
 
 AT_ONCE = 2
-# What a user might bring along: classes in a file of their own beside the stages.
 LOSSES = '''
-import os, signal, time
+import os, signal
 from pathlib import Path
 from torch.nn.functional import cross_entropy
 from torch import nn
-
-class Slow(nn.Module):
-    """Time enough to be killed in the middle."""
-    def forward(self, logits, labels):
-        time.sleep(0.04)
-        return cross_entropy(logits, labels)
 
 class Raising(nn.Module):
     def forward(self, logits, labels):
@@ -56,8 +43,8 @@ def never_swept(
     """A workspace with processed digits and an empty database."""
     workspace = Workspace(made_once("prepared", prepared)).copy(tmp_path_factory.mktemp("sweeps für alle") / "origin")
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
-    (workspace.root / "src" / "own.py").write_text(LOSSES)
-    for name in ("Slow", "Raising", "Deadly", "Telling"):
+    add_own(workspace, LOSSES)
+    for name in ("Raising", "Deadly", "Telling"):
         text = f"_target_: own.{name}\nprobabilities: softmax\n"
         (workspace.root / "conf" / "loss" / f"{name.lower()}.yaml").write_text(text)
     return workspace

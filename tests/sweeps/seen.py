@@ -45,11 +45,6 @@ def trained(said: str) -> list[int]:
     return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", said, re.MULTILINE)]
 
 
-def logged(workspace: Workspace, run: Run, metric: str = "train/loss") -> list[int]:
-    """The epochs of a run, as often as they were logged."""
-    return sorted(entry.step for entry in workspace.mlflow.get_metric_history(run.info.run_id, metric))
-
-
 def folder(said: str) -> str:
     """Where the comparison was kept."""
     (found,) = re.findall(r"^Kept in (\S+) and", said, re.MULTILINE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 from mlflow.entities import Run
-from seen import children, logged, rows, the_sweep
+from seen import children, rows, the_sweep
 from workspace import Command, Workspace
 
 SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "launcher=submitit_local")
@@ -39,7 +39,7 @@ def the_job_left(workspace: Workspace, sweep: Command) -> psutil.Process:
     began = time.monotonic()
     while time.monotonic() - began < SECONDS:
         runs = [run for run in workspace.runs() if "sweep" not in run.data.tags]
-        in_the_middle = any(run.info.status == "RUNNING" and logged(workspace, run) for run in runs)
+        in_the_middle = any(run.info.status == "RUNNING" and workspace.logged(run) for run in runs)
         jobs = jobs_of(sweep)
         if in_the_middle and len(jobs) == 1 and any(run.info.status == "FINISHED" for run in runs):
             return jobs[0]
@@ -54,7 +54,7 @@ def scenario_killed_job(workspace: Workspace) -> KilledJob:
     said = sweep.end(code=1)
     left = children(workspace, the_sweep(workspace))
     (killed,) = [run for run in left if run.info.status != "FINISHED"]
-    return KilledJob(workspace, said, left, logged(workspace, killed), workspace.train(*SWEEP))
+    return KilledJob(workspace, said, left, workspace.logged(killed), workspace.train(*SWEEP))
 
 
 @pytest.mark.long
@@ -71,5 +71,5 @@ def test_a_killed_job_costs_its_point_only_and_the_same_command_finishes(outcome
     jobs = children(killed.workspace, sweep)
     assert [job.info.run_id for job in jobs] == [run.info.run_id for run in killed.left]
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
-    assert all(logged(killed.workspace, job) == list(range(1, 21)) for job in jobs)
+    assert all(killed.workspace.logged(job) == list(range(1, 21)) for job in jobs)
     assert [row["status"] for row in rows(killed.workspace, sweep)] == ["FINISHED", "FINISHED"]

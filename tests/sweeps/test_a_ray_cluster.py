@@ -1,11 +1,7 @@
-"""A node of a Ray cluster that is killed costs a sweep nothing that the same command doesn't bring back.
-
-The interpreter of RAY_PYTHON runs it, where Ray is not in this environment: its launcher wants an older cloudpickle.
-"""
+"""A node of a Ray cluster that is killed costs a sweep nothing that the same command doesn't bring back."""
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow.entities import Run
-from seen import children, logged, the_sweep
+from seen import children, the_sweep
+from servers import free_port
 from workspace import Command, Workspace
 
+# Where Ray is not in this environment, RAY_PYTHON's interpreter runs it: Ray's launcher wants an older cloudpickle.
 PYTHON = os.environ.get("RAY_PYTHON") or (sys.executable if find_spec("ray") else None)
 SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "launcher=ray")
 ONCE = ("hydra.launcher.ray.remote.max_retries=0",)
@@ -82,12 +80,6 @@ class Cluster:
         self.nodes[-1].wait_for()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def cluster_of(nodes: int) -> Iterator[Cluster]:
     # Sockets lie in it, whose paths may not be long.
@@ -130,7 +122,7 @@ def kill_the_one_left(workspace: Workspace, cluster: Cluster, sweep: Command) ->
         running = [run for run in runs if run.info.status == "RUNNING"]
         done = [run for run in runs if run.info.status == "FINISHED"]
         at_work = [node for node in cluster.nodes if node.is_at_work()]
-        return bool(done) and len(running) == len(at_work) == 1 and bool(logged(workspace, running[0]))
+        return bool(done) and len(running) == len(at_work) == 1 and bool(workspace.logged(running[0]))
 
     wait(in_the_middle, "a point left alone in the middle of its training")
     (node,) = [node for node in cluster.nodes if node.is_at_work()]
@@ -161,7 +153,7 @@ def is_whole(killed: KilledNodes) -> None:
     jobs = children(killed.workspace, sweep)
     assert [job.info.run_id for job in jobs] == [run.info.run_id for run in killed.left] and len(jobs) == 2
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
-    assert all(logged(killed.workspace, job) == list(range(1, 21)) for job in jobs)
+    assert all(killed.workspace.logged(job) == list(range(1, 21)) for job in jobs)
 
 
 @needs_ray

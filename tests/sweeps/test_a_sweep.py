@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from mlflow.entities import Run
 from project import run
-from seen import PARENT, artifact, children, folder, logged, points, rows, sweeps, trained
+from seen import PARENT, artifact, children, folder, points, rows, sweeps, trained
 from workspace import Workspace, sentences
 
 from compare import compare
@@ -157,7 +157,7 @@ def test_a_sweep_typed_again_trains_nothing_and_stays_the_same_sweep(outcome):
     )
     assert before == after and {run.info.status for run in repeated.after_second} == {"FINISHED"}
     _, *jobs = repeated.after_second
-    assert all(logged(repeated.workspace, job) == [1, 2] for job in jobs)
+    assert all(repeated.workspace.logged(job) == [1, 2] for job in jobs)
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
-from seen import children, logged, points, rows, the_sweep, trained
+from seen import children, points, rows, the_sweep, trained
 from workspace import Workspace
 
 EPOCHS = "trainer.max_epochs=2"
@@ -16,7 +16,7 @@ def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> No
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
     assert {job.info.run_id for job in jobs} == set(points(sweep)) and len(jobs) == count
     for metric in ("train/loss", "val/accuracy", "lr"):
-        assert [logged(workspace, job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
+        assert [workspace.logged(job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
     numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}
     assert {row["run_id"]: float(row["val/loss"]) for row in rows(workspace, sweep)} == numbers
     assert "Traceback" not in said and "locked" not in said

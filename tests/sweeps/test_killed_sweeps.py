@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
-from seen import children, logged, points, rows, sweeps, the_sweep, trained
+from seen import children, points, rows, sweeps, the_sweep, trained
 from workspace import Workspace
 
 from cifar_pipeline.sweeps.conclusion import gather, show
@@ -46,7 +46,7 @@ def test_a_killed_sweep_is_taken_up_where_it_was(outcome):
     assert sweep.info.run_id == parent.info.run_id
     assert [job.info.run_id for job in jobs[:2]] == [first.info.run_id, second.info.run_id]
     assert {run.info.status for run in killed.workspace.runs()} == {"FINISHED"}
-    assert all(logged(killed.workspace, job) == [1, 2, 3] for job in jobs) and len(jobs) == 3
+    assert all(killed.workspace.logged(job) == [1, 2, 3] for job in jobs) and len(jobs) == 3
 
 
 def test_a_killed_sweep_is_compared_as_far_as_it_came(outcome, inside, capsys):
@@ -112,5 +112,5 @@ def test_a_killed_worker_ends_the_sweep_with_a_sentence_and_the_guilty_point_alo
     (sweep,) = sweeps(workspace)
     table = rows(workspace, sweep)
     assert [row["status"] for row in table] == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
-    assert all(logged(workspace, job) in ([], list(range(1, 21))) for job in children(workspace, sweep))
+    assert all(workspace.logged(job) in ([], list(range(1, 21))) for job in children(workspace, sweep))
     assert len(points(sweep)) == len(children(workspace, sweep)) == 4

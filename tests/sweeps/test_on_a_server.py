@@ -2,18 +2,15 @@
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import requests
 from mlflow import MlflowClient
-from workspace import Workspace
+from servers import free_port, mlflow_server
+from workspace import Workspace, logged_steps
 
 JOBS, AT_ONCE = 16, 4
 SECONDS = 90
@@ -24,12 +21,6 @@ def program(name: str) -> str | None:
     """Where a program of PostgreSQL's lies; Debian puts those of the server beside PATH."""
     places = map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))
     return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *places]))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -65,29 +56,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def server(database: str, tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server with this database and a folder for the files."""
-    address = f"http://127.0.0.1:{free_port()}"
-    port = address.rpartition(":")[2]
-    words = ["mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "2"]
-    store = ["--backend-store-uri", database, "--artifacts-destination", str(tmp_path / "files")]
-    said = tmp_path / "said.txt"
-    with said.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-m", *words, *store], stdout=file, stderr=file, cwd=tmp_path)
-    try:
-        began = time.monotonic()
-        while not answers(address):
-            assert time.monotonic() - began < SECONDS and process.poll() is None, said.read_text()
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def answers(address: str) -> bool:
-    try:
-        return requests.get(f"{address}/health", timeout=5).ok
-    except requests.RequestException:
-        return False
+    with mlflow_server(tmp_path, database, workers=2) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.long
@@ -115,7 +85,7 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
     assert sorted(int(run.data.params["seed"]) for run in children) == list(range(JOBS))
     for run in children:
         for key in ("train/loss", "val/accuracy", "lr"):
-            assert [entry.step for entry in client.get_metric_history(run.info.run_id, key)] == [1, 2]
+            assert logged_steps(client, run.info.run_id, key) == [1, 2]
         assert run.outputs.model_outputs
         assert client.list_artifacts(run.info.run_id)
     assert len({run.data.metrics["train/loss"] for run in children}) == JOBS

@@ -4,7 +4,7 @@ import re
 import signal
 
 import pytest
-from seen import children, logged, points, the_sweep, trained
+from seen import children, points, the_sweep, trained
 from workspace import Workspace
 
 SEARCH = ("-m", "sweep=search", "hydra.sweeper.n_trials=4", "trainer.max_epochs=1", "loss=slow")
@@ -34,7 +34,7 @@ def test_a_search_replays_and_goes_on(outcome):
     sweep = the_sweep(workspace)
     jobs = children(workspace, sweep)
     assert points(sweep) == [job.info.run_id for job in jobs] and sweep.info.status == "FINISHED"
-    assert all(logged(workspace, job) == [1] for job in jobs)
+    assert all(workspace.logged(job) == [1] for job in jobs)
     # Each number of the search is in the name, and in the command that takes the winner.
     lr = jobs[0].data.params["optimizer.lr"]
     assert f"optimizer.lr={lr} " in jobs[0].info.run_name

@@ -1,9 +1,9 @@
 """Where a run came from: the commit, what differs from it, DVC's hash, the command; what is not there is left out."""
 
-import subprocess
 import sys
 
 import pytest
+from repositories import git, leave_repositories
 
 from cifar_pipeline.tracking import lineage
 
@@ -11,9 +11,8 @@ from cifar_pipeline.tracking import lineage
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for variable in ("GIT_DIR", "GIT_WORK_TREE", "DVC_EXP_NAME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    leave_repositories(monkeypatch, tmp_path)
     return tmp_path
 
 
@@ -24,12 +23,8 @@ def repository(folder):
         (folder / name).write_text("as committed\n")
     git("init", "--quiet")
     git("add", "--all")
-    git("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false", "commit", "-qm", "all")
+    git("commit", "--quiet", "--message", "all")
     return folder
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):

@@ -1,10 +1,10 @@
 """What is compared with: the newest committed results, and none where there are none."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
+from repositories import git, leave_repositories
 
 from cifar_pipeline.tracking.published import published
 
@@ -14,18 +14,11 @@ METRICS = {"test": {"accuracy": 0.6105}}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project that is one folder of a repository."""
-    for variable in ("GIT_DIR", "GIT_WORK_TREE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    leave_repositories(monkeypatch, tmp_path)
     project = tmp_path / "projects" / "pictures"
     (project / "reports").mkdir(parents=True)
     monkeypatch.chdir(project)
     return project
-
-
-def git(*arguments: str) -> str:
-    person = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *person, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def committed(folder: Path, metrics: str, params: str) -> str:

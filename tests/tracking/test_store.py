@@ -5,20 +5,19 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
+from source import SRC
 
 from cifar_pipeline.tracking.store import EXPERIMENT, connect, tracking_uri
 
-SOURCE = Path(__file__).parents[2] / "src"
 AT_ONCE = 3
 CONNECT = "from cifar_pipeline.tracking.store import connect; print(connect()[1])"
 
 
 def test_processes_that_all_find_no_database_make_one(tmp_path):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-    environment = inherited | {"PYTHONPATH": str(SOURCE)}
+    environment = inherited | {"PYTHONPATH": str(SRC)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CONNECT],

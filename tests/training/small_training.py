@@ -17,6 +17,8 @@ from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
 
+CPU = Hardware("cpu", 1, 1, "32-true", "tested")
+
 
 class Logged(Logger):
     """Keeps what is logged, by epoch; an epoch that is logged twice is an error."""

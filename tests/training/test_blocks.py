@@ -6,12 +6,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from project import ROOT
+from project import ROOT, options_of
+from small_training import CPU, without_speed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.targets import arguments
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.training.build import build_module, build_pictures
 from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.blocks import Block
@@ -19,16 +21,9 @@ from cifar_pipeline.training.engines.choice import Engine, choose_engine
 from cifar_pipeline.training.engines.cuda_graphs import keep_state_on_the_device
 from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.optimizers import choose_optimizer
 
 STEPS, PER_BLOCK, BATCH, CLASSES = 200, 5, 4, 3
-CPU = Hardware("cpu", 1, 1, "32-true", "tested")
-
-
-def options(group: str) -> list[str]:
-    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
-    return [file.stem for file in files if "defaults" not in OmegaConf.load(file)]
 
 
 class Small(nn.Module):
@@ -71,7 +66,10 @@ def one_by_one(net: nn.Module, loss: nn.Module, optimizer: Optimizer, images: Te
 
 @pytest.mark.parametrize(
     ("optimizer", "loss"),
-    [*((name, "cross_entropy") for name in options("optimizer")), *(("sgd", name) for name in options("loss"))],
+    [
+        *((name, "cross_entropy") for name in options_of("optimizer", own=True)),
+        *(("sgd", name) for name in options_of("loss", own=True)),
+    ],
 )
 def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
     optimizer: str, loss: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
@@ -97,7 +95,7 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
         torch.testing.assert_close(mine, theirs, rtol=0, atol=absolute)
 
 
-@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("optimizer", options_of("optimizer", own=True))
 def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the_first(
     optimizer: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +115,7 @@ def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the
 
 
 # The others multiply in bfloat16, and make much of its rounding.
-EXACT = [name for name in options("optimizer") if name not in ("muon", "fast94")]
+EXACT = [name for name in options_of("optimizer", own=True) if name not in ("muon", "fast94")]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU, and this machine has none")
@@ -151,7 +149,7 @@ def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
         fitted = fit(Plan(module, pictures, config.trainer, CPU, folder), None)
         assert (getattr(module, "block", None) is not None) == engine.is_block
         weights.append([parameter.detach() for parameter in module.parameters()])
-        rows.append([{key: value for key, value in row.items() if key != "images_per_second"} for row in fitted.rows])
+        rows.append(without_speed(fitted.rows))
         checkpoint = torch.load(folder.checkpoint("last"), weights_only=True)
         assert checkpoint["global_step"] == 2 * -(-digits.sizes["train"] // 16)
     for plain, block in zip(*weights, strict=True):
@@ -199,8 +197,6 @@ def test_auto_picks_the_engine_that_pays_and_says_why(project, settings: list[st
 
 
 def test_blocks_that_cannot_be_had_are_refused_or_passed_over(project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cifar_pipeline.console import Refusal
-
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert choose_engine(composed(), CPU, 50_000).reason == "there is no C++ compiler"

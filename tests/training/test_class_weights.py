@@ -1,6 +1,5 @@
 """Images weighted by their class: what the loss becomes, in every loss of conf/ and in both engines."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from project import ROOT
+from project import ROOT, options_of
 from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
@@ -16,7 +15,7 @@ from cifar_pipeline.training.class_weights import build_loss
 from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.blocks import Block
 
-LOSSES = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml") if path.stem != "fast94")
+LOSSES = [name for name in options_of("loss") if name != "fast94"]
 COUNTS = (8, 1, 3)
 
 
@@ -27,7 +26,7 @@ def dataset(counts: tuple[int, ...] = COUNTS) -> Any:
 
 
 def loss(name: str, weights: Any, counts: tuple[int, ...] = COUNTS) -> nn.Module:
-    options: Any = OmegaConf.load(Path(ROOT) / "conf" / "loss" / f"{name}.yaml")
+    options: Any = OmegaConf.load(ROOT / "conf" / "loss" / f"{name}.yaml")
     options.class_weights = weights
     return build_loss(options, dataset(counts))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken_files import cut_off, empty, flip_a_bit
 from omegaconf import DictConfig
 from project import Project
 from small_training import Training, start, without_speed
@@ -13,21 +14,6 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import BEFORE, LAST, checkpoint_path, read_checkpoint
 
 EPOCHS = 3
-
-
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def flip_a_bit(path: Path) -> None:
-    """In the middle of the largest tensor, where torch itself does not notice it."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def put_another(path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from project import ROOT, Project
+from project import Project, options_of
 from small_training import batch_limit, start
 
 from cifar_pipeline.data.dataset import Dataset
@@ -22,9 +22,7 @@ GROUPS = (
     "views",
     "experiment",
 )
-OPTIONS = [
-    f"{group}={path.stem}" for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
-]  # a new file is tested without a new line here
+OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 
 
 @pytest.mark.parametrize("option", OPTIONS)

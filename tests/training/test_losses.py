@@ -1,6 +1,5 @@
 """Each loss of conf/loss/ against the formula in its file, in NumPy and double precision."""
 
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -8,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from project import ROOT, options_of
 from torch import Tensor, nn
 
 from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.training.losses import BinaryCrossEntropy, Focal, MeanSquaredError
 
-LOSSES = Path(__file__).parents[2] / "conf" / "loss"
 IMAGES, CLASSES = 7, 10
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,7 +29,7 @@ def batch() -> tuple[Array, Array]:
 
 def chosen(name: str) -> nn.Module:
     """The loss as a training builds it from its file, all images alike."""
-    options: Any = OmegaConf.load(LOSSES / f"{name}.yaml")
+    options: Any = OmegaConf.load(ROOT / "conf" / "loss" / f"{name}.yaml")
     loss: nn.Module = hydra.utils.instantiate(arguments(options, "loss"))
     return loss
 
@@ -92,8 +91,7 @@ FORMULAS = {
 
 
 def test_every_loss_of_conf_has_its_formula_here() -> None:
-    own = {file.stem for file in LOSSES.glob("*.yaml") if "defaults" not in OmegaConf.load(file)}
-    assert own == set(FORMULAS)
+    assert set(options_of("loss", own=True)) == set(FORMULAS)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

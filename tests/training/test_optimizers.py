@@ -1,12 +1,7 @@
-"""Each optimizer of conf/optimizer/, as a training builds it, against NumPy written from the formulas: 100 steps.
-
-The problem is softmax regression, one batch after another, in double precision; its gradient is worked out by hand, so
-nothing that is compared comes from torch but the optimizer's own step.
-"""
+"""Each optimizer of conf/optimizer/, as a training builds it, against NumPy written from the formulas: 100 steps."""
 
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from project import ROOT, options_of
 from torch import Tensor, nn
 
-OPTIMIZERS = Path(__file__).parents[2] / "conf" / "optimizer"
+# The problem is softmax regression, one batch after another, in double precision. Its gradient is worked out by hand:
+# nothing that is compared comes from torch but the optimizer's own step.
 STEPS, EXAMPLES, FEATURES, CLASSES, BATCH = 100, 60, 6, 4, 20
 
 Array = np.ndarray
@@ -25,7 +22,7 @@ Rule = Callable[[Array, Iterator[Array], Any], None]
 
 def options(name: str, **others: Any) -> DictConfig:
     """An option's values as its file has them, but for `others`."""
-    loaded = OmegaConf.load(OPTIMIZERS / f"{name}.yaml")
+    loaded = OmegaConf.load(ROOT / "conf" / "optimizer" / f"{name}.yaml")
     assert isinstance(loaded, DictConfig)
     loaded.merge_with(others)
     return loaded
@@ -113,13 +110,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def own_options() -> list[str]:
-    """The options that are no other option with other values."""
-    return [file.stem for file in OPTIMIZERS.glob("*.yaml") if "defaults" not in OmegaConf.load(file)]
-
-
 def test_every_optimizer_of_conf_is_tested_here() -> None:
-    assert set(own_options()) == {*RULES, "muon", "fast94"}
+    assert set(options_of("optimizer", own=True)) == {*RULES, "muon", "fast94"}
 
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
@@ -141,7 +133,7 @@ def test_a_hundred_steps_are_the_formulas(name: str, others: dict[str, Any]) -> 
 
 
 def test_only_gradient_descent_takes_the_whole_train_part() -> None:
-    assert [name for name in own_options() if options(name).full_batch] == ["gradient_descent"]
+    assert [name for name in options_of("optimizer", own=True) if options(name).full_batch] == ["gradient_descent"]
 
 
 def muon_steps(chosen: DictConfig, shape: tuple[int, ...], steps: int) -> tuple[Array, list[Array]]:

@@ -2,11 +2,10 @@
 
 import pytest
 from project import Project
-from small_training import start
+from small_training import CPU, start
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.fit import PROFILERS, Plan, fit
-from cifar_pipeline.training.hardware import Hardware
 
 
 @pytest.mark.parametrize(("profiler", "told"), [("simple", "run_training_epoch"), ("pytorch", "Self CPU time total")])
@@ -15,8 +14,7 @@ def test_a_profile_names_what_took_the_time(
 ) -> None:
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
-    hardware = Hardware("cpu", 1, 1, "32-true", "tested")
-    plan = Plan(made.module, made.pictures, made.config.trainer, hardware, made.folder, profiler=profiler)
+    plan = Plan(made.module, made.pictures, made.config.trainer, CPU, made.folder, profiler=profiler)
     fit(plan, made.logger)
     profile = made.folder.path / "fit-profile.txt"
     assert told in profile.read_text()

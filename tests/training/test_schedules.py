@@ -1,42 +1,46 @@
 """The learning rate over a training, each schedule as its file in conf/schedule/ says."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from project import ROOT, options_of
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.training.schedules import constant, cosine, one_cycle
 
-SCHEDULES = Path(__file__).parents[2] / "conf" / "schedule"
 STEPS = 200
-# Those that are no other option with other values.
-OWN = [file for file in sorted(SCHEDULES.glob("*.yaml")) if "defaults" not in OmegaConf.load(file)]
+
+
+def schedule_of(name: str) -> DictConfig:
+    """An option as its file has it."""
+    loaded = OmegaConf.load(ROOT / "conf" / "schedule" / f"{name}.yaml")
+    assert isinstance(loaded, DictConfig)
+    return loaded
 
 
 def curve(schedule: Callable[..., float], steps: int = STEPS, **options: float) -> np.ndarray:
     return np.array([schedule(step, steps, **options) for step in range(steps)])
 
 
-@pytest.mark.parametrize("file", OWN, ids=lambda file: file.stem)
+@pytest.mark.parametrize("name", options_of("schedule", own=True))
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("warmup", [None, 0.0, 0.05, 0.5, 1.0])
-def test_every_schedule_stays_above_zero_and_at_most_one(file: Path, steps: int, warmup: float | None) -> None:
-    options = OmegaConf.load(file)
+def test_every_schedule_stays_above_zero_and_at_most_one(name: str, steps: int, warmup: float | None) -> None:
+    chosen = schedule_of(name)
     if warmup is not None:
-        OmegaConf.update(options, "warmup", warmup)
-    factors = curve(hydra.utils.instantiate(options), steps)
+        OmegaConf.update(chosen, "warmup", warmup)
+    factors = curve(hydra.utils.instantiate(chosen), steps)
     assert (factors > 0).all()
     assert (factors <= 1).all()
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
 def test_a_single_step_without_warm_up_has_the_whole_rate(name: str) -> None:
-    assert hydra.utils.instantiate(OmegaConf.load(SCHEDULES / f"{name}.yaml"))(0, 1) == 1.0
+    assert hydra.utils.instantiate(schedule_of(name))(0, 1) == 1.0
 
 
 def test_constant_without_warm_up_is_one() -> None:

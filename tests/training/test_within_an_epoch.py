@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from project import ROOT, Project
-from small_training import Logged, without_speed
+from project import Project, options_of
+from small_training import CPU, Logged, without_speed
 from torch import nn
 
 from cifar_pipeline.data.dataset import Dataset
@@ -17,12 +17,10 @@ from cifar_pipeline.training.engines import blocks
 from cifar_pipeline.training.engines.choice import PLAIN, Engine
 from cifar_pipeline.training.fit import Plan, fit
 from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.history import Row
 
 BLOCK = Engine("block", "tested", 2, 3)
 AFTER_EACH_STEP = 1e-9  # seconds
-CPU = Hardware("cpu", 1, 1, "32-true", "tested")
 
 
 class WithDropout(nn.Module):
@@ -37,11 +35,8 @@ class WithDropout(nn.Module):
         return logits
 
 
-def options(group: str) -> list[str]:
-    return [f"{group}={path.stem}" for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
-
-
-CHOICES = [*options("optimizer"), *options("schedule"), *options("augment"), *options("average")]
+GROUPS = ("optimizer", "schedule", "augment", "average")
+CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from source import ROOT
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
 # Nobody listens there: refused at once, also where there is a network.
@@ -25,6 +25,18 @@ PERSON = ("-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "co
 # Variables that would make a command here something else than the same command typed in a new shell, where Python
 # also leaves its bytecode beside the code.
 DISTURBING = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CIFAR10_SOURCE")
+
+# Time enough for a training to be killed in the middle.
+SLOW = """
+import time
+from torch.nn import CrossEntropyLoss
+
+
+class Slow(CrossEntropyLoss):
+    def forward(self, *given):
+        time.sleep(0.03)
+        return super().forward(*given)
+"""
 
 
 class Command:
@@ -119,6 +131,10 @@ class Workspace:
         assert experiment
         return list(self.mlflow.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
 
+    def logged(self, run: Run, metric: str = "train/loss") -> list[int]:
+        """The epochs of a run in order, as often as they were logged."""
+        return logged_steps(self.mlflow, run.info.run_id, metric)
+
     def copy(self, root: Path) -> "Workspace":
         """The same in another folder, with its cache and its runs."""
         shutil.copytree(self.root, root, symlinks=True)
@@ -149,9 +165,30 @@ def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
     return workspace
 
 
+def prepared(folder: Path) -> Workspace:
+    """A workspace with processed digits and an empty database."""
+    workspace = workspace_of_tree(folder)
+    workspace.edit("params.yaml", "data: null", "data: digits")
+    for stage in ("download", "preprocess"):
+        workspace.run("python", f"src/{stage}.py")
+    workspace.run("python", "src/compare.py", code=2)  # there is nothing to compare, but the database is made
+    return workspace
+
+
+def add_own(workspace: Workspace, code: str) -> None:
+    """What a user might bring along: `code` in a file beside the stages, and `loss=slow`, which takes its time."""
+    (workspace.root / "src" / "own.py").write_text(SLOW + code)
+    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
+
+
 def make_repository(workspace: Workspace) -> None:
     workspace.run("git", "init", "--quiet", "--initial-branch=main")
     workspace.commit()
+
+
+def logged_steps(client: MlflowClient, run_id: str, metric: str) -> list[int]:
+    """The steps at which a run has this metric, in order."""
+    return sorted(entry.step for entry in client.get_metric_history(run_id, metric))
 
 
 def sentences(said: str) -> list[str]:

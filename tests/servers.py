@@ -1,0 +1,52 @@
+"""Servers that tests start on this machine."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+SECONDS = 120  # to start, on a busy machine
+
+
+def free_port() -> int:
+    """A port at which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def wait_for_answer(address: str, process: "subprocess.Popen[Any]") -> None:
+    """Return once `process` serves this address. AssertionError where it has ended, or has had its time."""
+    began = time.monotonic()
+    while not answers(address):
+        assert process.poll() is None, f"the server of {address} has ended with {process.returncode}"
+        assert time.monotonic() - began < SECONDS, f"{address} has not answered for {SECONDS} s"
+        time.sleep(0.1)
+
+
+def answers(address: str) -> bool:
+    try:
+        return requests.get(address, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: str, workers: int) -> Iterator[int]:
+    """The port of an MLflow server with its runs in `database` and its files in `folder`."""
+    port = free_port()
+    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
+    store = ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
+    process = subprocess.Popen([sys.executable, *words, *store], cwd=folder)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
