@@ -1,5 +1,6 @@
 """A damaged checkpoint costs the epoch since the one before it, never the training, and never its result."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 from broken_files import cut_off, empty, flip_a_bit
 from omegaconf import DictConfig
-from project import Project
-from small_training import Training, start, without_speed
+from project import ROOT, Project
+from small_training import start, without_speed
 
+from cifar_pipeline.config.compose import composed
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import BEFORE, LAST, checkpoint_path, read_checkpoint
+from cifar_pipeline.training.history import Row
 
 EPOCHS = 3
 
@@ -26,13 +29,23 @@ def put_something_else(path: Path) -> None:
     torch.save([1, 2, 3], path)
 
 
-@pytest.fixture
-def config(project: Project) -> DictConfig:
-    return project.compose("optimizer=adam", "trainer.batch_size=9", f"trainer.max_epochs={EPOCHS}")
+@pytest.fixture(scope="module")
+def config() -> DictConfig:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return composed(["optimizer=adam", "trainer.batch_size=9", f"trainer.max_epochs={EPOCHS}"])
 
 
-def broken_off(project: Project, config: DictConfig, digits: Dataset) -> Training:
-    """A training that was stopped in its last epoch."""
+@pytest.fixture(scope="module")
+def whole(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """What the training comes to that nothing happens to."""
+    return without_speed(start(Project(tmp_path_factory.mktemp("whole")), config, digits).run().rows)
+
+
+@pytest.fixture(scope="module")
+def broken_off(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A training that was stopped in its last epoch. Only to look at: see `copy`."""
+    project = Project(tmp_path_factory.mktemp("broken off"))
     training = start(project, config, digits)
     usual = training.module.on_train_epoch_start
 
@@ -44,35 +57,39 @@ def broken_off(project: Project, config: DictConfig, digits: Dataset) -> Trainin
     training.module.on_train_epoch_start = stop  # type: ignore[method-assign]
     with pytest.raises(SystemExit):
         training.run()
-    return training
+    return project
+
+
+@pytest.fixture
+def copy(broken_off: Project, tmp_path: Path) -> Project:
+    shutil.copytree(broken_off.folder, tmp_path / "copy")
+    return Project(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("damage", [cut_off, empty, flip_a_bit, put_another, put_something_else])
 def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
-    project: Project,
+    copy: Project,
     config: DictConfig,
     digits: Dataset,
+    whole: list[Row],
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
 ) -> None:
-    whole = start(project, config, digits, project.folder / "whole").run()
-    folder = broken_off(project, config, digits).folder.path
-    damage(checkpoint_path(folder, LAST))
-    capsys.readouterr()
-    again = start(project, config, digits).run()
+    again = start(copy, config, digits)
+    damage(checkpoint_path(again.folder.path, LAST))
+    rows = again.run().rows
     said = capsys.readouterr()
-    assert "passed over" in said.err and f"Going on from the checkpoint {checkpoint_path(folder, BEFORE)}" in said.out
-    assert without_speed(again.rows) == without_speed(whole.rows)
+    before = checkpoint_path(again.folder.path, BEFORE)
+    assert "passed over" in said.err and f"Going on from the checkpoint {before}" in said.out
+    assert without_speed(rows) == whole
 
 
 def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
-    project: Project, config: DictConfig, digits: Dataset, capsys: pytest.CaptureFixture[str]
+    copy: Project, config: DictConfig, digits: Dataset, whole: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = start(project, config, digits, project.folder / "whole").run()
-    folder = broken_off(project, config, digits).folder.path
+    again = start(copy, config, digits)
     for name in (LAST, BEFORE):
-        cut_off(checkpoint_path(folder, name))
-    again = start(project, config, digits)
-    assert without_speed(again.run().rows) == without_speed(whole.rows)
+        cut_off(checkpoint_path(again.folder.path, name))
+    assert without_speed(again.run().rows) == whole
     assert capsys.readouterr().err.count("passed over") == 2
     assert sorted(again.logger.epochs) == list(range(1, EPOCHS + 1))
