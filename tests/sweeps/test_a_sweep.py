@@ -141,7 +141,7 @@ def scenario_repeated(workspace: Workspace) -> Repeated:
     (refusal,) = sentences(workspace.train("-m", "optimizer=sgd,nope", code=2))
     assert refusal.startswith("optimizer=nope: conf/optimizer/ has no file of this name;")
     assert workspace.runs() == []
-    words = ("-m", "optimizer.lr=0.1,0.001")
+    words = ("-m", "optimizer.lr=0.1,0.001", "trainer.max_epochs=2")
     first, after_first = workspace.train(*words), workspace.runs()
     again, after_second = workspace.train(*words), workspace.runs()
     return Repeated(workspace, [first, again, workspace.train(*words, "rerun=true")], after_first, after_second)
@@ -157,7 +157,7 @@ def test_a_sweep_typed_again_trains_nothing_and_stays_the_same_sweep(outcome):
     )
     assert before == after and {run.info.status for run in repeated.after_second} == {"FINISHED"}
     _, *jobs = repeated.after_second
-    assert all(repeated.workspace.logged(job) == [1, 2] for job in jobs)
+    assert [repeated.workspace.logged(job) for job in jobs] == [[1, 2], [1, 2]]
 
 
 @pytest.mark.long
