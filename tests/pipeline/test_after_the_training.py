@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 import pytest
 from PIL import Image
 from project import run
-from workspace import Workspace
+from workspace import Workspace, sentences
 
 from cifar_pipeline.inference.facts import ModelFacts
 from cifar_pipeline.inference.predictor import Predictor
@@ -65,11 +66,15 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
     winner = max(copy.runs(), key=lambda run: run.data.metrics.get("val/accuracy", 0))
     assert "Version 2 of digits" in copy.run("python", "src/promote.py", winner.info.run_name)
     assert "is the champion already" in copy.run("python", "src/promote.py", winner.info.run_name)
-    asked = ("python", "src/predict.py", "shown/0000.png", "--json", "--model")
-    first, second = (json.loads(copy.run(*asked, f"models:/digits/{number}")) for number in (1, 2))
-    assert first != second == json.loads(copy.run(*asked, "models:/digits@champion"))
+
+    def answer(model: str) -> dict[str, Any]:
+        said = copy.run("python", "src/predict.py", "shown/0000.png", "--json", "--model", f"models:/digits{model}")
+        return json.loads(sentences(said)[-1])
+
+    first, second = answer("/1"), answer("/2")
+    assert first != second == answer("@champion")
     assert "Version 1 of digits" in copy.run("python", "src/rollback.py")
-    assert json.loads(copy.run(*asked, "models:/digits@champion")) == first
+    assert answer("@champion") == first
     listed = copy.run("python", "src/versions.py")
     assert listed.index("digits/2") < listed.index("digits/1")
     assert "champion" in next(line for line in listed.splitlines() if "digits/1" in line)
