@@ -25,7 +25,7 @@ all: $(SETUP) ## set up, run the whole pipeline, show what came out
 
 $(SETUP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
-	@echo "Installing the pinned environment into .venv (once; some two minutes and 6 GB) ..."
+	@echo "Installing the pinned environment into .venv (once; two to five minutes and 6 GB) ..."
 	@"$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
 	@test -e .git || dvc config --local core.no_scm true
