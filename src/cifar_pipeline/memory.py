@@ -1,6 +1,8 @@
 """What memory costs in time: how often Python looks for garbage, and whether freed memory stays with the process."""
 
+import atexit
 import ctypes
+import functools
 import gc
 import sys
 
@@ -9,17 +11,20 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 KEPT = 2**31 - 1
 AT_ONCE = 64 * 2**20
 
-
 # Objects made beyond those freed, after which Python looks for cycles among them; 700 by default.
 COLLECT_AFTER = 50_000
 
 
+@functools.cache
 def collect_rarely() -> None:
     """Let Python look for garbage in cycles less often: while libraries are imported it finds none, again and again.
 
-    Looking for it is a fifth of the time that torch, Lightning and MLflow take to be imported.
+    Looking for it is a fifth of the time that torch, Lightning and MLflow take to be imported, and nearly all of what a
+    process that has imported them takes to end: there it would go through all of them once more, to free what the
+    system frees anyway.
     """
     gc.set_threshold(COLLECT_AFTER)
+    atexit.register(gc.freeze)
 
 
 def keep_freed_memory() -> None:

@@ -53,6 +53,7 @@ def _checked(stage: Stage) -> Stage:
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
         start = time.perf_counter()
+        collect_rarely()  # here as well: what a launcher starts has not come through `run_stage`
         try:
             _be_one_of_several(config)
             _refuse_what_a_sweep_has()
