@@ -27,13 +27,11 @@ BY_FILE = {
         "test_the_runs_can_be_looked_at": "mlflow ui --host 127.0.0.1 .*",
         "test_help_lists_the_options": "python src/train.py --help",
     },
-    "tests/pipeline/test_elsewhere.py": {
-        "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
-    },
     "tests/pipeline/test_experiments.py": {
         "test_an_experiment_of_dvc_is_one_more_run": r"dvc exp run( -S \S+)+",
     },
     "tests/pipeline/test_five_minutes.py": {
+        "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
         "test_the_five_minutes_end_with_a_model_that_knows_the_pictures": (
             "python src/choose.py data=image_folder experiment=own_pictures"
         ),
@@ -72,9 +70,6 @@ BY_FILE = {
     },
     "tests/sweeps/test_a_sweep.py": {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
-    },
-    "tests/sweeps/test_jobs_beside_each_other.py": {
-        "test_joblib_trains_each_point_once_and_loses_no_metric": "python src/train.py -m .*launcher=joblib .*",
     },
     "tests/pipeline/test_after_the_training.py": {
         "test_a_better_training_becomes_the_champion_and_one_can_go_back": (

@@ -186,6 +186,11 @@ def make_repository(workspace: Workspace) -> None:
     workspace.commit()
 
 
+def do_without_git(workspace: Workspace) -> None:
+    """Make it an unpacked archive, as the Makefile does where there is no .git."""
+    workspace.dvc("config", "--local", "core.no_scm", "true")
+
+
 def logged_steps(client: MlflowClient, run_id: str, metric: str) -> list[int]:
     """The steps at which a run has this metric, in order."""
     return sorted(entry.step for entry in client.get_metric_history(run_id, metric))

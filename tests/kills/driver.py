@@ -1,9 +1,10 @@
-"""Runs a stage as `python src/STAGE.py ...` does, and kills it at one exact moment.
+"""Runs a stage as `python src/STAGE.py ...` does, and kills or stops it at one exact moment.
 
     python driver.py KIND NUMBER src/STAGE.py [arguments]
 
 KIND is what the process is killed at, for the NUMBER-th time that it does it; `start-up`: after NUMBER seconds,
-`never`: not at all. The steps of a training are noted in steps.txt of the working directory, a line for each.
+`SIGTERM` and `Ctrl-C`: in its NUMBER-th step, by that signal and not by SIGKILL; `never`: not at all. The steps of a
+training are noted in steps.txt of the working directory, a line for each.
 """
 
 import io
@@ -19,12 +20,14 @@ from pkgutil import resolve_name
 from typing import Any
 
 KIND, NUMBER, SCRIPT = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+ASKED = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 STEPS = Path("steps.txt")
 
 
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause()
+    os.kill(os.getpid(), ASKED.get(KIND, signal.SIGKILL))
+    if KIND not in ASKED:
+        signal.pause()
 
 
 class Countdown:
@@ -80,9 +83,11 @@ def at_half_of_what_is_saved(place: str, now: Countdown) -> None:
     setattr(owner, name, save)
 
 
+# In the middle of a step, when the loss is computed and the weights are not yet changed.
+IN_A_STEP = (before, "cifar_pipeline.training.module.Sums.add")
 KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
-    # In the middle of a step, when the loss is computed and the weights are not yet changed.
-    "step": (before, "cifar_pipeline.training.module.Sums.add"),
+    "step": IN_A_STEP,
+    **dict.fromkeys(ASKED, IN_A_STEP),
     "half a checkpoint": (at_half_of_what_is_saved, "torch.save"),
     # Between the two renames of a checkpoint; before a new folder takes the place of the old one, and when it has.
     "rename": (after, "pathlib.Path.replace"),

@@ -3,16 +3,17 @@
 import signal
 
 import pytest
-from torture import ENGINES, EPOCHS, KILLED, KILLS_OF_ONE, MOST_REPEATED, STEPS, Moment, drawn, ordered, train
+from torture import ENGINES, EPOCHS, KILLS_OF_ONE, MOST_REPEATED, STEPS, STOPPED, Moment, drawn, ordered, train
 from workspace import sentences
 
 EXACTLY = [
     Moment("start-up", 2.5),
-    Moment("step", 7),
+    Moment("SIGTERM", 7),
     Moment("half a checkpoint", 16),
-    Moment("rename", 30),
-    Moment("log", 4),
+    Moment("Ctrl-C", 20),
+    Moment("log", 2),
 ]
+KILLED, TERMINATED, INTERRUPTED = STOPPED
 MANY = 20
 
 
@@ -28,10 +29,13 @@ def ends_alike(copy, undisturbed, engine, moments):
     return training
 
 
-def test_killed_five_times_it_ends_with_the_same_weights_and_each_metric_once(copy, undisturbed):
+def test_killed_and_stopped_five_times_it_ends_with_the_same_weights_and_each_metric_once(copy, undisturbed):
     training = ends_alike(copy, undisturbed, "plain", EXACTLY)
-    assert [start.code for start in training.starts] == [KILLED] * len(EXACTLY) + [0]
-    assert "Traceback" not in "".join(start.said for start in training.starts)
+    assert [start.code for start in training.starts] == [KILLED, TERMINATED, KILLED, INTERRUPTED, KILLED, 0]
+    for start in training.starts:
+        assert "Traceback" not in start.said
+        if start.code in (TERMINATED, INTERRUPTED):
+            assert start.said.splitlines()[-1].startswith("Stopped in epoch ")
     assert len(undisturbed("plain").starts[0].steps) == EPOCHS * STEPS
 
 

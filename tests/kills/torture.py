@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -42,7 +43,8 @@ MOST_REPEATED = 1
 KILLS_OF_ONE = 5
 LONGEST = 15 * 60  # seconds of `make torture` ...
 LONGEST_OF_ONE = 120  # ... and of one training in it
-KILLED = -9
+KILLED = -signal.SIGKILL
+STOPPED = (KILLED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 # What each moment may be: at which of its calls (or after how many seconds) the process is killed.
 LATEST = {
     "start-up": 6,
@@ -133,11 +135,11 @@ def start(workspace: Workspace, moment: Moment, script: str, *arguments: str) ->
 
 
 def train(workspace: Workspace, engine: str, moments: Iterable[Moment] = ()) -> Training:
-    """Start a training until it has ended, killed once at each of the moments that it still comes to."""
+    """Start a training until it has ended, killed or stopped once at each of the moments that it still comes to."""
     starts: list[Start] = []
     for moment in (*moments, NEVER):
         starts.append(start(workspace, moment, "train", *TRAINING, *ENGINES[engine]))
-        if starts[-1].code != KILLED:
+        if starts[-1].code not in STOPPED:
             break
     return Training(workspace, engine, starts)
 

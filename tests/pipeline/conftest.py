@@ -1,4 +1,4 @@
-"""Two workspaces in which the real stages have run once, and copies of the first to change things in."""
+"""A workspace in which the real stages have run once, and copies of it to change things in."""
 
 import os
 from dataclasses import dataclass
@@ -10,25 +10,20 @@ from workspace import Workspace, make_repository, workspace_of_tree
 
 @dataclass(frozen=True)
 class Reproduced:
-    """The first run of everything: in a git repository, and in an unpacked archive without one."""
+    """The first run of everything in a git repository, and what it said."""
 
     clone: Workspace
     clone_said: str
-    archive: Workspace
-    archive_said: str
 
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
-    """Both in folders whose names hold a space and an umlaut."""
+    """In a folder whose name holds spaces and an umlaut."""
     clone = workspace_of_tree(tmp_path_factory.mktemp("geklonte Pipeline für alle"))
     make_repository(clone)
-    archive = workspace_of_tree(tmp_path_factory.mktemp("unpacked archive"))
-    archive.dvc("config", "--local", "core.no_scm", "true")  # as the Makefile does where there is no .git
-    both = clone.start("dvc", "repro"), archive.start("dvc", "repro")
-    clone_said, archive_said = (command.end() for command in both)
+    said = clone.dvc("repro")
     clone.commit()
-    return Reproduced(clone, clone_said, archive, archive_said)
+    return Reproduced(clone, said)
 
 
 @pytest.fixture(scope="session")

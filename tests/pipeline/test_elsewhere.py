@@ -1,7 +1,8 @@
 """Without git, and in another folder: the same data, the same weights, the same numbers."""
 
+import pytest
 import yaml
-from workspace import STAGES, stages_that
+from workspace import do_without_git, workspace_of_tree
 
 
 def outputs(workspace, stage: str) -> dict[str, str]:
@@ -9,18 +10,12 @@ def outputs(workspace, stage: str) -> dict[str, str]:
     return {output["path"]: output["md5"] for output in lock[stage]["outs"]}
 
 
-def test_an_unpacked_archive_needs_no_git(reproduced):
-    archive = reproduced.archive
-    assert stages_that(reproduced.archive_said, "ran") == STAGES
-    assert stages_that(archive.dvc("repro"), "ran") == []
-    (run,) = archive.runs()
-    assert run.info.status == "FINISHED"
-    assert not any(tag.startswith("git.") for tag in run.data.tags)
+@pytest.mark.long
+def test_two_equal_workspaces_come_to_equal_results(clone, tmp_path):
+    archive = workspace_of_tree(tmp_path / "unpacked archive")
+    do_without_git(archive)
+    archive.dvc("repro")
     assert "git restore" not in archive.run("python", "src/summary.py")
-
-
-def test_two_equal_workspaces_come_to_equal_results(reproduced):
-    clone, archive = reproduced.clone, reproduced.archive
     for stage in ("configure", "download", "preprocess"):
         assert outputs(clone, stage) == outputs(archive, stage)
     assert clone.model() == archive.model()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workspace import ROOT, Workspace, stages_that
+from workspace import ROOT, STAGES, Workspace, do_without_git, stages_that, workspace_of_tree
 
 COLOURS = {"cats": (180, 60, 60), "dogs": (60, 180, 60), "fish": (60, 60, 180)}
 EACH = 24
@@ -39,9 +39,10 @@ def typed() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, str]]:
-    """A workspace in which the page's commands were typed, and what each of them said."""
-    workspace = clone.copy(tmp_path_factory.mktemp("own") / "clone")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[str, str]]:
+    """A workspace without git in which the page's commands were typed, and what each of them said."""
+    workspace = workspace_of_tree(tmp_path_factory.mktemp("unpacked archive"))
+    do_without_git(workspace)
     draw_all(workspace.root / "pictures")
     # What `make` would set up is there.
     (workspace.root / ".venv").mkdir()
@@ -62,6 +63,15 @@ def test_the_five_minutes_end_with_a_model_that_knows_the_pictures(trained) -> N
     assert list(metrics["per_class"]) == list(COLOURS)
     assert metrics["test"]["accuracy"] > 0.8
     assert (metrics["dataset"]["name"], metrics["dataset"]["fallback"]) == ("image_folder", False)
+
+
+def test_an_unpacked_archive_needs_no_git(trained) -> None:
+    workspace, said = trained
+    assert not (workspace.root / ".git").exists()
+    assert stages_that(said["make"], "ran") == STAGES
+    (run,) = workspace.runs()
+    assert run.info.status == "FINISHED"
+    assert not any(tag.startswith("git.") for tag in run.data.tags)
 
 
 def test_what_is_no_picture_and_what_stands_twice_is_said(trained) -> None:

@@ -6,6 +6,7 @@ import pytest
 from workspace import EPOCHS
 
 
+@pytest.mark.long
 def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     weights = copy.model()
 

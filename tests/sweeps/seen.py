@@ -31,6 +31,11 @@ def points(parent: Run) -> list[str]:
     return [json.loads(text)["run"] for key, text in sorted(parent.data.tags.items()) if key.startswith("point.")]
 
 
+def in_order(workspace: Workspace, parent: Run) -> list[Run]:
+    """The run of each point, in their order, whichever began first."""
+    return [workspace.mlflow.get_run(run_id) for run_id in points(parent)]
+
+
 def rows(workspace: Workspace, parent: Run) -> list[dict[str, str]]:
     """The table that the sweep's run keeps."""
     return list(csv.DictReader(io.StringIO(artifact(workspace, parent, "comparison.csv").decode())))
@@ -43,6 +48,19 @@ def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
 def trained(said: str) -> list[int]:
     """The number of each point that was trained from its first epoch on."""
     return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", said, re.MULTILINE)]
+
+
+def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> None:
+    """The jobs are one sweep's children with all their metrics, and the table has their numbers."""
+    sweep = the_sweep(workspace)
+    jobs = children(workspace, sweep)
+    assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
+    assert {job.info.run_id for job in jobs} == set(points(sweep)) and len(jobs) == count
+    for metric in ("train/loss", "val/accuracy", "lr"):
+        assert [workspace.logged(job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
+    numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}
+    assert {row["run_id"]: float(row["val/loss"]) for row in rows(workspace, sweep)} == numbers
+    assert "Traceback" not in said and "locked" not in said
 
 
 def folder(said: str) -> str:

@@ -3,23 +3,10 @@
 from importlib.util import find_spec
 
 import pytest
-from seen import children, points, rows, the_sweep, trained
+from seen import is_whole, the_sweep, trained
 from workspace import Workspace
 
 EPOCHS = "trainer.max_epochs=2"
-
-
-def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> None:
-    """The jobs are one sweep's children with all their metrics, and the table has their numbers."""
-    sweep = the_sweep(workspace)
-    jobs = children(workspace, sweep)
-    assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
-    assert {job.info.run_id for job in jobs} == set(points(sweep)) and len(jobs) == count
-    for metric in ("train/loss", "val/accuracy", "lr"):
-        assert [workspace.logged(job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
-    numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}
-    assert {row["run_id"]: float(row["val/loss"]) for row in rows(workspace, sweep)} == numbers
-    assert "Traceback" not in said and "locked" not in said
 
 
 def scenario_joblib(workspace: Workspace) -> tuple[Workspace, str]:
@@ -30,6 +17,7 @@ def scenario_joblib(workspace: Workspace) -> tuple[Workspace, str]:
     return workspace, workspace.train("-m", "loss=telling,cross_entropy", "seed=0,1", EPOCHS, *launcher)
 
 
+@pytest.mark.long
 def test_joblib_trains_each_point_once_and_loses_no_metric(outcome):
     workspace, said = outcome(scenario_joblib)
     is_whole(workspace, said, 4)
