@@ -50,7 +50,7 @@ compare: $(SETUP) ## compare the points of the newest sweep, at any time
 	@python src/compare.py
 
 .PHONY: test
-test: $(SETUP) ## set up and run the tests (six to ten minutes on two cores)
+test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
 	@python -m pytest
 
 .PHONY: test-long
