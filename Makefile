@@ -65,7 +65,7 @@ torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes 
 	@python tests/kills/torture.py --count $(COUNT)
 
 .PHONY: bench
-bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (seven minutes)
+bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (seven to ten minutes)
 	@python benchmarks/run.py
 
 # Which races (those of benchmarks/race.py); seeds, if not as many as the leaderboard's rules want: `SEEDS="0 1"`.

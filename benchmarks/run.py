@@ -2,7 +2,7 @@
 
     make bench        (python benchmarks/run.py)
 
-Takes some seven minutes on two quiet cores and writes reports/bench.json and reports/bench.md. All of it happens
+Takes seven to ten minutes on two quiet cores and writes reports/bench.json and reports/bench.md. All of it happens
 in a temporary copy of the project. CIFAR-10 is taken from CIFAR10_SOURCE or data/raw; without it, random pixels of its
 shape do the same work. `--only NAME` measures one part, `--tiny` shows in seconds that everything runs; neither
 replaces the reports.
