@@ -181,7 +181,8 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
     ("settings", "name", "reason"),
     [
         ([], "block", "125,000 steps"),
-        (["trainer.max_epochs=1"], "plain", "pay back"),
+        (["trainer.max_epochs=1"], "block", "12,500 steps"),
+        (["trainer.max_epochs=1", "trainer.batch_size=8"], "plain", "6,250 steps would not pay back"),
         (["trainer.batch_size=64", "trainer.max_epochs=1000"], "plain", "gain nothing"),
         (["trainer.gradient_clip_val=1"], "plain", "single steps"),
         (["optimizer=gradient_descent"], "plain", "accumulated"),
