@@ -28,7 +28,8 @@ $(SETUP): pyproject.toml constraints.txt
 	@echo "Installing the pinned environment into .venv (once; two to five minutes and 6 GB) ..."
 	@"$(PYTHON)" -m venv .venv
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
-	@test -e .git || dvc config --local core.no_scm true
+	@case "$$(LC_ALL=C git rev-parse --git-dir 2>&1)" in \
+		*"not a git repository (or any"* | *"not found"*) test -e .git || dvc config --local core.no_scm true ;; esac
 	@touch $(SETUP)
 
 .PHONY: setup

@@ -22,6 +22,7 @@ from source import (
 MAY_KNOW = {
     "console": set(),
     "files": {"console"},
+    "git": {"console"},
     "faults": set(),
     "memory": set(),
     "interruption": set(),
@@ -32,16 +33,17 @@ MAY_KNOW = {
     "models": {"config", "console", "files"},
     "training": {"config", "console", "faults", "files", "interruption", "data", "models"},
     "inference": {"config", "console", "files", "data", "models"},
-    "tracking": {"config", "console", "files", "nested"},
-    "reporting": {"console", "files", "nested"},
+    "tracking": {"config", "console", "files", "git", "nested"},
+    "reporting": {"console", "files", "git", "nested"},
     "reference": {"config", "console", "files"},
-    "sweeps": {"config", "console", "faults", "files", "interruption", "tracking", "reporting"},
+    "sweeps": {"config", "console", "faults", "files", "git", "interruption", "tracking", "reporting"},
 }
 # Packages that a room does without.
 NEVER = {
     "config": {"lightning", "mlflow"},
     "console": {"torch", "lightning", "mlflow", "hydra"},
     "files": {"torch", "lightning", "mlflow", "hydra"},
+    "git": {"torch", "lightning", "mlflow", "hydra"},
     "models": {"lightning", "mlflow", "hydra"},
     "data": {"lightning", "mlflow", "hydra"},
     "tracking": {"torch", "lightning", "torchmetrics"},

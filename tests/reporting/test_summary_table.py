@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,12 @@ def fall_back(root: Path) -> None:
     write(path, metrics)
 
 
+def commit_all(root: Path) -> None:
+    person = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *person, *words], cwd=root, check=True)
+
+
 def test_the_summary_says_what_was_reached_and_where_to_look(root: Path) -> None:
     done = run(root)
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,8 +92,16 @@ def test_the_fallback_is_named_with_the_way_to_the_real_data(root: Path) -> None
 
 def test_a_git_clone_is_told_how_to_have_the_published_results_back(root: Path) -> None:
     fall_back(root)
-    (root / ".git").mkdir()
+    commit_all(root)
     assert "`git restore dvc.lock reports`" in run(root).stdout
+
+
+def test_a_project_below_the_top_of_its_repository_is_told_so_too(root: Path) -> None:
+    fall_back(root)
+    commit_all(root)
+    project = root / "projects" / "pictures"
+    shutil.copytree(root / "reports", project / "reports")
+    assert "`git restore dvc.lock reports`" in run(project).stdout
 
 
 @pytest.mark.parametrize(

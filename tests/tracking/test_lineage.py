@@ -34,7 +34,7 @@ def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):
     assert tags["command"] == "python src/train.py optimizer=adam 'data.title=two words'"
     assert tags["python"] == sys.version.split()[0]
     assert tags.keys() >= {f"version.{package}" for package in lineage.PACKAGES}
-    assert lineage.diff() == ""
+    assert lineage.diff() == b""
 
 
 def test_without_git_installed_its_facts_are_left_out(folder, monkeypatch):
@@ -58,13 +58,13 @@ def test_only_code_and_configuration_make_it_dirty(repository):
     assert lineage.tags()["git.dirty"] == "false"
     (repository / "conf" / "config.yaml").write_text("edited\n")
     assert lineage.tags()["git.dirty"] == "true"
-    assert "-as committed\n+edited" in lineage.diff() and "README" not in lineage.diff()
+    assert b"-as committed\n+edited" in lineage.diff() and b"README" not in lineage.diff()
 
 
 def test_a_new_file_is_named_in_what_differs(repository):
     (repository / "src" / "mine.py").write_text("SECRET_OF_SUCCESS = 1\n")
     assert lineage.tags()["git.dirty"] == "true"
-    assert "src/mine.py" in lineage.diff()
+    assert b"src/mine.py" in lineage.diff()
 
 
 def test_a_run_names_its_experiment_of_dvc_and_the_datas_hash(folder, monkeypatch):

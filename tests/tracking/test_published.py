@@ -55,9 +55,10 @@ def test_a_repository_without_results_publishes_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("metrics", ["no json", "[]", ""])
-def test_what_is_no_metrics_file_publishes_nothing(folder: Path, metrics: str) -> None:
+def test_what_is_no_metrics_file_is_a_reason_and_no_absence(folder: Path, metrics: str) -> None:
     committed(folder, metrics, "experiment: tutorial\n")
-    assert published() == {}
+    found = published()
+    assert "metrics" not in found and "the committed " in found["error"]
 
 
 def test_removed_results_are_published_no_more(folder: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.console import Refusal, duration, terminal
+from cifar_pipeline.git import is_in_repository
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -74,7 +75,7 @@ def fallback_lines(root: Path, dataset: Mapping[str, Any]) -> list[str]:
         f"This is the fallback data set, {dataset['title']}: no source of the real data answered.",
         "Once one can be reached: `make cifar10` fetches the real data and trains on it.",
     ]
-    if (root / ".git").exists():
+    if is_in_repository():
         lines.append("To have the published results back: `git restore dvc.lock reports`.")
     return lines
 

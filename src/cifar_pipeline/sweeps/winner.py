@@ -1,9 +1,9 @@
 """The command that makes a point of a sweep what the pipeline runs."""
 
 import shlex
-from pathlib import Path
 
 from cifar_pipeline.config.choices import is_choice
+from cifar_pipeline.git import is_in_repository
 from cifar_pipeline.tracking.points import settings
 from cifar_pipeline.tracking.sweeps import PointRecord
 
@@ -22,7 +22,7 @@ def command_for(record: PointRecord) -> str:
     }
     for key in ("threads", "engine"):
         values[f"machine.{key}"] = record.run.data.tags.get(key, "auto")
-    if Path(".git").exists():
+    if is_in_repository():
         return shlex.join(["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", setting(*item)))])
     return (
         shlex.join(["python", "src/choose.py", *(f"{key}={value}" for key, value in values.items())]) + " && dvc repro"

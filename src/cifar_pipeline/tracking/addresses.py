@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.git import Kind, find_repository
 
 IN_MLFLOW = ("models:/", "runs:/")
 
@@ -51,8 +52,12 @@ def _from_dvc(folder: str, revision: str, place: Path) -> Path:
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    if not Path(".git").exists():
-        raise Refusal(f"Without git there are no revisions: leave out --rev {revision}.")
+    repository = find_repository()
+    if repository.kind is not Kind.FOUND:
+        raise Refusal(
+            f"Without a commit in git there are no revisions ({repository.reason or repository.kind}): leave out --rev "
+            f"{revision}."
+        )
     try:
         DVCFileSystem(".", rev=revision).get(folder, str(place / "models"), recursive=True)
     except SCMError:

@@ -2,68 +2,90 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
+from cifar_pipeline.console import warn
+from cifar_pipeline.git import GitError, Kind, difference, find_repository, refused
+
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
+# The folders whose changes can change a result.
+CODE = ("src", "conf")
 
 
 def tags() -> dict[str, str]:
-    """Facts that a person may want to filter runs by; those that are not to be had here are left out."""
-    head = commit()
+    """Facts that a person may want to filter runs by; `git.error` and `dvc.error` say why others are missing."""
     facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "mlflow.source.name": sys.argv[0],
+        "command": _text(shlex.join(["python", *sys.argv])),
+        "mlflow.source.name": _text(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": head,
         "python": sys.version.split()[0],
-        "git.commit": head,
-        "git.dirty": str(bool(diff())).lower() if head else "",
+        **_of_git(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.data": dvc_hash("download", "data/raw"),
+        **_of_dvc(),
         **{f"version.{package}": version(package) for package in PACKAGES},
     }
     return {key: value for key, value in facts.items() if value}
 
 
 def commit() -> str:
-    """The commit that is checked out; empty where there is none."""
-    return _git("rev-parse", "HEAD")
+    """The commit that is checked out; empty where there is none, or git doesn't say."""
+    return find_repository().commit
 
 
-def diff() -> str:
-    """What `src` and `conf` hold beyond the commit; new files are named. Empty in a clean tree and without git."""
-    new = _git("ls-files", "--others", "--exclude-standard", "src", "conf")
-    return "\n".join(filter(None, [_git("diff", "HEAD", "--", "src", "conf"), new]))
-
-
-def last_commit(path: Path) -> tuple[str, str]:
-    """The newest commit that changed a file and its date, `7c78472` and `2026-11-25`; empty where there is none."""
-    commit, _, date = _git("log", "-1", "--format=%h %cs", "--", str(path)).partition(" ")
-    return commit, date
-
-
-def in_commit(commit: str, path: Path) -> str:
-    """What a file holds in a commit; empty where it isn't there."""
-    return _git("show", f"{commit}:./{path.as_posix()}")
-
-
-def _git(*arguments: str) -> str:
-    """What git prints; empty where there is no git, no repository or no commit."""
+def diff() -> bytes:
+    """What `src` and `conf` hold beyond the commit, as a patch. Empty in a clean tree, and without a commit."""
+    if find_repository().kind is not Kind.FOUND:
+        return b""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+        return difference(CODE)
+    except GitError as error:
+        refused(error)
+        return b""
 
 
 def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
-    """The hash under which DVC keeps an output of a stage, as its lock says."""
-    if not lock.is_file():
-        return ""
-    outputs = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}).get(stage, {}).get("outs", [])
-    return next((str(entry.get("md5", "")) for entry in outputs if entry.get("path") == output), "")
+    """The hash under which DVC keeps an output of a stage, as its lock says; empty where the lock doesn't know it."""
+    found, error = _locked(stage, output, lock)
+    if error:
+        warn(f"{lock} says nothing about {output}: {error}. `git checkout {lock}` or `dvc repro` writes it anew.")
+    return found
+
+
+def _of_git() -> dict[str, str]:
+    repository = find_repository()
+    if repository.kind is not Kind.FOUND:
+        return {"git.error": repository.error}
+    facts = {"git.commit": repository.commit, "mlflow.source.git.commit": repository.commit}
+    try:
+        return facts | {"git.dirty": str(bool(difference(CODE))).lower()}
+    except GitError as error:
+        return facts | {"git.error": refused(error)}
+
+
+def _of_dvc() -> dict[str, str]:
+    found, error = _locked("download", "data/raw", Path("dvc.lock"))
+    return {"dvc.data": found, "dvc.error": error}
+
+
+def _locked(stage: str, output: str, lock: Path) -> tuple[str, str]:
+    """The hash of a stage's output in DVC's lock, and what keeps the lock from being read."""
+    try:
+        content = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return "", f"it can't be read ({' '.join(str(error).split())[:200]})"
+    try:
+        outputs = (content or {}).get("stages", {}).get(stage, {}).get("outs", [])
+        return next((str(entry.get("md5", "")) for entry in outputs if entry.get("path") == output), ""), ""
+    except (AttributeError, TypeError):
+        return "", "it is not what DVC writes"
+
+
+def _text(words: str) -> str:
+    """Words of a command line as a database takes them: bytes that are no UTF-8 are shown as `\\xff`."""
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

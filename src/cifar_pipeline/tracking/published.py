@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cifar_pipeline.tracking.lineage import in_commit, last_commit
+from cifar_pipeline.git import GitError, Kind, find_repository, in_commit, last_commit, refused
 
 METRICS, PARAMS = Path("reports/metrics.json"), Path("params.yaml")
 
@@ -14,15 +14,30 @@ METRICS, PARAMS = Path("reports/metrics.json"), Path("params.yaml")
 def published() -> dict[str, Any]:
     """The newest committed metrics.json with `commit`, `date` and the `experiment` that params.yaml named there.
 
-    Empty where there is no git, or no such file in its commits.
+    Empty where there is no git, or no such file in its commits; `{"error": ...}` where that could not be found out.
     """
-    commit, date = last_commit(METRICS)
+    repository = find_repository()
+    if repository.kind is Kind.REFUSED:
+        return {"error": f"git gives no answer ({repository.reason})"}
+    if repository.kind is not Kind.FOUND:
+        return {}
     try:
-        metrics = json.loads(in_commit(commit, METRICS)) if commit else None
-        params = yaml.safe_load(in_commit(commit, PARAMS)) if commit else None
-    except (ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(metrics, dict):
-        return {}
-    experiment = params.get("experiment") if isinstance(params, dict) else None
-    return {"commit": commit, "date": date, "experiment": str(experiment or ""), "metrics": metrics}
+        commit, date = last_commit(METRICS)
+        metrics = in_commit(commit, METRICS) if commit else None
+        if metrics is None:
+            return {}
+        return {"commit": commit, "date": date, **_read(metrics, in_commit(commit, PARAMS) or b"")}
+    except GitError as error:
+        return {"error": f"git gives no answer ({refused(error)})"}
+
+
+def _read(metrics: bytes, params: bytes) -> dict[str, Any]:
+    """What both files say; no `metrics` where the first is not what `evaluate` writes."""
+    try:
+        values, choices = json.loads(metrics), yaml.safe_load(params)
+    except (ValueError, yaml.YAMLError) as error:
+        return {"error": f"the committed results can't be read ({' '.join(str(error).split())[:200]})"}
+    if not isinstance(values, dict):
+        return {"error": f"the committed {METRICS} holds no table of values"}
+    experiment = choices.get("experiment") if isinstance(choices, dict) else None
+    return {"experiment": str(experiment or ""), "metrics": values}

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -204,8 +205,16 @@ def _create(
     client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
     client.log_text(run_id, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
     if changes := lineage.diff():
-        client.log_text(run_id, changes, "code.diff")
+        _log_bytes(client, run_id, changes, "code.diff")
     return run_id
+
+
+def _log_bytes(client: MlflowClient, run_id: str, content: bytes, name: str) -> None:
+    """Keep a file as it is, also where its bytes are no UTF-8."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        client.log_artifact(run_id, str(path))
 
 
 def _shortened(value: str) -> str:

@@ -46,6 +46,8 @@ def compared(metrics: Mapping[str, Any], published: Mapping[str, Any]) -> Compar
     """Compare metrics.json's values with those that are committed; say why, where there is nothing to compare."""
     if not published:
         return Compared("There is no published result to compare with: no commit here holds reports/metrics.json.")
+    if "error" in published:
+        return Compared(f"Whether there is a published result to compare with is not known: {published['error']}.")
     theirs, origin = published["metrics"], _origin(published)
     try:
         if metrics["dataset"]["name"] != theirs["dataset"]["name"]:
