@@ -37,9 +37,10 @@ def write_composed(config: DictConfig, path: Path) -> None:
 
     Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see a picture change.
     """
-    root = config.data.get("root", config.pictures)
-    if root != config.pictures:
-        raise Refusal(f"data.root={root}, but DVC watches {config.pictures}: write `pictures: {root}` in params.yaml.")
+    for key in ("data.root", "data.source.root", "data.fallback.root"):
+        root = OmegaConf.select(config, key, default=config.pictures)
+        if root != config.pictures:
+            raise Refusal(f"{key}={root}, but DVC watches {config.pictures}: write `pictures: {root}` in params.yaml.")
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(decisive(config)))
     with whole_file(path) as part:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cifar_pipeline.config.watched import refuse_outside
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.official import PARTS
 from cifar_pipeline.data.sources.own_pictures import Listed, OwnPictures
@@ -23,6 +24,7 @@ class CsvTable(OwnPictures):
 
     def __init__(self, table: str, **options: Any) -> None:
         super().__init__(**options)
+        refuse_outside(table, self.root, "data.table")
         self.table = self.root / table
 
     def listed(self) -> list[Listed]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_pipeline.config.watched import refuse_linked_folders
 from cifar_pipeline.console import Refusal, warn
 from cifar_pipeline.data.official import TEST, VAL, Indices, Official
 from cifar_pipeline.data.pictures import limit_pixels
@@ -93,6 +94,7 @@ class OwnPictures(ABC):
             raise Refusal(
                 f"There is no folder {self.root}: write `pictures: FOLDER` in params.yaml, with your pictures in it."
             )
+        refuse_linked_folders(self.root)
         listed = self.listed()
         classes = _classes(listed)
         if len(classes) < 2:
