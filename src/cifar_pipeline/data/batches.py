@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.augment import unchanged
 from cifar_pipeline.data.pieces import items_in_a_piece
+from cifar_pipeline.data.seeds import Purpose, generator
 
 Augment = Callable[[Tensor, Generator, Tensor], Tensor]
 
 # Gathered and augmented together, so that a batch of 4 costs a view and not a kernel; of large images fewer.
 CHUNK = 4096  # images
-# The stream of random numbers for the images' turns; those of an epoch are its chunks.
-TURNS = 2**31
 
 
 class Batches:
@@ -91,7 +89,8 @@ class Batches:
             mine = together if places is None else together[places]
             images, labels = self.images.index_select(0, together if self.augment else mine), self.labels[mine]
             if self.augment is not None:
-                images = self.augment(images, self._generator(1 + chunk, images.device), self._turns(together))
+                chance = generator(images.device, self.seed, Purpose.AUGMENTATION, self.epoch, chunk)
+                images = self.augment(images, chance, self._turns(together))
                 images = images if places is None else images[places]
             skip = max(0, start - first)
             pairs = zip(torch.split(images, ends), torch.split(labels, ends), strict=True)
@@ -129,22 +128,18 @@ class Batches:
     def _order(self) -> Tensor:
         """The indices of the images in the order of this epoch."""
         count = len(self.images)
+        if not self.shuffle:
+            return torch.arange(count, device=self.images.device)
         # Drawn on the CPU, where the order is the same for every device.
-        order = torch.randperm(count, generator=self._generator(0, "cpu")) if self.shuffle else torch.arange(count)
-        return order.to(self.images.device)
+        chance = generator("cpu", self.seed, Purpose.ORDER, self.epoch)
+        return torch.randperm(count, generator=chance).to(self.images.device)
 
     def _turns(self, indices: Tensor) -> Tensor:
         """Of each image whether it is its turn, `[B] bool`: in every other epoch; chance decides which."""
         if self.first is None:
-            first = torch.randint(0, 2, (len(self.images),), generator=self._generator(TURNS, "cpu", epoch=0))
+            first = torch.randint(0, 2, (len(self.images),), generator=generator("cpu", self.seed, Purpose.TURNS))
             self.first = first.to(self.images.device).bool()
         return self.first[indices] ^ bool(self.epoch % 2)
-
-    def _generator(self, stream: int, device: torch.device | str, epoch: int | None = None) -> Generator:
-        """A generator that follows from the seed, the epoch and what it is for: 0 the order, 1 + i chunk i."""
-        epoch = self.epoch if epoch is None else epoch
-        words = np.random.SeedSequence([self.seed, epoch, stream, 0]).generate_state(1, np.uint64)
-        return Generator(device).manual_seed(int(words[0]))
 
 
 def share(images: int, rank: int, world_size: int) -> int:

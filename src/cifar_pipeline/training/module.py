@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.batches import share
+from cifar_pipeline.data.seeds import Purpose, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
 from cifar_pipeline.training.optimizers import OptimizerChoice
 
@@ -31,7 +32,7 @@ class Classifier(LightningModule):
         optimizer: how to build the optimizer, and whether one step is one epoch.
         schedule: (step, all steps) to a factor of the learning rate; a pure function, so that nothing of it has to be
             kept when a training is broken off.
-        seed: what the randomness inside the network (dropout) follows from, together with the epoch.
+        seed: what the randomness inside the network (dropout) follows from, together with the epoch and the process.
 
     Raises:
         Refusal: the loss is no finite number any more.
@@ -85,7 +86,7 @@ class Classifier(LightningModule):
             self.go_on(self.left_off)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 2**20 + self.current_epoch + self.trainer.global_rank * 2**52)
+        seed_torch(self.seed, Purpose.NETWORK, self.current_epoch, self.trainer.global_rank)
         self.train_sums = Sums()
         self.epoch_steps = self.steps_per_epoch()
         self.all_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
