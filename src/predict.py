@@ -26,7 +26,8 @@ def predict() -> int:
     asked, config = arguments(), configuration()
     # Imported here, because `--help` and a refusal should answer at once.
     from cifar_pipeline.config.start import cores
-    from cifar_pipeline.console import say
+    from cifar_pipeline.console import say, warn
+    from cifar_pipeline.data.folders import Tally
     from cifar_pipeline.data.pictures import limit_pixels
     from cifar_pipeline.inference.found import count, picture_files
     from cifar_pipeline.inference.predictor import Predictor, leave_a_core
@@ -40,7 +41,9 @@ def predict() -> int:
     with model_folder(address, asked.rev, config.evaluate.checkpoint) as folder:
         predictor = Predictor.open(folder)
     top = predictor.checked_top(asked.top, options.top)
-    predictions = predictor.predictions(picture_files(asked.files, sys.stdin), options.batch_size, top)
+    skipped = Tally()
+    files = picture_files(asked.files, sys.stdin.buffer, lambda found: skipped.add(str(found.path), found.reason))
+    predictions = predictor.predictions(files, options.batch_size, top)
     shown = with_progress(predictions, count(asked.files), options.batch_size)
     if asked.json:
         bad = print_json(shown)
@@ -50,6 +53,8 @@ def predict() -> int:
     else:
         say(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
         bad = print_table(shown, top)
+    if skipped:
+        warn(f"Skipped in folders: {len(skipped):,} files ({skipped}), such as {skipped.named()[0][0]}.")
     return 1 if bad else 0
 
 

@@ -86,7 +86,7 @@ def run(script: Callable[[], Any], *arguments: object, listed: str = "", seconds
     What takes more than so many `seconds` says how far it is.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.StringIO(listed))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
         return started(script, run_script, [str(argument) for argument in arguments], seconds)
 
 

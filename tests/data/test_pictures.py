@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_pipeline.data.pictures import Unreadable, limit_pixels, read_picture
+from cifar_pipeline.data import pictures
+from cifar_pipeline.data.pictures import Unreadable, content_of, limit_pixels, read_picture
 
 SHAPE = (32, 32, 3)
 RED, WHITE, BLACK = [255, 0, 0], [255, 255, 255], [0, 0, 0]
@@ -192,3 +195,58 @@ def test_bytes_that_are_changed_at_random_raise_nothing_else(tmp_path: Path) -> 
             (tmp_path / "broken").write_bytes(broken)
             with contextlib.suppress(Unreadable):
                 assert read_picture(tmp_path / "broken", SHAPE).shape == SHAPE
+
+
+def heic(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    """Write a HEIC file, as telephones do."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return saved(path, pixels, format="HEIF", quality=-1, chroma=444, **options)
+
+
+def test_heic_is_read_whatever_it_is_called_and_turned_once(tmp_path: Path) -> None:
+    top_red = np.full((32, 64, 3), BLACK, np.uint8)
+    top_red[:16] = RED
+    for name in ("a.heic", "exported.jpg"):
+        read = read_picture(heic(tmp_path / name, top_red), SHAPE).astype(int)
+        assert abs(read[4] - RED).max() < 9 and abs(read[-4]).max() < 9
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # a quarter turn to the right shows it upright: the top goes to the right
+    read = read_picture(heic(tmp_path / "turned.heic", top_red, exif=exif.tobytes()), (64, 32, 3)).astype(int)
+    assert abs(read[:, -4] - RED).max() < 9 and abs(read[:, 4]).max() < 9
+
+
+def test_heic_without_its_plugin_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch) -> None:
+    path = heic(tmp_path / "a.heic", picture())
+    monkeypatch.setattr(pictures, "HEIC_PLUGIN", "not_installed")
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    pictures._formats.cache_clear()
+    try:
+        assert refusal(path) == (
+            "it is HEIC, which needs the extra heif: `pip install --constraint constraints.txt --editable '.[heif]'`"
+        )
+    finally:
+        pictures._formats.cache_clear()
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket.png"))
+        assert refusal(tmp_path / "socket.png") == "it is a socket, not a file"
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert refusal(tmp_path / "pipe.png") == refusal(tmp_path / "link.png") == "it is a named pipe, not a file"
+    assert refusal(tmp_path / "zero.png") == "it is a device, not a file"
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(Unreadable, match="not a file"):
+            content_of(tmp_path / name)
+
+
+def test_a_file_that_becomes_a_pipe_after_it_was_looked_at_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    regular = saved(tmp_path / "b.png", picture()).stat()
+    monkeypatch.setattr(Path, "stat", lambda self, **options: regular)
+    assert refusal(path) == "it is a named pipe, not a file"

@@ -98,7 +98,7 @@ def test_a_folder_stands_for_the_pictures_in_it_and_below(tmp_path: Path) -> Non
 
 def test_a_list_stands_for_its_paths(tmp_path: Path) -> None:
     (tmp_path / "with space.png").touch()
-    listed = [f"{tmp_path}/with space.png\n", "\n", "other.png\r\n", "-\n"]
+    listed = [b"\xef\xbb\xbf" + f"{tmp_path}/with space.png\n".encode(), b"\n", b"other.png\r\n", b"-\n"]
     names = [path.name for path in picture_files(["first.png", "-", "last.png"], listed)]
     assert names == ["first.png", "with space.png", "other.png", "last.png"]
     assert count(["-"]) is None

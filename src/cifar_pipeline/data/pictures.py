@@ -4,24 +4,31 @@ Normalisation is no part of this: it acts in the model, in training as in use.
 """
 
 import functools
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cifar_pipeline.data.colours import Colours
+from cifar_pipeline.regular import Irregular, open_regular
+
 # What cameras, browsers and drawing programs write. Pillow's other formats stay shut: one of them starts a program.
 # (A telephone's MPO opens as the JPEG that it begins with.)
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
-    ".pgm", ".pbm", ".pnm", ".ico", ".tga", ".jp2", ".j2k", ".avif",
+    ".pgm", ".pbm", ".pnm", ".ico", ".tga", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif",
 }  # fmt: skip
+# What the eight bytes from the fourth on say in a HEIC file, whatever the file is called.
+HEIC = {f"ftyp{brand}".encode() for brand in ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1")}
+HEIC_PLUGIN = "pillow_heif"
+NEEDS_PLUGIN = "it is HEIC, which needs the extra heif: `pip install --constraint constraints.txt --editable '.[heif]'`"
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 WHITE = 255
 SIXTEEN_BITS = 65535
@@ -52,63 +59,75 @@ def read_picture(file: Path | BytesIO, shape: tuple[int, int, int], fit: str = C
     is, and the rest is black. Of an animation the first frame is taken.
 
     Raises:
-        Unreadable: there is no file, it is no picture, a damaged one, or one larger than `limit_pixels` allows.
+        Unreadable: there is no regular file, it is no picture, a damaged one, or one larger than `limit_pixels` allows.
     """
-    with _told(file), Image.open(file, formats=_formats()) as opened:
-        return fitted(opened, shape, fit)
-
-
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """The picture files in a folder and below, by name; one folder's names at a time, so that any tree fits."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(place, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+    with _told(), _opened(file) as stream, _identified(stream) as image:
+        return fitted(image, shape, fit)
 
 
 def content_of(path: Path) -> bytes:
     """The bytes of a file. Raises Unreadable where there is none."""
-    with _told(path):
-        return path.read_bytes()
+    with _told(), open_regular(path) as file:
+        return file.read()
 
 
 def fitted(image: Image.Image, shape: tuple[int, int, int], fit: str) -> np.ndarray:
-    """An open image as `[H, W, C] uint8` of `shape`, turned, flattened and scaled as a viewer would show it."""
+    """An open image as `[H, W, C] uint8` of `shape`: turned, scaled, in the colours of sRGB and on white paper.
+
+    That is what an image viewer shows.
+    """
     height, width, channels = shape
+    colours = Colours.of(image)
     image = ImageOps.exif_transpose(_eight_bits(image))
-    # Before scaling, because the colours of a palette can't be mixed.
-    image = image.convert("RGBA") if image.has_transparency_data else image.convert(MODES[channels])
+    image = _mixable(image, channels, colours)
     if image.size != (width, height):
         image = _scaled(image, (width, height), fit)
+    # After scaling, when the fewest pixels are left to convert.
+    image = colours.converted(image)
     if image.mode == "RGBA":
         paper = Image.new("RGBA", image.size, (WHITE,) * 4)
-        image = Image.alpha_composite(paper, image).convert(MODES[channels])
-    pixels = np.asarray(image)
+        image = Image.alpha_composite(paper, image)
+    pixels = np.asarray(image.convert(MODES[channels]))
     return pixels.reshape(shape)
+
+
+def _mixable(image: Image.Image, channels: int, colours: Colours) -> Image.Image:
+    """Convert an image to a mode whose pixels can be mixed, as those of a palette can't; its colours are kept."""
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode == "CMYK" and colours.keep_inks:
+        return image
+    if colours != Colours():
+        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return image.convert(MODES[channels])
 
 
 def _scaled(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
     if fit == CROP:
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-    black: dict[str, int | tuple[int, ...]] = {"L": 0, "RGB": (0, 0, 0), "RGBA": (0, 0, 0, WHITE)}
+    black: dict[str, int | tuple[int, ...]] = {
+        "L": 0, "RGB": (0, 0, 0), "RGBA": (0, 0, 0, WHITE), "CMYK": (0, 0, 0, WHITE),
+    }  # fmt: skip
     return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=black[image.mode])
 
 
 @contextmanager
-def _told(file: Path | IO[bytes]) -> Iterator[None]:
+def _told() -> Iterator[None]:
     """Whatever goes wrong with a file, as an Unreadable that says so in words."""
     try:
         yield
     except FileNotFoundError:
         raise Unreadable("there is no such file") from None
-    except IsADirectoryError:
-        raise Unreadable("it is a folder without pictures") from None
+    except Irregular as error:
+        is_folder = error.kind == "a folder"
+        raise Unreadable(
+            "it is a folder without pictures" if is_folder else f"it is {error.kind}, not a file"
+        ) from None
     except PermissionError:
         raise Unreadable("it may not be read") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise Unreadable(f"it has more than {most:,.0f} million pixels ({_limited_by})") from None
-    except UnidentifiedImageError:
-        raise Unreadable("it is empty" if _is_empty(file) else "it is no image of a known format") from None
     except Unreadable:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
@@ -116,14 +135,37 @@ def _told(file: Path | IO[bytes]) -> Iterator[None]:
         raise Unreadable(f"it is damaged ({reason[:100]})") from None
 
 
-def _is_empty(file: Path | IO[bytes]) -> bool:
-    return not file.stat().st_size if isinstance(file, Path) else not file.seek(0, 2)
+@contextmanager
+def _opened(file: Path | BytesIO) -> Iterator[BinaryIO]:
+    if not isinstance(file, Path):
+        yield file
+        return
+    with open_regular(file) as stream:
+        yield stream
+
+
+def _identified(stream: BinaryIO) -> Image.Image:
+    """Open an image of one of FORMATS. Raises Unreadable for anything else."""
+    try:
+        return Image.open(stream, formats=_formats())
+    except UnidentifiedImageError:
+        stream.seek(0)
+        head = stream.read(12)
+        if not head:
+            raise Unreadable("it is empty") from None
+        if head[4:] in HEIC and not find_spec(HEIC_PLUGIN):
+            raise Unreadable(NEEDS_PLUGIN) from None
+        raise Unreadable("it is no image of a known format") from None
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow was built with."""
+    """Those of FORMATS that this Pillow was built with, and HEIF where its plugin is installed."""
     Image.init()
+    if find_spec(HEIC_PLUGIN):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -12,6 +12,7 @@ import yaml
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.pictures import CROP, FITS
 from cifar_pipeline.inference.probabilities import WAYS
+from cifar_pipeline.regular import text_of
 
 # Raised when what stands here changes its meaning, so that older code refuses instead of misreading.
 FORMAT = 1
@@ -100,7 +101,7 @@ def _metadata(folder: Path) -> dict[str, Any] | None:
 
 def _mlmodel(folder: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+        content = yaml.safe_load(text_of(folder / "MLmodel"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -109,7 +110,7 @@ def _mlmodel(folder: Path) -> dict[str, Any]:
 def _beside(folder: Path) -> dict[str, Any] | None:
     """The training's own file, which lies beside its models: older commits wrote no facts into these."""
     try:
-        values = json.loads((folder.parent / "training.json").read_text(encoding="utf-8"))
+        values = json.loads(text_of(folder.parent / "training.json"))
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

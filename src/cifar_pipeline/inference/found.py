@@ -1,27 +1,39 @@
 """Which picture files a person means by files, folders and a list of paths."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import codecs
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cifar_pipeline.data.pictures import pictures_in
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.folders import Found, files_in
 
 LISTED = "-"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def picture_files(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[Path]:
+def picture_files(
+    names: Iterable[str], listed: Iterable[bytes] = (), skip: Callable[[Found], None] = lambda found: None
+) -> Iterator[Path]:
     """Each picture file, in order: a file as it is, a folder as the pictures in it and below, by name.
 
-    For the name `-` stand the paths in `listed`, one a line. What is not there comes as it is, and so does a folder
-    that holds no picture: whoever reads it will say so.
+    For the name `-` stand the paths in `listed`, one a line, as the system writes them. What is not there comes as it
+    is, and so does a folder that holds no picture: whoever reads it will say so. `skip` is handed each file in a folder
+    that is no picture, with its reason. Raises Refusal where `listed` is no list of paths.
     """
     for name in names:
         if name == LISTED:
-            yield from picture_files(line.rstrip("\r\n") for line in listed if line.strip() and line.strip() != LISTED)
+            yield from picture_files(_paths(listed), skip=skip)
         elif Path(name).is_dir():
-            inside = pictures_in(Path(name))
-            first = next(inside, Path(name))
-            yield first
-            yield from inside
+            is_empty = True
+            for found in files_in(Path(name)):
+                if found.reason:
+                    skip(found)
+                    continue
+                is_empty = False
+                yield found.path
+            if is_empty:
+                yield Path(name)
         else:
             yield Path(name)
 
@@ -29,3 +41,19 @@ def picture_files(names: Iterable[str], listed: Iterable[str] = ()) -> Iterator[
 def count(names: Sequence[str]) -> int | None:
     """How many files `picture_files` will give; None where a list is among them, which can be read only once."""
     return None if LISTED in names else sum(1 for _ in picture_files(names))
+
+
+def _paths(lines: Iterable[bytes]) -> Iterator[str]:
+    """The paths in a list of one a line; blank lines are none. Raises Refusal, with the line, for what is no path."""
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            if line.startswith(UTF16):
+                raise Refusal("The list of paths is UTF-16: write it in UTF-8.")
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in line:
+            raise Refusal(
+                f"Line {number} of the list of paths has a NUL byte: write a path a line (`find` without -print0)."
+            )
+        path = os.fsdecode(line.rstrip(b"\r\n"))
+        if path.strip() and path.strip() != LISTED:
+            yield path

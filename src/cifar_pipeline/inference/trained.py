@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.regular import text_of
 
 # What a training leaves beside its models, and what has to stand in it.
 FACTS = ("training.json", ("dataset", "loss", "parameters", "probabilities", "timing"))
@@ -62,7 +63,7 @@ class Trained:
 
 def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The values of a file. Raises `OSError` or `ValueError` where it is missing, or not what a training wrote."""
-    values: dict[str, Any] = json.loads((folder / name).read_text())
+    values: dict[str, Any] = json.loads(text_of(folder / name))
     if not isinstance(values, dict) or not values.keys() >= set(keys):
         raise ValueError(f"{name} is not what a training writes")
     return values

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from cifar_pipeline.console import Refusal, warn
+from cifar_pipeline.data.folders import files_in
 from cifar_pipeline.data.official import TEST, TRAIN, VAL
-from cifar_pipeline.data.pictures import SUFFIXES, pictures_in
+from cifar_pipeline.data.pictures import SUFFIXES
 from cifar_pipeline.data.sources.own_pictures import Listed, OwnPictures
 
 # What the folders of parts are called.
@@ -43,7 +44,8 @@ class ImageFolder(OwnPictures):
         return [
             Listed(path.relative_to(self.root).as_posix(), place.name, part)
             for place in _folders(folder)
-            for path in pictures_in(place)
+            for path, reason in files_in(place)
+            if not reason
         ]
 
 

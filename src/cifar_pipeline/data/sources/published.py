@@ -18,6 +18,7 @@ from cifar_pipeline.data.failures import Unavailable, Unusable
 from cifar_pipeline.data.fetch import download, without_secrets
 from cifar_pipeline.data.official import Official
 from cifar_pipeline.files import whole_folder
+from cifar_pipeline.regular import irregular_kind, open_regular
 
 
 class Published(ABC):
@@ -111,8 +112,10 @@ class Published(ABC):
             inner = path / self.inner if (path / self.inner).is_dir() else path
             files = [inner / name for name in self.checksums]
             return ((file.name, file.read_bytes()) for file in files if file.is_file())
-        if not path.is_file():
+        if not path.exists():
             raise Unusable("there is no such file or folder")
+        if kind := irregular_kind(path.stat().st_mode):
+            raise Unusable(f"it is {kind}, not a file")
         return members(path, self.checksums, self.most_per_member)
 
     def _verified(self, contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
@@ -152,7 +155,7 @@ def local_path(place: str) -> Path | None:
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = md5(usedforsecurity=False)
         while chunk := file.read(1 << 20):
             digest.update(chunk)
