@@ -10,11 +10,15 @@ from omegaconf import DictConfig
 from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.config.compose import write_composed
 from cifar_pipeline.config.targets import check_targets
+from cifar_pipeline.files import require_writable
+
+COMPOSED = Path("composed.yaml")
 
 
 def configure(config: DictConfig) -> None:
+    require_writable(COMPOSED, is_file=True)
     check_targets(config)
-    write_composed(config, Path("composed.yaml"))
+    write_composed(config, COMPOSED)
 
 
 if __name__ == "__main__":

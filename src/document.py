@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cifar_pipeline.commands.script import run_script
 from cifar_pipeline.console import say
-from cifar_pipeline.files import whole_file
+from cifar_pipeline.files import require_writable, whole_file
 from cifar_pipeline.reference.page import page
 from cifar_pipeline.reference.schemas import schemas
 
@@ -22,6 +22,8 @@ def documents() -> dict[Path, str]:
 def document() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".").parse_args()
     made = documents()
+    for path in made:
+        require_writable(path, is_file=True)
     for path, text in made.items():
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8", newline="\n")

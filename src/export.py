@@ -14,9 +14,11 @@ def export() -> None:
     asked, config = parser.parse_args(), configuration()
     # Imported here, because `--help` and a refusal should answer at once.
     from cifar_pipeline.console import say
+    from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.portable import write_portable
     from cifar_pipeline.tracking.addresses import model_folder
 
+    require_writable(asked.to)
     with model_folder(asked.model or config.predict.model, asked.rev, config.evaluate.checkpoint) as folder:
         written = write_portable(folder, asked.to)
     say(f"Written: {' and '.join(map(str, written))}; pictures in, probabilities out, class names inside.")

@@ -29,11 +29,14 @@ def predict() -> int:
     from cifar_pipeline.console import say, warn
     from cifar_pipeline.data.folders import Tally
     from cifar_pipeline.data.pictures import limit_pixels
+    from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.found import count, picture_files
     from cifar_pipeline.inference.predictor import Predictor, leave_a_core
     from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.addresses import model_folder
 
+    if asked.csv:
+        require_writable(asked.csv, is_file=True)
     options = config.predict
     limit_pixels(options.most_megapixels, "predict.most_megapixels")
     leave_a_core(cores())
@@ -49,7 +52,8 @@ def predict() -> int:
         bad = print_json(shown)
     elif asked.csv:
         bad = write_csv(shown, asked.csv, top)
-        say(f"The answers are in {asked.csv}.")
+        if asked.csv.is_file():  # and no pipe or device, whose reader sees them
+            say(f"The answers are in {asked.csv}.")
     else:
         say(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
         bad = print_table(shown, top)

@@ -26,6 +26,7 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.reporting.style import save
 
     require_writable(PROCESSED)
+    require_writable(SAMPLES, is_file=True)
     wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     source = present(RAW, wanted, fallback)
     doing(f"Reading {source.title}")

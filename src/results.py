@@ -21,9 +21,12 @@ def results() -> None:
     # Imported here, because `--help` and a refusal should answer at once.
     from cifar_pipeline.config.experiments import experiments
     from cifar_pipeline.console import Refusal, say
+    from cifar_pipeline.files import require_writable
     from cifar_pipeline.reporting.results import Result, print_results, write_results
     from cifar_pipeline.tracking.results import decisive_values, measured_trainings
 
+    for page in PAGES.values() if not options.print_only else ():
+        require_writable(page, is_file=True)
     trainings = measured_trainings("cifar10")
     found = []
     for recipe in experiments([[], [NO_VAL]]):

@@ -41,6 +41,7 @@ def train(config: DictConfig) -> float | None:
     keep_freed_memory()
     check_targets(config)
     require_writable(output_root() / "models")
+    require_writable(output_root() / "reports" / "history.csv", is_file=True)
     dataset = Dataset.open(Path("data/processed"))
     dataset.verify()
     require(dataset, config.data)

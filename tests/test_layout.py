@@ -21,7 +21,9 @@ from source import (
 # Each room with those that it may import from.
 MAY_KNOW = {
     "console": set(),
-    "files": {"console"},
+    "files": {"console", "locks", "places"},
+    "locks": {"console", "places"},
+    "places": set(),
     "git": {"console"},
     "faults": set(),
     "memory": set(),
@@ -44,6 +46,8 @@ NEVER = {
     "config": {"lightning", "mlflow"},
     "console": {"torch", "lightning", "mlflow", "hydra"},
     "files": {"torch", "lightning", "mlflow", "hydra"},
+    "locks": {"torch", "lightning", "mlflow", "hydra"},
+    "places": {"torch", "lightning", "mlflow", "hydra"},
     "git": {"torch", "lightning", "mlflow", "hydra"},
     "models": {"lightning", "mlflow", "hydra"},
     "data": {"lightning", "mlflow", "hydra"},

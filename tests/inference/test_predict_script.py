@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,21 @@ def test_a_wrong_value_in_conf_is_refused(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "top: 2", "top: all")
     ended = run(predict, "0.png")
     assert ended.code == 2 and "predict.top=all" in ended.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+def test_answers_go_into_a_fifo_that_stays_one(files: Project) -> None:
+    got: list[str] = []
+    os.mkfifo("answers")
+    reader = threading.Thread(target=lambda: got.append(Path("answers").read_text()))
+    reader.start()
+    ended = run(predict, "0.png", "--csv", "answers")
+    reader.join(10)
+    assert (ended.code, ended.out) == (0, "")
+    assert got[0].splitlines()[0].startswith("file,class,probability") and "0.png" in got[0]
+    assert Path("answers").is_fifo()
+
+
+def test_a_folder_as_the_table_is_refused_before_the_model_is_loaded(files: Project) -> None:
+    ended = run(predict, "0.png", "--csv", ".", "--model", "nowhere")
+    assert (ended.code, ended.out) == (2, "") and "is a folder, and a file goes there" in ended.err

@@ -30,7 +30,7 @@ def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
     copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
     Dataset.open(processed).verify()
     assert content_of(processed) != before
-    assert not (processed.parent / ".processed.part").exists()
+    assert [path.name for path in processed.parent.glob(".processed.*")] == [".processed.lock"]
 
 
 @pytest.mark.long

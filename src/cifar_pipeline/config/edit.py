@@ -12,7 +12,7 @@ from cifar_pipeline.config.choices import PARAMS, is_choice
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.files import whole_file
+from cifar_pipeline.files import require_writable, whole_file
 
 
 def choose(settings: list[str]) -> None:
@@ -20,6 +20,7 @@ def choose(settings: list[str]) -> None:
 
     Raises `Refusal`, and leaves the file alone, where they don't make a configuration.
     """
+    require_writable(PARAMS, is_file=True)
     try:
         check(composed(settings))
     except (HydraException, OmegaConfBaseException) as error:

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from cifar_pipeline.console import Refusal, doing
 from cifar_pipeline.data.pictures import CROP, PAD
-from cifar_pipeline.files import whole_file
+from cifar_pipeline.files import whole_files
 from cifar_pipeline.inference.export import save_program
 from cifar_pipeline.inference.facts import ModelFacts
 from cifar_pipeline.inference.predictor import Predictor
@@ -56,12 +56,10 @@ def write_portable(model: Path, folder: Path) -> list[Path]:
     facts = json.dumps(_facts(predictor.facts), ensure_ascii=False)
     program = _program(predictor)
     doing("Writing the model as ONNX and pt2")
-    pt2, onnx = folder / "model.pt2", folder / "model.onnx"
-    with whole_file(onnx) as part:
-        _save_onnx(program, part, facts)
-    with whole_file(pt2) as part:
-        save_program(program, part, {f"{FACTS}.json": facts})
-    return [pt2, onnx]
+    with whole_files(folder) as part:
+        _save_onnx(program, part / "model.onnx", facts)
+        save_program(program, part / "model.pt2", {f"{FACTS}.json": facts})
+    return [folder / "model.pt2", folder / "model.onnx"]
 
 
 def _program(predictor: Predictor) -> ExportedProgram:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from cifar_pipeline.config.start import Stage, output_root
 from cifar_pipeline.console import Refusal, complain, say, speak_as
 from cifar_pipeline.faults import fault_sentence
+from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, listen
 from cifar_pipeline.tracking.points import Point
 
@@ -89,6 +90,6 @@ def failure_sentence(error: Exception) -> str:
     if fault := fault_sentence(error):
         return fault
     path = output_root() / "error.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)))
+    with whole_file(path) as part:
+        part.write_text("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"

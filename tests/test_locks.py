@@ -1,0 +1,90 @@
+"""Writers of one name beside each other: each has a hidden name of its own, and none removes that of a live one."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from source import SRC
+
+from cifar_pipeline.files import whole_file, whole_files, whole_folder
+
+OWN_PROCESSES = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
+THREADS, TIMES = 8, 25
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def can_be_alone() -> bool:
+    """Whether a process may see no others here, as in a container."""
+    try:
+        return not subprocess.run([*OWN_PROCESSES, "true"], capture_output=True).returncode
+    except OSError:
+        return False
+
+
+def test_threads_write_one_file_at_once_and_it_is_always_whole(tmp_path):
+    def write(number: int) -> None:
+        for _ in range(TIMES):
+            with whole_file(tmp_path / "shard.npy") as part:
+                part.write_text(str(number) * 1000)
+            assert len(set((tmp_path / "shard.npy").read_text())) == 1
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(write, range(THREADS)))
+    assert names(tmp_path) == ["shard.npy"]
+
+
+@pytest.mark.parametrize("whole", [whole_folder, whole_files])
+def test_threads_replace_one_folder_at_once_and_it_is_always_whole(tmp_path, whole):
+    def replace(number: int) -> None:
+        for _ in range(TIMES // 5):
+            with whole(tmp_path / "reports") as part:
+                (part / "one").write_text(str(number))
+                (part / "two").write_text(str(number))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(replace, range(THREADS)))
+    assert names(tmp_path) == ["reports"]
+    assert (tmp_path / "reports" / "one").read_text() == (tmp_path / "reports" / "two").read_text()
+
+
+WRITE = """
+from pathlib import Path
+from cifar_pipeline.files import whole_file
+with whole_file(Path("table.csv")) as part:
+    part.write_text("of the other")
+"""
+
+
+@pytest.mark.skipif(not can_be_alone(), reason="no process may have numbers of its own here")
+def test_a_writer_in_another_container_leaves_the_unfinished_file_of_a_live_one(tmp_path):
+    with whole_file(tmp_path / "table.csv") as part:
+        part.write_text("mine")
+        environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
+        subprocess.run([*OWN_PROCESSES, sys.executable, "-c", WRITE], cwd=tmp_path, env=environment, check=True)
+        assert (tmp_path / "table.csv").read_text() == "of the other"
+    assert (tmp_path / "table.csv").read_text() == "mine"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    code = WRITE.replace('"of the other")', '"half"); import os; os.kill(os.getpid(), 9)')
+    environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert killed.returncode == -9 and len(names(tmp_path)) == 2
+    with whole_file(tmp_path / "table.csv") as part:
+        part.write_text("whole")
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_a_name_that_begins_like_another_is_another(tmp_path):
+    """The hidden names of `x.y` are none of `x`."""
+    with whole_file(tmp_path / "x.y") as part, whole_file(tmp_path / "x") as other:
+        part.write_text("1")
+        other.write_text("2")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.y": "1", "x": "2"}

@@ -1,0 +1,212 @@
+"""Writing where no regular file is: links, streams, devices, mount points; real ones, in namespaces of their own."""
+
+import errno
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from folders import content_of
+from source import SRC
+
+from cifar_pipeline import files
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.files import only_one, require_writable, whole_file, whole_files, whole_folder
+
+OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
+
+
+def can_mount() -> bool:
+    try:
+        return not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+    except OSError:
+        return False
+
+
+def python(code: str, folder: Path, *before: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run code that may use this module's functions, as an own process in `folder`."""
+    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
+    environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
+    command = [*before, sys.executable, "-c", source]
+    return subprocess.run(command, cwd=folder, env=environment, text=True, timeout=60, **options)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    large = tmp_path / "large disk"
+    large.mkdir()
+    for name in ("models", "reports", "table.csv"):
+        (tmp_path / name).symlink_to(large / name)  # all dangle at first
+    for content in ("old", "new"):
+        for path in (tmp_path / "models", tmp_path / "reports"):
+            require_writable(path)
+        require_writable(tmp_path / "table.csv", is_file=True)
+        with only_one(tmp_path / "models"), whole_folder(tmp_path / "models") as part:
+            (part / "weights").write_text(content)
+        with whole_files(tmp_path / "reports") as part:
+            (part / "metrics").write_text(content)
+        with whole_file(tmp_path / "table.csv") as part:
+            part.write_text(content)
+        assert all((tmp_path / name).is_symlink() for name in ("models", "reports", "table.csv"))
+        found = {name: text for name, text in content_of(large).items() if not name.endswith(".lock")}
+        assert found == {name: content.encode() for name in ("models/weights", "reports/metrics", "table.csv")}
+
+
+def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
+    cached = tmp_path / "cache" / "files" / "md5" / "ab" / ("c" * 30)
+    cached.parent.mkdir(parents=True)
+    cached.write_text("an older result")
+    (tmp_path / "samples.png").symlink_to(cached)
+    with whole_file(tmp_path / "samples.png") as part:
+        part.write_text("new")
+    assert (tmp_path / "samples.png").read_text() == "new" and cached.read_text() == "an older result"
+
+
+def test_a_link_that_leads_to_itself_is_refused_before_any_work(tmp_path):
+    (tmp_path / "models").symlink_to("models")
+    with pytest.raises(Refusal, match="leads to itself"):
+        require_writable(tmp_path / "models")
+
+
+def test_what_is_in_the_way_is_refused_before_any_work(tmp_path):
+    (tmp_path / "models").write_text("")
+    with pytest.raises(Refusal, match="is a file, and a folder goes there"):
+        require_writable(tmp_path / "models")
+    with pytest.raises(Refusal, match="is no folder"):
+        require_writable(tmp_path / "models" / "deep")
+    with pytest.raises(Refusal, match="is a folder, and a file goes there"):
+        require_writable(tmp_path, is_file=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
+def test_a_fifo_gets_what_was_written_and_stays(tmp_path):
+    fifo, got = tmp_path / "answers", []
+    os.mkfifo(fifo)
+    require_writable(fifo, is_file=True)
+    reader = threading.Thread(target=lambda: got.append(fifo.read_text()))
+    reader.start()
+    with whole_file(fifo) as part:
+        part.write_text("file,class\n")
+    reader.join(10)
+    assert got == ["file,class\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["answers"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_device_stays_a_device(tmp_path, linked):
+    device = path = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        device.write_text("")
+    except (OSError, AttributeError):
+        pytest.skip("only root makes devices, and not in every container")
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to(device)
+    require_writable(path, is_file=True)
+    with whole_file(path) as part:
+        part.write_text("file,class\n")
+    assert stat.S_ISCHR(device.stat().st_mode)
+
+
+def test_standard_output_gets_what_was_written_behind_what_was_there(tmp_path):
+    (tmp_path / "all.csv").write_text("before\n")
+    with (tmp_path / "all.csv").open("a") as out:
+        code = "print('first')\nwith whole_file(Path('/dev/stdout')) as part: part.write_text('second\\n')"
+        assert python(code, tmp_path, stdout=out).returncode == 0
+    assert (tmp_path / "all.csv").read_text() == "before\nfirst\nsecond\n"
+
+
+@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+@pytest.mark.parametrize("kind", ["another file system", "a folder of the same one"])
+def test_a_mounted_folder_keeps_its_place_and_gets_the_new_content(tmp_path, kind):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    mount = {
+        "another file system": "mount -t tmpfs none models",
+        "a folder of the same one": "mount --bind elsewhere models",
+    }[kind]
+    code = """
+def fill(content):
+    for folder in ("models", "models/deep"):
+        require_writable(Path(folder))
+    with only_one(Path("models")), whole_folder(Path("models")) as part:
+        (part / content).mkdir()
+        (part / content / "weights").write_text(content)
+        (part / "facts").write_text(content)
+for content in ("old", "new"):
+    fill(content)
+with whole_files(Path("models")) as part:
+    (part / "facts").write_text("newer")
+print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/facts").read_text())
+print(sorted(path.name for path in Path().iterdir()))
+"""
+    inside = f"{mount} && exec {shlex.join([sys.executable, '-c', 'import sys; exec(sys.stdin.read())'])}"
+    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
+    ended = subprocess.run(
+        [*OWN_MOUNTS, "sh", "-c", inside],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]},
+        input=source,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.splitlines() == [
+        "['models/facts', 'models/new', 'models/new/weights'] newer",
+        "['.models.lock', 'elsewhere', 'models']",
+    ], ended.stderr
+
+
+@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "models" / "last").mkdir(parents=True)
+    code = (
+        "for path, is_file in ((Path('one'), True), (Path('models'), False)):\n"
+        "    try: require_writable(path, is_file)\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
+    inside = f"mount --bind two one && mount -t tmpfs none models/last && exec {shlex.quote(sys.executable)} -"
+    ended = subprocess.run(
+        [*OWN_MOUNTS, "sh", "-c", inside],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]},
+        input=source,
+        capture_output=True,
+        text=True,
+    )
+    first, second = ended.stdout.splitlines()
+    assert first.startswith("Refusal") and "mount its folder instead" in first
+    assert second.startswith("Refusal") and "models/last in it is a mount point" in second
+
+
+@pytest.mark.parametrize("number", sorted(files.KEPT_IN_PLACE))
+def test_a_folder_that_can_not_be_renamed_gets_the_new_content(tmp_path, monkeypatch, number):
+    """As in a container, whose image holds the folder; the system's answer is put into its mouth."""
+
+    def refuse(new: Path, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "_exchange", refuse)
+    for content in ("old", "new"):
+        with whole_folder(tmp_path / "models") as part:
+            (part / "last" / content).mkdir(parents=True)
+            (part / "last" / "weights").write_text(content)
+    assert content_of(tmp_path / "models") == {"last/weights": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_file_system_without_renames_is_refused_before_any_work(tmp_path, monkeypatch):
+    def refuse(new: Path, path: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(files, "_swap", refuse)
+    with pytest.raises(Refusal, match=r"does not let a new models take the place of the old one"):
+        require_writable(tmp_path / "models")
+    assert not list(tmp_path.iterdir())
