@@ -55,7 +55,7 @@ def measure(folder: Path, points: int, epochs: int, warm_up: int) -> Cost:
     def log(first: int, count: int) -> Taken:
         for number in range(first, first + count):
             values = config | {"seed": number}
-            with training_run(f"{number:016x}", f"sgd-cross_entropy-{number}", values, data, rerun=True) as run:
+            with training_run(f"{number:016x}", f"sgd-cross_entropy-{number}", values, data, rerun="measured") as run:
                 for epoch in range(1, epochs + 1):
                     run.log_metrics(EPOCH, epoch)
         return taken(folder)

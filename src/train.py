@@ -59,33 +59,36 @@ def train(config: DictConfig) -> float | None:
     this = identity(config, dataset.hash)
     name, folder = run_name(choices(), config.seed, point), TrainingFolder(trainings_cache() / this)
     plan = build_plan(config, dataset, hardware, engine, folder, processes)
-    if point and not config.rerun and (value := finished_value(point, this)) is not None:
+    if point and (point.rerun or not config.rerun) and (value := finished_value(point, this)) is not None:
         return value
     if not processes.is_first:
         fit(plan, logger=None)
         return None
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     doing("Opening the run in MLflow")
-    with folder.held(config.rerun), training_run(this, name, decisive(config), data, config.rerun, point) as run:
-        logger = RunLogger(run.tracking_uri, run.id, run.logged_epochs)
-        if folder.is_finished:
-            say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
-            logger.log_rows(folder.rows())
-            dismiss(processes, hardware.accelerator, this)
-        else:
-            fitted = fit(plan, logger)
-            doing("Writing the models")
-            facts = training_facts(plan, fitted, config, choices(), dataset, commit())
-            with folder.finishing(facts, fitted.rows) as result:
-                for checkpoint in folder.checkpoints():
-                    plan.module.load_checkpoint(folder.checkpoint(checkpoint))
-                    export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
-        doing("Putting the models on the run in MLflow")
-        logger.send_kept()
-        run.log_result(folder.result, {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]})
-    folder.publish(output_root(), {"id": run.id, "name": name})
-    folder.clear_others(config.machine.keep_trainings)
-    return folder.rows()[-1].get("val/accuracy")
+    # The folder is held until its result is published: no other process may clear or replace it before.
+    with folder.held(config.rerun) as rerun:
+        with training_run(this, name, decisive(config), data, rerun, point) as run:
+            logger = RunLogger(run.tracking_uri, run.id, run.logged_epochs)
+            if folder.is_finished and not rerun:
+                say(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
+                logger.log_rows(folder.rows())
+                dismiss(processes, hardware.accelerator, this)
+            else:
+                fitted = fit(plan, logger)
+                doing("Writing the models")
+                facts = training_facts(plan, fitted, config, choices(), dataset, commit())
+                with folder.finishing(facts, fitted.rows) as result:
+                    for checkpoint in folder.checkpoints():
+                        plan.module.load_checkpoint(folder.checkpoint(checkpoint))
+                        export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
+            doing("Putting the models on the run in MLflow")
+            logger.send_kept()
+            tags = {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]}
+            run.log_result(folder.result, tags)
+        folder.publish(output_root(), {"id": run.id, "name": name})
+        folder.clear_others(config.machine.keep_trainings)
+        return folder.rows()[-1].get("val/accuracy")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cifar_pipeline.console import Refusal
 from cifar_pipeline.locks import claimed, is_claimed_name, old_name, remove, token_of
 from cifar_pipeline.locks import is_busy as is_busy
 from cifar_pipeline.locks import only_one as only_one
+from cifar_pipeline.locks import only_one_if_free as only_one_if_free
 from cifar_pipeline.places import is_mount, is_stream, mounts, real_path, write_into
 
 # What lets two names change places in one step: the function, and what stands before each path and behind both.

@@ -40,6 +40,24 @@ def only_one(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def only_one_if_free(path: Path) -> Iterator[bool]:
+    """Like `only_one`, without waiting: yields whether this process is the one.
+
+    A process that holds other paths may ask: it never waits, so there is no deadlock.
+    """
+    lock = FileLock(_lock_of(path))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def is_busy(path: Path) -> bool:
     """Whether some process holds `only_one(path)` at this moment."""
     lock_file = _lock_of(path)

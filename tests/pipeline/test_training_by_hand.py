@@ -18,7 +18,12 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     assert copy.model() == weights
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
-    training = copy.start("python", "src/train.py")
+    said = copy.train()
+    assert "has finished before" in said and "`rerun=true` goes on with it" in said
+    assert copy.model() == weights
+    assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
+
+    training = copy.start("python", "src/train.py", "rerun=true")
     training.wait_for(f"epoch 2/{EPOCHS}")
     training.process.send_signal(signal.SIGINT)
     said = training.end(code=130)
@@ -26,7 +31,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     assert said.splitlines()[-1].startswith("Stopped in epoch ") and "Traceback" not in said
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
-    said = copy.train()
+    said = copy.train("rerun=true")
     assert "Going on from the checkpoint" in said and f"epoch {EPOCHS}/{EPOCHS}" in said
     assert copy.model() == weights
     first, second = copy.runs()

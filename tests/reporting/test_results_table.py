@@ -34,7 +34,7 @@ def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: 
 def measured(identity: str, accuracy: float, dataset: str, *overrides: str) -> None:
     config = decisive(composed(list(overrides)))
     data = {"name": dataset, "hash": "0" * 64, "source": "somebody"}
-    with training_run(identity, identity, config, data, rerun=False) as opened:
+    with training_run(identity, identity, config, data) as opened:
         opened.tag({"device": "cpu, 2 threads", "processor": "abacus"})
         opened.log_metrics({"test/accuracy": accuracy})
 

@@ -36,7 +36,7 @@ class Shop:
         (result / "training.json").write_text(json.dumps({"dataset": {"name": "digits"}, "classes": ["0"]}))
         dataset = {"name": "digits", "hash": 64 * data, "source": "drawn"}
         identity = f"{self.rule.name}-{accuracies}-{name}-{data}"
-        with training_run(identity, name, {}, dataset, rerun=False) as run:
+        with training_run(identity, name, {}, dataset) as run:
             for epoch, accuracy in enumerate(accuracies, 1):
                 run.log_metrics({"val/accuracy": accuracy}, epoch)
             run.log_metrics({"test/accuracy": 0.5})

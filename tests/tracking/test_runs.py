@@ -19,7 +19,7 @@ def client(workspace) -> MlflowClient:
     return connect()[0]
 
 
-def opened(identity, rerun=False, config=CONFIG):
+def opened(identity, rerun="", config=CONFIG):
     return training_run(identity, "sgd-mse-0", config, DATA, rerun)
 
 
@@ -116,8 +116,14 @@ def test_a_training_that_ends_while_another_looks_is_not_taken_for_killed(client
 def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
     with opened("again") as first:
         pass
-    with opened("again", rerun=True) as second:
+    with pytest.raises(KeyboardInterrupt), opened("again", rerun="a") as stopped:
+        raise KeyboardInterrupt
+    with opened("again") as taken:  # the finished one's result, for which the rerun's run is not the place
+        pass
+    assert taken.id == first.id and status(client, stopped.id) == "KILLED"
+    with opened("again", rerun="a") as second:
         assert second.logged_epochs == 0
+    assert second.id == stopped.id
     assert second.id != first.id
     with opened("again") as third:
         pass

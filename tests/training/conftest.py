@@ -1,9 +1,14 @@
 """One thread: these trainings are too small for more, and their numbers are compared."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from project import ROOT, Project
+
+from cifar_pipeline.data.dataset import Dataset
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +17,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ready(project: Project, digits: Dataset, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in which `train` finds what it needs: the small digits and an empty database."""
+    shutil.copytree(digits.folder, project.folder / "data" / "processed")
+    (project.folder / "src").symlink_to(ROOT / "src")
+    shutil.copy(empty_database, project.folder)
+    # MLflow writes this variable, too: set here, it is taken back at the test's end.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return project

@@ -155,6 +155,31 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
     assert there == {"this", "broken_off", *(["young", "middle", "old"] if left is None else left)}
 
 
+def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp_path: Path) -> None:
+    for name in ("held", "rerun", "free"):
+        finished(tmp_path / name, 0)
+    with pytest.raises(KeyboardInterrupt), TrainingFolder(tmp_path / "rerun").held(rerun=True):
+        raise KeyboardInterrupt
+    code = (
+        "import sys; from pathlib import Path; from cifar_pipeline.files import only_one\n"
+        "with only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "held")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    this = finished(tmp_path / "this", 0)
+    this.clear_others(keep=1)
+    assert [(tmp_path / name).is_dir() for name in ("held", "rerun", "free")] == [True, True, False]
+    holder.communicate(timeout=30)
+    this.clear_others(keep=1)
+    assert [(tmp_path / name).is_dir() for name in ("held", "rerun")] == [False, True]
+
+
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     code = (
         # What `held` does; without torch, which takes seconds to load.
@@ -177,13 +202,29 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     assert second.returncode == 0
 
 
-def test_a_rerun_forgets_what_was_there(tmp_path: Path) -> None:
+def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) -> None:
     folder = finished(tmp_path / "abc", 0)
-    with folder.held(rerun=False):
-        assert folder.is_finished
-    with folder.held(rerun=True):
-        assert not folder.is_finished
-        assert list(folder.path.iterdir()) == []
+    folder.checkpoint("last").write_text("of the first training")
+    with pytest.raises(KeyboardInterrupt), folder.held(rerun=True) as begun:
+        assert begun and folder.is_finished and not folder.checkpoints()
+        folder.checkpoint("last").write_text("of the rerun")
+        raise KeyboardInterrupt
+    with folder.held(rerun=False) as other:
+        assert not other and folder.is_in_a_rerun  # the finished result is taken
+    with folder.held(rerun=True) as again:
+        assert again == begun and folder.checkpoint("last").read_text() == "of the rerun"
+    assert not folder.is_in_a_rerun
+    with folder.held(rerun=True) as another:
+        assert another not in ("", begun) and not folder.checkpoints()
+
+
+def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path: Path) -> None:
+    folder = TrainingFolder(tmp_path / "abc")
+    with pytest.raises(KeyboardInterrupt), folder.held(rerun=True) as begun:
+        raise KeyboardInterrupt
+    with folder.held(rerun=False) as again:
+        assert again == begun
+    assert not folder.is_in_a_rerun
 
 
 def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:

@@ -39,13 +39,14 @@ class SweepParent(Callback):
         self.folder = Path()
         self.swept: tuple[str, ...] = ()
         self.points = 0
+        self.rerun = ""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
             launchers.require(config)
-            self.parent = self._open(config)
+            self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would make a warning of it, and go on.
             if not isinstance(error, Refusal | HydraException | OmegaConfBaseException):
@@ -54,20 +55,21 @@ class SweepParent(Callback):
             raise SystemExit(2) from None
         multirun.started(self.parent, Path(config.hydra.sweep.dir))
 
-    def _open(self, config: DictConfig) -> str:
+    def _open(self, config: DictConfig) -> tuple[str, str]:
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
             import_module("optuna").logging.set_verbosity(logging.WARNING)
         fixed, swept = parted(config)
         self.swept, self.points = tuple(swept), number_of_points(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-        base = decisive(compose("config", overrides=fixed))
+        composed = compose("config", overrides=fixed)
+        base = decisive(composed)
         doing("Opening the sweep in MLflow")
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(identity.hexdigest()[:16], name, facts)
+        return open_sweep(identity.hexdigest()[:16], name, facts, composed.rerun)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """In the process of the job, let it know which point of which sweep it is."""
@@ -76,7 +78,14 @@ class SweepParent(Callback):
             os.chdir(self.folder)
             settings = HydraConfig.get()
             job.begin(
-                Point(self.parent, int(settings.job.num), tuple(settings.overrides.task), self.swept, self.points),
+                Point(
+                    self.parent,
+                    int(settings.job.num),
+                    tuple(settings.overrides.task),
+                    self.swept,
+                    self.points,
+                    self.rerun,
+                ),
                 self.process,
             )
 

@@ -41,15 +41,19 @@ def require_val(images: int) -> None:
 
 
 def finished_value(point: Point, identity: str) -> float | None:
-    """The validation accuracy of the run that has this identity, if it has finished; the point is linked to it."""
+    """The validation accuracy of the run that has this identity, if it has finished; the point is linked to it.
+
+    In a rerun of the sweep, only a run that has finished in it counts.
+    """
     from cifar_pipeline.tracking.runs import finished_run
     from cifar_pipeline.tracking.sweeps import note_point
 
-    run = finished_run(identity)
+    run = finished_run(identity, point.rerun)
     if run is None:
         return None
     note_point(point, run.info.run_id)
-    say(f"finished before (run {run.info.run_name}); `rerun=true` trains it again")
+    more = "this rerun of the sweep trained it already" if point.rerun else "`rerun=true` trains it again"
+    say(f"finished before (run {run.info.run_name}); {more}")
     return float(run.data.metrics["val/accuracy"])
 
 

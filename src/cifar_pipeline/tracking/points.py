@@ -9,19 +9,27 @@ PARENT = "mlflow.parentRunId"
 FAILURE = "failure"
 # The tag with the seconds that processes spent at a training: its run lasts while it is left off, or taken again, too.
 SECONDS = "seconds"
+# The tag of a run that one rerun of a training has, or of the parent while one rerun of the sweep has: its id.
+RERUN = "rerun"
+# The tag that says which rerun of a sweep a point's run was made in, or gone on with.
+SWEEP_RERUN = "sweep.rerun"
 # What a run's name says by itself.
 NAMED = ("optimizer", "loss", "seed")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One job of a sweep: its parent's run, its number, what it was started with, and of how many (0: not known)."""
+    """One job of a sweep: its parent's run, its number, what it was started with, and of how many (0: not known).
+
+    `rerun` is the id of the sweep's rerun that it belongs to; empty: of none.
+    """
 
     parent: str
     number: int
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
     of: int = 0
+    rerun: str = ""
 
     @property
     def place(self) -> str:

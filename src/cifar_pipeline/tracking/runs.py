@@ -18,7 +18,7 @@ from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.nested import flat
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.left import WORKSPACE, deaths_of, end_left, logged_epochs
-from cifar_pipeline.tracking.points import FAILURE, PARENT, SECONDS, Point
+from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SECONDS, SWEEP_RERUN, Point
 from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
 from cifar_pipeline.tracking.sweeps import note_point
 
@@ -94,26 +94,32 @@ def training_run(
     name: str,
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
-    rerun: bool,
+    rerun: str = "",
     point: Point | None = None,
 ) -> Iterator[TrainingRun]:
     """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
-    A run that an earlier process left off, and one that has finished, is continued; `rerun` opens another. A new run of
-    a sweep's point is a child of the sweep's run, which is told of it in any case.
+    A run that an earlier process left off, and one that has finished, is continued. A `rerun` (its id) has one of its
+    own. A new run of a sweep's point is a child of the sweep's run, which is told of it in any case.
 
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
     end_left(client, experiment, but=identity)
-    found = None if rerun else _find(client, experiment, identity)
-    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, point)
+    found = _find(client, experiment, identity, rerun)
+    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, rerun, point)
     if point:
         note_point(point, run_id)
+        if point.rerun:
+            client.set_tag(run_id, SWEEP_RERUN, point.rerun)
     deaths = deaths_of(client, found) if found else 0
     if point and deaths >= MOST_DEATHS:
         client.set_terminated(run_id, "FAILED")
-        raise Refusal(f"It has killed its process {deaths} times and is passed over; rerun=true tries it again.")
+        if rerun:
+            client.delete_tag(run_id, RERUN)  # the next start opens another run, which has killed nothing
+        raise Refusal(
+            f"It has killed its process {deaths} times and is passed over; the next start with rerun=true tries again."
+        )
     if found and FAILURE in found.data.tags:
         client.delete_tag(run_id, FAILURE)
     spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
@@ -140,11 +146,11 @@ def reopened_run(run_id: str, name: str) -> Iterator[TrainingRun]:
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
 
 
-def finished_run(identity: str) -> Run | None:
-    """The run of this identity, if the training has come to its end."""
+def finished_run(identity: str, sweep_rerun: str = "") -> Run | None:
+    """The newest run of this identity that has come to its end; in one rerun of a sweep, where its id is given."""
     client, experiment = connect()
-    run = _find(client, experiment, identity)
-    return run if run is not None and run.info.status == "FINISHED" else None
+    within = {SWEEP_RERUN: sweep_rerun} if sweep_rerun else {}
+    return _newest(client, experiment, {"identity": identity, **within}, finished=True)
 
 
 def _apart(suspect: bool) -> AbstractContextManager[Any]:
@@ -174,11 +180,20 @@ def _ended(client: MlflowClient, run_id: str, spent: float = 0.0, finished_befor
         client.set_terminated(run_id, status)
 
 
-def _find(client: MlflowClient, experiment: str, identity: str) -> Run | None:
-    """The newest run of this identity."""
+def _find(client: MlflowClient, experiment: str, identity: str, rerun: str) -> Run | None:
+    """The run of this identity to go on with: the rerun's, or else the newest that has finished, or the newest."""
+    if rerun:
+        return _newest(client, experiment, {"identity": identity, RERUN: rerun})
+    tags = {"identity": identity}
+    return _newest(client, experiment, tags, finished=True) or _newest(client, experiment, tags)
+
+
+def _newest(client: MlflowClient, experiment: str, tags: Mapping[str, str], finished: bool = False) -> Run | None:
+    """The newest run with these tags."""
+    conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
     runs = client.search_runs(
         [experiment],
-        f"tags.identity = '{identity}'",
+        " and ".join(conditions + ["attributes.status = 'FINISHED'"] * finished),
         run_view_type=ViewType.ACTIVE_ONLY,
         max_results=1,
         order_by=["attributes.start_time DESC"],
@@ -193,10 +208,13 @@ def _create(
     name: str,
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
+    rerun: str,
     point: Point | None,
 ) -> str:
     parent = {PARENT: point.parent} if point else {}
-    tags = {"identity": identity, "dataset": dataset["name"], **parent, **lineage.tags()}
+    # Given as it is made: a process that is killed right after finds it again by them.
+    tags = {"identity": identity, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
+    tags |= lineage.tags()
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _shortened(str(value))) for key, value in flat(config).items()])
     entity = Dataset(

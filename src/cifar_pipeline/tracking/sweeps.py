@@ -4,6 +4,7 @@ A point's own run is the parent's child where this sweep trained it; a run that 
 """
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.entities import Run, RunTag, ViewType
 
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.left import end_if_left
-from cifar_pipeline.tracking.points import FAILURE, PARENT, Point
+from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SWEEP_RERUN, Point
 from cifar_pipeline.tracking.store import connect, known_run
 
 POINT = "point."
@@ -35,16 +36,23 @@ class PointRecord:
         return str(self.run.info.run_id) if self.run else ""
 
 
-def open_sweep(sweep: str, name: str, facts: Mapping[str, Any]) -> str:
-    """The id of the parent run of the sweep with this identity, RUNNING: the one of before, or a new one."""
+def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = False) -> tuple[str, str]:
+    """Open the parent run of the sweep with this identity: the one of before, or a new one. It is RUNNING then.
+
+    Returns its id and, with `rerun`, the id of the sweep's rerun: the one that was begun and in which not every point
+    has finished yet, or a new one.
+    """
     client, experiment = connect()
     tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **lineage.tags()}
     runs = client.search_runs([experiment], f"tags.sweep = '{sweep}'", ViewType.ACTIVE_ONLY, max_results=1)
+    current = (runs[0].data.tags.get(RERUN) if runs else None) or uuid.uuid4().hex
+    if rerun:
+        tags[RERUN] = current
     if runs:
         client.update_run(runs[0].info.run_id, status="RUNNING")
         client.log_batch(runs[0].info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-        return str(runs[0].info.run_id)
-    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+        return str(runs[0].info.run_id), current if rerun else ""
+    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), current if rerun else ""
 
 
 def note_point(point: Point, run_id: str = "") -> None:
@@ -113,7 +121,16 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
     client, _ = connect()
     for path in artifacts:
         client.log_artifact(parent, str(path))
+    rerun = client.get_run(parent).data.tags.get(RERUN)
+    if rerun and all(_is_finished_in(record, rerun) for record in read_points(parent)):
+        client.delete_tag(parent, RERUN)
     client.set_terminated(parent, status)
+
+
+def _is_finished_in(record: PointRecord, rerun: str) -> bool:
+    """Whether a point has finished in this rerun of the sweep."""
+    run = record.run
+    return run is not None and run.info.status == "FINISHED" and run.data.tags.get(SWEEP_RERUN) == rerun
 
 
 def forget_sweep(parent: str) -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_pipeline.console import duration, say
 from cifar_pipeline.training.history import Row, line_of, metrics_of
+from cifar_pipeline.training.logger import RunLogger
 from cifar_pipeline.training.module import Classifier
 
 DIGITS = 6
@@ -25,6 +26,9 @@ class EpochRows(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.going_since = time.perf_counter()
         self.start = self.going_since - self.seconds_before
+        if isinstance(trainer.logger, RunLogger):
+            # The run may lack epochs of before: it is a new one, or its store was away until the process was killed.
+            trainer.logger.log_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._say_line(trainer.max_epochs or 0)

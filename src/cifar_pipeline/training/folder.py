@@ -2,23 +2,31 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from cifar_pipeline.files import only_one, whole_file, whole_folder
-from cifar_pipeline.training.checkpoints import BEST, LAST, checkpoint_path
+from cifar_pipeline.console import say
+from cifar_pipeline.files import only_one, only_one_if_free, whole_file, whole_folder
+from cifar_pipeline.training.checkpoints import BEFORE, BEST, LAST, WITHIN, checkpoint_path
 from cifar_pipeline.training.history import Row, write_history
 
 FACTS = "training.json"
 HISTORY = "history.json"
+# Says that a rerun is under way, and which: the checkpoints in the folder are the rerun's, the result is the older one.
+RERUN = "rerun.json"
 
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """Everything one identity has: `last.ckpt`, `best.ckpt` and, at the end, `result/` with the exported models."""
+    """Everything one identity has: `last.ckpt`, `best.ckpt` and, at the end, `result/` with the exported models.
+
+    During a rerun `rerun.json` is there as well, and `result/` is that of the training before.
+    """
 
     path: Path
 
@@ -34,8 +42,13 @@ class TrainingFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the training has come to its end."""
+        """Whether the training has come to its end, at least once."""
         return self.result.is_dir()
+
+    @property
+    def is_in_a_rerun(self) -> bool:
+        """Whether a rerun was begun that has not finished."""
+        return (self.path / RERUN).is_file()
 
     def checkpoints(self) -> list[str]:
         """Which of `last` and `best` are there; without a validation part there is no best."""
@@ -46,13 +59,36 @@ class TrainingFolder:
         return checkpoint_path(self.path, name)
 
     @contextmanager
-    def held(self, rerun: bool) -> Iterator[None]:
-        """Keep other processes out; `rerun` clears what is there."""
+    def held(self, rerun: bool) -> Iterator[str]:
+        """Keep other processes out, and yield the id of the rerun that is to be trained; empty: none.
+
+        `rerun` goes on with one that was broken off, or begins one: without the checkpoints of before, but with their
+        result, until the block ends well. Without `rerun`, one that was broken off is gone on with only where there is
+        no result.
+        """
         with only_one(self.path):
-            if rerun:
-                shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(exist_ok=True)
-            yield
+            current = self._rerun(rerun)
+            yield current
+            if current:
+                (self.path / RERUN).unlink(missing_ok=True)
+
+    def _rerun(self, wanted: bool) -> str:
+        if self.is_in_a_rerun:
+            if self.is_finished and not wanted:
+                say("A rerun of this training was broken off: it waits, and `rerun=true` goes on with it.")
+                return ""
+            say("A rerun of this training was broken off: it goes on; after its end `rerun=true` begins another.")
+            return str(json.loads((self.path / RERUN).read_text())["id"])
+        if not wanted:
+            return ""
+        # First of all: noted before they are gone, they would be taken for the rerun's own.
+        for name in (WITHIN, LAST, BEFORE, BEST):
+            self.checkpoint(name).unlink(missing_ok=True)
+        new = uuid.uuid4().hex
+        with whole_file(self.path / RERUN) as part:
+            part.write_text(json.dumps({"id": new}) + "\n")
+        return new
 
     @contextmanager
     def finishing(self, facts: Mapping[str, Any], rows: list[Row]) -> Iterator[Path]:
@@ -74,16 +110,28 @@ class TrainingFolder:
             shutil.copytree(self.result, part, dirs_exist_ok=True)
             (part / HISTORY).unlink()
             (part / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n")
-        with whole_file(root / "reports" / "history.csv") as part:
-            write_history(self.rows(), part)
+            history = self.rows()
+            with whole_file(root / "reports" / "history.csv") as file:
+                write_history(history, file)
 
     def clear_others(self, keep: int) -> None:
-        """Remove the finished trainings beside this one but for the newest `keep`; unfinished ones stay."""
+        """Remove the finished trainings beside this one but for the newest `keep`.
+
+        Those that some process holds stay, and so does what has not finished, a rerun too.
+        """
         others = [TrainingFolder(path) for path in self.path.parent.iterdir() if path.is_dir() and path != self.path]
-        finished = sorted((other for other in others if other.is_finished), key=TrainingFolder.finished_at)
-        for other in finished[: max(0, len(finished) + 1 - keep)]:
-            # A job beside this one may be about the same.
-            shutil.rmtree(other.path, ignore_errors=True)
+        finished = [(other.finished_at(), other) for other in others if other.is_at_rest]
+        finished.sort(key=itemgetter(0))
+        for finished_at, other in finished[: max(0, len(finished) + 1 - keep)]:
+            with only_one_if_free(other.path) as is_free:
+                # Asked again: whoever held it until now may have begun a rerun, or finished one.
+                if is_free and other.is_at_rest and other.finished_at() == finished_at:
+                    shutil.rmtree(other.path, ignore_errors=True)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is a result, and no rerun that would lose its checkpoints."""
+        return self.is_finished and not self.is_in_a_rerun
 
     def finished_at(self) -> float:
         """When the training came to its end; 0 where its folder is gone."""

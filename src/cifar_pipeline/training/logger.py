@@ -40,7 +40,7 @@ class RunLogger(MLFlowLogger):
             del self.unsent[0]
 
     def log_rows(self, rows: list[Row]) -> None:
-        """Log those epochs of a training that has finished before which this run does not have."""
+        """Log those epochs of before which this run does not have."""
         for row in rows:
             self.log_metrics(*metrics_of(row))
 

@@ -1,0 +1,31 @@
+"""A result is published while its training is held: no other process can clear or replace it in between."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401  (before a fixture says that there is no GPU)
+import pytest
+from project import Project
+
+from cifar_pipeline.files import is_busy
+from cifar_pipeline.training.folder import TrainingFolder
+from train import train
+
+QUICK = ("data=digits", "trainer.batch_size=45", "trainer.max_epochs=1")
+
+
+def test_the_training_is_held_until_its_result_is_published(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, usual = [], TrainingFolder.publish
+
+    def publish(self: TrainingFolder, root: Path, run: Mapping[str, str]) -> None:
+        held.append(is_busy(self.path))
+        usual(self, root, run)
+        held.append(is_busy(self.path))
+
+    monkeypatch.setattr(TrainingFolder, "publish", publish)
+    ended = ready.start(train, *QUICK)
+    assert ended.code == 0, ended.err
+    assert held == [True, True]
+    (folder,) = (path for path in (ready.folder / ".cache" / "trainings").iterdir() if path.is_dir())
+    assert not is_busy(folder)
+    assert (ready.folder / "models" / "run.json").is_file() and (ready.folder / "reports" / "history.csv").is_file()
