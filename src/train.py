@@ -30,7 +30,7 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.tracking.runs import run_name, training_run
     from cifar_pipeline.training.build import build_deployed, build_plan, step_images
     from cifar_pipeline.training.engines.choice import choose_engine
-    from cifar_pipeline.training.facts import training_facts
+    from cifar_pipeline.training.facts import run_tags, training_facts
     from cifar_pipeline.training.fit import fit
     from cifar_pipeline.training.folder import TrainingFolder
     from cifar_pipeline.training.hardware import choose_accelerator, choose_hardware
@@ -84,8 +84,7 @@ def train(config: DictConfig) -> float | None:
                         export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
             doing("Putting the models on the run in MLflow")
             logger.send_kept()
-            tags = {**hardware.tags(), "engine": engine.name, "experiment": choices()["experiment"]}
-            run.log_result(folder.result, tags)
+            run.log_result(folder.result, run_tags(folder.facts()))
         folder.publish(output_root(), {"id": run.id, "name": name})
         folder.clear_others(config.machine.keep_trainings)
         return folder.rows()[-1].get("val/accuracy")

@@ -15,6 +15,12 @@ def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
     assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
 
 
+def test_a_precision_that_the_accelerator_does_not_have_is_refused(project: Project) -> None:
+    config = project.compose("precision.cpu=16-mixed", "machine.accelerator=cpu")
+    with pytest.raises(Refusal, match=r"precision\.cpu=16-mixed cannot be had: .* write precision\.cpu=bf16-mixed, or"):
+        choose_hardware(config.machine, config.precision, cores=3, images=1000)
+
+
 @pytest.mark.parametrize("name", ["cuda", "gpu", "mps", "cudda"])
 def test_an_accelerator_that_is_not_here_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch, name: str

@@ -56,7 +56,16 @@ class Trained:
             )
 
     def loss(self, logits: Tensor, labels: Tensor) -> float:
-        """The training's own loss of logits `[N, K]` and labels `[N] int64`, the mean over the images."""
+        """The training's own loss of logits `[N, K]` and labels `[N] int64`, the mean over the images.
+
+        It is the one that was trained and validated with, class weights included. Raises `Refusal` where an older
+        commit left out with which weights.
+        """
+        if self.facts["loss"].get("class_weights") is not None:
+            raise Refusal(
+                f"{self.folder}/ was made by an older commit, which does not say what each class weighs: "
+                "`dvc repro train` makes it again."
+            )
         loss: nn.Module = instantiate(arguments(self.facts["loss"], "loss"))
         return float(loss(logits, labels))
 

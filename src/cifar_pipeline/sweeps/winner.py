@@ -21,7 +21,9 @@ def command_for(record: PointRecord) -> str:
         key: value for key, value in settings(record.overrides).items() if key.partition(".")[0] not in NOT_CHOSEN
     }
     for key in ("threads", "engine"):
-        values[f"machine.{key}"] = record.run.data.tags.get(key, "auto")
+        used = record.run.data.tags.get(key, "auto")
+        # Several one after the other, where the training was broken off, can't be asked for.
+        values[f"machine.{key}"] = "auto" if "," in used else used
     if is_in_repository():
         return shlex.join(["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", setting(*item)))])
     return (

@@ -1,6 +1,7 @@
 """Rare classes counted for more in the loss: each image's loss times a weight of its own class."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,16 @@ class WeightedByClass(nn.Module):
 
     Args:
         loss: logits `[N, K]` and labels `[N]` to a loss for each image, `[N]`.
-        weights: one for each class, `[K] float`.
+        weights: a number for each class.
     """
 
     weights: Tensor
 
-    def __init__(self, loss: nn.Module, weights: Tensor) -> None:
+    def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
         super().__init__()
         self.loss = loss
         # Not kept in checkpoints: it follows from the configuration and the data.
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", torch.tensor(list(weights)), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss, a scalar, of logits `[N, K]` and labels `[N] int64`."""
@@ -40,7 +41,16 @@ class WeightedByClass(nn.Module):
 
 
 def build_loss(options: DictConfig, dataset: Dataset) -> nn.Module:
-    """The loss that conf/loss chose, its images weighted as `class_weights` says (null: all alike).
+    """Build the loss that conf/loss chose. Raises what `loss_to_build` raises."""
+    loss: nn.Module = instantiate(loss_to_build(options, dataset))
+    return loss
+
+
+def loss_to_build(options: DictConfig, dataset: Dataset) -> dict[str, Any]:
+    """Describe the loss that conf/loss chose for `hydra.utils.instantiate`, its images weighted by `class_weights`.
+
+    Training, validation and test build it from this one description: a training's facts hold it, with the weights as
+    numbers, which are those of the training part.
 
     Raises:
         Refusal: there is not a weight for each class, a class has no training images to be balanced with, or the loss
@@ -48,14 +58,14 @@ def build_loss(options: DictConfig, dataset: Dataset) -> nn.Module:
     """
     values, choice = arguments(options, "loss"), options.get("class_weights")
     if choice is None:
-        loss: nn.Module = instantiate(values)
-        return loss
+        return values
     if "reduction" not in inspect.signature(get_object(values["_target_"])).parameters:
         raise Refusal(
             f"loss.class_weights needs a loss that takes `reduction`, as torch's do, and {values['_target_']} doesn't: "
             "write loss.class_weights=null, or choose another loss."
         )
-    return WeightedByClass(instantiate(values, reduction="none"), torch.tensor(_weights(choice, dataset)))
+    weighted = f"{WeightedByClass.__module__}.{WeightedByClass.__qualname__}"
+    return {"_target_": weighted, "loss": {**values, "reduction": "none"}, "weights": _weights(choice, dataset)}
 
 
 def _weights(choice: Any, dataset: Dataset) -> list[float]:

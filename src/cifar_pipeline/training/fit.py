@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.processes import ALONE, Processes
 from cifar_pipeline.training.progress import EpochProgress
+from cifar_pipeline.training.ran import Facts, ReadBack, tell_differences
 from cifar_pipeline.training.together import OwnSignals, Start, together
 
 # simple: seconds in each of Lightning's own calls. pytorch: each operator of a few steps, and a trace for a browser.
@@ -61,10 +61,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished training: a row per epoch, and the seconds spent in this process."""
+    """A finished training: a row per epoch, the seconds spent in all its processes, and on what it ran."""
 
     rows: list[Row]
     seconds: float
+    ran: Facts
 
 
 def fit(plan: Plan, logger: Logger | None) -> Fitted:
@@ -81,32 +82,39 @@ def fit(plan: Plan, logger: Logger | None) -> Fitted:
             warn("On a CPU each process normalises its own share of a batch: the result is not that of one process.")
     with together(processes, accelerator, identity, start) as (processes, start):
         if not start.is_needed:
-            return Fitted([], 0.0)
+            return Fitted([], 0.0, {})
         if start.checkpoint:
             say(f"Going on from the checkpoint {start.checkpoint}")
-        epochs = EpochRows()
-        trainer = _trainer(replace(plan, processes=processes), epochs, logger)
-        seconds = _run(trainer, plan, start.checkpoint)
+        epochs, ran = EpochRows(), ReadBack()
+        trainer = _trainer(replace(plan, processes=processes), [epochs, ran], logger)
+        _run(trainer, plan, start.checkpoint)
     if plan.profiler and processes.is_first:
         say(f"Profile: {', '.join(map(str, sorted(plan.folder.path.glob('fit-profile*'))))}")
-    return Fitted(epochs.rows, seconds)
+    found = ran.facts()
+    if processes.is_first:
+        planned = plan.hardware.planned() | {"engine": "block" if plan.pictures.chunk else "plain"}
+        tell_differences(planned, found)
+    return Fitted(epochs.rows, ran.seconds, found)
 
 
-def _run(trainer: Trainer, plan: Plan, checkpoint: Path | None) -> float:
-    """Train, and say how many seconds it took."""
-    begin_at, start = str(checkpoint) if checkpoint else None, time.perf_counter()
+def _run(trainer: Trainer, plan: Plan, checkpoint: Path | None) -> None:
+    """Train, from this checkpoint on."""
     try:
-        trainer.fit(plan.module, datamodule=plan.pictures, ckpt_path=begin_at, weights_only=True)
+        trainer.fit(
+            plan.module,
+            datamodule=plan.pictures,
+            ckpt_path=str(checkpoint) if checkpoint else None,
+            weights_only=True,
+        )
     except (SystemExit, KeyboardInterrupt) as stop:
         # Lightning ends with an exit code of its own after Ctrl-C.
         number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
         line = f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint."
         raise Interrupted(number, line) from None
-    return time.perf_counter() - start
 
 
-def _trainer(plan: Plan, epochs: EpochRows, logger: Logger | None) -> Trainer:
-    """Lightning's trainer, which hands each epoch to `epochs` and `logger`."""
+def _trainer(plan: Plan, keeping: list[Callback], logger: Logger | None) -> Trainer:
+    """Lightning's trainer, with the callbacks that keep what happens, and a logger."""
     options, hardware, processes, folder = plan.options, plan.hardware, plan.processes, plan.folder.path
     profiler = PROFILERS[plan.profiler] if plan.profiler and processes.is_first else None
     return Trainer(
@@ -123,7 +131,7 @@ def _trainer(plan: Plan, epochs: EpochRows, logger: Logger | None) -> Trainer:
         gradient_clip_val=options["gradient_clip_val"],
         accumulate_grad_batches=_parts(plan),
         logger=False if logger is None else logger,
-        callbacks=_callbacks(plan, epochs),
+        callbacks=_callbacks(plan, keeping),
         plugins=[
             AtomicCheckpoints(plan.folder.identity),
             *([processes.environment] if processes.environment is not None else []),
@@ -136,12 +144,12 @@ def _trainer(plan: Plan, epochs: EpochRows, logger: Logger | None) -> Trainer:
     )
 
 
-def _callbacks(plan: Plan, epochs: EpochRows) -> list[Callback]:
+def _callbacks(plan: Plan, keeping: list[Callback]) -> list[Callback]:
     folder, average = plan.folder.path, plan.average
     return [
         *([average] if average else []),
         *([OwnSignals()] if plan.processes.are_several else []),
-        epochs,
+        *keeping,
         EpochProgress(plan.pictures),
         WithinEpoch(folder, plan.checkpoint_every),
         *checkpoint_callbacks(folder, plan.pictures.has_val, is_average(average)),

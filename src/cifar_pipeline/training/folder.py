@@ -98,6 +98,11 @@ class TrainingFolder:
             (part / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
             (part / HISTORY).write_text(json.dumps(rows, indent=1) + "\n")
 
+    def facts(self) -> dict[str, Any]:
+        """What is known about the finished training."""
+        facts: dict[str, Any] = json.loads((self.result / FACTS).read_text())
+        return facts
+
     def rows(self) -> list[Row]:
         """The finished training's row per epoch."""
         rows: list[Row] = json.loads((self.result / HISTORY).read_text())

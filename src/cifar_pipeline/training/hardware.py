@@ -1,16 +1,20 @@
-"""What a training runs on, chosen once and said in one line."""
+"""What a training is to run on, chosen once and said in one line. What it ran on is read back (`ran.py`)."""
 
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.training.processes import ALONE, Processes
+from cifar_pipeline.training.ran import device_name
+
+# Precisions that an accelerator does not have: why, and what to write instead.
+IMPOSSIBLE = {
+    ("cpu", "16-mixed"): ("torch has no float16 there, and Lightning would take bf16-mixed", "bf16-mixed, or 32-true"),
+    ("mps", "64-true"): ("Apple's GPUs have no float64", "32-true"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,34 +29,21 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """What to call it in a report: the GPU's name, or the CPU with its threads."""
-        if self.accelerator == "cuda":
-            return torch.cuda.get_device_name()
-        return f"{self.accelerator}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        """The GPU's name, or the CPU with its threads."""
+        return device_name(torch.device(self.accelerator), self.threads)
 
-    def tags(self) -> dict[str, str]:
-        """What to filter runs by."""
-        tags = {
+    def planned(self) -> dict[str, str]:
+        """What of this is read back when it ran."""
+        return {
             "device": self.device,
             "threads": str(self.threads),
             "precision": self.precision,
             "processes": str(self.devices),
         }
-        return tags | {"processor": processor(), "cores": str(os.cpu_count() or 1)}
 
     def __str__(self) -> str:
         several = f"{self.devices} processes, each on " if self.devices > 1 else ""
         return f"{several}{self.device} ({self.reason}), precision {self.precision}"
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def choose_hardware(
@@ -63,14 +54,18 @@ def choose_hardware(
     A thread for each of the `cores`, but no more than `images`, those of a step, are worth; both are shared by the
     training's `processes` on this machine.
 
-    Raises `Refusal` where the accelerator asked for is not here.
+    Raises `Refusal` where the accelerator asked for is not here, or can't compute in that precision.
     """
     accelerator, reason = choose_accelerator(str(machine["accelerator"]))
+    key, asked = f"precision.{accelerator}", precision[accelerator]
+    if (accelerator, asked) in IMPOSSIBLE:
+        why, instead = IMPOSSIBLE[accelerator, asked]
+        raise Refusal(f"{key}={asked} cannot be had: {why}; write {key}={instead}.")
     worth = max(1, images // processes.count // int(machine["images_per_thread"]))
     own = max(1, cores // processes.here)
     threads = min(own, worth) if machine["threads"] == "auto" else int(machine["threads"])
     torch.set_num_threads(threads)
-    return Hardware(accelerator, processes.count, threads, precision[accelerator], reason)
+    return Hardware(accelerator, processes.count, threads, asked, reason)
 
 
 def choose_accelerator(asked: str) -> tuple[str, str]:

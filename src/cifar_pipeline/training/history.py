@@ -14,11 +14,6 @@ def metrics_of(row: Row) -> tuple[Row, int]:
     return {key: value for key, value in row.items() if key != "epoch"}, int(row["epoch"])
 
 
-def best_row(rows: list[Row]) -> Row:
-    """The first row with the best validation accuracy; without a validation part, the last."""
-    return max(rows, key=lambda row: row["val/accuracy"]) if "val/accuracy" in rows[-1] else rows[-1]
-
-
 def line_of(row: Row, epochs: int) -> str:
     """A row as a line for a person."""
     val = f"val/loss {row['val/loss']:.4f}  val/accuracy {row['val/accuracy']:.2%}  " if "val/loss" in row else ""

@@ -48,6 +48,11 @@ class Classifier(LightningModule):
         self.val_sums = Sums()
         self.left_off: dict[str, Any] | None = None
 
+    @property
+    def engine(self) -> str:
+        """How the steps have been run by this process."""
+        return "plain"
+
     def load_checkpoint(self, path: Path) -> None:
         """Take the weights of a checkpoint, read without unpickling anything but tensors and plain values."""
         self.load_state_dict(load_weights(path))
@@ -97,7 +102,7 @@ class Classifier(LightningModule):
         # Lightning may take fewer batches than there are.
         self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
         self.part_images = loader.batch_size
-        self.step_images = loader.batch_size * self.trainer.accumulate_grad_batches
+        self.step_images = min(self.epoch_images, loader.batch_size * self.trainer.accumulate_grad_batches)
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:

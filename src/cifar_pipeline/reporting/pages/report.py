@@ -73,6 +73,7 @@ def report(evaluation: Evaluation, bins: int, shown_mistakes: int) -> str:
         fallback=metrics["dataset"]["fallback"],
         dataset=metrics["dataset"]["title"],
         test=metrics["test"],
+        weighted=bool(evaluation.facts.get("recipe", {}).get("loss", {}).get("class_weights")),
         images=images,
         interval=wilson(int(answers.right.sum()), images),
         parameters=metrics["parameters"],

@@ -30,6 +30,11 @@ class BlockClassifier(Classifier):
             # It takes some seconds, in which MLflow and Lightning can get ready.
             small_convolutions.building()
 
+    @property
+    def engine(self) -> str:
+        """`plain` where no block has been compiled: all steps were single ones then."""
+        return "plain" if self.block is None else "block"
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.taken = 0
@@ -44,7 +49,7 @@ class BlockClassifier(Classifier):
     def steps_per_epoch(self) -> int:
         loader: Any = self.trainer.train_dataloader
         # Not that of the first batch seen: a training may go on at an epoch's last, which is smaller.
-        self.batch_size = loader.batches.batch_size
+        self.batch_size = self.step_images = loader.batches.batch_size
         return len(loader.batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

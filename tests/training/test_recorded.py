@@ -1,0 +1,115 @@
+"""What a run and its files say about a training is what happened, and not what was asked for."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch  # noqa: F401  (before a fixture says that there is no GPU)
+import pandas
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from project import Ended, Project
+from small_training import start
+
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.inference.batched import logits_of
+from cifar_pipeline.inference.export import load_model
+from cifar_pipeline.inference.trained import Trained
+from cifar_pipeline.training.engines.blocks import Block
+from cifar_pipeline.training.fit import Plan, fit
+from cifar_pipeline.training.hardware import Hardware
+from cifar_pipeline.training.module import Classifier
+from train import train
+
+QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "machine.accelerator=cpu", "machine.threads=1")
+COMPILED = ("machine.engine=block", "machine.block_steps=1", "machine.chunk_steps=5")
+
+
+def trained(project: Project, *more: str, code: int = 0) -> Ended:
+    ended = project.start(train, *QUICK, *more)
+    assert ended.code == code, ended.err
+    return ended
+
+
+def recorded(project: Project) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts in models/, and the tags of the only training's run."""
+    facts = json.loads((project.folder / "models" / "training.json").read_text())
+    (run,) = runs(project)
+    return facts, run.data.tags
+
+
+def runs(project: Project) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cifar-pipeline")
+    assert experiment
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_single_steps_in_place_of_blocks_are_recorded_as_such(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible(*_: Any) -> None:
+        raise NotImplementedError("no such operation")
+
+    monkeypatch.setattr(Block, "compile", impossible)
+    ended = trained(ready, *COMPILED)
+    assert "engine plain (planned: block)" in ended.err
+    facts, tags = recorded(ready)
+    assert facts["timing"]["engine"] == tags["engine"] == "plain"
+    assert (tags["threads"], tags["strategy"], tags["images_per_step"]) == ("1", "single_device", "9")
+
+
+def test_precision_is_recorded_as_lightning_takes_it(project: Project, digits: Dataset) -> None:
+    """`train` refuses this one; whatever else Lightning may change is seen in the same way."""
+    made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=45"), digits)
+    plan = Plan(made.module, made.pictures, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder)
+    with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
+        assert fit(plan, made.logger).ran["precision"] == "bf16-mixed"
+
+
+def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Classifier.on_train_batch_start
+
+    def stop(self: Classifier, batch: Any, index: int) -> None:
+        if self.current_epoch == 1 and index == 3:
+            raise KeyboardInterrupt
+        usual(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_batch_start", stop)
+        trained(ready, code=128 + signal.SIGINT)
+    ended = trained(ready, "machine.threads=2")
+    assert "threads 1, then 2 (planned: 2)" in ended.err
+    facts, tags = recorded(ready)
+    assert facts["timing"]["threads"] == tags["threads"] == "1, then 2"
+    assert (facts["timing"]["engine"], facts["epochs"]) == ("plain", 2)
+
+    # Whoever takes the result later has not trained it, whatever threads are there.
+    trained(ready, "machine.threads=1")
+    assert recorded(ready)[1]["threads"] == "1, then 2"
+
+
+def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: Project) -> None:
+    trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
+    models = Trained.open(Path("models"), "last")
+    images, labels = Dataset.open(Path("data/processed")).part("val")
+    logits = logits_of(load_model(models.model), images, 30, lambda _: None)
+    history = pandas.read_csv("reports/history.csv")
+    assert models.loss(logits, torch.from_numpy(labels)) == pytest.approx(history["val/loss"].iloc[-1], rel=1e-4)
+    unweighted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+    assert models.loss(logits, torch.from_numpy(labels)) > 2 * float(unweighted)
+
+
+def test_the_best_epoch_is_the_one_that_the_best_weights_are_from(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.3, 0.5, 0.4])
+    monkeypatch.setattr(
+        Classifier,
+        "on_validation_epoch_end",
+        lambda self: self.log("val/accuracy", next(accuracies), logger=False),
+    )
+    trained(ready, "trainer.max_epochs=3", "trainer.batch_size=45")
+    facts, _ = recorded(ready)
+    assert (facts["best_epoch"], facts["epochs"], facts["timing"]["images_per_step"]) == (2, 3, "45")
