@@ -10,6 +10,9 @@ export PYTHONUTF8 := 1
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11 python,\
 	$(shell $(python) -c 'import sys; print("$(python)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 SETUP := .venv/.set-up
+# An environment holds its own path in many files: in a project that was moved or copied it is made again.
+MADE_IN := $(shell cat $(SETUP) 2>/dev/null)
+MOVED := $(if $(MADE_IN),$(shell test "$$(cat $(SETUP))" = "$$(cd .venv && pwd -P)" || echo moved))
 
 # No stage touches MLflow's registry: a stage may be skipped. A model that was seen to takes no time again, and one that
 # is refused (exit code 2, with a sentence) keeps nobody from seeing what came out.
@@ -23,14 +26,16 @@ all: $(SETUP) ## set up, run the whole pipeline, show what came out
 	@$(PROMOTE)
 	@python src/summary.py
 
-$(SETUP): pyproject.toml constraints.txt
+$(SETUP): pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
 	@echo "Installing the pinned environment into .venv (once; two to five minutes and 6 GB) ..."
-	@"$(PYTHON)" -m venv .venv
+	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
 	@case "$$(LC_ALL=C git rev-parse --git-dir 2>&1)" in \
 		*"not a git repository (or any"* | *"not found"*) test -e .git || dvc config --local core.no_scm true ;; esac
-	@touch $(SETUP)
+	@(cd .venv && pwd -P) > $(SETUP)
+
+moved:
 
 .PHONY: setup
 setup: $(SETUP) ## set up only

@@ -116,7 +116,7 @@ BY_FILE = {
         "make setup": "make setup",
     },
     "Makefile": {
-        "-m venv .venv": "python3 -m venv .venv",
+        "-m venv ": "python3 -m venv .venv",
         "--constraint constraints.txt --editable": "pip install --constraint constraints.txt --editable .*",
     },
 }

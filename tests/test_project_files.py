@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
+from pathlib import Path
 
 import yaml
 from pages import ROOT, read
@@ -69,3 +72,24 @@ def test_the_image_runs_as_a_user_and_keeps_its_dependencies_in_a_layer_of_their
         assert file in copied
     kept_out = read(ROOT / ".dockerignore").split()
     assert {".git", ".venv", "data", "models", "mlflow.db*"} <= set(kept_out)
+
+
+def test_an_environment_that_was_moved_is_made_again(tmp_path: Path) -> None:
+    project = tmp_path / "the first"
+    (project / ".venv").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, project)
+
+    def planned(root: Path) -> str:
+        return subprocess.run(
+            ["make", "--dry-run", "setup"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "-m venv  .venv" in planned(project)
+    (project / ".venv" / ".set-up").write_text(f"{(project / '.venv').resolve()}\n")
+    assert "venv" not in planned(project)
+    moved = project.rename(tmp_path / "the second")
+    assert "-m venv --clear .venv" in planned(moved)
+    # Made by hand, and marked with `touch`: whose it is, nobody knows.
+    (moved / ".venv" / ".set-up").write_text("")
+    assert "venv" not in planned(moved)

@@ -4,10 +4,8 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from source import ROOT
+
+from cifar_pipeline.tracking.moved import relocate
 
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
@@ -138,12 +138,8 @@ class Workspace:
     def copy(self, root: Path) -> "Workspace":
         """The same in another folder, with its cache and its runs."""
         shutil.copytree(self.root, root, symlinks=True)
-        # MLflow's paths are absolute: left alone, the copy would write to the original's mlruns/.
-        places = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
-        with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-            for table, column in places.items():
-                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-                database.execute(change, (self.root.as_uri(), root.as_uri()))
+        # Here, so that no command in the copy says it.
+        relocate(root / "mlflow.db", self.root.resolve(), root.resolve())
         return Workspace(root, self.source)
 
 

@@ -78,3 +78,27 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
     listed = copy.run("python", "src/versions.py")
     assert listed.index("digits/2") < listed.index("digits/1")
     assert "champion" in next(line for line in listed.splitlines() if "digits/1" in line)
+
+
+@pytest.mark.long
+def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
+    copy: Workspace, pictures: Path, tmp_path: Path
+) -> None:
+    copy.run("python", "src/promote.py")
+    picture = str(pictures / "0000.png")
+    ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", picture)
+    before = sentences(copy.run(*ask))[-1]
+    twin = Workspace(tmp_path / "the twin")
+    shutil.copytree(copy.root, twin.root, symlinks=True)
+    moved = Workspace(copy.root.rename(tmp_path / "umbenannt & neu"))
+    for workspace in (moved, twin):
+        said = workspace.run("python", "src/versions.py")
+        assert f"This project was in {copy.root} before" in said and str(workspace.root) in said
+        assert sentences(workspace.run(*ask))[-1] == before
+        workspace.train("seed=7", "trainer.max_epochs=1")
+        run = workspace.runs()[-1]
+        assert run.info.artifact_uri == f"{(workspace.root / 'mlruns').as_uri()}/{run.info.run_id}/artifacts"
+        assert (workspace.root / "mlruns" / run.info.run_id / "artifacts" / "training.json").is_file()
+        assert "This training" in workspace.train()  # what had finished before is found
+    assert not copy.root.exists()
+    assert moved.runs()[-1].info.run_id != twin.runs()[-1].info.run_id

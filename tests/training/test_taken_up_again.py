@@ -61,6 +61,26 @@ def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
         assert torch.equal(again.module.state_dict()[name], value), name
 
 
+def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project, digits: Dataset) -> None:
+    # At this rate nothing is learned: all epochs are best, and the first counts.
+    config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
+    stopped = start(project, config, digits)
+    usual = stopped.module.on_train_epoch_start
+
+    def stop() -> None:
+        if stopped.module.current_epoch == 1:
+            raise KeyboardInterrupt
+        usual()
+
+    stopped.module.on_train_epoch_start = stop  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        stopped.run()
+    moved = start(project, config, digits, stopped.folder.path.rename(project.folder / "moved"))
+    assert [row["epoch"] for row in moved.run().rows] == [1, 2, 3]
+    assert checkpoints.read_checkpoint(moved.folder.checkpoint("best"))["epoch"] == 0
+    assert not stopped.folder.path.exists()
+
+
 def test_the_best_checkpoint_is_the_first_epoch_with_the_best_accuracy(project: Project, digits: Dataset) -> None:
     config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
     training = start(project, config, digits)

@@ -15,6 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from cifar_pipeline.config.workspace import main_workspace
+from cifar_pipeline.console import warn
+from cifar_pipeline.tracking.moved import FOLDER, former_root, relocate
 
 EXPERIMENT = "cifar-pipeline"
 # A server that is gone is noticed in seconds; MLflow's own retries take minutes.
@@ -85,9 +87,21 @@ def _go_on_waiting(connection: Any, cursor: Any, statement: str, values: Any, co
 def _experiment(client: MlflowClient, uri: str) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
+        _follow_the_project(uri, experiment.artifact_location)
         return str(experiment.experiment_id)
     # MLflow's own default would be a folder below whatever directory the first process happens to run in.
-    local = (main_workspace() / "mlruns").as_uri() if uri.startswith("sqlite:///") else None
+    local = (main_workspace() / FOLDER).as_uri() if uri.startswith("sqlite:///") else None
     # Without this kind the page opens on what it has for language models.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return str(client.create_experiment(EXPERIMENT, artifact_location=local, tags=kind))
+
+
+def _follow_the_project(uri: str, location: str) -> None:
+    """Let this workspace's own database name its files here, where the project was moved or copied since."""
+    root, database = main_workspace(), Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or database.resolve() != root / "mlflow.db":
+        return
+    former = former_root(location, root)
+    if former is not None:
+        count = relocate(database, former, root)
+        warn(f"This project was in {former} before: {count} paths in its MLflow database now name {root}.")

@@ -51,12 +51,29 @@ class AtomicCheckpoints(TorchCheckpointIO):
             checkpoint_path(path.parent, WITHIN).unlink(missing_ok=True)
 
 
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's callback, for a training that goes on in a folder that was moved or copied since.
+
+    Lightning itself drops the best score where the folder has another path, and takes a worse epoch for the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        old, new = str(state_dict.get("dirpath", self.dirpath)), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): kept for key, kept in value.items()}
+            return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+        super().load_state_dict({key: moved(value) for key, value in state_dict.items()})
+
+
 def checkpoint_callbacks(folder: Path, has_val: bool, averaged: bool) -> list[ModelCheckpoint]:
     """Keep the last weights and, where there is a validation part, those of the epoch with the best accuracy on it.
 
     Where weights are `averaged`, Lightning puts the average into whole checkpoints only.
     """
-    checkpoint = partial(ModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
+    checkpoint = partial(MovableCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
     last = checkpoint(filename=LAST)
     if not has_val:
         return [last]

@@ -1,0 +1,142 @@
+"""A project that was moved or copied finds its runs and models, and writes into its own folder."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from cifar_pipeline.tracking.addresses import model_folder
+from cifar_pipeline.tracking.candidates import of_run
+from cifar_pipeline.tracking.moved import PLACES, former_root
+from cifar_pipeline.tracking.registry import Rule, promote
+from cifar_pipeline.tracking.runs import training_run
+from cifar_pipeline.tracking.store import connect
+
+RULE = Rule("digits", "champion", 0.0)
+CHAMPION = "models:/digits@champion"
+
+
+@pytest.fixture
+def original(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project with a registered model; the working directory."""
+    root = tmp_path / "das erste für alle"
+    root.mkdir()
+    shutil.copy(empty_database, root)
+    enter(monkeypatch, root)
+    before = mlflow.get_tracking_uri()
+    promote(of_run(train(0.5), "last"), RULE, False)
+    yield root
+    mlflow.set_tracking_uri(before)
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Begin anew in this folder; MLflow leaves the address of its database to other processes in a variable."""
+    for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(root)
+
+
+def train(accuracy: float) -> str:
+    """A finished training in the working directory; the id of its run."""
+    model = Path("result", "last")
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
+    (model.parent / "training.json").write_text(json.dumps({"classes": ["0"]}))
+    dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
+    with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
+        run.log_metrics({"val/accuracy": accuracy}, 1)
+        run.log_result(model.parent, {})
+    return run.id
+
+
+def content_of(address: str) -> str:
+    with model_folder(address, "", "last") as folder:
+        return (folder / "MLmodel").read_text()
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def places(root: Path) -> list[str]:
+    """Everything in the database that names a place of files."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        return [
+            value
+            for table, columns, rows in PLACES
+            for column in columns
+            for (value,) in database.execute(f"SELECT {column} FROM {table} {rows}")
+            if value
+        ]
+
+
+def test_a_moved_project_finds_its_model_and_writes_into_its_new_folder(
+    original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = original.rename(original.parent / "umbenannt & new")
+    enter(monkeypatch, moved)
+    assert content_of(CHAMPION) == "metadata: 0.5\n"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"This project was in {original} before" in said and str(moved) in said
+    run = train(0.6)
+    promote(of_run(run, "last"), RULE, False)
+    assert content_of(CHAMPION) == "metadata: 0.6\n" and content_of("models:/digits/1") == "metadata: 0.5\n"
+    assert not original.exists()
+    assert (moved / "mlruns" / run / "artifacts" / "training.json").is_file()
+    assert "before" not in capsys.readouterr().err
+    assert not [place for place in places(moved) if original.as_uri() in place or str(original) in place]
+    # Somebody without our code reads it as well.
+    client = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
+    assert Path(client.download_artifacts(run, "training.json")).is_file()
+
+
+def test_a_copy_and_its_original_go_on_apart(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = original.parent / "copy"
+    shutil.copytree(original, copy)
+    before = files(original)
+    enter(monkeypatch, copy)
+    promote(of_run(train(0.7), "last"), RULE, False)
+    assert content_of(CHAMPION) == "metadata: 0.7\n"
+    assert files(original) == before
+    enter(monkeypatch, original)
+    assert content_of(CHAMPION) == "metadata: 0.5\n"
+    shutil.rmtree(original / "mlruns")
+    enter(monkeypatch, copy)
+    assert content_of("models:/digits/1") == "metadata: 0.5\n"
+
+
+def test_files_that_stayed_where_they_were_are_still_found(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = original.parent / "database alone"
+    copy.mkdir()
+    with (
+        closing(sqlite3.connect(original / "mlflow.db")) as database,
+        closing(sqlite3.connect(copy / "mlflow.db")) as new,
+    ):
+        database.backup(new)
+    before = files(original / "mlruns")
+    enter(monkeypatch, copy)
+    assert content_of("models:/digits/1") == "metadata: 0.5\n"
+    run = train(0.6)
+    assert (copy / "mlruns" / run / "artifacts" / "training.json").is_file()
+    assert files(original / "mlruns") == before
+
+
+def test_a_store_outside_the_workspace_is_left_alone(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = original.parent / "other"
+    other.mkdir()
+    before = places(original)
+    enter(monkeypatch, other)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{original / 'mlflow.db'}")
+    connect()
+    assert places(original) == before
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/mlruns", "mlflow-artifacts:/1", "file:///other/runs", "mlruns", ""])
+def test_a_place_that_somebody_chose_is_left_alone(location: str) -> None:
+    assert former_root(location, Path("/here")) is None
