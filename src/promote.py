@@ -18,7 +18,7 @@ def promote() -> None:
 
     from cifar_pipeline.console import say
     from cifar_pipeline.tracking.candidates import of_pipeline, of_run
-    from cifar_pipeline.tracking.registry import Rule
+    from cifar_pipeline.tracking.champions import Rule
     from cifar_pipeline.tracking.registry import promote as promoted
 
     checkpoint = config.evaluate.checkpoint

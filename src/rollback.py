@@ -13,7 +13,8 @@ def rollback() -> None:
 
     from cifar_pipeline.console import say
     from cifar_pipeline.tracking.candidates import data_of_pipeline
-    from cifar_pipeline.tracking.registry import Rule, roll_back
+    from cifar_pipeline.tracking.champions import Rule
+    from cifar_pipeline.tracking.registry import roll_back
 
     say(roll_back(Rule.of(config.registry, data_of_pipeline(Path("models")))))
 

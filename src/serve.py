@@ -15,7 +15,7 @@ def serve() -> None:
     from cifar_pipeline.inference.served import answer, listen_on
     from cifar_pipeline.tracking.addresses import model_folder
     from cifar_pipeline.tracking.candidates import data_of_pipeline
-    from cifar_pipeline.tracking.registry import Rule
+    from cifar_pipeline.tracking.champions import Rule
 
     listener = listen_on(config.serve.host, config.serve.port)
     model = asked.model or Rule.of(config.registry, data_of_pipeline(Path("models"))).champion

@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 
 from cifar_pipeline.tracking.addresses import model_folder
 from cifar_pipeline.tracking.candidates import of_run
+from cifar_pipeline.tracking.champions import Rule
 from cifar_pipeline.tracking.moved import PLACES, former_root
-from cifar_pipeline.tracking.registry import Rule, promote
+from cifar_pipeline.tracking.registry import promote
 from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.tracking.store import connect
 

@@ -13,7 +13,8 @@ from cifar_pipeline.console import Refusal
 from cifar_pipeline.tracking import candidates
 from cifar_pipeline.tracking.addresses import model_folder
 from cifar_pipeline.tracking.candidates import Candidate, data_of_pipeline, of_pipeline, of_run
-from cifar_pipeline.tracking.registry import Rule, promote, read_versions, roll_back
+from cifar_pipeline.tracking.champions import Rule
+from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.tracking.store import connect
 

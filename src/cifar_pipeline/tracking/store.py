@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from cifar_pipeline.config.workspace import main_workspace
-from cifar_pipeline.console import warn
+from cifar_pipeline.console import Refusal, warn
 from cifar_pipeline.tracking.moved import FOLDER, former_root, relocate
 
 EXPERIMENT = "cifar-pipeline"
@@ -86,14 +86,31 @@ def _go_on_waiting(connection: Any, cursor: Any, statement: str, values: Any, co
 
 def _experiment(client: MlflowClient, uri: str) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None:
-        _follow_the_project(uri, experiment.artifact_location)
-        return str(experiment.experiment_id)
+    if experiment is None:
+        return _new_experiment(client, uri)
+    if experiment.lifecycle_stage != "active":
+        raise Refusal(
+            f"The experiment {EXPERIMENT} was deleted from this MLflow store, and its name stays taken: `mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}`, with MLFLOW_TRACKING_URI set to "
+            "the store, brings it back."
+        )
+    _follow_the_project(uri, experiment.artifact_location)
+    return str(experiment.experiment_id)
+
+
+def _new_experiment(client: MlflowClient, uri: str) -> str:
     # MLflow's own default would be a folder below whatever directory the first process happens to run in.
     local = (main_workspace() / FOLDER).as_uri() if uri.startswith("sqlite:///") else None
     # Without this kind the page opens on what it has for language models.
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(EXPERIMENT, artifact_location=local, tags=kind))
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=local, tags=kind))
+    except MlflowException as error:
+        # On a server another workspace may have made it meanwhile: the lock is this workspace's own.
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def _follow_the_project(uri: str, location: str) -> None:
