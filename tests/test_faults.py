@@ -6,6 +6,10 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import requests
@@ -80,3 +84,61 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
     monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
     with pytest.raises(Refusal, match=r"models may not be written to.*chmod"):
         require_writable(tmp_path / "models")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers whatever it is asked with the server's `reply`."""
+
+    def do_POST(self) -> None:
+        code, body = self.server.reply  # type: ignore[attr-defined]
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(code)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        import mlflow
+
+        before = mlflow.get_tracking_uri()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "told"),
+    [
+        (401, b"no", "asks who you are: set MLFLOW_TRACKING_USERNAME"),
+        (403, b'{"error_code": "PERMISSION_DENIED", "message": "not you"}', "does not allow this to you.*not you"),
+        (404, b"<html>nothing here", "is no MLflow server"),
+        (200, b"<html>a proxy's page", "answers with an error: see that the address is that of MLflow"),
+        (503, b"busy", r"answers with errors \(too many 503 error responses\): look into its log"),
+    ],
+)
+def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_empty(
+    server: Any, code: int, body: bytes, told: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_pipeline.tracking.addresses import model_folder
+    from cifar_pipeline.tracking.store import connect
+
+    monkeypatch.chdir(tmp_path)
+    address = f"http://127.0.0.1:{server.server_port}"
+    server.reply = code, body
+    for ask in (connect, lambda: model_folder("models:/digits@champion", "", "last").__enter__()):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(Exception) as raised:
+            ask()
+        sentence = fault_sentence(raised.value)
+        assert sentence is not None and re.search(told, sentence), sentence
+        assert sentence.startswith(f"MLflow's server at {address} ")

@@ -150,6 +150,9 @@ def test_the_pipelines_model_is_registered_with_dvcs_hash(shop: Shop, monkeypatc
     (models / "run.json").write_text(json.dumps({"id": 32 * "0"}))
     with pytest.raises(Refusal, match=r"is not in this MLflow database.*`dvc repro --force --single-item train`"):
         of_pipeline(models, "last")
+    (models / "run.json").write_text("{")
+    with pytest.raises(Refusal, match=r"models/run\.json is damaged .*`dvc checkout "):
+        of_pipeline(models, "last")
     with pytest.raises(Refusal, match="There is no finished training in"):
         of_pipeline(shop.folder / "nowhere", "last")
 

@@ -89,8 +89,12 @@ def of_run(wanted: str, checkpoint: str) -> Candidate:
 def _read(models: Path, name: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((models / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         raise Refusal(f"There is no finished training in {models}/: `dvc repro` makes one.") from None
+    except ValueError as error:
+        raise Refusal(
+            f"{models}/{name} is damaged ({error}): `dvc checkout {models}` or `dvc repro` mends it."
+        ) from None
     return content
 
 

@@ -13,6 +13,8 @@ from cifar_pipeline.console import Refusal
 from cifar_pipeline.tracking.store import connect, known_run
 
 FACTS = "training.json"
+# What MLflow answers where there is no such run, model or alias; everything else is a fault of the store.
+ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+))")
 
 
@@ -26,7 +28,9 @@ def download_model(address: str, place: Path) -> Path:
     client, _ = connect()
     try:
         folder = Path(download_artifacts(artifact_uri=address, dst_path=str(place / "model")))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, FileNotFoundError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in ABSENT:
+            raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise Refusal(f"MLflow has no {address} ({reason}): `make models` lists those it has.") from None
     if not (folder / "MLmodel").is_file():
