@@ -139,8 +139,8 @@ def office(workspace: Path, candidates: tuple[Candidate, ...], monkeypatch: pyte
     ("first", "others"),
     [
         ("1", (4,)),
-        pytest.param("", range(1, 9), marks=pytest.mark.long),
-        pytest.param("1", range(1, 9), marks=pytest.mark.long),
+        pytest.param("", (1, 3, 5, 7), marks=pytest.mark.long),
+        pytest.param("1", (2, 5, 6, 8), marks=pytest.mark.long),
     ],
 )
 def test_whoever_comes_in_between_the_better_one_is_the_champion(
