@@ -1,19 +1,25 @@
 """What ends a process from outside: Ctrl-C, SIGTERM, and the death of the process that started it."""
 
+import faulthandler
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 SECONDS_BETWEEN = 0.5
-# How long a process whose starter is gone may take to clear up.
-SECONDS_TO_END = 10
+# How long a stopped process may take to end its run and to release its locks, before it is ended without that.
+SECONDS_TO_END = 4.2
+# The same where even the thread that ends it can't run, because a library keeps Python's lock.
+SECONDS_WITHOUT_PYTHON = 4.8
+UNCLEAN = "Stopped, before everything was ended in order: the next command does the rest.\n"
 
 
 class Interrupted(SystemExit):
@@ -24,10 +30,78 @@ class Interrupted(SystemExit):
         self.line = line
 
 
+# Whether there is a thread that sees signals, and whether a person was told that the command was stopped.
+_is_watched = False
+_was_told = False
+# Whether what this process has started is told of a SIGTERM: a terminal tells all of a Ctrl-C.
+_passes_on = False
+
+
 def listen() -> None:
-    """Let SIGTERM raise `Interrupted`, so that runs, locks and half-written files are left as after Ctrl-C."""
+    """Let SIGTERM raise `Interrupted`, so that runs, locks and half-written files are left as after Ctrl-C.
+
+    Within five seconds of either the process has ended, whatever its threads wait for.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
+        _watch_signals()
+
+
+def told() -> None:
+    """Note that there was a line about the interruption."""
+    global _was_told
+    _was_told = True
+
+
+def pass_on() -> None:
+    """Send a SIGTERM to the processes that this one has started as well, as to the workers of a sweep."""
+    global _passes_on
+    _passes_on = True
+
+
+def _watch_signals() -> None:
+    """Start a thread that sees a signal at once, also while the main one is in a library's code or waits for a lock."""
+    global _is_watched
+    if _is_watched:
+        return
+    _is_watched = True
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_pipe)
+    threading.Thread(target=_end_in_time, args=(reading,), name="signals", daemon=True).start()
+
+
+def _forget_pipe() -> None:
+    """In a forked process, leave its parent's pipe alone: a signal to this one is none to that one."""
+    global _is_watched
+    _is_watched = False
+    with suppress(ValueError):  # forked by a thread
+        signal.set_wakeup_fd(-1)
+
+
+def _end_in_time(pipe: int) -> None:
+    """End this process, and what it has started, if it still runs so long after the first signal to stop."""
+    number = 0
+    with Path(os.devnull).open("w") as nowhere:
+        while number not in (signal.SIGTERM, signal.SIGINT):
+            number = os.read(pipe, 1)[0]
+        faulthandler.dump_traceback_later(SECONDS_WITHOUT_PYTHON, exit=True, file=nowhere)
+        if _passes_on and number == signal.SIGTERM:
+            _signal_descendants(signal.SIGTERM)
+        time.sleep(SECONDS_TO_END)
+        if not _was_told:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, UNCLEAN.encode())
+        _signal_descendants(signal.SIGKILL)
+        os._exit(128 + number)
+
+
+def _signal_descendants(number: int) -> None:
+    with suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.send_signal(number)
 
 
 def _raise(number: int, _: Any) -> None:

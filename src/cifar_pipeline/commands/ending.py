@@ -13,7 +13,7 @@ from yaml import YAMLError
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, is_silent
 from cifar_pipeline.faults import fault_sentence
-from cifar_pipeline.interruption import Interrupted, listen
+from cifar_pipeline.interruption import Interrupted, listen, told
 
 
 @contextmanager
@@ -29,6 +29,7 @@ def clear_ending(stopped: str) -> Iterator[None]:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
         if not is_silent():
             complain(interrupted.line or stopped)
+        told()
         sys.exit(interrupted.code)
     except BrokenPipeError:
         # Whoever read the output, `head` for one, has seen enough; Python would complain about the rest at its end.

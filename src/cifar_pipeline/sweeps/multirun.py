@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_pipeline.console import complain
+from cifar_pipeline.interruption import pass_on
 
 # How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
 DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "WorkerCrashedError", "NodeDiedError")
@@ -18,6 +19,7 @@ def started(parent: str, folder: Path) -> None:
     """Remember the parent run and the folder of the multirun. Called by the callback."""
     global _parent, _folder
     _parent, _folder = parent, folder
+    pass_on()
 
 
 def concluded(launch: Callable[[], None]) -> None:
