@@ -27,6 +27,7 @@ from cifar_pipeline.config.compose import decisive
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, doing
 from cifar_pipeline.sweeps import job, launchers, multirun
+from cifar_pipeline.sweeps.folder import own_folder
 from cifar_pipeline.tracking.points import Point
 
 
@@ -46,14 +47,15 @@ class SweepParent(Callback):
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
             launchers.require(config)
-            self.parent, self.rerun = self._open(config)
+            with own_folder(config) as folder:
+                self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would make a warning of it, and go on.
             if not isinstance(error, Refusal | HydraException | OmegaConfBaseException):
                 traceback.print_exception(error)
             complain(sentence(error))
             raise SystemExit(2) from None
-        multirun.started(self.parent, Path(config.hydra.sweep.dir))
+        multirun.started(self.parent, folder)
 
     def _open(self, config: DictConfig) -> tuple[str, str]:
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
@@ -67,6 +69,7 @@ class SweepParent(Callback):
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
+        multirun.hold(identity.hexdigest()[:16])
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
         return open_sweep(identity.hexdigest()[:16], name, facts, composed.rerun)

@@ -3,9 +3,12 @@
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+from cifar_pipeline.config.workspace import sweep_place
 from cifar_pipeline.console import complain
+from cifar_pipeline.files import only_one_if_free
 from cifar_pipeline.interruption import pass_on
 
 # How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
@@ -13,6 +16,14 @@ DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "Wor
 
 _parent = ""
 _folder = Path()
+_held = ExitStack()
+
+
+def hold(sweep: str) -> None:
+    """Lock the sweep with this identity until it has ended, so that nobody takes its run for one that was left."""
+    place = sweep_place(sweep)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _held.enter_context(only_one_if_free(place))
 
 
 def started(parent: str, folder: Path) -> None:

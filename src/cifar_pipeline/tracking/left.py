@@ -1,28 +1,40 @@
-"""Runs that a process has left RUNNING because it was killed: found, counted and ended."""
+"""Runs that a process has left RUNNING because it was killed: found, counted and ended.
+
+A run says which workspace it is of, and a process holds a lock in that workspace for as long as it is at the run. So
+only a process of the same workspace ends it.
+"""
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import is_held, workspace_name
+from cifar_pipeline.config.workspace import is_held, sweep_place, workspace_id
+from cifar_pipeline.files import is_busy
 
-# The tag that says which folder on which machine a training's checkpoints are in.
+# The tag that says which workspace a run is of: a training's checkpoints are there.
 WORKSPACE = "workspace"
 # The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
 DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
 
 
 def end_left(client: MlflowClient, experiment: str, but: str) -> None:
-    """End the runs of other trainings of this workspace than the one with the identity `but`, where they were left."""
-    running = client.search_runs([experiment], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, max_results=1000)
-    for run in running:
+    """End the runs of other trainings and sweeps of this workspace than the training `but`, where they were left."""
+    condition = f"attributes.status = 'RUNNING' and tags.{WORKSPACE} = '{workspace_id()}'"
+    for run in client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, max_results=1000):
         tags = run.data.tags
-        if tags.get("identity") not in (None, but) and tags.get(WORKSPACE) == workspace_name():
+        if tags.get("identity", but) != but:
             end_if_left(client, run)
+        elif "sweep" in tags and not is_busy(sweep_place(tags["sweep"])):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def is_ours(run: Run) -> bool:
+    """Whether the run is one of this workspace, where a lock says whether some process is at it."""
+    return bool(run.data.tags.get(WORKSPACE) == workspace_id())
 
 
 def end_if_left(client: MlflowClient, run: Run) -> None:
-    """End a RUNNING run as KILLED, unless some process is at its training."""
-    if run.info.status != "RUNNING" or is_held(run.data.tags.get("identity", "")):
+    """End a RUNNING run of this workspace as KILLED, unless some process is at its training."""
+    if run.info.status != "RUNNING" or not is_ours(run) or is_held(run.data.tags.get("identity", "")):
         return
     # Asked anew: a training ends its run before it lets go of its folder, so one that has just ended says so now.
     run = client.get_run(run.info.run_id)

@@ -13,11 +13,11 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import main_workspace, workspace_name
+from cifar_pipeline.config.workspace import main_workspace, workspace_id
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.nested import flat
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.left import WORKSPACE, deaths_of, end_left, logged_epochs
+from cifar_pipeline.tracking.left import WORKSPACE, deaths_of, end_left, is_ours, logged_epochs
 from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SECONDS, SWEEP_RERUN, Point
 from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
 from cifar_pipeline.tracking.sweeps import note_point
@@ -99,7 +99,8 @@ def training_run(
 ) -> Iterator[TrainingRun]:
     """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
-    A run that an earlier process left off, and one that has finished, is continued. A `rerun` (its id) has one of its
+    A run that an earlier process left off, and one that has finished, is continued; one that is RUNNING in another
+    workspace is not. A `rerun` (its id) has one of its
     own. A new run of a sweep's point is a child of the sweep's run, which is told of it in any case.
 
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
@@ -107,6 +108,8 @@ def training_run(
     client, experiment = connect()
     end_left(client, experiment, but=identity)
     found = _find(client, experiment, identity, rerun)
+    if found and found.info.status == "RUNNING" and not is_ours(found):
+        found = None  # Another workspace is at the same training.
     run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, rerun, point)
     if point:
         note_point(point, run_id)
@@ -125,7 +128,7 @@ def training_run(
     spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
     with _apart(suspect=point is not None and deaths > 0):
         client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, WORKSPACE, workspace_name())
+        client.set_tag(run_id, WORKSPACE, workspace_id())
         with _ended(client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"):
             yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
@@ -214,7 +217,7 @@ def _create(
     parent = {PARENT: point.parent} if point else {}
     # Given as it is made: a process that is killed right after finds it again by them.
     tags = {"identity": identity, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
-    tags |= lineage.tags()
+    tags |= {WORKSPACE: workspace_id(), **lineage.tags()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _shortened(str(value))) for key, value in flat(config).items()])
     entity = Dataset(

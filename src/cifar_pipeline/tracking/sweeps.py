@@ -13,8 +13,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
+from cifar_pipeline.config.workspace import workspace_id
 from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.left import end_if_left
+from cifar_pipeline.tracking.left import WORKSPACE, end_if_left, is_ours
 from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SWEEP_RERUN, Point
 from cifar_pipeline.tracking.store import connect, known_run
 
@@ -44,14 +45,18 @@ def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = Fa
     """
     client, experiment = connect()
     tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **lineage.tags()}
+    tags[WORKSPACE] = workspace_id()
     runs = client.search_runs([experiment], f"tags.sweep = '{sweep}'", ViewType.ACTIVE_ONLY, max_results=1)
-    current = (runs[0].data.tags.get(RERUN) if runs else None) or uuid.uuid4().hex
+    found = runs[0] if runs else None
+    if found and found.info.status == "RUNNING" and not is_ours(found):
+        found = None  # Another workspace is at the same sweep.
+    current = (found.data.tags.get(RERUN) if found else None) or uuid.uuid4().hex
     if rerun:
         tags[RERUN] = current
-    if runs:
-        client.update_run(runs[0].info.run_id, status="RUNNING")
-        client.log_batch(runs[0].info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-        return str(runs[0].info.run_id), current if rerun else ""
+    if found:
+        client.update_run(found.info.run_id, status="RUNNING")
+        client.log_batch(found.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        return str(found.info.run_id), current if rerun else ""
     return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), current if rerun else ""
 
 

@@ -1,0 +1,97 @@
+"""Workspaces on one server: each ends what its own killed processes left, and nothing of the others'."""
+
+import pytest
+from mlflow import MlflowClient
+
+from cifar_pipeline.config.workspace import sweep_place, trainings_cache
+from cifar_pipeline.files import only_one
+from cifar_pipeline.tracking.left import end_left
+from cifar_pipeline.tracking.runs import training_run
+from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.tracking.sweeps import open_sweep
+
+DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
+
+
+@pytest.fixture
+def client(workspace, monkeypatch) -> MlflowClient:
+    """Of the one database that all folders use."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    return connect()[0]
+
+
+@pytest.fixture
+def elsewhere(workspace, tmp_path, monkeypatch):
+    """Another workspace under the hostname of this one, which is entered by a call."""
+    return lambda: monkeypatch.chdir(tmp_path)
+
+
+def opened(identity: str):
+    return training_run(identity, "sgd-mse-0", {"seed": 0}, DATA)
+
+
+def left_running(client: MlflowClient, identity: str) -> str:
+    """The run of a process that was killed."""
+    with opened(identity) as run:
+        pass
+    client.update_run(run.id, status="RUNNING")
+    return run.id
+
+
+def status(client: MlflowClient, run_id: str) -> str:
+    return client.get_run(run_id).info.status
+
+
+def test_a_run_of_another_workspace_is_left_alone(client, elsewhere, monkeypatch, workspace):
+    theirs = left_running(client, "theirs")
+    elsewhere()
+    mine = left_running(client, "mine")
+    with opened("next"):
+        assert (status(client, theirs), status(client, mine)) == ("RUNNING", "KILLED")
+    monkeypatch.chdir(workspace)
+    with opened("their next"):
+        assert status(client, theirs) == "KILLED"
+
+
+def test_the_same_training_in_another_workspace_is_a_run_of_its_own(client, elsewhere):
+    with opened("same") as theirs:
+        elsewhere()
+        with opened("same") as mine:
+            assert mine.id != theirs.id
+        assert (status(client, theirs.id), status(client, mine.id)) == ("RUNNING", "FINISHED")
+
+
+def test_a_restarted_container_ends_what_it_left(client, monkeypatch):
+    left = left_running(client, "in a container")
+    monkeypatch.setattr("platform.node", lambda: "0123456789ab")  # a new one has another hostname
+    with opened("after the restart"):
+        assert status(client, left) == "KILLED"
+
+
+def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monkeypatch):
+    """Killed right after its run was made, a training leaves one that the next process ends."""
+    monkeypatch.setattr(MlflowClient, "update_run", lambda *_, **__: (_ for _ in ()).throw(SystemError))
+    with pytest.raises(SystemError), opened("just made"):
+        pass
+    monkeypatch.undo()
+    experiment = connect()[1]
+    (run,) = client.search_runs([experiment], "tags.identity = 'just made'")
+    assert run.info.status == "RUNNING"
+    end_left(client, experiment, but="another")
+    assert status(client, run.info.run_id) == "KILLED"
+
+
+def test_a_sweep_whose_process_is_gone_is_ended_and_one_that_is_held_is_not(client, elsewhere):
+    left, _ = open_sweep("left", "sweep", {})
+    held, _ = open_sweep("held", "sweep", {})
+    with only_one(sweep_place("held")), opened("beside them"):
+        assert (status(client, left), status(client, held)) == ("KILLED", "RUNNING")
+        elsewhere()
+        other, _ = open_sweep("held", "sweep", {})
+        assert other != held
+
+
+def test_a_training_that_is_held_is_not_ended(client):
+    run = left_running(client, "held training")
+    with only_one(trainings_cache() / "held training"), opened("beside it"):
+        assert status(client, run) == "RUNNING"
