@@ -15,12 +15,13 @@ MODELS, REPORTS = Path("models"), Path("reports")
 def evaluate(config: DictConfig) -> None:
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
     import time
+    from io import StringIO
 
     import torch
 
     from cifar_pipeline.console import doing, progress, say
     from cifar_pipeline.data.dataset import Dataset
-    from cifar_pipeline.files import require_writable, whole_files
+    from cifar_pipeline.files import only_one, require_writable, whole_files
     from cifar_pipeline.inference.batched import logits_of
     from cifar_pipeline.inference.export import load_model
     from cifar_pipeline.inference.probabilities import by_name
@@ -34,12 +35,16 @@ def evaluate(config: DictConfig) -> None:
     require_writable(REPORTS)
     dataset = Dataset.open(Path("data/processed"))
     dataset.verify()
-    trained = Trained.open(MODELS, options.checkpoint)
-    trained.require(dataset)
+    # A training that ends meanwhile must not replace one part of its result before the other is read.
+    with only_one(MODELS):
+        trained = Trained.open(MODELS, options.checkpoint)
+        trained.require(dataset)
+        model = load_model(trained.model)
+        history = (REPORTS / "history.csv").read_text(encoding="utf-8")
 
     images, labels = dataset.part("test")
     truth = torch.from_numpy(labels)
-    model, way = load_model(trained.model), by_name(trained.facts["probabilities"])
+    way = by_name(trained.facts["probabilities"])
     with progress("Test images", len(images), transient=True) as advance:
         logits = logits_of(model, images, options.batch_size, advance)
     probabilities = way(logits)
@@ -73,7 +78,7 @@ def evaluate(config: DictConfig) -> None:
         caption=dataset.caption,
         answers=answers,
         images=images,
-        history=read_csv(REPORTS / "history.csv"),
+        history=read_csv(StringIO(history)),
         filters=first_convolution(model),
         attributions=Attributions(
             looked_into, attributions(model, way, images[looked_into], answers.predictions[looked_into], dataset.mean)

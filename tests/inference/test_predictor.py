@@ -53,6 +53,26 @@ def test_pictures_are_normalised_as_in_training(predictor: Predictor) -> None:
     torch.testing.assert_close(predictor.probabilities(images), plain)
 
 
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, new = tmp_path / "model", tmp_path / "new"
+    shutil.copytree(exported, folder)
+    shutil.copytree(exported, new)
+    described = yaml.safe_load((new / "MLmodel").read_text())
+    described["metadata"]["classes"] = list(reversed(CLASSES))
+    (new / "MLmodel").write_text(yaml.safe_dump(described))
+
+    def load(path: Path) -> torch.nn.Module:
+        if new.exists():
+            shutil.rmtree(path)
+            new.rename(path)
+        return load_model(path)
+
+    monkeypatch.setattr("cifar_pipeline.inference.predictor.load_model", load)
+    assert Predictor.open(folder).facts.classes == tuple(reversed(CLASSES))
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_bad_files_stop_nothing_and_portions_are_no_matter(
     predictor: Predictor, tmp_path: Path, batch_size: int

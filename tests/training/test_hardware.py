@@ -15,6 +15,14 @@ def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
     assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
 
 
+def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    config = project.compose("precision=fp32")
+    assert choose_hardware(config.machine, config.precision, cores=3, images=1000).precision == "32-true"
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_precision_that_the_accelerator_does_not_have_is_refused(project: Project) -> None:
     config = project.compose("precision.cpu=16-mixed", "machine.accelerator=cpu")
     with pytest.raises(Refusal, match=r"precision\.cpu=16-mixed cannot be had: .* write precision\.cpu=bf16-mixed, or"):

@@ -7,14 +7,18 @@ import lightning.pytorch  # noqa: F401  (before a fixture says that there is no 
 import pytest
 from project import Project
 
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import is_busy
 from cifar_pipeline.training.folder import TrainingFolder
+from evaluate import evaluate
 from train import train
 
 QUICK = ("data=digits", "trainer.batch_size=45", "trainer.max_epochs=1")
 
 
-def test_the_training_is_held_until_its_result_is_published(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_is_held_until_its_result_is_published_and_that_while_it_is_read(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held, usual = [], TrainingFolder.publish
 
     def publish(self: TrainingFolder, root: Path, run: Mapping[str, str]) -> None:
@@ -29,3 +33,11 @@ def test_the_training_is_held_until_its_result_is_published(ready: Project, monk
     (folder,) = (path for path in (ready.folder / ".cache" / "trainings").iterdir() if path.is_dir())
     assert not is_busy(folder)
     assert (ready.folder / "models" / "run.json").is_file() and (ready.folder / "reports" / "history.csv").is_file()
+
+    def load(folder: Path) -> None:
+        held.append(is_busy(Path("models")))
+        raise Refusal("That is enough.")
+
+    monkeypatch.setattr("cifar_pipeline.inference.export.load_model", load)
+    assert ready.start(evaluate, "data=digits").err == "That is enough.\n"
+    assert held == [True, True, True]

@@ -49,7 +49,11 @@ class Predictor:
     @staticmethod
     def open(folder: Path) -> "Predictor":
         """Load the model in `folder`. Raises `Refusal` where it is none, damaged, unsafe, or not as it says."""
-        predictor = Predictor(ModelFacts.read(folder), load_model(folder))
+        facts = ModelFacts.read(folder)
+        predictor = Predictor(facts, load_model(folder))
+        if ModelFacts.read(folder) != facts:
+            # A training has replaced the folder while it was read.
+            return Predictor.open(folder)
         predictor.try_out(folder)
         return predictor
 

@@ -65,6 +65,9 @@ def choose_hardware(
     own = max(1, cores // processes.here)
     threads = min(own, worth) if machine["threads"] == "auto" else int(machine["threads"])
     torch.set_num_threads(threads)
+    if asked == "32-true":
+        # Otherwise convolutions on NVIDIA's GPUs round their inputs to 10 bits of mantissa (TF32).
+        torch.backends.cudnn.allow_tf32 = False
     return Hardware(accelerator, processes.count, threads, asked, reason)
 
 
