@@ -16,7 +16,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # They speak, keep records and compose: what they change stands in composed.yaml, or changes no result.
 NOBODYS = {
     "commands", "config", "console", "faults", "files", "git", "interruption", "memory", "nested", "regular",
-    "tracking", "sweeps",
+    "tracking", "sweeps", "redaction", "visible",
 }  # fmt: skip
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {

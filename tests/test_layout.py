@@ -20,7 +20,9 @@ from source import (
 
 # Each room with those that it may import from.
 MAY_KNOW = {
-    "console": set(),
+    "redaction": {"visible"},
+    "visible": set(),
+    "console": {"redaction", "visible"},
     "files": {"console", "locks", "places"},
     "locks": {"console", "places"},
     "places": set(),
@@ -30,16 +32,16 @@ MAY_KNOW = {
     "interruption": set(),
     "nested": set(),
     "regular": {"console"},
-    "config": {"console", "files"},
-    "commands": {"config", "console", "faults", "files", "interruption", "memory"},
-    "data": {"config", "console", "files", "nested", "regular"},
+    "config": {"console", "files", "redaction"},
+    "commands": {"config", "console", "faults", "files", "interruption", "memory", "redaction"},
+    "data": {"config", "console", "files", "nested", "regular", "redaction"},
     "models": {"config", "console", "files"},
     "training": {"config", "console", "faults", "files", "interruption", "data", "models"},
     "inference": {"config", "console", "files", "regular", "data", "models"},
-    "tracking": {"config", "console", "files", "git", "nested", "regular"},
-    "reporting": {"console", "files", "git", "nested"},
+    "tracking": {"config", "console", "files", "git", "nested", "regular", "redaction"},
+    "reporting": {"console", "files", "git", "nested", "visible"},
     "reference": {"config", "console", "files"},
-    "sweeps": {"config", "console", "faults", "files", "git", "interruption", "tracking", "reporting"},
+    "sweeps": {"config", "console", "faults", "files", "git", "interruption", "tracking", "reporting", "redaction"},
 }
 # Packages that a room does without.
 NEVER = {

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
+
+from cifar_pipeline.redaction import clean
+from cifar_pipeline.visible import visible
 
 # In a pipe or a file nothing needs to fit a screen, and a name folded to 80 columns can't be searched for.
 WIDTH_OF_A_FILE = 200
@@ -33,7 +37,17 @@ WIDTH_OF_A_FILE = 200
 SECONDS = 2.0
 
 
-class _Voice(Console):
+class _Safe(Console):
+    """A console on which text from outside is text: the only escape sequences are rich's own."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        return super()._render_buffer(
+            segment if segment.control else Segment(visible(segment.text, keep="\n\t"), segment.style)
+            for segment in buffer
+        )
+
+
+class _Voice(_Safe):
     """A console whose lines end what was shown for want of one."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -84,7 +98,7 @@ def say(line: str) -> None:
     """Print one plain line."""
     if _is_silent:
         return
-    terminal.print(escape(_speaker + line))
+    terminal.print(_shown(line))
     sys.stdout.flush()
 
 
@@ -92,14 +106,20 @@ def warn(line: str) -> None:
     """Print one line that must not be overlooked, on standard error."""
     if _is_silent:
         return
-    errors.print(escape(_speaker + line), style="bold yellow")
+    errors.print(_shown(line), style="bold yellow")
 
 
 def complain(line: str) -> None:
     """Print why the work ends here, on standard error. A silent process does so if nobody says it for it."""
     if _is_silent:
         time.sleep(SECONDS_OF_SILENCE)
-    errors.print(escape(_speaker + line), style="bold red")
+    errors.print(_shown(line), style="bold red")
+
+
+def _shown(line: str) -> str:
+    """Escape a line for rich's markup and for terminals, without secrets, after this process's name."""
+    # Here already, because rich drops some control characters without a word.
+    return escape(clean(_speaker + line))
 
 
 class _Waiting:
@@ -114,18 +134,18 @@ class _Waiting:
 
     def _show(self) -> None:
         # Standard output is for results. Its own console, since the others' lines end this.
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = _Safe(stderr=True, highlight=False, soft_wrap=True)
         with self.lock:
             if self.over:
                 return
             if not console.is_terminal or _bars:
-                console.print(escape(f"{_speaker}{self.what} ..."))
+                console.print(_shown(f"{self.what} ..."))
                 return
             columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
             self.shown = Progress(
                 *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            self.shown.add_task(escape(_speaker + self.what))
+            self.shown.add_task(_shown(self.what))
             self.shown.tasks[0].start_time = self.shown.get_time() - SECONDS
             self.shown.start()
 
@@ -197,7 +217,7 @@ def progress(
     )
     global _bars
     with bar:
-        task = bar.add_task(escape(what), total=total, completed=int(begun))
+        task = bar.add_task(escape(clean(what)), total=total, completed=int(begun))
         _bars += 1
         try:
             yield lambda amount: bar.update(task, advance=amount)
@@ -229,7 +249,7 @@ class _PlainProgress:
         now, tenths = time.monotonic(), int(10 * self.done / self.total) if self.total else self.tenths + 1
         if tenths > self.tenths and now - self.said >= self.every:
             self.tenths, self.said = tenths, now
-            self.console.print(escape(f"{_speaker}{self.what}: {', '.join(self._words(now - self.start))}"))
+            self.console.print(_shown(f"{self.what}: {', '.join(self._words(now - self.start))}"))
         if not self.is_going:
             # What comes first may take longer than all that follows: something is compiled, a host is found.
             self.is_going, self.start, self.begun = True, now, self.done

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from cifar_pipeline.data.failures import Unusable
-from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason, without_secrets
+from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason
 
 MOST = 1 << 20
 
@@ -185,8 +185,3 @@ def test_a_name_server_that_hangs_is_given_up(monkeypatch):
 def test_the_reason_of_a_failed_download_is_a_few_words():
     assert reason(requests.ConnectTimeout(), 10) == "no connection within 10 s"
     assert reason(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"
-
-
-def test_secrets_in_addresses_are_not_shown():
-    assert without_secrets("https://me:secret@host:1/a.tar.gz?token=secret") == "https://host:1/a.tar.gz"
-    assert without_secrets("/a/folder") == "/a/folder"

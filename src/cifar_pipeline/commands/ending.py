@@ -14,6 +14,7 @@ from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, is_silent
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.interruption import Interrupted, listen, told
+from cifar_pipeline.redaction import guard_output
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def clear_ending(stopped: str) -> Iterator[None]:
     Where somebody stopped it, with 130 or 143 and the line that tells how to go on, or else the line `stopped`.
     """
     listen()
+    guard_output()
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:

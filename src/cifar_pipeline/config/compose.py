@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_pipeline.config.choices import CONF, register_choices
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.redaction import redacted_values
 
 # What belongs to the machine, to this one start of a stage, or to what comes after the training.
 OUTSIDE = ("machine", "registry", "predict", "serve", "rerun", "pictures")
@@ -24,12 +25,12 @@ def composed(overrides: list[str] | None = None) -> DictConfig:
 
 
 def decisive(config: DictConfig) -> dict[str, Any]:
-    """The values that can change a result, as plain nested dicts."""
+    """The values that can change a result, as plain nested dicts, redacted: they are written to files and runs."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     for group, _, key in (name.partition(".") for name in OUTSIDE_KEYS):
         plain[group].pop(key, None)
-    return {str(key): value for key, value in plain.items() if key not in OUTSIDE}
+    return redacted_values({str(key): value for key, value in plain.items() if key not in OUTSIDE})  # type: ignore[no-any-return]
 
 
 def write_composed(config: DictConfig, path: Path) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from hashlib import md5
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from cifar_pipeline.console import progress
 from cifar_pipeline.data.failures import Unusable
+from cifar_pipeline.redaction import redacted
 
 CHUNK = 1 << 14  # bytes; when a transfer breaks off, what has come of the last chunk is lost
 
@@ -30,7 +31,9 @@ def download(url: str, cache: Path, timeout: float, check: Callable[[Path], None
     import requests
 
     pooch.get_logger().setLevel("CRITICAL")  # the project speaks for itself
-    name = f"{md5(url.encode(), usedforsecurity=False).hexdigest()[:12]}-{Path(urlsplit(url).path).name or 'download'}"
+    # Without secrets, so that an address that was signed anew goes on with what the old one brought.
+    digest = md5(redacted(url).encode(), usedforsecurity=False).hexdigest()
+    name = f"{digest[:12]}-{Path(urlsplit(url).path).name or 'download'}"
     transfer = Transfer(cache / f"{name}.partial", timeout, check, most)
     keeper = pooch.create(cache, base_url="", registry={name: None}, urls={name: url}, retry_if_failed=3)
     try:
@@ -44,12 +47,6 @@ def download(url: str, cache: Path, timeout: float, check: Callable[[Path], None
             found.unlink()
             return download(url, cache, timeout, check, most)
     return found
-
-
-def without_secrets(url: str) -> str:
-    """The address without what may be secret in it: user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 class Transfer:
@@ -126,7 +123,7 @@ class Transfer:
             self.validator.unlink(missing_ok=True)
         done = start
         # The host alone, so that a bar has its place beside it.
-        what = f"Downloading from {urlsplit(without_secrets(response.url)).netloc}"
+        what = f"Downloading from {urlsplit(response.url).hostname}"
         bar = progress(what, total, unit_of_bytes=True, begun=start)
         with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(CHUNK):
@@ -177,7 +174,7 @@ def reason(error: Exception, timeout: float) -> str:
     """Say in a few words of ours what one of requests' errors means."""
     import requests
 
-    text = str(error)
+    text = redacted(str(error))
     if isinstance(error, requests.HTTPError):
         return f"the host answers {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.ConnectTimeout):

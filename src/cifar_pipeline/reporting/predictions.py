@@ -18,6 +18,7 @@ from rich.text import Text
 
 from cifar_pipeline.console import complain, errors, progress, terminal
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.visible import visible, visible_json
 
 PAGE = 100  # rows that are laid out at once; the first page says how wide the columns of all are
 NARROWEST = 12
@@ -69,7 +70,7 @@ def print_json(predictions: Iterable[Predicted]) -> int:
     """Print a line of JSON for each file."""
     bad = 0
     for prediction in predictions:
-        print(json.dumps(prediction.as_json(), ensure_ascii=False))
+        print(visible_json(json.dumps(prediction.as_json(), ensure_ascii=False)))
         bad += _complain(prediction)
     return bad
 
@@ -92,7 +93,7 @@ def write_csv(predictions: Iterable[Predicted], path: Path, top: int) -> int:
 def _complain(prediction: Predicted) -> int:
     if not prediction.error:
         return 0
-    complain(f"{prediction.file}: {prediction.error}")
+    complain(f"{visible(prediction.file)}: {prediction.error}")
     return 1
 
 
@@ -103,10 +104,10 @@ def _header(top: int) -> list[str]:
 def _row(prediction: Predicted) -> list[str]:
     (name, value), *others = prediction.ranking
     return [
-        prediction.file,
-        name,
+        visible(prediction.file),
+        visible(name),
         _percent(value).rjust(len(_percent(1))),
-        *(f"{other} {_percent(value)}" for other, value in others),
+        *(f"{visible(other)} {_percent(value)}" for other, value in others),
     ]
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cifar_pipeline.console import Refusal, duration, terminal
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.visible import visible
 
 # What stands around the table in a page, so that it can be replaced.
 BEGIN, END = "<!-- made by `make results` -->", "<!-- end of what `make results` made -->"
@@ -78,7 +79,7 @@ def print_results(results: Iterable[Result]) -> None:
     for heading in HEADINGS["en"]:
         table.add_column(heading, overflow="fold")
     for result in results:
-        table.add_row(*(Text(re.sub(r"[`*]", "", cell)) for cell in result.cells("en")))
+        table.add_row(*(Text(visible(re.sub(r"[`*]", "", cell))) for cell in result.cells("en")))
     terminal.print(table, soft_wrap=False)
 
 

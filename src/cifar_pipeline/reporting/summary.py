@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cifar_pipeline.console import Refusal, duration, terminal
 from cifar_pipeline.git import is_in_repository
+from cifar_pipeline.visible import visible
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -34,7 +35,7 @@ def show_summary(root: Path) -> None:
     # The console lets lines run on for whoever pipes them; a table needs its width kept.
     terminal.print(as_table(rows), soft_wrap=False)
     for line in lines:
-        terminal.print(Text(line), style="bold yellow")
+        terminal.print(Text(visible(line)), style="bold yellow")
 
 
 def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -63,7 +64,7 @@ def as_table(rows: list[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(name), Text(visible(value, keep="\n")))
     return table
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.console import terminal
+from cifar_pipeline.visible import visible
 
 
 class Version(Protocol):
@@ -41,7 +42,7 @@ def print_versions(rows: Iterable[Version]) -> None:
         run = row.facts.get("run", "") + (" (best)" if row.facts.get("checkpoint") == "best" else "")
         dataset, date = row.facts.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
         cells = [row.address, ", ".join(row.aliases), *accuracies, dataset, run, date]
-        table.add_row(*map(Text, cells), style="bold green" if row.aliases else None)
+        table.add_row(*(Text(visible(cell)) for cell in cells), style="bold green" if row.aliases else None)
     terminal.print(table, soft_wrap=False)
 
 

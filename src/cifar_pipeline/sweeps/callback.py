@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import traceback
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -26,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_pipeline.config.compose import decisive
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, doing
+from cifar_pipeline.redaction import holds_secret, print_traceback, redacted_values
 from cifar_pipeline.sweeps import job, launchers, multirun
 from cifar_pipeline.sweeps.folder import own_folder
 from cifar_pipeline.tracking.points import Point
@@ -46,13 +46,14 @@ class SweepParent(Callback):
         """Find the sweep's parent run by its identity, or make it."""
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
+            _refuse_secrets(config)
             launchers.require(config)
             with own_folder(config) as folder:
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would make a warning of it, and go on.
             if not isinstance(error, Refusal | HydraException | OmegaConfBaseException):
-                traceback.print_exception(error)
+                print_traceback(error)
             complain(sentence(error))
             raise SystemExit(2) from None
         multirun.started(self.parent, folder)
@@ -91,6 +92,23 @@ class SweepParent(Callback):
                 ),
                 self.process,
             )
+
+
+def _refuse_secrets(config: DictConfig) -> None:
+    """Refuse a command line with secrets, and redact the configuration that Hydra writes to multirun.yaml.
+
+    Jobs compose their configuration anew from the files and the command line.
+    """
+    for word in config.hydra.overrides.task:
+        if holds_secret(word):
+            raise Refusal(
+                f"A sweep keeps its command line in files, and {word} holds a secret: put it into an environment "
+                "variable, and write '${oc.env:NAME}' in its place in params.yaml."
+            )
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    for key in plain.keys() - {"hydra"}:
+        OmegaConf.update(config, str(key), redacted_values(plain[key]), merge=False)
 
 
 def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:

@@ -12,6 +12,7 @@ from cifar_pipeline.console import Refusal, complain, say, speak_as
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, listen
+from cifar_pipeline.redaction import guard_output, redacted
 from cifar_pipeline.tracking.points import Point
 
 _point: Point | None = None
@@ -24,6 +25,7 @@ def begin(point: Point, sweep_process: int) -> None:
     """
     global _point
     _point = point
+    guard_output()
     if os.getpid() != sweep_process:
         listen()
         end_with(sweep_process)
@@ -95,5 +97,5 @@ def failure_sentence(error: Exception) -> str:
         return fault
     path = output_root() / "error.txt"
     with whole_file(path) as part:
-        part.write_text("".join(traceback.format_exception(error)))
+        part.write_text(redacted("".join(traceback.format_exception(error))))
     return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"

@@ -10,6 +10,7 @@ import yaml
 
 from cifar_pipeline.console import warn
 from cifar_pipeline.git import GitError, Kind, difference, find_repository, refused
+from cifar_pipeline.redaction import redacted_bytes, redacted_words
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
 # The folders whose changes can change a result.
@@ -19,7 +20,7 @@ CODE = ("src", "conf")
 def tags() -> dict[str, str]:
     """Facts that a person may want to filter runs by; `git.error` and `dvc.error` say why others are missing."""
     facts = {
-        "command": _text(shlex.join(["python", *sys.argv])),
+        "command": _text(shlex.join(["python", *redacted_words(sys.argv)])),
         "mlflow.source.name": _text(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
         "python": sys.version.split()[0],
@@ -41,7 +42,7 @@ def diff() -> bytes:
     if find_repository().kind is not Kind.FOUND:
         return b""
     try:
-        return difference(CODE)
+        return redacted_bytes(difference(CODE))
     except GitError as error:
         refused(error)
         return b""

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 
 from cifar_pipeline.config.workspace import main_workspace
 from cifar_pipeline.console import Refusal, warn
+from cifar_pipeline.tracking.client import CleanClient
 from cifar_pipeline.tracking.moved import FOLDER, former_root, relocate
 
 EXPERIMENT = "cifar-pipeline"
@@ -48,7 +49,7 @@ def connect() -> tuple[MlflowClient, str]:
     lock = main_workspace() / ".cache" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        client = MlflowClient(uri)
+        client = CleanClient(uri)
         if uri.startswith("sqlite:///"):
             _write_ahead(Path(uri.removeprefix("sqlite:///")))
         return client, _experiment(client, uri)

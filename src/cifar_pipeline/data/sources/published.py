@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 from cifar_pipeline.console import Refusal, doing, warn
 from cifar_pipeline.data.archive import members
 from cifar_pipeline.data.failures import Unavailable, Unusable
-from cifar_pipeline.data.fetch import download, without_secrets
+from cifar_pipeline.data.fetch import download
 from cifar_pipeline.data.official import Official
 from cifar_pipeline.files import whole_folder
+from cifar_pipeline.redaction import redacted
 from cifar_pipeline.regular import irregular_kind, open_regular
 
 
@@ -62,11 +63,11 @@ class Published(ABC):
             try:
                 self._take(place, folder, timeout, cache)
             except Unusable as failure:
-                failures.append((without_secrets(place), str(failure)))
+                failures.append((redacted(place), str(failure)))
                 continue
             for failed, why in failures:
                 warn(f"{failed}: {why}.")
-            return without_secrets(place)
+            return redacted(place)
         raise Unavailable(self.title, failures)
 
     def is_complete(self, folder: Path) -> bool:

@@ -21,20 +21,21 @@ from cifar_pipeline.reporting.comparison.groups import (
     text,
 )  # fmt: skip
 from cifar_pipeline.reporting.metric_names import in_words, is_fraction
+from cifar_pipeline.visible import visible
 
 
 def as_table(comparison: Comparison) -> Table:
     """Lay out the groups, best first, the winner in colour; as wide as the console lets it be."""
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(comparison.title), title_justify="left",
-        title_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(visible(comparison.title)),
+        title_justify="left", title_style="bold",
     )  # fmt: skip
     header, rows = cells(comparison)
     numbers = numeric_places(header)
     if len(comparison.choices) > 2:
         header[1:-4] = headings(comparison.choices)
     for place, name in enumerate(header):
-        heading = Text(name.replace(" ", "\n"))
+        heading = Text(visible(name).replace(" ", "\n"))
         # Numbers are never broken; what is long folds.
         if place in numbers:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -43,7 +44,7 @@ def as_table(comparison: Comparison) -> Table:
     for place, (group, row) in enumerate(zip(groups(comparison), rows, strict=True)):
         won = place == 0 and not math.isnan(group.mean(comparison.metric))
         style = "bold green" if won else "red" if group.count(*BROKEN) else None
-        table.add_row(*(Text(cell) for cell in row), style=style)
+        table.add_row(*(Text(visible(cell)) for cell in row), style=style)
     return table
 
 

@@ -1,0 +1,126 @@
+"""Redact passwords, tokens and keys in text that leaves the process: messages, tags, files.
+
+A secret is recognised by its place (the password of a URL, a query parameter such as `token` or `X-Amz-Signature`), or
+by its value, where an environment variable such as MLFLOW_TRACKING_PASSWORD holds it.
+"""
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from cifar_pipeline.visible import visible
+
+MASK = "***"
+# Shorter values are found in ordinary words.
+SHORTEST = 6
+# What the names of secret query parameters, keys and environment variables end with, or hold as a whole word.
+_NAME = (
+    r"(?:[\w.%+-]*[_.-])?(?:pass(?:word|wd|phrase)?|pwd|secret|token|sig|signature|credential|jwt|sas|"
+    r"(?:api|access|account|secret|private|shared|auth)?[_-]?key|access[_-]?key[_-]?id|auth|authorization|code)"
+)
+_SECRET_VARIABLE = re.compile(
+    r"(?:.*_)?(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|ACCOUNT_KEY|CONNECTION_STRING)",
+    re.IGNORECASE,
+)
+# The user may be there without a password, and a token is often the user. SQLAlchemy takes passwords with `/` and `@`.
+_USERINFO = re.compile(
+    r"(?<=://)(?P<user>[^\s:/?#@\"'<>]*)(?P<password>:(?!\d{1,5}[/?#])(?:(?!://)[^\s\"'<>])*)?@(?=[^\s@]*)"
+)
+_QUERY = re.compile(rf"(?P<name>[?&;](?:{_NAME})=)(?P<value>[^\s&#;\"'<>\])}},]+)", re.IGNORECASE)
+# Of a configuration's keys only what can be nothing else: `key` and `code` may be ordinary ones there.
+_SECRET_KEY = re.compile(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", re.IGNORECASE)
+_ASSIGNMENT = re.compile(r"(?P<name>[~+]*[\w./@-]+=)(?P<value>.+)", re.DOTALL)
+
+
+def redacted(text: str) -> str:
+    """Replace the secrets in a text by `***`: those of every URL in it, and the values of secret environment variables.
+
+    Of a URL the user's name stays, unless it has no password: then it may itself be a token.
+    """
+    if "://" in text:
+        text = _USERINFO.sub(lambda found: f"{found['user'] if found['password'] else MASK}:{MASK}@", text)
+        text = text.replace(f"{MASK}:{MASK}@", f"{MASK}@")
+    if "=" in text:
+        text = _QUERY.sub(lambda found: found["name"] + MASK, text)
+    for secret in sorted(set(_known_secrets()), key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return text
+
+
+def redacted_bytes(content: bytes) -> bytes:
+    """Redact a text in any encoding that holds ASCII; its other bytes stay."""
+    return redacted(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def redacted_values(value: Any, name: str = "") -> Any:
+    """Redact every text in nested mappings and lists; under a key such as `password` the whole text."""
+    if isinstance(value, Mapping):
+        return {key: redacted_values(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(redacted_values(item, name) for item in value)
+    if not isinstance(value, str):
+        return value
+    return MASK if value and _is_secret_key(name) else redacted(value)
+
+
+def redacted_words(words: Iterable[str]) -> list[str]:
+    """Redact the words of a command line, `key=value` by its key as well."""
+
+    def word(text: str) -> str:
+        found = _ASSIGNMENT.fullmatch(text)
+        if found and _is_secret_key(found["name"].rstrip("=").rpartition(".")[2].lstrip("+-")):
+            return found["name"] + MASK
+        return redacted(text)
+
+    return [word(text) for text in words]
+
+
+def holds_secret(text: str) -> bool:
+    """Return whether a word of a command line holds a secret."""
+    return redacted_words([text]) != [text]
+
+
+def _is_secret_key(name: str) -> bool:
+    return (
+        re.fullmatch(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", name, re.IGNORECASE) is not None
+    )
+
+
+def _known_secrets() -> Iterator[str]:
+    """Yield the secrets that this process's environment holds."""
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.fullmatch(name) and len(value) >= SHORTEST:
+            yield value
+        elif "://" in value:
+            for found in _USERINFO.finditer(value):
+                password = (found["password"] or "").removeprefix(":")
+                yield from {text for text in (password, unquote(password)) if len(text) >= SHORTEST}
+            yield from (found["value"] for found in _QUERY.finditer(value) if len(found["value"]) >= SHORTEST)
+
+
+def clean(text: str) -> str:
+    """Redact a text and escape what would act on a terminal, but for the ends of its lines and its tabs."""
+    return visible(redacted(text), keep="\n\t")
+
+
+class _CleanRecord(logging.LogRecord):
+    """A line of a library's log."""
+
+    def getMessage(self) -> str:  # noqa: N802
+        return clean(super().getMessage())
+
+
+def guard_output() -> None:
+    """Redact and escape what others print: the tracebacks of errors that nobody caught, and the lines of logs."""
+    sys.excepthook = lambda kind, error, place: print_traceback(error)
+    logging.setLogRecordFactory(_CleanRecord)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print an error with its traceback, on standard error."""
+    print(clean("".join(traceback.format_exception(error))), end="", file=sys.stderr)

@@ -1,0 +1,44 @@
+"""Characters that would act on a terminal are shown escaped, on every way out."""
+
+import io
+import json
+
+import pytest
+
+from cifar_pipeline import console
+from cifar_pipeline.console import say, warn
+from cifar_pipeline.visible import visible, visible_json
+
+ODD = "a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
+SHOWN = r"a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
+
+
+def test_unsafe_characters_are_escaped_and_letters_stay() -> None:
+    assert visible(ODD) == SHOWN
+    for text in ("für alle", "猫", "👩\u200d👧", r"C:\new", "a b"):
+        assert visible(text) == text
+    assert visible("a\nb\x00", keep="\n") == "a\nb\\x00"
+
+
+def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
+    text = visible_json(json.dumps({"file": ODD + "\U000e0041"}, ensure_ascii=False))
+    text.encode()
+    assert visible(text) == text
+    assert json.loads(text) == {"file": ODD + "\U000e0041"}
+
+
+@pytest.mark.parametrize("voice", ["terminal", "errors"])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_line_shows_them_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    spoken = getattr(console, voice)
+    monkeypatch.setattr(spoken, "file", page)
+    monkeypatch.setattr(spoken, "_force_terminal", is_terminal)
+    {"terminal": say, "errors": warn}[voice](ODD)
+    spoken.print(ODD, markup=False)  # as a table's cell, past `say`
+    page.flush()
+    said = page.buffer.getvalue().decode()
+    assert SHOWN in said
+    assert said.count(r"\x1b[31m") == 2
+    assert not {"\x1b[31m", "\x9b", "\u202e", "\u2028"} & set(said.splitlines()) and "\u202e" not in said
+    assert "\x1b[31m" not in said and "\x9b" not in said
