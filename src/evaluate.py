@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from cifar_pipeline.commands.stage import run_stage
 
-MODELS, REPORTS = Path("models"), Path("reports")
+PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("reports")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -19,6 +19,7 @@ def evaluate(config: DictConfig) -> None:
 
     import torch
 
+    from cifar_pipeline.commands.unchanged import content_of, require_unchanged, watch
     from cifar_pipeline.console import doing, progress, say
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import only_one, require_writable, whole_files
@@ -33,7 +34,9 @@ def evaluate(config: DictConfig) -> None:
     keep_freed_memory()
     options = config.evaluate
     require_writable(REPORTS)
-    dataset = Dataset.open(Path("data/processed"))
+    dataset = Dataset.open(PROCESSED)
+    watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
+    watch(str(MODELS), lambda: content_of(MODELS, REPORTS / "history.csv"))
     dataset.verify()
     # A training that ends meanwhile must not replace one part of its result before the other is read.
     with only_one(MODELS):
@@ -91,6 +94,7 @@ def evaluate(config: DictConfig) -> None:
         written.append(write_report(part / "report.html", evaluation, options.calibration_bins, options.mistakes))
         timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
         written += write_numbers(part, metrics, timing, answers)
+        require_unchanged()
 
     doing("Putting the results on the run in MLflow")
     with reopened_run(trained.run["id"], trained.run["name"]) as run:

@@ -15,6 +15,7 @@ def preprocess(config: DictConfig) -> None:
     """Part the images into train, val and test, and show ten of every class."""
     from hydra.utils import instantiate
 
+    from cifar_pipeline.commands.unchanged import require_unchanged, state_of, watch
     from cifar_pipeline.console import doing, say, warn
     from cifar_pipeline.data.asked import asked_values, used_values
     from cifar_pipeline.data.dataset import Dataset
@@ -28,6 +29,8 @@ def preprocess(config: DictConfig) -> None:
     require_writable(PROCESSED)
     require_writable(SAMPLES, is_file=True)
     wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
+    watch(str(RAW), lambda: state_of(RAW))
+    watch(config.pictures, lambda: state_of(Path(config.pictures)))
     source = present(RAW, wanted, fallback)
     doing(f"Reading {source.title}")
     official = source.read(RAW / source.name)
@@ -38,6 +41,7 @@ def preprocess(config: DictConfig) -> None:
     doing("Writing the arrays")
     with only_one(PROCESSED), whole_folder(PROCESSED) as folder:
         write(folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used)
+        require_unchanged()
 
     doing("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)

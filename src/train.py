@@ -11,9 +11,16 @@ from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.sweeps.job import surviving
 from cifar_pipeline.sweeps.multirun import concluded
 
+PROCESSED = Path("data/processed")
+
 
 def train(config: DictConfig) -> float | None:
+    from cifar_pipeline.tracking import lineage
+
+    lineage.note()
+
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
+    from cifar_pipeline.commands.unchanged import require_unchanged, watch
     from cifar_pipeline.config.compose import decisive
     from cifar_pipeline.config.identity import identity
     from cifar_pipeline.config.start import choices, cores, output_root
@@ -26,7 +33,6 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.inference.export import export_model
     from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
-    from cifar_pipeline.tracking.lineage import commit
     from cifar_pipeline.tracking.runs import run_name, training_run
     from cifar_pipeline.training.build import build_deployed, build_plan, step_images
     from cifar_pipeline.training.engines.choice import choose_engine
@@ -42,7 +48,8 @@ def train(config: DictConfig) -> float | None:
     check_targets(config)
     require_writable(output_root() / "models")
     require_writable(output_root() / "reports" / "history.csv", is_file=True)
-    dataset = Dataset.open(Path("data/processed"))
+    dataset = Dataset.open(PROCESSED)
+    watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
     dataset.verify()
     require(dataset, config.data)
     point = current_point()
@@ -77,14 +84,16 @@ def train(config: DictConfig) -> float | None:
             else:
                 fitted = fit(plan, logger)
                 doing("Writing the models")
-                facts = training_facts(plan, fitted, config, choices(), dataset, commit())
+                facts = training_facts(plan, fitted, config, choices(), dataset, lineage.commit())
                 with folder.finishing(facts, fitted.rows) as result:
                     for checkpoint in folder.checkpoints():
                         plan.module.load_checkpoint(folder.checkpoint(checkpoint))
                         export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
+                    require_unchanged()
             doing("Putting the models on the run in MLflow")
             logger.send_kept()
             run.log_result(folder.result, run_tags(folder.facts()))
+        require_unchanged()
         folder.publish(output_root(), {"id": run.id, "name": name})
         folder.clear_others(config.machine.keep_trainings)
         return folder.rows()[-1].get("val/accuracy")

@@ -1,23 +1,31 @@
 """dvc.yaml is honest: what a stage depends on is what its script imports and reads, no less and no more."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from source import PACKAGE, ROOT, SRC, imported_files, name_of, room_of
+from source import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, room_of
 
+from cifar_pipeline.config.code import NOT_COMPUTING
 from cifar_pipeline.config.compose import OUTSIDE
+from cifar_pipeline.config.environment import IMPORTED_AS, PACKAGES
 from cifar_pipeline.config.identity import KEYS as IDENTITY
 from cifar_pipeline.data.asked import KEYS as ASKED
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# They speak, keep records and compose: what they change stands in composed.yaml, or changes no result.
-NOBODYS = {
-    "commands", "config", "console", "faults", "files", "git", "interruption", "memory", "nested", "regular",
-    "tracking", "sweeps", "redaction", "visible",
+# Where a user's own code lies that a stage uses: data sources before the training, everything from there on.
+OWN_SOURCES, OWN = {"src/project/__init__.py", "src/project/data"}, {"src/project"}
+OF_USERS = {"download": OWN_SOURCES, "preprocess": OWN_SOURCES, "train": OWN, "evaluate": OWN}
+# Packages that bring, keep, show or check: what they do changes no number, no picture and no table.
+NOT_COMPUTING_PACKAGES = {
+    "filelock", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich", "yaml",
 }  # fmt: skip
+# What is imported in a stage and can't change what it leaves: a training reads no picture files, and its table of
+# epochs is the same by any pandas.
+UNUSED = {"train": {"pandas", "pillow"}}
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
     "identity": IDENTITY,
@@ -27,6 +35,7 @@ BY_TABLE = {
     "check_targets": [],
     "decisive": [],
     "write_composed": [],
+    "require_watched": [],
 }
 
 each_stage = pytest.mark.parametrize("stage", STAGES)
@@ -45,12 +54,13 @@ def params(stage: str) -> set[str]:
 def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
     named = {dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")}
     rooms = computing_rooms(script(stage)) | ({"config"} if stage == "configure" else set())
-    assert named == {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{room}" for room in rooms)}
+    ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{room}" for room in rooms)}
+    assert named == ours | OF_USERS.get(stage, set())
 
 
 @each_stage
 def test_a_stage_names_the_keys_that_it_reads(stage):
-    read, named = set(keys_read(script(stage), stage, "config")), params(stage)
+    read, named = set(keys_read(script(stage), stage, "config")), params(stage) - {f"versions.{stage}"}
     read = {key for key in read if key.partition(".")[0] not in OUTSIDE}
 
     def within(key: str, other: str) -> bool:
@@ -60,6 +70,18 @@ def test_a_stage_names_the_keys_that_it_reads(stage):
     assert not unnamed, f"{stage} reads {sorted(unnamed)}, which dvc.yaml does not name"
     unread = {name for name in named if not any(within(key, name) for key in read)}
     assert not unread, f"dvc.yaml names {sorted(unread)} for {stage}, which does not read them"
+
+
+@pytest.mark.parametrize("stage", PACKAGES)
+def test_a_stage_depends_on_the_versions_of_the_packages_that_compute_in_it(stage):
+    files = computing_files(script(stage))
+    if stage == "train":  # and what conf/ chooses from there
+        files |= {path for path in FILES if room_of(path) in ("models", "training")}
+    imported = {IMPORTED_AS.get(name, name) for path in files for name in imported_packages(path)}
+    imported -= {PACKAGE, *sys.stdlib_module_names, *NOT_COMPUTING_PACKAGES, *UNUSED.get(stage, ())}
+    assert imported == set(PACKAGES[stage])
+    for other in STAGES:
+        assert (f"versions.{stage}" in params(other)) == (other == stage)
 
 
 def test_every_key_that_is_named_is_in_the_composed_configuration():
@@ -76,7 +98,7 @@ def test_stages_take_and_give_the_same_files():
     written = {path for stage in STAGES.values() for path in outputs(stage)}
     for name, stage in STAGES.items():
         taken = {path for path in stage["deps"] if not path.startswith("src/")}
-        assert taken <= written | {"conf", "params.yaml", "${pictures}"}, name
+        assert taken <= written | {"conf", "constraints.txt", "params.yaml", "${pictures}"}, name
 
 
 def test_every_output_survives_until_it_is_replaced():
@@ -90,14 +112,19 @@ def outputs(stage: dict) -> dict[str, dict]:
 
 
 def computing_rooms(start: Path) -> set[str]:
-    """The rooms whose code a script runs to come to its result; imports are not followed through NOBODYS rooms."""
+    """The rooms whose code a script runs to come to its result."""
+    return {room_of(path) for path in computing_files(start)} - {"", "__init__"}
+
+
+def computing_files(start: Path) -> set[Path]:
+    """Our files that a script uses, itself among them; imports are not followed through what computes nothing."""
     seen, waiting = set(), [start]
     while waiting:
         path = waiting.pop()
-        if path not in seen and room_of(path) not in NOBODYS:
+        if path not in seen and room_of(path) not in NOT_COMPUTING:
             seen.add(path)
             waiting += imported_files(path)
-    return {room_of(path) for path in seen} - {"", "__init__"}
+    return seen
 
 
 def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> Iterator[str]:

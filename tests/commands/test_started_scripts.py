@@ -11,8 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from project import ROOT, Project
 
-from cifar_pipeline.config.code import imported_files
-from cifar_pipeline.config.identity import ROOMS
+from cifar_pipeline.config.code import NOT_COMPUTING, Sources
 
 SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
 # Runs a script as `python script ...` does, then says which modules it has loaded.
@@ -117,7 +116,6 @@ def test_a_class_that_fails_shows_where(copy: Project) -> None:
 
 @pytest.mark.long
 def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
-    source = Path("src")
     modules = [
         "cifar_pipeline.training.build",
         "cifar_pipeline.training.fit",
@@ -126,8 +124,7 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
         "cifar_pipeline.inference.export",
         "cifar_pipeline.models.lenet",
     ]
-    files = [source.joinpath(*module.split(".")).with_suffix(".py") for module in modules]
-    found = {path.as_posix() for path in imported_files(files, source)}
+    found = {f"src/{name}" for name in Sources(Path("src")).used("configure", modules).paths}
     code = f"import sys; sys.path.insert(0, 'src'); import {', '.join(modules)}\n" + (
         "for module in list(sys.modules.values()):\n"
         "    if module.__name__.startswith('cifar_pipeline.'): print(module.__file__)"
@@ -137,6 +134,10 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     loaded = {Path(line).resolve().relative_to(copy.folder.resolve()).as_posix() for line in ended.stdout.split()}
 
     def computing(paths: set[str]) -> set[str]:
-        return {path for path in paths if path.split("/")[2] in ROOMS and path.endswith(".py")}
+        return {
+            path
+            for path in paths
+            if path.split("/")[2].removesuffix(".py") not in NOT_COMPUTING and path.endswith(".py")
+        }
 
     assert computing(loaded) == computing(found)

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import DictConfig
 from project import ROOT, Project
 
+from cifar_pipeline.config.code import Sources
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.identity import identity
 
@@ -48,14 +49,14 @@ def published(*overrides: str) -> DictConfig:
 
 @cache
 def of(source: Path, *overrides: str, data: str = "1234") -> str:
-    return identity(published(*overrides), data, source / "train.py")
+    return identity(published(*overrides), data, Sources(source))
 
 
 def test_equal_choices_have_one_identity_however_they_are_written(project: Project, sources: Path) -> None:
     plain = of(sources)
     assert plain == of(sources, "optimizer=sgd", "optimizer.lr=0.001", "seed=0", "experiment=tutorial")
     project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {lr: 1e-3}}")
-    assert plain == identity(project.compose(), "1234", sources / "train.py")
+    assert plain == identity(project.compose(), "1234", Sources(sources))
 
 
 @pytest.mark.parametrize(

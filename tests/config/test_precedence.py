@@ -9,7 +9,7 @@ from project import ROOT, Project, options_of
 
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import NO_CHOICES
-from cifar_pipeline.config.compose import OUTSIDE, OUTSIDE_KEYS, decisive
+from cifar_pipeline.config.compose import OUTSIDE, OUTSIDE_KEYS, recorded
 from configure import configure
 
 CONF = ROOT / "conf"
@@ -126,8 +126,8 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
     assert project.start(configure, "machine.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
     found = OmegaConf.create(text)
-    assert set(found) == {*GROUPS, "seed"} - set(OUTSIDE)
-    assert found == OmegaConf.create(decisive(project.compose()))
+    assert set(found) == {*GROUPS, "seed", "versions"} - set(OUTSIDE)
+    assert found == OmegaConf.create(recorded(project.compose()))
     assert not {f"trainer.{key}" for key in found.trainer} & set(OUTSIDE_KEYS)
     for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
         assert trace not in text

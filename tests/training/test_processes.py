@@ -1,7 +1,7 @@
 """How many processes a training has, and which this one is, is read from conf/trainer and from who started them."""
 
 import pytest
-from project import ROOT, Project
+from project import Project
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.identity import identity
@@ -69,7 +69,7 @@ def test_a_number_of_processes_that_cannot_be_had_is_refused(project: Project, o
 
 def test_how_many_share_a_training_is_no_part_of_what_it_is(project: Project) -> None:
     one, two, more = (
-        identity(composed(overrides), "data", script=ROOT / "src" / "train.py")
+        identity(composed(overrides), "data")
         for overrides in ([], ["trainer=ddp", "trainer.devices=2"], ["trainer.batch_size=8"])
     )
     assert one == two != more

@@ -14,8 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.commands.ending import clear_ending
+from cifar_pipeline.commands.unchanged import begin
 from cifar_pipeline.config.check import check
 from cifar_pipeline.config.choices import CONF, OF_SWEEPS, refuse_odd_choices, register_choices
+from cifar_pipeline.config.code import loaded_sources
+from cifar_pipeline.config.environment import variables
 from cifar_pipeline.config.sentences import refusal_in, sentence
 from cifar_pipeline.config.start import Stage, choices, is_sweep
 from cifar_pipeline.console import Refusal, complain, doing, is_silent, keep_silent
@@ -38,6 +41,7 @@ def run_stage(stage: Stage, around: Callable[[Stage], Stage] = lambda stage: sta
     """
     end_with_dvc()
     collect_rarely()
+    _note_surroundings()
     # The processes of some launchers do not look beside the script for the package.
     source = str(Path(sys.argv[0]).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -54,10 +58,12 @@ def _checked(stage: Stage) -> Stage:
     def run(config: DictConfig) -> Any:
         start = time.perf_counter()
         collect_rarely()  # here as well: what a launcher starts has not come through `run_stage`
+        _note_surroundings()
         try:
             _be_one_of_several(config)
             _refuse_what_a_sweep_has()
             check(config)
+            begin(stage.__name__, config)
             doing("Loading libraries")
             result = stage(config)
         except Exception as error:
@@ -77,6 +83,12 @@ def _checked(stage: Stage) -> Stage:
         return result
 
     return run
+
+
+def _note_surroundings() -> None:
+    """Read the code and the variables as they are before anything that computes is imported."""
+    loaded_sources()
+    variables()
 
 
 def _refuse_what_a_sweep_has() -> None:

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.choices import CONF, register_choices
+from cifar_pipeline.config.code import loaded_sources
+from cifar_pipeline.config.environment import PACKAGES, versions
+from cifar_pipeline.config.targets import target_names
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.redaction import redacted_values
@@ -20,6 +24,8 @@ OUTSIDE_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
 def composed(overrides: list[str] | None = None) -> DictConfig:
     """The configuration that a stage gets when it is started with these overrides on its command line."""
     register_choices()
+    if GlobalHydra.instance().is_initialized():  # in a stage that Hydra has started
+        return compose("config", overrides=overrides or [])
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         return compose("config", overrides=overrides or [])
 
@@ -33,8 +39,24 @@ def decisive(config: DictConfig) -> dict[str, Any]:
     return redacted_values({str(key): value for key, value in plain.items() if key not in OUTSIDE})  # type: ignore[no-any-return]
 
 
+def recorded(config: DictConfig, only: str | None = None) -> dict[str, Any]:
+    """What DVC records: the decisive values and the versions of the packages that compute, in each stage or in one."""
+    stages = [stage for stage in PACKAGES if only in (None, stage)]
+    packages = {
+        stage: versions(stage, loaded_sources().used(stage, stage_targets(config, stage)).packages) for stage in stages
+    }
+    return {**decisive(config), "versions": packages}
+
+
+def stage_targets(config: DictConfig, stage: str) -> list[str]:
+    """What the `_target_`s name that are used in a stage: data sources before the training, the others in it."""
+    values = decisive(config)
+    data = list(target_names(values.pop("data", {})))
+    return {"download": data, "preprocess": data, "train": list(target_names(values))}.get(stage, [])
+
+
 def write_composed(config: DictConfig, path: Path) -> None:
-    """Write the decisive values as YAML, for DVC to compare key by key.
+    """Write what DVC records as YAML, for DVC to compare key by key.
 
     Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see a picture change.
     """
@@ -43,6 +65,6 @@ def write_composed(config: DictConfig, path: Path) -> None:
         if root != config.pictures:
             raise Refusal(f"{key}={root}, but DVC watches {config.pictures}: write `pictures: {root}` in params.yaml.")
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
-    text = header + OmegaConf.to_yaml(OmegaConf.create(decisive(config)))
+    text = header + OmegaConf.to_yaml(OmegaConf.create(recorded(config)))
     with whole_file(path) as part:
         part.write_text(text)

@@ -141,6 +141,18 @@ def _reason(target: str, error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") + "."
 
 
+def target_names(node: Any) -> Iterator[str]:
+    """What the `_target_`s in nested values name, in lists as well."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from target_names(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from target_names(value)
+
+
 def _targets(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     for key, value in node.items():
         if isinstance(value, dict):

@@ -1,5 +1,6 @@
 """data/raw: the published files of the one data set in use, and the way out when they cannot be had."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cifar_pipeline.console import Refusal, say, warn
@@ -9,15 +10,22 @@ from cifar_pipeline.files import only_one, whole_folder
 
 
 def bring(
-    raw: Path, source: Source, fallback: Source | None, mirrors: list[str], timeout: float, cache: Path
+    raw: Path,
+    source: Source,
+    fallback: Source | None,
+    mirrors: list[str],
+    timeout: float,
+    cache: Path,
+    last_check: Callable[[], None] = lambda: None,
 ) -> Source:
     """Make `raw` hold the files of `source`, or of `fallback` where no place gives them, and return the one it holds.
 
-    Files that are there and valid are kept. `timeout` is in seconds; `cache` keeps partial downloads.
+    Files that are there and valid are kept. `timeout` is in seconds; `cache` keeps partial downloads. `last_check` is
+    called before new files take the place of `raw`, and may raise.
     Raises Refusal when there is neither; `raw` is then as it was.
     """
     try:
-        _fill(raw, source, mirrors, timeout, cache)
+        _fill(raw, source, mirrors, timeout, cache, last_check)
         return source
     except Unavailable as failure:
         _report(failure)
@@ -28,7 +36,7 @@ def bring(
             ) from failure
     warn(f"Going on with {fallback.title} instead of {source.title}, as data.fallback says.")
     try:
-        _fill(raw, fallback, [], timeout, cache)
+        _fill(raw, fallback, [], timeout, cache, last_check)
     except Unavailable as failure:
         _report(failure)
         raise Refusal(f"Neither {source.title} nor {fallback.title} can be had: see the lines above.") from failure
@@ -48,13 +56,16 @@ def present(raw: Path, source: Source, fallback: Source | None) -> Source:
     raise Refusal(f"{raw} does not hold the files of {titles}: `dvc repro -f download` brings them.")
 
 
-def _fill(raw: Path, source: Source, mirrors: list[str], timeout: float, cache: Path) -> None:
+def _fill(
+    raw: Path, source: Source, mirrors: list[str], timeout: float, cache: Path, last_check: Callable[[], None]
+) -> None:
     alone = raw.is_dir() and {path.name for path in raw.iterdir()} == {source.name}
     if alone and source.is_complete(raw / source.name):
         say(f"{source.title}: already in {raw / source.name}, verified.")
         return
     with only_one(raw), whole_folder(raw) as new:
         place = source.fetch(new / source.name, mirrors, timeout, cache)
+        last_check()
     say(f"{source.title}: verified, from {place}.")
 
 

@@ -4,7 +4,6 @@ Hydra sends the callback along to wherever a job runs, other processes and machi
 would not get there.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,10 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import decisive
+from cifar_pipeline.config.identity import digest
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal, complain, doing
 from cifar_pipeline.redaction import holds_secret, print_traceback, redacted_values
 from cifar_pipeline.sweeps import job, launchers, multirun
+from cifar_pipeline.sweeps.basis import Basis
 from cifar_pipeline.sweeps.folder import own_folder
 from cifar_pipeline.tracking.points import Point
 
@@ -41,6 +42,7 @@ class SweepParent(Callback):
         self.swept: tuple[str, ...] = ()
         self.points = 0
         self.rerun = ""
+        self.basis: Basis | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
@@ -69,11 +71,12 @@ class SweepParent(Callback):
         doing("Opening the sweep in MLflow")
         from cifar_pipeline.tracking.sweeps import open_sweep
 
-        identity = hashlib.sha256(json.dumps([base, swept, search], sort_keys=True, default=str).encode())
-        multirun.hold(identity.hexdigest()[:16])
+        self.basis = Basis.now()
+        identity = digest([base, swept, search, self.basis.identity])
+        multirun.hold(identity)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(identity.hexdigest()[:16], name, facts, composed.rerun)
+        return open_sweep(identity, name, facts, composed.rerun)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """In the process of the job, let it know which point of which sweep it is."""
@@ -91,6 +94,7 @@ class SweepParent(Callback):
                     self.rerun,
                 ),
                 self.process,
+                self.basis,
             )
 
 

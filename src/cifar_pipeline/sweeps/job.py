@@ -13,18 +13,21 @@ from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, listen
 from cifar_pipeline.redaction import guard_output, redacted
+from cifar_pipeline.sweeps.basis import Basis
 from cifar_pipeline.tracking.points import Point
 
 _point: Point | None = None
+_basis: Basis | None = None
 
 
-def begin(point: Point, sweep_process: int) -> None:
-    """Let this process know which point it is at. Called by the callback, in the job's process.
+def begin(point: Point, sweep_process: int, basis: Basis | None = None) -> None:
+    """Let this process know which point it is at, and what the sweep began with.
 
-    A process of its own ends with that of the sweep, if it was started on the same machine.
+    Called by the callback, in the job's process. A process of its own ends with that of the sweep, if it was started on
+    the same machine.
     """
-    global _point
-    _point = point
+    global _point, _basis
+    _point, _basis = point, basis
     guard_output()
     if os.getpid() != sweep_process:
         listen()
@@ -77,6 +80,7 @@ def surviving(stage: Stage) -> Stage:
         say(f"{point.place}: {' '.join(point.overrides)}")
         note_point(point)
         try:
+            _require_same_basis(config)
             return stage(config)
         except Exception as error:
             reason = failure_sentence(error)
@@ -87,6 +91,11 @@ def surviving(stage: Stage) -> Stage:
             speak_as("")
 
     return run
+
+
+def _require_same_basis(config: DictConfig) -> None:
+    if _basis is not None:
+        _basis.require_same(config)
 
 
 def failure_sentence(error: Exception) -> str:

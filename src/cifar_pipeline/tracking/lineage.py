@@ -17,6 +17,17 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", 
 CODE = ("src", "conf")
 
 
+# What git said when this process started, by the working directory.
+_noted: dict[Path, tuple[str, dict[str, str], bytes]] = {}
+
+
+def note() -> None:
+    """Ask git now, and let the other functions answer so for the rest of this process: its code is of this commit."""
+    here = Path.cwd()
+    if here not in _noted:
+        _noted[here] = (find_repository().commit, _of_git(), _difference())
+
+
 def tags() -> dict[str, str]:
     """Facts that a person may want to filter runs by; `git.error` and `dvc.error` say why others are missing."""
     facts = {
@@ -24,7 +35,7 @@ def tags() -> dict[str, str]:
         "mlflow.source.name": _text(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
         "python": sys.version.split()[0],
-        **_of_git(),
+        **_git_facts(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         **_of_dvc(),
         **{f"version.{package}": version(package) for package in PACKAGES},
@@ -34,11 +45,17 @@ def tags() -> dict[str, str]:
 
 def commit() -> str:
     """The commit that is checked out; empty where there is none, or git doesn't say."""
-    return find_repository().commit
+    noted = _noted.get(Path.cwd())
+    return noted[0] if noted else find_repository().commit
 
 
 def diff() -> bytes:
     """What `src` and `conf` hold beyond the commit, as a patch. Empty in a clean tree, and without a commit."""
+    noted = _noted.get(Path.cwd())
+    return noted[2] if noted else _difference()
+
+
+def _difference() -> bytes:
     if find_repository().kind is not Kind.FOUND:
         return b""
     try:
@@ -54,6 +71,11 @@ def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
     if error:
         warn(f"{lock} says nothing about {output}: {error}. `git checkout {lock}` or `dvc repro` writes it anew.")
     return found
+
+
+def _git_facts() -> dict[str, str]:
+    noted = _noted.get(Path.cwd())
+    return noted[1] if noted else _of_git()
 
 
 def _of_git() -> dict[str, str]:
