@@ -24,8 +24,8 @@ NOT_COMPUTING_PACKAGES = {
     "filelock", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich", "yaml",
 }  # fmt: skip
 # What is imported in a stage and can't change what it leaves: a training reads no picture files, and its table of
-# epochs is the same by any pandas.
-UNUSED = {"train": {"pandas", "pillow"}}
+# epochs is the same by any pandas. (`preprocess` depends on pillow-heif where there are pictures that it may read.)
+UNUSED = {"preprocess": {"pillow-heif"}, "train": {"pandas", "pillow", "pillow-heif"}, "evaluate": {"pillow-heif"}}
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
     "identity": IDENTITY,

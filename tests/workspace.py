@@ -108,6 +108,9 @@ class Workspace:
     def read(self, path: str) -> str:
         return (self.root / path).read_text()
 
+    def write(self, path: str, text: str) -> None:
+        (self.root / path).write_text(text)
+
     def json(self, path: str) -> Any:
         return json.loads(self.read(path))
 

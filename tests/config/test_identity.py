@@ -9,6 +9,7 @@ import pytest
 from omegaconf import DictConfig
 from project import ROOT, Project
 
+from cifar_pipeline.config import environment
 from cifar_pipeline.config.code import Sources
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.identity import identity
@@ -124,3 +125,76 @@ def test_a_losss_code_counts_where_it_is_chosen(sources: Path, edited: Edited) -
     source = edited("training/losses.py")
     assert of(source, "loss=mse") != of(sources, "loss=mse")
     assert of(source) == of(sources)  # torch's own loss
+
+
+@pytest.fixture
+def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on Python's path with a network in it that imports from files beside it."""
+    folder = tmp_path / "elsewhere"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "__init__.py").write_text("")
+    (folder / "mine" / "net.py").write_text("from .layers import width\n\nclass Net: ...\n")
+    (folder / "mine" / "layers.py").write_text("from helpers import width\n")
+    (folder / "helpers.py").write_text("import rich\n\nwidth = 3\n")
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("file", ["mine/net.py", "mine/layers.py", "helpers.py"])
+def test_code_from_anywhere_is_part_of_the_identity(sources: Path, loose: Path, file: str) -> None:
+    target = "model._target_=mine.net.Net"
+    before = identity(published(target), "1234", Sources(sources))
+    assert before == identity(published(target), "1234", Sources(sources))
+    (loose / file).write_text((loose / file).read_text() + "# edited\n")
+    assert before != identity(published(target), "1234", Sources(sources))
+
+
+@pytest.mark.parametrize("file", ["project/net.py", "project/shape.json", "own.py"])
+def test_a_users_code_is_part_of_the_identity(sources: Path, tmp_path: Path, file: str) -> None:
+    source = tmp_path / "src"
+    shutil.copytree(sources, source)
+    (source / "project" / "net.py").write_text("import own\n")
+    (source / "project" / "shape.json").write_text("[3]")
+    (source / "own.py").write_text("")
+    target = "model._target_=project.net.Net"
+    before = of(source), identity(published(target), "1234", Sources(source))
+    with (source / file).open("a") as text:
+        text.write("\n")
+    after = identity(published(), "1234", Sources(source)), identity(published(target), "1234", Sources(source))
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_an_edit_after_the_start_of_the_process_is_no_part_of_it(edited: Edited, sources: Path) -> None:
+    source = edited("models/lenet.py")
+    read, before = Sources(source), of(source)
+    (source / "cifar_pipeline" / "models" / "lenet.py").write_text("something else\n")
+    assert identity(published(), "1234", read) == before != identity(published(), "1234", Sources(source))
+    assert read.used("train", ["cifar_pipeline.models.lenet.LeNet"]).changed() == "cifar_pipeline/models/lenet.py"
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "timm", "numpy", "lightning"])
+def test_the_versions_of_what_computes_are_part_of_the_identity(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    before, real = of(sources), environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == package else real(name))
+    assert identity(published(), "1234", Sources(sources)) != before
+    monkeypatch.setattr(environment, "version", lambda name: f"{real(name).partition('+')[0]}+cpu")
+    assert identity(published(), "1234", Sources(sources)) == before
+
+
+def test_the_version_of_a_package_that_a_users_code_imports_counts(
+    sources: Path, loose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = "model._target_=mine.net.Net"
+    before, real = identity(published(target), "1234", Sources(sources)), environment.version
+    monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == "rich" else real(name))
+    assert identity(published(target), "1234", Sources(sources)) != before
+    assert identity(published(), "1234", Sources(sources)) == of(sources)
+
+
+def test_variables_that_change_numbers_are_part_of_the_identity(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(sources)
+    for variables, is_other in (({"NVIDIA_TF32_OVERRIDE": "0"}, True), ({"OMP_NUM_THREADS": "7"}, False)):
+        monkeypatch.setattr(environment, "_at_start", lambda variables=variables: variables)
+        assert (identity(published(), "1234", Sources(sources)) != before) == is_other

@@ -36,6 +36,7 @@ def slow(copy):
 def killed_in_the_middle(workspace):
     """Kill a `dvc repro` while its stage trains; both are gone then, and the run is known as killed."""
     make_repository(workspace)
+    workspace.run("python", "src/configure.py")  # what DVC starts runs on its composed.yaml
     repro = workspace.start("dvc", "repro", "--single-item", "train")
     repro.wait_for(f"epoch 2/{EPOCHS}")
     stage = started_below(repro.process.pid)

@@ -32,8 +32,8 @@ def ours(copy: Workspace) -> Workspace:
         "conf/loss/hinge.yaml",
         "conf/model/linear.yaml",
         "conf/optimizer/adagrad.yaml",
-        "src/cifar_pipeline/data/sources/stripes.py",
-        "src/cifar_pipeline/models/linear.py",
+        "src/project/data/stripes.py",
+        "src/project/linear.py",
     ]
     for path, content in files.items():
         (copy.root / path).write_text(content)

@@ -74,3 +74,15 @@ def test_a_run_names_its_experiment_of_dvc_and_the_datas_hash(folder, monkeypatc
     assert (tags["dvc.experiment"], tags["dvc.data"]) == ("votes", "12ab.dir")
     (folder / "dvc.lock").write_text("")
     assert "dvc.data" not in lineage.tags()
+
+
+def test_what_was_noted_at_the_start_stays_for_the_process(repository, monkeypatch):
+    monkeypatch.setattr(lineage, "_noted", {})
+    lineage.note()
+    before = lineage.commit()
+    (repository / "src" / "train.py").write_text("edited\n")
+    git("commit", "--quiet", "--all", "--message", "made while it runs")
+    (repository / "conf" / "config.yaml").write_text("edited\n")
+    tags = lineage.tags()
+    assert lineage.commit() == before == tags["git.commit"]
+    assert lineage.diff() == b"" and tags["git.dirty"] == "false"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from cifar_pipeline.config import environment
 from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, reopened_run, run_name, training_run
 from cifar_pipeline.tracking.store import connect
 
@@ -47,6 +48,14 @@ def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path)
     assert used.dataset.name == "digits" and DATA["hash"].startswith(used.dataset.digest)
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text()) == CONFIG
+
+
+def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
+    monkeypatch.setattr(environment, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
+    with opened("variables") as run:
+        pass
+    tags = client.get_run(run.id).data.tags
+    assert {key: value for key, value in tags.items() if key.startswith("env.")} == {"env.NVIDIA_TF32_OVERRIDE": "1"}
 
 
 def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, tmp_path):

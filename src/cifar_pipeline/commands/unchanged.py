@@ -170,8 +170,9 @@ def _those_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(_leaves(values))
     listed = [entry.get(str(COMPOSED)) for entry in _stages().get(stage, {}).get("params", ())]
     keys = [key for entry in listed for key in entry or ()]
-    if not keys:
+    if not keys and stage == CONFIGURE:
         return flat
+    keys = keys or [*(key for key in values if key != "versions"), f"versions.{stage}"]
     return {name: value for name, value in flat.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)}
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.choices import CONF, register_choices
 from cifar_pipeline.config.code import loaded_sources
-from cifar_pipeline.config.environment import PACKAGES, versions
+from cifar_pipeline.config.environment import FOR_PICTURES, PACKAGES, versions
 from cifar_pipeline.config.targets import target_names
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import whole_file
@@ -42,9 +42,12 @@ def decisive(config: DictConfig) -> dict[str, Any]:
 def recorded(config: DictConfig, only: str | None = None) -> dict[str, Any]:
     """What DVC records: the decisive values and the versions of the packages that compute, in each stage or in one."""
     stages = [stage for stage in PACKAGES if only in (None, stage)]
-    packages = {
-        stage: versions(stage, loaded_sources().used(stage, stage_targets(config, stage)).packages) for stage in stages
-    }
+    packages = {}
+    for stage in stages:
+        imported = loaded_sources().used(stage, stage_targets(config, stage)).packages
+        if stage == "preprocess" and "root" in config.data:
+            imported |= {FOR_PICTURES}
+        packages[stage] = versions(stage, imported)
     return {**decisive(config), "versions": packages}
 
 

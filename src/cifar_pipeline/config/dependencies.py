@@ -39,8 +39,8 @@ def _require_watched(target: str, stage: str, dependencies: list[Path]) -> None:
         place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         new = f"{own}.{'.'.join(target.split('.')[-2:])}"
         raise Refusal(
-            f"{place if place.exists() else name} is used by `_target_: {target}`, and DVC sees no change in it: move "
-            f"it to src/{own.replace('.', '/')}/ and write `_target_: {new}`."
+            f"{place if place.exists() else name} is used by `_target_={target}`, and DVC sees no change in it: move "
+            f"it to src/{own.replace('.', '/')}/ and write `_target_={new}`."
         )
 
 

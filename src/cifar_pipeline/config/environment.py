@@ -13,7 +13,9 @@ PACKAGES = {
     "evaluate": ("captum", "matplotlib", "numpy", "pandas", "pillow", "torch", "torchmetrics"),
 }
 # What packages are called that are imported under another name.
-IMPORTED_AS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+IMPORTED_AS = {"PIL": "pillow", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}
+# What reads pictures in folders and no other data; it need not be installed.
+FOR_PICTURES = "pillow_heif"
 # Variables by which libraries compute otherwise: precision, algorithms, instructions, the compiler's choices.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY", "BLIS_ARCH_TYPE", "CUBLAS*", "CUDNN_*", "DNNL_*", "KMP_DETERMINISTIC_REDUCTION", "MKL_CBWR*",
@@ -60,7 +62,7 @@ def _changes_numbers(name: str) -> bool:
 
 def _distributions(top: str) -> list[str]:
     """The packages that bring a module, by their names on PyPI."""
-    known = {name for names in PACKAGES.values() for name in names}
+    known = {*IMPORTED_AS.values(), *(name for names in PACKAGES.values() for name in names)}
     if (name := IMPORTED_AS.get(top, top)) in known:
         return [name]
     return [name.lower() for name in _all_distributions().get(top, [])]

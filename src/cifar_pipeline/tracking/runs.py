@@ -13,6 +13,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
+from cifar_pipeline.config.environment import variables
 from cifar_pipeline.config.workspace import main_workspace, workspace_id
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.nested import flat
@@ -218,6 +219,7 @@ def _create(
     # Given as it is made: a process that is killed right after finds it again by them.
     tags = {"identity": identity, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
     tags |= {WORKSPACE: workspace_id(), **lineage.tags()}
+    tags |= {f"env.{name}": value for name, value in variables().items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _shortened(str(value))) for key, value in flat(config).items()])
     entity = Dataset(

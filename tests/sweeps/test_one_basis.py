@@ -1,0 +1,120 @@
+"""The points of a sweep are trained on one state of code, conf/, packages and data; an edit makes another sweep."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from project import Project
+from seen import points, rows, sweeps, trained
+from workspace import Workspace
+
+from cifar_pipeline.config import environment
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.sweeps import basis
+from cifar_pipeline.sweeps.basis import Basis
+
+SWEEP = ("-m", "seed=0,1,2", "loss=slow", "trainer.max_epochs=2")
+
+
+@dataclass(frozen=True)
+class Edited:
+    workspace: Workspace
+    broken_off: str
+    left: list[Run]
+    again: str
+
+
+def scenario_edited(workspace: Workspace) -> Edited:
+    """While the second of three points trains, the loss's code is edited; then the same command again."""
+    sweep = workspace.start("python", "src/train.py", *SWEEP)
+    sweep.wait_for("[1] epoch 1/2")
+    workspace.write(
+        "src/own.py", workspace.read("src/own.py").replace("super().forward(*given)", "super().forward(*given) * 2")
+    )
+    said = sweep.end(code=1)
+    left = workspace.runs()
+    return Edited(workspace, said, left, workspace.train(*SWEEP))
+
+
+def test_no_point_is_trained_on_code_that_was_edited_after_the_sweep_began(outcome):
+    edited = outcome(scenario_edited)
+    assert trained(edited.broken_off) == [0, 1]
+    assert "own.py was edited while this ran, so nothing was published" in edited.broken_off
+    assert "own.py was edited after the sweep began, and its points would not be of one kind" in edited.broken_off
+    assert "Traceback" not in edited.broken_off
+    assert [run.info.status for run in edited.left] == ["FAILED", "FINISHED", "FAILED", "FAILED"]
+
+
+def test_after_the_edit_it_is_another_sweep_whose_table_has_its_own_points_alone(outcome):
+    edited = outcome(scenario_edited)
+    assert trained(edited.again) == [0, 1, 2] and "finished before" not in edited.again
+    first, second = sweeps(edited.workspace)
+    assert first.data.tags["sweep"] != second.data.tags["sweep"]
+    assert not set(points(first)) & set(points(second))
+    assert {row["run_id"] for row in rows(edited.workspace, second)} == set(points(second))
+    by_seed = {run.data.params["seed"]: run for run in edited.workspace.runs() if run.info.run_id in points(second)}
+    (before,) = [run for run in edited.left if run.info.status == "FINISHED"]
+    assert by_seed["0"].data.metrics["train/loss"] != before.data.metrics["train/loss"]
+
+
+def edit_adam(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.edit("conf/optimizer/adam.yaml", "lr: 0.001", "lr: 0.002")
+
+
+def other_data(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write("data/processed/dataset.json", json.dumps({"hash": "two"}))
+
+
+def other_torch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda name: "9.9")
+
+
+def other_precision(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(basis, "variables", lambda: {"NVIDIA_TF32_OVERRIDE": "1"})
+
+
+CHANGES: dict[str, tuple[Callable[[Project, pytest.MonkeyPatch], Any], str]] = {
+    "conf/": (edit_adam, "conf/optimizer/adam.yaml was edited after the sweep began"),
+    "params.yaml": (lambda project, _: project.edit("params.yaml", "seed: 0", "seed: 1"), "params.yaml was edited"),
+    "data": (other_data, "data/processed was changed after the sweep began"),
+    "a package": (other_torch, "The version of lightning was changed"),
+    "a variable": (other_precision, "The variable NVIDIA_TF32_OVERRIDE was changed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_is_another_sweep_and_refused_in_this_one(
+    project: Project, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    project.write("data/processed/dataset.json", json.dumps({"hash": "one"}))
+    noted, (apply, words) = Basis.now(), CHANGES[change]
+    noted.require_same(project.compose())
+    apply(project, monkeypatch)
+    assert Basis.now().identity != noted.identity
+    with pytest.raises(Refusal, match=words):
+        noted.require_same(project.compose())
+
+
+def test_a_process_that_has_loaded_other_code_trains_no_point(project: Project) -> None:
+    """As a launcher's new process does, where a file was edited before it started."""
+    noted = Basis.now()
+    old = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/lenet.py": "as it was before"})
+    with pytest.raises(Refusal, match=r"cifar_pipeline/models/lenet.py was edited after the sweep began"):
+        old.require_same(project.compose())
+    unused = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/airbench.py": "as it was before"})
+    unused.require_same(project.compose())
+
+
+def test_what_decides_nothing_about_a_training_leaves_a_sweep_what_it_is(project: Project) -> None:
+    noted = Basis.now()
+    project.edit("conf/evaluate/default.yaml", "bins: 15", "bins: 10")
+    project.edit("params.yaml", "evaluate: null", "evaluate: best")
+    project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # as before")
+    noted.require_same(project.compose())
+    assert Basis.now().identity == noted.identity
+    assert Path("conf/evaluate/default.yaml").as_posix() not in noted.values
