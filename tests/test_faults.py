@@ -35,6 +35,7 @@ def caused_by(cause: BaseException) -> BaseException:
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "disk is full.*a/b.*free some space"),
         (PermissionError(errno.EACCES, "Permission denied", "models"), "may not be written.*models"),
+        (OSError(errno.EIO, "Input/output error", "last.ckpt"), "can't read or write .*last.ckpt.*see to the disk"),
         (sqlite3.OperationalError("database is locked"), "database.*locked.*end the process"),
         (sqlite3.DatabaseError("file is not a database"), "a good copy of mlflow.db"),
         (sqlite3.OperationalError("database or disk is full"), "free some space"),

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FAILING = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # MLflow's names for the answers of a server, and what it does with them.
 OF_SERVERS = {
@@ -34,6 +35,8 @@ def fault_sentence(error: BaseException) -> str | None:
             return f"The disk is full, or a limit is reached ({_told(cause)}): free some space; {GOES_ON}."
         if isinstance(cause, OSError) and cause.errno in FORBIDDEN:
             return f"This may not be written ({_told(cause)}): allow it, or remove what is in the way; {GOES_ON}."
+        if isinstance(cause, OSError) and cause.errno in FAILING:
+            return f"The system can't read or write ({_told(cause)}): see to the disk, or to the limit; {GOES_ON}."
         if trouble := _trouble_of_server(cause):
             server = os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
             return f"MLflow's server at {server} {trouble}; {GOES_ON}."

@@ -1,5 +1,6 @@
 """A damaged checkpoint costs the epoch since the one before it, never the training, and never its result."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from small_training import start, without_speed
 
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training import checkpoints
 from cifar_pipeline.training.checkpoints import BEFORE, LAST, checkpoint_path, read_checkpoint
 from cifar_pipeline.training.history import Row
 
@@ -93,3 +95,14 @@ def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
     assert without_speed(again.run().rows) == whole
     assert capsys.readouterr().err.count("passed over") == 2
     assert sorted(again.logger.epochs) == list(range(1, EPOCHS + 1))
+
+
+def test_a_disk_that_fails_says_nothing_about_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"state_dict": {}}, checkpoint_path(tmp_path, LAST))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "last.ckpt")
+
+    monkeypatch.setattr(checkpoints, "ZipFile", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.resume_point(tmp_path, {}, 1)

@@ -1,10 +1,13 @@
 """What a training runs on is chosen by one rule, and what is not here is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from project import Project
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.training import hardware
 from cifar_pipeline.training.hardware import choose_hardware
 
 
@@ -51,3 +54,30 @@ def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     gpu = choose_hardware(config.machine, config.precision, cores=3, images=1000)
     assert (gpu.accelerator, gpu.precision) == ("cuda", "bf16-mixed")
+
+
+def test_a_gpu_that_torch_can_not_use_is_no_missing_gpu(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def broken() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "init", broken)
+    config = project.compose()
+    options = {"cores": 3, "images": 1000}
+    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "gpus")
+    assert choose_hardware(config.machine, config.precision, **options).reason == "no GPU found"
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    for _ in range(2):
+        assert choose_hardware(config.machine, config.precision, **options).reason == "the GPU can't be used"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "torch can't use it (The NVIDIA driver on your system is too old" in said
+    asked = project.compose("machine.accelerator=gpu")
+    with pytest.raises(Refusal, match=r"has cpu \(and an NVIDIA GPU that torch can't use: The NVIDIA driver"):
+        choose_hardware(asked.machine, asked.precision, **options)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_hardware(config.machine, config.precision, **options).reason == "no GPU found"

@@ -4,6 +4,7 @@
 than both; `best` are the weights of the epoch with the best accuracy on the validation part.
 """
 
+import errno
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from cifar_pipeline.files import whole_file
 
 # Batches between two looks at the clock, where several processes have to agree.
 ASK_EVERY = 10
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 WITHIN, LAST, BEFORE, BEST = "within", "last", "before", "best"
 
 
@@ -158,6 +160,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content["state_dict"], dict):
             raise ValueError("no checkpoint")
     except Exception as error:
+        # A disk or a right that fails says nothing about the file: to begin anew would replace it.
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in UNREADABLE:
+            raise
         raise Refusal(f"{path} is damaged ({' '.join(str(error).split())[:100]}).") from error
     return content
 

@@ -1,12 +1,15 @@
 """What a training is to run on, chosen once and said in one line. What it ran on is read back (`ran.py`)."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.console import Refusal, warn
 from cifar_pipeline.training.processes import ALONE, Processes
 from cifar_pipeline.training.ran import device_name
 
@@ -15,6 +18,9 @@ IMPOSSIBLE = {
     ("cpu", "16-mixed"): ("torch has no float16 there, and Lightning would take bf16-mixed", "bf16-mixed, or 32-true"),
     ("mps", "64-true"): ("Apple's GPUs have no float64", "32-true"),
 }
+
+# Where the driver of NVIDIA's GPUs lists them, on Linux.
+DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,32 @@ def choose_accelerator(asked: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         there.insert(0, "cuda")
     accelerator = there[0] if asked == "auto" else {"gpu": "cuda"}.get(asked, asked)
+    trouble = gpu_trouble() if "cuda" not in there else ""
     if accelerator not in there:
+        but = f" (and an NVIDIA GPU that torch can't use: {trouble})" if trouble else ""
         raise Refusal(
-            f"machine.accelerator={asked}: this machine has {' and '.join(there)}; write auto to take the best."
+            f"machine.accelerator={asked}: this machine has {' and '.join(there)}{but}; write auto to take the best."
         )
+    if asked == "auto" and trouble:
+        _warn_once(f"There is an NVIDIA GPU, but torch can't use it ({trouble}): it trains without.")
+        return accelerator, "the GPU can't be used"
     reason = "asked for" if asked != "auto" else "no GPU found" if accelerator == "cpu" else "the fastest here"
     return accelerator, reason
+
+
+def gpu_trouble() -> str:
+    """Why torch finds no GPU although the driver lists one; empty where there is none, or where it is hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1", "NoDevFiles"):
+        return ""
+    if not DRIVER.is_dir() or not any(DRIVER.iterdir()):
+        return ""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:200].rstrip(".")
+    return "it gives no reason"
+
+
+@cache
+def _warn_once(line: str) -> None:
+    warn(line)
