@@ -42,6 +42,11 @@ class Sharing(LoadScopeScheduling):
 def pytest_configure() -> None:
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    # What is compiled is kept for all workspaces of the tests, and for the next time.
+    compiled = ROOT / ".cache" / "compiled" / "tests"
+    compiled.mkdir(0o700, parents=True, exist_ok=True)
+    compiled.parent.chmod(0o700)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     # There is a process for each core: more threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

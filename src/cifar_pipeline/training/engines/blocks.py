@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from cifar_pipeline.training.engines.compiled_cache import compiled_cache
 from cifar_pipeline.training.engines.cuda_graphs import CudaGraph, keep_state_on_the_device
 from cifar_pipeline.training.engines.small_convolutions import use_small_convolutions
 
@@ -169,6 +170,7 @@ def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
 
 def compiled(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
     """Machine code for a graph that takes such tensors. Inductor keeps it for later processes too."""
+    compiled_cache()
     use_small_convolutions(graph)
     options: dict[str, Any] = {
         "cpp_wrapper": True,

@@ -7,7 +7,6 @@ At batch 4 they take half the time of oneDNN's where the processor has AVX-512. 
 import hashlib
 import logging
 import os
-import platform
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.training.engines.compiled_cache import compiled_cache, is_private, machine_key
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 OPTIONS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC")
@@ -60,17 +60,16 @@ def load() -> None:
 def _build() -> Path:
     # What it says when it is imported, that there is no CUDA, is nothing that anybody here can act on.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    # Code for this processor: a folder that is shared by other machines must not lend it to them.
-    content = SOURCE.read_bytes() + repr((OPTIONS, torch.__version__, platform.node())).encode()
-    library = Path(cache_dir()) / f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
-    if not library.is_file():
+    content = SOURCE.read_bytes() + repr((OPTIONS, machine_key())).encode()
+    library = compiled_cache() / f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
+    if not (library.is_file() and is_private(library)):
         with whole_file(library) as part:
             places = [f"-I{path}" for path in include_paths()] + [f"-L{path}" for path in library_paths()]
             command = [os.environ.get("CXX") or "g++", *OPTIONS, str(SOURCE), "-o", str(part), *places]
             subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True)
+            part.chmod(0o700)
     return library
 
 

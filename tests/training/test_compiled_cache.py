@@ -1,0 +1,116 @@
+"""Compiled code comes from a folder that nobody else may write to, and that is for this processor and compiler."""
+
+import getpass
+import hashlib
+import os
+import platform
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from source import SRC
+
+from cifar_pipeline.training.engines import compiled_cache as module
+from cifar_pipeline.training.engines.compiled_cache import VARIABLE, compiled_cache, machine_key
+from cifar_pipeline.training.engines.small_convolutions import OPTIONS, SOURCE
+
+BUILD = f"""
+import sys; sys.path.insert(0, {str(SRC)!r})
+from cifar_pipeline.training.engines.small_convolutions import load
+load()
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A workspace without a cache, and a shell without the variable."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    compiled_cache.cache_clear()
+    yield tmp_path
+    compiled_cache.cache_clear()
+
+
+def test_a_library_planted_in_the_shared_temporary_folder_is_not_loaded(tmp_path: Path) -> None:
+    shared, workspace = tmp_path / "tmp", tmp_path / "workspace"
+    planted = shared / f"torchinductor_{getpass.getuser()}"
+    planted.mkdir(parents=True)
+    workspace.mkdir()
+    shared.chmod(0o1777)
+    planted.chmod(0o777)
+    # Its name as anybody could compute it, and a file whose loading would be an error.
+    content = SOURCE.read_bytes() + repr((OPTIONS, torch.__version__, platform.node())).encode()
+    name = planted / f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
+    name.write_bytes(b"code from elsewhere")
+    environment = {key: value for key, value in os.environ.items() if key not in (VARIABLE, "DVC_ROOT")}
+    ended = subprocess.run(
+        [sys.executable, "-c", BUILD],
+        cwd=workspace,
+        env=environment | {"TMPDIR": str(shared)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    folder = Path(ended.stdout.strip())
+    assert folder.parent == workspace / ".cache" / "compiled"
+    assert list(folder.glob("small_convolutions_*.so"))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(planted.iterdir()) == [name]
+
+
+def test_a_folder_that_others_may_write_to_is_made_anew(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = compiled_cache()
+    (folder / "planted.so").touch()
+    folder.chmod(0o777)
+    compiled_cache.cache_clear()
+    os.environ[VARIABLE] = ""
+    assert compiled_cache() == folder
+    assert list(folder.iterdir()) == []
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "was not this user's alone" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_link_in_its_place_is_not_followed(fresh: Path) -> None:
+    elsewhere = fresh / "elsewhere"
+    elsewhere.mkdir(0o700)
+    parent = fresh / ".cache" / "compiled"
+    parent.mkdir(0o700, parents=True)
+    (parent / machine_key()).symlink_to(elsewhere)
+    folder = compiled_cache()
+    assert not folder.is_symlink() and folder.is_dir()
+
+
+def test_a_named_folder_is_taken_where_it_is_safe(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(fresh / "mine"))
+    assert compiled_cache() == fresh / "mine"
+    compiled_cache.cache_clear()
+    (fresh / "mine").chmod(0o777)
+    assert compiled_cache().parent == fresh / ".cache" / "compiled"
+
+
+def test_without_a_place_in_the_workspace_a_temporary_folder_is_taken(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fresh / ".cache").write_text("a file in the way, as a read-only disk would be")
+    folder = compiled_cache()
+    assert fresh not in folder.parents and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "for this time only" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_key_is_another_for_another_processor_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {machine_key()}
+    monkeypatch.setattr(module, "_processor", lambda: "flags : avx2")
+    keys.add(machine_key())
+    monkeypatch.setattr(module, "_compiler", lambda: "g++ 99")
+    keys.add(machine_key())
+    assert len(keys) == 3
+    monkeypatch.setattr(platform, "node", lambda: "another host")
+    assert machine_key() in keys
