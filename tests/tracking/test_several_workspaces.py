@@ -1,5 +1,7 @@
 """Workspaces on one server: each ends what its own killed processes left, and nothing of the others'."""
 
+import shutil
+
 import pytest
 from mlflow import MlflowClient
 
@@ -14,9 +16,10 @@ DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-lear
 
 
 @pytest.fixture
-def client(workspace, monkeypatch) -> MlflowClient:
+def client(workspace, tmp_path, empty_database, monkeypatch) -> MlflowClient:
     """Of the one database that all folders use."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    shutil.copy(empty_database, tmp_path / "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
     return connect()[0]
 
 
@@ -89,6 +92,17 @@ def test_a_sweep_whose_process_is_gone_is_ended_and_one_that_is_held_is_not(clie
         elsewhere()
         other, _ = open_sweep("held", "sweep", {})
         assert other != held
+
+
+def test_a_copied_workspace_ends_the_runs_in_its_copied_database(workspace, monkeypatch, empty_database, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = connect()[0]
+    left = left_running(client, "copied")
+    client.set_tag(left, "workspace", "of the original")
+    with opened("in the copy"):
+        assert status(client, left) == "KILLED"
 
 
 def test_a_training_that_is_held_is_not_ended(client):

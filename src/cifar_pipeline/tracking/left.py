@@ -1,14 +1,18 @@
 """Runs that a process has left RUNNING because it was killed: found, counted and ended.
 
 A run says which workspace it is of, and a process holds a lock in that workspace for as long as it is at the run. So
-only a process of the same workspace ends it.
+only a process of the same workspace ends it. In a workspace's own database all runs are its own, also where it was
+copied with the workspace.
 """
+
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import is_held, sweep_place, workspace_id
+from cifar_pipeline.config.workspace import is_held, main_workspace, sweep_place, workspace_id
 from cifar_pipeline.files import is_busy
+from cifar_pipeline.tracking.store import tracking_uri
 
 # The tag that says which workspace a run is of: a training's checkpoints are there.
 WORKSPACE = "workspace"
@@ -18,7 +22,9 @@ DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
 
 def end_left(client: MlflowClient, experiment: str, but: str) -> None:
     """End the runs of other trainings and sweeps of this workspace than the training `but`, where they were left."""
-    condition = f"attributes.status = 'RUNNING' and tags.{WORKSPACE} = '{workspace_id()}'"
+    condition = "attributes.status = 'RUNNING'"
+    if not _is_own_database():
+        condition += f" and tags.{WORKSPACE} = '{workspace_id()}'"
     for run in client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, max_results=1000):
         tags = run.data.tags
         if tags.get("identity", but) != but:
@@ -29,7 +35,12 @@ def end_left(client: MlflowClient, experiment: str, but: str) -> None:
 
 def is_ours(run: Run) -> bool:
     """Whether the run is one of this workspace, where a lock says whether some process is at it."""
-    return bool(run.data.tags.get(WORKSPACE) == workspace_id())
+    return _is_own_database() or run.data.tags.get(WORKSPACE) == workspace_id()
+
+
+def _is_own_database() -> bool:
+    scheme, _, path = tracking_uri().partition(":///")
+    return scheme == "sqlite" and Path(path).resolve() == main_workspace() / "mlflow.db"
 
 
 def end_if_left(client: MlflowClient, run: Run) -> None:
