@@ -20,7 +20,7 @@ def serve() -> None:
     listener = listen_on(config.serve.host, config.serve.port)
     model = asked.model or Rule.of(config.registry, data_of_pipeline(Path("models"))).champion
     with model_folder(model, "", config.evaluate.checkpoint) as folder:
-        answer(folder, model, listener)
+        answer(folder, model, listener, config.serve.most_pictures)
 
 
 if __name__ == "__main__":

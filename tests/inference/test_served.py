@@ -128,7 +128,7 @@ def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: left_out.append(gc.get_freeze_count()))
     try:
         with listen_on("127.0.0.1", 0) as listener:
-            answer(exported, "a model", listener)
+            answer(exported, "a model", listener, 256)
     finally:
         gc.unfreeze()
         np.set_printoptions(threshold=1000, edgeitems=3)

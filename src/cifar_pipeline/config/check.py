@@ -188,6 +188,7 @@ RULES: dict[str, Rule] = {
     "predict.most_megapixels": POSITIVE,
     "serve.host": TEXT,
     "serve.port": PORT,
+    "serve.most_pictures": COUNT,
 }
 
 # Those that some options of a group have and others do without.

@@ -19,6 +19,7 @@ import numpy as np
 
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.inference.facts import ModelFacts
+from cifar_pipeline.inference.limits import LimitedRequests, bytes_of_pictures
 from cifar_pipeline.inference.predictor import Prediction, Predictor
 
 WHITE = 255
@@ -37,8 +38,11 @@ def listen_on(host: str, port: int) -> socket.socket:
     return listener
 
 
-def answer(model: Path, name: str, listener: socket.socket) -> None:
-    """Answer for the model in a folder until somebody stops it: MLflow's scoring server, in this process."""
+def answer(model: Path, name: str, listener: socket.socket, most_pictures: int) -> None:
+    """Answer for the model in a folder until somebody stops it: MLflow's scoring server, in this process.
+
+    A request may be as large as `most_pictures` pictures are in JSON.
+    """
     import uvicorn
     from mlflow.pyfunc import load_model
     from mlflow.pyfunc.scoring_server import init
@@ -46,12 +50,17 @@ def answer(model: Path, name: str, listener: socket.socket) -> None:
     with TemporaryDirectory(prefix="served-") as place:
         write_served(model, Path(place) / "model")
         app = init(load_model(str(Path(place) / "model")))
+    hint = (
+        f"send at most {most_pictures} pictures at once, without indentation, or let "
+        "`overrides: {serve: {most_pictures: ...}}` in params.yaml allow more."
+    )
+    limited = LimitedRequests(app, bytes_of_pictures(most_pictures, ModelFacts.read(model).shape), hint=hint)
     # The server repeats in each refusal what was sent: some thousand numbers before the sentence that matters.
     np.set_printoptions(threshold=0, edgeitems=0)
     forget_garbage_of_start_up()
     host, port = listener.getsockname()[:2]
     say(f"Answering for {name} on http://{host}:{port}/invocations; Ctrl-C ends it.")
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(limited, log_level="warning")).run(sockets=[listener])
 
 
 def forget_garbage_of_start_up() -> None:

@@ -1,0 +1,177 @@
+"""A request to the server costs no more than its limits say, and other clients are answered meanwhile."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from project import ROOT, Project
+from serving import Server, running
+from small_model import pictures
+
+from cifar_pipeline.inference import limits
+from cifar_pipeline.inference.limits import DEEPEST, LimitedRequests, Message, Receive, Send, fault_of
+from cifar_pipeline.inference.served import listen_on
+
+JSON = {"Content-Type": "application/json"}
+MOST = 100_000
+
+
+async def echo(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer with the number of bytes of a body that has come in one piece."""
+    message = await receive()
+    assert message["type"] == "http.request" and not message["more_body"]
+    content = str(len(message["body"])).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(content))]})
+    await send({"type": "http.response.body", "body": content})
+
+
+@contextmanager
+def answering(seconds: float = 10) -> Iterator[int]:
+    """`echo` behind the limits, in a thread, on the port that is yielded."""
+    with listen_on("127.0.0.1", 0) as listener:
+        app = LimitedRequests(echo, MOST, seconds)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+        assert not thread.is_alive()
+        assert app.held == 0
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with answering() as port:
+        yield port
+
+
+def post(port: int, body: object, headers: dict[str, str] = JSON) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("POST", "/invocations", body, headers)  # type: ignore[arg-type]
+        answer = connection.getresponse()
+        content = answer.read().decode()
+        return answer.status, json.loads(content)["message"] if answer.status != 200 else content
+    finally:
+        connection.close()
+
+
+def half_sent(port: int, head: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client.sendall(f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}".encode())
+    return client
+
+
+def test_a_body_within_the_limits_comes_whole(port: int) -> None:
+    assert post(port, b" " * MOST) == (200, str(MOST))
+    assert post(port, iter([b"[1, ", b"2]"])) == (200, "6")
+    assert post(port, b"") == (200, "0")
+
+
+def test_a_body_over_the_limit_is_413_by_its_length_and_in_chunks(port: int) -> None:
+    for body in (b" " * (MOST + 1), b" " * (100 * MOST), iter([b" " * MOST, b" "])):
+        status, message = post(port, body)
+        assert status == 413 and message == "The request has more than 100,000 bytes: send less at once."
+
+
+def test_an_absurd_length_is_413_before_anything_is_sent(port: int) -> None:
+    with half_sent(port, f"Expect: 100-continue\r\nContent-Length: {10**17}\r\n\r\n") as client:
+        assert b"413" in client.recv(1000).partition(b"\r\n")[0]
+
+
+def test_deep_nesting_and_endless_numbers_are_400(port: int) -> None:
+    for body in (b"[" * 90_000, b'{"a":' * 15_000, b'{"inputs": [%s]}' % (b"9" * 5000)):
+        status, message = post(port, body)
+        assert status == 400 and ("nested deeper" in message or "more than 40 digits" in message)
+
+
+def test_nesting_is_counted_across_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PORTION", 7)
+    assert fault_of(b"[" * DEEPEST + b"]" * DEEPEST) is None
+    assert fault_of(b"[]" * 1000) is None
+    assert fault_of(b"[" * (DEEPEST + 1)) is not None
+
+
+def test_what_is_no_json_is_415(port: int) -> None:
+    for kind in ("application/vnd.apache.parquet", "text/csv", ""):
+        assert post(port, b"PAR1", {"Content-Type": kind})[0] == 415
+
+
+def test_slow_senders_are_408_and_keep_nobody_waiting() -> None:
+    with answering(seconds=1) as port:
+        slow = [half_sent(port, "Content-Length: 10\r\n\r\n[") for _ in range(20)]
+        start = time.monotonic()
+        assert post(port, b"[]") == (200, "2")
+        assert time.monotonic() - start < 0.9
+        for client in slow:
+            with client:
+                assert b"408" in client.recv(1000).partition(b"\r\n")[0]
+
+
+def test_bodies_that_are_received_at_once_have_one_limit_together() -> None:
+    with answering() as port:
+        head = f"Content-Length: {MOST}\r\n\r\n"
+        held = [half_sent(port, head + " " * (MOST - 1)) for _ in range(limits.BODIES_AT_ONCE)]
+        assert eventually(lambda: post(port, b" " * 1000)[0], 503)
+        assert post(port, b"") == (200, "0")
+        for client in held:
+            client.close()
+        assert eventually(lambda: post(port, b" " * 1000)[0], 200)
+
+
+def eventually(ask: Callable[[], int], expected: int) -> bool:
+    """Whether the answer is the expected one within ten seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if ask() == expected:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("limited")
+    Project.made(folder)
+    path = folder / "conf" / "serve" / "default.yaml"
+    path.write_text(path.read_text().replace("most_pictures: 256", "most_pictures: 10"))
+    with running(ROOT / "src" / "serve.py", folder, "--model", str(exported)) as server:
+        yield server
+
+
+def test_the_server_takes_as_many_pictures_as_its_configuration_says(server: Server) -> None:
+    status, answers = server.ask(pictures(10).astype(float))
+    assert status == 200 and len(answers) == 10
+    status, message = server.ask(np.tile(pictures(10), (100, 1, 1, 1)))
+    assert status == 413 and "send at most 10 pictures at once" in message and "most_pictures" in message
+
+
+HOSTILE = {
+    "nested": "[" * 100_000,
+    "nested within a request": '{"inputs": ' + "[" * 60_000 + "]" * 60_000 + "}",
+    "a number of 5,000 digits": '{"inputs": [' + "9" * 5000 + "]}",
+    "infinite": json.dumps({"inputs": [[[[7] * 3] * 32] * 32]}).replace("7", "1e999"),
+    "not a number": json.dumps({"inputs": [[[[float("nan")] * 3] * 32] * 32]}),
+    "words": json.dumps({"inputs": [[[["a"] * 3] * 32] * 32]}),
+    "nothing": '{"inputs": null}',
+    "a ragged picture": json.dumps({"inputs": [[[[1, 2, 3], [1]]]]}),
+    "no object": "3",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_the_server_answers_400_with_a_sentence(server: Server, case: str) -> None:
+    status, message = server.post(HOSTILE[case])
+    assert status == 400 and 0 < len(message) < 1000
