@@ -85,6 +85,15 @@ def is_in_repository() -> bool:
     return find_repository().kind is Kind.FOUND
 
 
+def folder_in_repository() -> str:
+    """Return the working directory's path below the repository's top, `projects/pictures/`; empty at the top.
+
+    Raises:
+        GitError: git gives no answer.
+    """
+    return os.fsdecode(answer("rev-parse", "--show-prefix"))
+
+
 def difference(folders: tuple[str, ...]) -> bytes:
     """Return what the folders hold beyond the commit, as a patch for `git apply`, with new code.
 
@@ -97,7 +106,7 @@ def difference(folders: tuple[str, ...]) -> bytes:
     listed = answer("ls-files", "-z", "--others", "--exclude-standard", "--", *folders)
     new = [os.fsdecode(name) for name in listed.split(b"\0") if name]
     code = [name for name in new if Path(name).suffix in CODE and not Path(name).is_symlink()][:MOST_NEW_FILES]
-    below = os.fsdecode(answer("rev-parse", "--show-prefix"))
+    below = folder_in_repository()
     as_new = (*DIFF, "--no-index", f"--src-prefix=a/{below}", f"--dst-prefix=b/{below}", "--", os.devnull)
     for name in code:
         parts.append(_bounded((*as_new, name), MOST_BYTES - sum(map(len, parts))))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from repositories import git, leave_repositories
 
 from cifar_pipeline import git as asked
+from cifar_pipeline.console import Refusal
 from cifar_pipeline.git import Kind, find_repository
 from cifar_pipeline.tracking import lineage
+from cifar_pipeline.tracking.addresses import model_folder
 from cifar_pipeline.tracking.published import published
 
 # Git's own way to let its tests see a repository of somebody else.
@@ -166,3 +169,16 @@ def test_a_damaged_lock_of_dvc_is_a_reason_and_no_absence(
 def test_bytes_of_the_command_line_that_are_no_utf_8_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["src/train.py", os.fsdecode(b"data.root=/caf\xe9")])
     assert lineage.tags()["command"].encode() == rb"python src/train.py 'data.root=/caf\xe9'"
+
+
+def test_a_revision_of_a_project_below_the_top_of_its_repository_has_its_model(repository: Path) -> None:
+    (repository / "models" / "last").mkdir(parents=True)
+    (repository / "models" / "last" / "MLmodel").write_text("metadata: kept\n")
+    for words in (["init", "--subdir", "--quiet"], ["add", "--quiet", "models"]):
+        subprocess.run([sys.executable, "-m", "dvc", *words], check=True)
+    commit_all()
+    shutil.rmtree("models")
+    with model_folder("models", "HEAD", "last") as folder:
+        assert (folder / "MLmodel").read_text() == "metadata: kept\n"
+    with pytest.raises(Refusal, match="There is no revision v9"), model_folder("models", "v9", "last"):
+        pass

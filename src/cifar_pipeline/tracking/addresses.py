@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.git import Kind, find_repository
+from cifar_pipeline.git import GitError, Kind, find_repository, folder_in_repository
 
 IN_MLFLOW = ("models:/", "runs:/")
 
@@ -50,7 +50,7 @@ def _from_dvc(folder: str, revision: str, place: Path) -> Path:
     """The folder as it was at a revision, from DVC's cache or its remote."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
-    from dvc.scm import SCMError
+    from dvc.scm import RevError, SCMError
 
     repository = find_repository()
     if repository.kind is not Kind.FOUND:
@@ -59,10 +59,13 @@ def _from_dvc(folder: str, revision: str, place: Path) -> Path:
             f"{revision}."
         )
     try:
-        DVCFileSystem(".", rev=revision).get(folder, str(place / "models"), recursive=True)
-    except SCMError:
+        # DVC opens a revision at the repository's top, whatever folder it is asked in.
+        below = folder_in_repository()
+        files = DVCFileSystem(".", rev=revision, subrepos=bool(below))
+        files.get(f"{below}{folder}", str(place / "models"), recursive=True)
+    except RevError:
         raise Refusal(f"There is no revision {revision}: `git tag`, `git log` and `dvc exp list` show them.") from None
-    except (DvcException, OSError) as error:
+    except (DvcException, SCMError, GitError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
         raise Refusal(
             f"DVC has no {folder} of {revision} ({reason}): `git checkout {revision} && dvc repro` makes what its "
