@@ -131,7 +131,7 @@ cifar10: $(SETUP) ## fetch the real CIFAR-10 after a start on the fallback, and 
 
 .PHONY: clean
 clean: ## remove what the stages wrote; the environment, DVC's cache and the runs in MLflow stay
-	rm -rf data models multirun exported reports/samples.png reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
+	rm -rf data models multirun exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
 
 .PHONY: help
 help: ## list these targets

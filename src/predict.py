@@ -58,7 +58,7 @@ def predict() -> int:
         say(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
         bad = print_table(shown, top)
     if skipped:
-        warn(f"Skipped in folders: {len(skipped):,} files ({skipped}), such as {skipped.named()[0][0]}.")
+        warn(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
     return 1 if bad else 0
 
 

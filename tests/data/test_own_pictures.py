@@ -1,6 +1,8 @@
 """Pictures of one's own: a folder for each class or a table, any size, brought to one size once."""
 
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.data import pictures as decoding
 from cifar_pipeline.data import resized
 from cifar_pipeline.data.official import Official
 from cifar_pipeline.data.sources.csv_table import CsvTable
@@ -47,6 +50,11 @@ def tree(prefix: str = "", count: int = 8, start: int = 0) -> None:
 
 def read(source=ImageFolder, **options) -> Official:
     return source(**{**OPTIONS, **options}).read(Path("raw"))
+
+
+def kept() -> Path:
+    """Where the resized pictures are kept, as the code of today makes them."""
+    return Path(".cache/pictures", resized.cache_key(), "8x8x3-crop")
 
 
 def pixels(official: Official, part: str) -> np.ndarray:
@@ -147,11 +155,10 @@ def test_what_is_used_no_more_is_not_kept(monkeypatch):
     monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 4)
     tree()
     read()
-    shards = {path.name for path in Path(".cache/pictures/8x8x3-crop").iterdir()}
-    for path in Path("mine/cat").rglob("*.png"):
-        path.unlink()
+    shards = {path.name for path in kept().iterdir()}
+    shutil.rmtree("mine/cat")
     read()
-    left = {path.name for path in Path(".cache/pictures/8x8x3-crop").iterdir()}
+    left = {path.name for path in kept().iterdir()}
     assert left < shards and len(left) == 8
 
 
@@ -159,7 +166,7 @@ def test_what_is_used_no_more_is_not_kept(monkeypatch):
 def test_a_damaged_shard_is_made_again(damage):
     tree()
     before = pixels(read(), "train")
-    (shard,) = Path(".cache/pictures/8x8x3-crop").glob("*.npy")
+    (shard,) = kept().glob("*.npy")
     if damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
     elif damage == "foreign":
@@ -190,11 +197,165 @@ def test_a_picture_bomb_is_left_out(capsys):
     assert "more than 1 million pixels (data.most_megapixels)" in capsys.readouterr().err
 
 
+def skipped_of(**options) -> dict[str, str]:
+    source = ImageFolder(**{**OPTIONS, **options})
+    source.read(Path("raw"))
+    return {Path(path).relative_to("mine").as_posix(): reason for path, reason in source.skipped}
+
+
+def test_every_file_that_is_not_taken_is_counted_with_its_reason(capsys):
+    tree()
+    Path("mine/README.md").write_text("about these")
+    for name in ("ant/notes.txt", "ant/deep/more.txt", "bee/NOSUFFIX", "bee/Thumbs.db", "cat/.DS_Store"):
+        Path("mine", name).write_bytes(b"x")
+    os.mkfifo("mine/cat/pipe.png")
+    Path("mine/cat/broken.jpg").write_bytes(b"no picture")
+    assert skipped_of(max_bad=1) == {
+        "README.md": "it lies in no class's folder, and is not named like a picture",
+        "ant/notes.txt": "no picture's name ends in .txt",
+        "ant/deep/more.txt": "no picture's name ends in .txt",
+        "bee/NOSUFFIX": "its name has no suffix, such as .jpg",
+        "bee/Thumbs.db": "it is hidden, or a system's own",
+        "cat/.DS_Store": "it is hidden, or a system's own",
+        "cat/pipe.png": "it is a named pipe, not a file",
+        "cat/broken.jpg": "it is no image of a known format",
+    }
+    said = capsys.readouterr()
+    assert "mine/ant/notes.txt: no picture's name ends in .txt." in said.err
+    assert "Not taken: 5 files, all in reports/skipped.csv: no picture's name ends in .txt (2); " in said.err
+    assert "Passed over: 3 files: it is hidden, or a system's own (2); " in said.out
+
+
+def test_ten_files_are_named_and_of_each_reason_some(capsys):
+    tree()
+    for number in range(300):
+        Path(f"mine/ant/{number}.txt").touch()
+    Path("mine/bee/nothing").touch()
+    assert len(skipped_of()) == 301
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7 and "mine/bee/nothing: its name has no suffix, such as .jpg." in lines
+
+
+def test_hidden_names_are_skipped_at_every_depth():
+    """A network drive puts a thumbnail of each picture there: small copies would lie in both parts."""
+    tree()
+    for place in ("@eaDir", "__MACOSX", ".thumbnails", "#recycle"):
+        for name in ("1.png", "deep/2.png"):
+            picture(f"ant/deep/{place}/{name}", (1, 2, 3))
+        picture(f"{place}/1.png")
+    official = read()
+    assert len(official.train_names) + len(official.test_names) == 24
+    assert official.classes == ("ant", "bee", "cat")
+
+
+def broken(*classes: str) -> None:
+    tree()
+    for name in classes:
+        for path in Path("mine", name).rglob("*.png"):
+            path.write_bytes(b"no picture")
+
+
+def all_heic() -> None:
+    tree()
+    Path("mine/dog").mkdir()
+    for number in range(3):
+        Path(f"mine/dog/{number}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def parts_without(part: str) -> None:
+    for name in ("train", "val", "test"):
+        tree(f"{name}/", 4)
+    for path in Path("mine", part).rglob("*.png"):
+        path.write_bytes(b"")
+
+
+def empty_part() -> None:
+    tree("train/")
+    Path("mine/test").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: broken("cat"), r"No picture is left in cat \[8 files: it is no image of a known format \(8\)\]: mend"),
+        (lambda: broken("ant", "bee"), r"left in ant \[8 files: .*\], bee \[8 files: "),
+        (lambda: [tree(), Path("mine/dog").mkdir()], r"No picture is left in dog \[nothing is in it\]"),
+        (
+            all_heic,
+            r"left in dog \[3 files: it is HEIC, which needs the extra heif: `pip install .*'\.\[heif\]'` \(3\)\]",
+        ),
+        (lambda: [tree(), picture("dog/@eaDir/1.png")], r"left in dog \[1 file: it is hidden"),
+        (lambda: parts_without("val"), r"left in val/ant \[4 files: it is empty \(4\)\], val/bee"),
+        (lambda: parts_without("test"), "left in test/ant"),
+        (empty_part, "mine/test holds no folder of a class"),
+    ],
+)
+def test_a_class_that_loses_all_its_pictures_ends_it_with_the_reasons(made, words, monkeypatch):
+    monkeypatch.setattr(decoding, "HEIC_PLUGIN", "not_installed")
+    made()
+    source = ImageFolder(**{**OPTIONS, "max_bad": 100})
+    with pytest.raises(Refusal, match=words):
+        source.read(Path("raw"))
+
+
+def test_what_is_left_after_bad_files_is_what_is_parted():
+    tree(count=2)
+    Path("mine/ant/0.png").unlink(missing_ok=True)
+    Path("mine/ant/1.png").write_bytes(b"no picture")
+    with pytest.raises(Refusal, match=r"Of class ant there is a single image left.*data\.test_fraction"):
+        read(max_bad=1)
+
+
+def test_a_part_that_lacks_a_class_is_said(capsys):
+    tree("train/")
+    tree("test/", start=8)
+    for path in Path("mine/test/bee").rglob("*.png"):
+        path.unlink()
+    for folder in ("deep", ""):
+        Path("mine/test/bee", folder).rmdir()
+    assert len(read().test_names) == 16
+    assert "The test part has no picture of bee: it is not measured there." in capsys.readouterr().err
+
+
+def test_a_pipe_among_the_pictures_is_refused_before_dvc_waits_for_it(tmp_path):
+    tree()
+    os.mkfifo("mine/cat/deep/pipe.png")
+    with pytest.raises(Refusal, match=r"mine/cat/deep/pipe\.png: it is a named pipe, not a file\. DVC.* remove it"):
+        ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
+
+
+def test_other_code_or_other_libraries_find_nothing_kept(monkeypatch):
+    """The key of the cache holds what made the pixels; what another key kept is removed."""
+    tree()
+    counted = Counted(monkeypatch)
+    before = cache_of(read())
+    assert counted.since() == 24 and cache_of(read()) == before and counted.since() == 0
+    made = resized.decoders
+    monkeypatch.setattr(resized, "decoders", lambda: {**made(), "pillow": "99.0"})
+    assert cache_of(read()) != before and counted.since() == 24
+    assert len(list(Path(".cache/pictures").iterdir())) == 1
+
+
+def cache_of(official: Official) -> str:
+    assert len(official.train_labels) == 18
+    (place,) = Path(".cache/pictures").iterdir()
+    return place.name
+
+
+def test_a_picture_beyond_a_lower_limit_is_no_longer_taken():
+    tree()
+    picture("ant/large.png", size=(1500, 1000))
+    assert "ant/large.png" not in skipped_of()
+    assert skipped_of(most_megapixels=1, max_bad=1) == {
+        "ant/large.png": "it has more than 1 million pixels (data.most_megapixels)"
+    }
+
+
 def test_pictures_outside_of_the_classes_are_said(capsys):
     tree()
     picture("lonely.png")
     assert len(read().train_names) == 18
-    assert "mine: 1 pictures lie in no class's folder and are left out." in capsys.readouterr().err
+    assert "mine/lonely.png: it lies in no class's folder." in capsys.readouterr().err
 
 
 def single() -> None:
@@ -285,12 +446,31 @@ def test_a_table_without_parts_is_parted_like_a_tree():
     ("rows", "head", "words"),
     [
         (["a.png,x"], "file,label", "has no column path: its first line must name path and label.*it says file,label"),
-        (["a.png"], "path,label", "line 2: the row has no label"),
         (["a.png,x", "a.png,y"], "path,label", "line 3: a.png stands in line 2 already"),
         (["../a.png,x"], "path,label", r"line 2: \.\./a\.png lies outside of mine"),
         (["/a.png,x"], "path,label", "lies outside"),
         (["a.png,x,tests"], "path,label,split", "line 2: split is tests; it must be train, val or test"),
-        (['"a.png,x'], "path,label", "is no CSV"),
+        (["a.png"], "path,label", r"line 2: the row has 1 cell for 2 columns \(path,label\)\.$"),
+        (["a.png,x", "00a.png,cat, big one"], "path,label", "line 3: the row has 3 cells for 2 columns.*quotes around"),
+        (["a.png,x,"], "path,label", "line 2: the row has 3 cells for 2 columns"),
+        (["a.png,x"], "path,label,split", "line 2: the row has 2 cells for 3 columns"),
+        (["a.png,x,y"], "path,label,label", "line 1: the column label is there twice"),
+        (["a.png,x,,"], "path,label,,", "line 1: a column without a name is there twice"),
+        (["a.png, "], "path,label", "line 2: the row has no label"),
+        ([" ,x"], "path,label", "line 2: the row has no path"),
+        (["a.png,x", "", "b.png,y"], "path,label", "line 3: the line is blank, and rows follow"),
+        (["a.png,x", ","], "path,label", "line 3: the row has no path"),
+        ([], "path,label", "names no picture"),
+        (["a.png,x", '"b.png,y', "c.png,z"], "path,label", "line 3: this is no CSV .a quote opens here and is never"),
+        (["a.png,x", '"b.png,y', 'c.png,z"'], "path,label", "line 3: a cell goes on in the next line"),
+        (["a.png,x", '"b.png,y', '"c.png",z'], "path,label", "line 3: this is no CSV"),
+        (["a.png,x\0"], "path,label", "line 2: there is a NUL byte"),
+        (["a.png;x"], "path;label", "columns are separated by semicolons; save it with commas"),
+        (["a.png\tx"], "path\tlabel", "columns are separated by tabs"),
+        (["a.png,x", "./a.png,x"], "path,label", r"line 3: a\.png stands in line 2 already"),
+        (["d/a.png,x", "d//a.png,y"], "path,label", r"line 3: d/a\.png stands in line 2 already"),
+        (["a.png,x,train"], "path,label,Split", "line 1: write split instead of Split"),
+        (["a.png,caf\u00e9", "b.png,cafe\u0301"], "path,label", "look the same"),
         (["a.png,x"], "path,label", "no class but x: the table must name at least two classes"),
     ],
 )
@@ -298,6 +478,46 @@ def test_a_table_that_makes_no_sense_is_refused_with_its_line(rows, head, words)
     table(*rows, head=head)
     with pytest.raises(Refusal, match=words):
         read_table()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path,label\na.png,x\n".encode("utf-16"), r"labels\.csv is UTF-16: save it as UTF-8"),
+        ("path,label\na.png,x\n".encode("utf-32"), r"labels\.csv is UTF-32"),
+        ("path,label\na.png,x\nb.png,\u00e4pfel\n".encode("latin-1"), r"line 3: this is not UTF-8 \(byte 0xe4\)"),
+    ],
+)
+def test_a_table_in_another_encoding_is_refused(content, words):
+    Path("mine").mkdir()
+    Path("mine/labels.csv").write_bytes(content)
+    with pytest.raises(Refusal, match=words):
+        read_table()
+
+
+def test_a_table_that_is_no_regular_file_is_refused():
+    Path("mine").mkdir()
+    os.mkfifo("mine/labels.csv")
+    with pytest.raises(Refusal, match=r"labels\.csv is a named pipe, not a file"):
+        read_table()
+
+
+def test_a_table_of_a_spreadsheet_is_read_with_its_quotes_and_other_columns(capsys):
+    tree()
+    paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    rows = [f'"{path}", "{path[:3]}, big",taken' for path in paths]
+    rows = [row.replace(', "', ',"') for row in rows]
+    Path("mine/labels.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["path, label ,remark", *rows, "", ""]).encode())
+    assert read_table().classes == ("ant, big", "bee, big", "cat, big")
+    assert "path, label and split are read, remark is not" in capsys.readouterr().out
+
+
+def test_labels_that_differ_in_case_alone_are_said(capsys):
+    tree()
+    paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    table(*[f"{path},{'Ant' if number % 2 else 'ant'}" for number, path in enumerate(paths)], head="path,label")
+    assert read_table().classes == ("Ant", "ant")
+    assert "The classes Ant and ant differ in upper and lower case alone" in capsys.readouterr().err
 
 
 def test_without_a_table_the_sentence_says_what_it_must_be():

@@ -107,12 +107,13 @@ def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> No
 def test_a_picture_more_reruns_what_depends_on_it_and_is_the_only_one_that_is_read(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     assert stages_that(workspace.dvc("repro", "--dry"), "ran") == []
-    kept = {path.name for path in (workspace.root / ".cache/pictures/32x32x3-crop").glob("*.npy")}
+    (cache,) = (workspace.root / ".cache/pictures").glob("*/32x32x3-crop")
+    kept = {path.name for path in cache.glob("*.npy")}
     draw(workspace.root / "pictures" / "fish" / "new.png", COLOURS["fish"], np.random.default_rng(8))
     said = workspace.dvc("repro", "preprocess")
     assert stages_that(said, "ran") == ["preprocess"]
-    (new,) = {path.name for path in (workspace.root / ".cache/pictures/32x32x3-crop").glob("*.npy")} - kept
-    assert len(np.load(workspace.root / ".cache/pictures/32x32x3-crop" / new)) == 1
+    (new,) = {path.name for path in cache.glob("*.npy")} - kept
+    assert len(np.load(cache / new)) == 1
     assert set(json.loads(workspace.dvc("status", "--json"))) == {"train", "evaluate"}
 
 

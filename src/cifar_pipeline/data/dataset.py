@@ -33,7 +33,8 @@ class Dataset:
     part; `mean` and `std` are of the train part, a number per channel, pixels scaled to [0, 1]. `hashes` has a
     SHA-256 for each array, `hash` one over all of them and the classes. `equal` has, for two parts such as "train,
     test", how many pictures of the second are in the first as well, and the first of them by their indices. `asked`
-    and `used` are the values of `data` (asked.KEYS) in the configuration and in effect.
+    and `used` are the values of `data` (asked.KEYS) in the configuration and in effect. `skipped` is the number of
+    files that were not taken; reports/skipped.csv names them.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Dataset:
     equal: dict[str, dict[str, Any]]
     asked: dict[str, Any]
     used: dict[str, Any]
+    skipped: int = 0
 
     @staticmethod
     def open(folder: Path) -> "Dataset":
@@ -85,9 +87,13 @@ class Dataset:
         return f"{self.title}, in place of {self.wanted}" if self.is_fallback else self.title
 
     def summary(self) -> dict[str, Any]:
-        """What a report says about the data: name, title, source, whether it is a fallback, number of images."""
+        """What a report says about the data: name, title, source, whether it is a fallback, number of images.
+
+        And the number of files that were skipped, where there are any.
+        """
         facts = {"name": self.name, "title": self.title, "source": self.source}
-        return {**facts, "fallback": self.is_fallback, "sizes": self.sizes, "hash": self.hash}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return {**facts, "fallback": self.is_fallback, "sizes": self.sizes, **skipped, "hash": self.hash}
 
     def part(self, name: str) -> tuple[Images, Labels]:
         """The images `[N, H, W, C] uint8` and labels `[N] int64` of "train", "val" or "test", memory-mapped.
@@ -99,9 +105,21 @@ class Dataset:
         return images, _load(self.folder / name / "labels.npy", (size,), np.int64)
 
     def files(self, part: str) -> list[str] | None:
-        """The names of the files that a part's images were, in their order; None where they were none."""
+        """The names of the files that a part's images were, in their order; None where they were none.
+
+        Raises Refusal where the list is not one of as many names.
+        """
         path = self.folder / part / "files.json"
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+            is_whole = isinstance(names, list) and len(names) == self.sizes[part] and all(map(_is_text, names))
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise Refusal(f"{path} is damaged or of another data set; {REMEDY}.")
+        return list(names)
 
     def leaks(self) -> Iterator[str]:
         """A sentence on each two parts that have pictures in common, the files named where there are any."""
@@ -120,6 +138,10 @@ class Dataset:
                 if found != self.hashes[f"{part}/{kind}"]:
                     path = self.folder / part / f"{kind}.npy"
                     raise Refusal(f"{path} has other content than it was written with; {REMEDY}.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -15,6 +15,7 @@ SYSTEMS = {
     "$recycle.bin", "system volume information", "lost+found",
 }  # fmt: skip
 HIDDEN = "it is hidden, or a system's own"
+NOT_A_FILE = ", not a file"
 NAMED = 10
 
 
@@ -55,12 +56,12 @@ def files_in(folder: Path) -> Iterator[Found]:
         if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
             below.append(path)
         else:
-            yield Found(path, _reason(entry))
+            yield Found(path, reason_of(entry))
     for inner in below:
         yield from files_in(inner)
 
 
-def _reason(entry: "os.DirEntry[str]") -> str:
+def reason_of(entry: "os.DirEntry[str]") -> str:
     """Why an entry that is no folder, or a hidden one, is not taken; empty where it is."""
     if is_hidden(entry.name):
         return HIDDEN
@@ -68,7 +69,7 @@ def _reason(entry: "os.DirEntry[str]") -> str:
         if not entry.is_file():  # a link that leads nowhere counts as a picture that can't be read
             kind = "" if entry.is_symlink() and not Path(entry.path).exists() else irregular_kind(entry.stat().st_mode)
             if kind:
-                return f"it is a link to {kind}" if entry.is_symlink() else f"it is {kind}, not a file"
+                return f"it is {'a link to ' if entry.is_symlink() else ''}{kind}{NOT_A_FILE}"
     except OSError as error:
         return f"it may not be read ({error.strerror})"
     suffix = Path(entry.name).suffix
@@ -99,7 +100,7 @@ class Tally:
 
     def __str__(self) -> str:
         """The reasons with their counts, the most frequent first."""
-        return "; ".join(f"{count:,}: {reason}" for reason, count in self.counts.most_common())
+        return "; ".join(f"{reason} ({count:,})" for reason, count in self.counts.most_common())
 
     def named(self) -> list[tuple[str, str]]:
         """Ten names with their reasons at most, of each reason as many as of the others."""

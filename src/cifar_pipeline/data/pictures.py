@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from cifar_pipeline.data.colours import Colours
 from cifar_pipeline.regular import Irregular, open_regular
@@ -32,6 +33,8 @@ NEEDS_PLUGIN = "it is HEIC, which needs the extra heif: `pip install --constrain
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 WHITE = 255
 SIXTEEN_BITS = 65535
+# Pillow's names of the libraries that it decodes and converts colours with.
+LIBRARIES = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "zlib_ng", "libtiff", "webp", "avif", "littlecms2")
 CROP, PAD = FITS = ("crop", "pad")
 
 
@@ -69,6 +72,16 @@ def content_of(path: Path) -> bytes:
     """The bytes of a file. Raises Unreadable where there is none."""
     with _told(), open_regular(path) as file:
         return file.read()
+
+
+def decoders() -> dict[str, str]:
+    """What decides about a picture's pixels besides its file and our code: libraries, and the limit on its size."""
+    found = {name: str(features.version(name)) for name in LIBRARIES}
+    if "HEIF" in _formats():
+        import pillow_heif
+
+        found |= {"pillow-heif": pillow_heif.__version__, "libheif": pillow_heif.libheif_version()}
+    return {"pillow": PIL.__version__, "limit": str(Image.MAX_IMAGE_PIXELS), **found}
 
 
 def fitted(image: Image.Image, shape: tuple[int, int, int], fit: str) -> np.ndarray:

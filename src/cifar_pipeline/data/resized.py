@@ -1,12 +1,16 @@
 """Picture files brought to one size, and kept by their content: a file that hasn't changed is never resized twice.
 
-    .cache/pictures/32x32x3-crop/NAME.npy     some hundred pictures [N, H, W, C] uint8
-    .cache/pictures/32x32x3-crop/NAME.json    the SHA-256 of each one's file
+    .cache/pictures/KEY/32x32x3-crop/NAME.npy     some hundred pictures [N, H, W, C] uint8
+    .cache/pictures/KEY/32x32x3-crop/NAME.json    the SHA-256 of each one's file
+
+KEY is a hash of what made the pixels: the code that reads and resizes, the versions of the libraries that decode, and
+the limit on a picture's size. Pictures under another key are removed, so one process at a time may use a cache.
 
 Whatever the number of pictures, a shard for each core and no more of them are in memory.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +22,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_pipeline.config.code import loaded_sources
 from cifar_pipeline.config.start import cores
 from cifar_pipeline.console import progress
-from cifar_pipeline.data.pictures import Unreadable, content_of, read_picture
+from cifar_pipeline.data.pictures import Unreadable, content_of, decoders, read_picture
 from cifar_pipeline.data.pieces import items_in_a_piece
 from cifar_pipeline.files import whole_file
 
@@ -69,11 +74,12 @@ class Rows:
 
 
 class Resized:
-    """The pictures of one size and fit that `cache` keeps."""
+    """The pictures of one size and fit that `cache` keeps, as the code of today makes them."""
 
     def __init__(self, cache: Path, shape: Shape, fit: str) -> None:
         self.shape, self.fit = shape, fit
-        self.folder = cache / f"{'x'.join(map(str, shape))}-{fit}"
+        self.folder = cache / cache_key() / f"{'x'.join(map(str, shape))}-{fit}"
+        _remove_other_keys(self.folder.parent)
         self.known = dict(self._kept())
 
     def take(self, files: Sequence[Path]) -> list[Place | str]:
@@ -137,3 +143,16 @@ class Resized:
         for path in [*self.folder.glob("*.json"), *self.folder.glob("*.npy")]:
             if path.stem not in used and not path.name.startswith("."):
                 path.unlink(missing_ok=True)
+
+
+def cache_key() -> str:
+    """16 hexadecimal digits that stand for all that decides a picture's pixels but its file, its size and its fit."""
+    code = loaded_sources().used(__name__).hashes
+    return sha256(json.dumps([code, decoders()], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _remove_other_keys(kept: Path) -> None:
+    """Remove what other code or other libraries made."""
+    for path in kept.parent.iterdir() if kept.parent.is_dir() else ():
+        if path.is_dir() and path != kept:
+            shutil.rmtree(path, ignore_errors=True)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.official import Indices, Labels, Official
 
+SHOWN = 10
+
 
 def parted(official: Official, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """The training images to learn from and those to choose by, as two ascending arrays of indices.
@@ -18,6 +20,27 @@ def parted(official: Official, fraction: float, seed: int) -> tuple[Indices, Ind
     if held_back is None:
         return stratified_split(labels, fraction, seed, official.classes, "data.val_fraction")
     return np.setdiff1d(np.arange(len(labels)), held_back), held_back
+
+
+def require_usable(official: Official, train: Indices, title: str) -> None:
+    """Refuse data that no network can learn from or be measured by; `train` are the images to learn from.
+
+    Raises Refusal where there are fewer than two classes, two of one name, a class without a training image, or no
+    test images.
+    """
+    classes = official.classes
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise Refusal(f"{title} has two classes called {twice[0]}: a source must give each class a name of its own.")
+    if len(classes) < 2:
+        raise Refusal(f"{title} has {len(classes)} class: at least two are needed.")
+    counts = np.bincount(official.train_labels[train], minlength=len(classes))
+    untrained = [classes[number] for number in np.flatnonzero(counts == 0)]
+    if untrained:
+        more = f" and {len(untrained) - SHOWN:,} more" if len(untrained) > SHOWN else ""
+        raise Refusal(f"{title} has no training images of {', '.join(untrained[:SHOWN])}{more}: each class needs some.")
+    if not len(official.test_labels):
+        raise Refusal(f"{title} has no test images: `evaluate` needs some to measure by.")
 
 
 def stratified_split(
@@ -37,8 +60,8 @@ def stratified_split(
         single = [str(classes[label] if classes else label) for label in present[counts < 2]]
         if single:
             raise Refusal(
-                f"Of class {', '.join(single)} there is a single image, which can't be both learnt and held back: add "
-                f"some, leave the class out, or set {option} to 0."
+                f"Of class {', '.join(single)} there is a single image left, which can't be both learnt and held back: "
+                f"add some, leave the class out, or set {option} to 0."
             )
         # RandomState's stream is frozen (NEP 19): the same images are held back whatever the version of NumPy.
         random = np.random.RandomState(seed)

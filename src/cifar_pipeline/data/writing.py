@@ -29,10 +29,11 @@ def write(
     wanted: str,
     asked: dict[str, Any],
     used: dict[str, Any],
+    skipped: int = 0,
 ) -> None:
     """Write `official` into the empty `folder`, its training images parted into those at `train` and at `val`.
 
-    The same arguments write the same bytes, on every machine.
+    `skipped` is the number of files that were not taken. The same arguments write the same bytes, on every machine.
     """
     of_train = official.train_images, official.train_labels, official.train_names
     of_test = official.test_images, official.test_labels, official.test_names
@@ -61,6 +62,7 @@ def write(
         "hashes": hashes,
         "hash": sha256(json.dumps([official.classes, hashes], sort_keys=True).encode()).hexdigest(),
         "equal": _equal(written),
+        "skipped": skipped,
         "asked": asked,
         "used": used,
     }

@@ -47,7 +47,7 @@ def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]
     return [
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
-        ("images", sizes),
+        ("images", sizes + skipped_words(dataset)),
         ("test accuracy", f"{100 * test['accuracy']:.2f} % (top 3: {100 * test['top3_accuracy']:.2f} %)"),
         ("parameters", f"{metrics['parameters']:,}"),
         ("device", device_words(timing.get("train", {}))),
@@ -56,6 +56,12 @@ def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]
         ("report", str(page.relative_to(root)) if page.is_file() else "none"),
         ("MLflow page", mlflow_page(os.environ.get("MLFLOW_TRACKING_URI", ""))),
     ]
+
+
+def skipped_words(dataset: Mapping[str, Any]) -> str:
+    """Say how many files were skipped, behind the number of images; nothing where there are none."""
+    skipped = int(dataset.get("skipped", 0))
+    return f"; {skipped:,} {'file' if skipped == 1 else 'files'} skipped (reports/skipped.csv)" if skipped else ""
 
 
 def as_table(rows: list[tuple[str, str]]) -> Table:

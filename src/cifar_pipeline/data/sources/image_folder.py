@@ -1,15 +1,17 @@
 """A folder with a folder of pictures for each class, whole or parted into train, val and test."""
 
+import os
 from pathlib import Path
 
-from cifar_pipeline.console import Refusal, warn
-from cifar_pipeline.data.folders import files_in
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.data.folders import HIDDEN, NOT_A_FILE, Skipped, files_in, is_hidden, reason_of
 from cifar_pipeline.data.official import TEST, TRAIN, VAL
-from cifar_pipeline.data.pictures import SUFFIXES
-from cifar_pipeline.data.sources.own_pictures import Listed, OwnPictures
+from cifar_pipeline.data.sources.listing import NO_PICTURE_OUTSIDE, Group, Listed, Listing
+from cifar_pipeline.data.sources.own_pictures import OwnPictures
 
 # What the folders of parts are called.
 NAMED = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST, "testing": TEST}
+OUTSIDE = "it lies in no class's folder"
 
 
 class ImageFolder(OwnPictures):
@@ -21,12 +23,17 @@ class ImageFolder(OwnPictures):
         "(and `val`, `test`)."
     )
 
-    def listed(self) -> list[Listed]:
-        """The pictures of every class, by name. Raises Refusal where folders of parts stand beside those of classes."""
+    def listed(self) -> Listing:
+        """The pictures of every class, by name.
+
+        Raises Refusal where folders of parts stand beside those of classes, or a part has no class.
+        """
         folders = _folders(self.root)
         parts = [folder for folder in folders if folder.name.lower() in NAMED]
+        listing = Listing([], self._outside(self.root))
         if not parts:
-            return self._of_classes(self.root, "")
+            self._add(listing, self.root, "")
+            return listing
         if len(parts) < len(folders):
             others = ", ".join(folder.name for folder in folders if folder not in parts)
             raise Refusal(
@@ -35,19 +42,36 @@ class ImageFolder(OwnPictures):
             )
         if TRAIN not in {NAMED[folder.name.lower()] for folder in parts}:
             raise Refusal(f"{self.root} has {', '.join(folder.name for folder in parts)} and no `train`: {self.wanted}")
-        return [one for folder in parts for one in self._of_classes(folder, NAMED[folder.name.lower()])]
+        for folder in parts:
+            if not _folders(folder):
+                raise Refusal(f"{folder} holds no folder of a class: put one for each class there, or remove {folder}.")
+            listing.skipped.extend(self._outside(folder))
+            self._add(listing, folder, NAMED[folder.name.lower()])
+        return listing
 
-    def _of_classes(self, folder: Path, part: str) -> list[Listed]:
-        outside = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-        if outside:
-            warn(f"{folder}: {len(outside):,} pictures lie in no class's folder and are left out.")
-        return [
-            Listed(path.relative_to(self.root).as_posix(), place.name, part)
-            for place in _folders(folder)
-            for path, reason in files_in(place)
-            if not reason
-        ]
+    def _add(self, listing: Listing, folder: Path, part: str) -> None:
+        for place in _folders(folder):
+            listing.groups[place.name, part] = Group(place.name, part, self._below(place))
+            for path, reason in files_in(place):
+                if reason:
+                    listing.skipped.append(Skipped(self._below(path), reason))
+                else:
+                    listing.pictures.append(Listed(self._below(path), place.name, part))
+
+    def _outside(self, folder: Path) -> list[Skipped]:
+        """What lies in a folder of classes and in none of these."""
+        found = []
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.is_dir() or is_hidden(entry.name):
+                    reason = reason_of(entry) or OUTSIDE
+                    known = reason in (HIDDEN, OUTSIDE) or reason.endswith(NOT_A_FILE)
+                    found.append(Skipped(self._below(Path(entry.path)), reason if known else NO_PICTURE_OUTSIDE))
+        return found
+
+    def _below(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))

@@ -2,16 +2,25 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cifar_pipeline.config.watched import refuse_linked_folders
 from cifar_pipeline.console import Refusal, warn
+from cifar_pipeline.data.folders import Skipped
 from cifar_pipeline.data.official import TEST, VAL, Indices, Official
 from cifar_pipeline.data.pictures import limit_pixels
 from cifar_pipeline.data.resized import Place, Resized
+from cifar_pipeline.data.sources.listing import (
+    Listed,
+    Listing,
+    refuse_look_alikes,
+    refuse_unreadable_by_dvc,
+    require_left,
+    say_skipped,
+    warn_of_missing,
+)
 from cifar_pipeline.data.split import stratified_split
 
 CACHE = Path(".cache/pictures")
@@ -19,16 +28,8 @@ CACHE = Path(".cache/pictures")
 NOTE = "place.txt"
 WORDS = "The pictures stay in the folder that `pictures` in params.yaml names.\n"
 CHANNELS = 3
-SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A picture's path below the root, its class, and its part ("": not said)."""
-
-    path: str
-    label: str
-    part: str = ""
+# What `preprocess` makes of `skipped`.
+TABLE = "reports/skipped.csv"
 
 
 class OwnPictures(ABC):
@@ -37,6 +38,7 @@ class OwnPictures(ABC):
     `root` is the folder; `size` the height and width that pictures are brought to, by `fit` ("crop" or "pad").
     `test_fraction` of them, drawn by `split_seed` evenly from every class, is the test part where none is named.
     Up to `max_bad` files that give no picture are left out; a picture has at most `most_megapixels`.
+    `skipped` has all files that the last `read` did not take, each with its reason.
     """
 
     name: str
@@ -55,21 +57,23 @@ class OwnPictures(ABC):
         self.root, self.shape, self.fit = Path(root).expanduser(), (size, size, CHANNELS), fit
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_bad, self.most_megapixels = max_bad, most_megapixels
+        self.skipped: list[Skipped] = []
 
     @property
     def title(self) -> str:
         return self.root.resolve().name
 
     @abstractmethod
-    def listed(self) -> list[Listed]:
+    def listed(self) -> Listing:
         """All pictures, in an order that follows from their names alone. Raises Refusal where that can't be said."""
 
     def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
         """Look whether the pictures are there, and leave a note in `folder`. Raises Refusal where they aren't."""
-        listed = self._checked()
+        listing = self._checked()
+        refuse_unreadable_by_dvc(self.skipped)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NOTE).write_text(WORDS)
-        return f"{self.root} ({len(listed):,} files of {len(_classes(listed))} classes, which stay there)"
+        return f"{self.root} ({len(listing.pictures):,} files of {len(listing.classes)} classes, which stay there)"
 
     def is_complete(self, folder: Path) -> bool:
         """Whether the note lies in `folder`."""
@@ -81,47 +85,56 @@ class OwnPictures(ABC):
 
         Raises Refusal where too many files are unreadable, or a part or a class is left without pictures.
         """
-        listed = self._checked()
+        listing = self._checked()
         limit_pixels(self.most_megapixels, "data.most_megapixels")
         resized = Resized(CACHE, self.shape, self.fit)
-        places = resized.take([self.root / one.path for one in listed])
-        self._refuse_bad({one.path: place for one, place in zip(listed, places, strict=True) if isinstance(place, str)})
-        good = [(one, place) for one, place in zip(listed, places, strict=True) if isinstance(place, Place)]
+        found = resized.take([self.root / one.path for one in listing.pictures])
+        pairs = list(zip(listing.pictures, found, strict=True))
+        bad = [Skipped(one.path, place) for one, place in pairs if isinstance(place, str)]
+        good = [(one, place) for one, place in pairs if isinstance(place, Place)]
+        self.skipped += self._named(bad)
+        say_skipped(self.skipped, TABLE)
+        # Before the number of bad files is looked at, because this says more.
+        require_left(listing, (one for one, _ in good), bad)
+        self._refuse_bad(len(bad))
         return self._parted([one for one, _ in good], [place for _, place in good], resized)
 
-    def _checked(self) -> list[Listed]:
+    def _checked(self) -> Listing:
         if not self.root.is_dir():
             raise Refusal(
                 f"There is no folder {self.root}: write `pictures: FOLDER` in params.yaml, with your pictures in it."
             )
         refuse_linked_folders(self.root)
-        listed = self.listed()
-        classes = _classes(listed)
+        listing = self.listed()
+        self.skipped = self._named(listing.skipped)
+        classes = listing.classes
         if len(classes) < 2:
             only = f" but {classes[0]}" if classes else ""
             raise Refusal(f"{self.root} holds no class{only}: {self.wanted}")
-        return listed
+        refuse_look_alikes(classes)
+        require_left(listing, listing.pictures, [])
+        return listing
+
+    def _named(self, skipped: Sequence[Skipped]) -> list[Skipped]:
+        """The same with paths that a person can open."""
+        return [Skipped(str(self.root / path), reason) for path, reason in skipped]
 
     @property
     @abstractmethod
     def wanted(self) -> str:
         """What the root must hold, as the end of a sentence."""
 
-    def _refuse_bad(self, bad: dict[str, str]) -> None:
-        for path, reason in list(bad.items())[:SHOWN]:
-            warn(f"{self.root / path}: {reason}.")
-        if len(bad) > SHOWN:
-            warn(f"... and {len(bad) - SHOWN:,} more.")
-        if len(bad) > self.max_bad:
+    def _refuse_bad(self, bad: int) -> None:
+        if bad > self.max_bad:
             raise Refusal(
-                f"{len(bad):,} files give no picture, more than data.max_bad={self.max_bad}: mend or remove them, or "
-                f"write `overrides: {{data: {{max_bad: {len(bad)}}}}}` in params.yaml to leave them out."
+                f"{bad:,} files give no picture, more than data.max_bad={self.max_bad}: mend or remove them, or "
+                f"write `overrides: {{data: {{max_bad: {bad}}}}}` in params.yaml to leave them out."
             )
         if bad:
-            warn(f"Left out: {len(bad):,} of at most {self.max_bad:,} (data.max_bad).")
+            warn(f"Left out: {bad:,} of at most {self.max_bad:,} (data.max_bad).")
 
     def _parted(self, listed: list[Listed], places: list[Place], resized: Resized) -> Official:
-        classes = _classes(listed)
+        classes = sorted({one.label for one in listed})
         number_of = {name: number for number, name in enumerate(classes)}
         labels = np.array([number_of[one.label] for one in listed], np.int64)
         parts = np.array([one.part for one in listed])
@@ -136,6 +149,9 @@ class OwnPictures(ABC):
             train = np.setdiff1d(train, test)
         held_back = np.flatnonzero(parts[train] == VAL)
         self._refuse_untrained(classes, labels[train][parts[train] != VAL])
+        warn_of_missing(
+            {part: {classes[label] for label in set(labels[parts == part].tolist())} for part in (VAL, TEST)}, classes
+        )
 
         def of(indices: Indices) -> tuple[tuple[str, ...], list[Place]]:
             return tuple(listed[index].path for index in indices), [places[index] for index in indices]
@@ -161,8 +177,3 @@ class OwnPictures(ABC):
                 f"{self.root} has no training pictures of {', '.join(untrained)}: add some, or remove the class from "
                 "the other parts."
             )
-
-
-def _classes(listed: Sequence[Listed]) -> list[str]:
-    """The names of the classes; their order is that of the labels."""
-    return sorted({one.label for one in listed})

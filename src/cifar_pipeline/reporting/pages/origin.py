@@ -5,7 +5,7 @@ from typing import Any
 
 from cifar_pipeline.console import duration
 from cifar_pipeline.nested import flat
-from cifar_pipeline.reporting.summary import device_words
+from cifar_pipeline.reporting.summary import device_words, skipped_words
 
 Rows = list[tuple[str, str]]
 
@@ -17,7 +17,7 @@ def provenance(run: Mapping[str, str], facts: Mapping[str, Any], metrics: Mappin
     rows = [
         ("data set", f"{dataset['title']}{', the fallback' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
-        ("images", f"{sizes}; the test part is looked at by this evaluation alone"),
+        ("images", f"{sizes}{skipped_words(dataset)}; the test part is looked at by this evaluation alone"),
         ("data's hash", str(dataset["hash"])[:16]),
         ("weights", _weights(metrics["checkpoint"], facts)),
         ("parameters", f"{metrics['parameters']:,}"),
