@@ -37,7 +37,7 @@ def run(clone):
 def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
     assert stages_that(reproduced.clone_said, "ran") == STAGES
     reports = {path.name for path in (clone.root / "reports").iterdir()}
-    assert reports == FIGURES | TABLES | {PAGE, "samples.png", "history.csv"}
+    assert reports == FIGURES | TABLES | {PAGE, "samples.png", "skipped.csv", "history.csv"}
     for figure in FIGURES | {"samples.png"}:
         assert (clone.root / "reports" / figure).read_bytes().startswith(b"\x89PNG")
     for checkpoint in ("last", "best"):
