@@ -1,9 +1,13 @@
 """Workspaces on one server: each ends what its own killed processes left, and nothing of the others'."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from mlflow import MlflowClient
+from source import SRC
 
 from cifar_pipeline.config.workspace import sweep_place, trainings_cache
 from cifar_pipeline.files import only_one
@@ -12,6 +16,18 @@ from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.tracking.store import connect
 from cifar_pipeline.tracking.sweeps import open_sweep
 
+OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
+# A container's process: in its workspace, which has the same path in each, at a training until its input ends.
+TRAINING = """
+import sys
+from cifar_pipeline.config.workspace import trainings_cache
+from cifar_pipeline.files import only_one
+from cifar_pipeline.tracking.runs import training_run
+data = {"name": "digits", "hash": "0" * 64, "source": "scikit-learn"}
+with only_one(trainings_cache() / sys.argv[1]), training_run(sys.argv[1], "sgd-mse-0", {"seed": 0}, data, "") as run:
+    print(run.id, flush=True)
+    sys.stdin.read()
+"""
 DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
 
 
@@ -54,6 +70,41 @@ def test_a_run_of_another_workspace_is_left_alone(client, elsewhere, monkeypatch
     monkeypatch.chdir(workspace)
     with opened("their next"):
         assert status(client, theirs) == "KILLED"
+
+
+def can_mount() -> bool:
+    try:
+        return not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+def test_two_containers_with_one_hostname_and_one_path_end_no_run_of_each_other(client, tmp_path):
+    def container(name: str) -> "subprocess.Popen[str]":
+        (tmp_path / name).mkdir()
+        python = f"cd /mnt && exec '{sys.executable}' -c '{TRAINING}' {name}"
+        return subprocess.Popen(
+            [*OWN_MOUNTS, "sh", "-c", f"mount --bind '{tmp_path / name}' /mnt && {python}"],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(SRC),
+                "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    first = container("first")
+    run = first.stdout.readline().strip()
+    second = container("second")
+    other = second.stdout.readline().strip()
+    assert (status(client, run), status(client, other)) == ("RUNNING", "RUNNING")
+    second.communicate()
+    first.communicate()
+    assert (status(client, run), status(client, other)) == ("FINISHED", "FINISHED")
 
 
 def test_the_same_training_in_another_workspace_is_a_run_of_its_own(client, elsewhere):
