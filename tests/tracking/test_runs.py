@@ -8,7 +8,9 @@ import yaml
 from mlflow import MlflowClient
 
 from cifar_pipeline.config import environment
-from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, reopened_run, run_name, training_run
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.tracking.points import Point
+from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, finished_run, reopened_run, run_name, training_run
 from cifar_pipeline.tracking.store import connect
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
@@ -138,6 +140,27 @@ def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
         pass
     assert third.id == second.id
     assert len(runs_of(client, "again")) == 2
+
+
+def test_a_rerun_that_has_killed_its_process_twice_is_passed_over_once_and_then_tried_in_another_run(client):
+    parent = client.create_run(connect()[1]).info.run_id
+    point = Point(parent, 0, (), (), rerun="s")
+
+    def again():
+        return training_run("deadly", "sgd-mse-0", CONFIG, DATA, "a", point)
+
+    for _ in range(2):
+        with again() as run:
+            pass
+        client.update_run(run.id, status="RUNNING")  # as a process that was killed leaves it
+    with pytest.raises(Refusal, match="the next start with rerun=true tries again"), again():
+        pass
+    assert status(client, run.id) == "FAILED" and finished_run("deadly", "s") is None
+    with again() as other:
+        pass
+    assert other.id != run.id and len(runs_of(client, "deadly")) == 2
+    found = finished_run("deadly", "s")
+    assert found is not None and found.info.run_id == other.id
 
 
 def test_another_identity_is_another_run(client):
