@@ -142,6 +142,15 @@ def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
     assert len(runs_of(client, "again")) == 2
 
 
+def test_a_killed_run_that_a_rerun_leaves_alone_is_ended(client):
+    with opened("alone") as first:
+        pass
+    client.update_run(first.id, status="RUNNING")  # as a process that was killed leaves it
+    with opened("alone", rerun="a") as second:
+        assert status(client, first.id) == "KILLED"
+    assert second.id != first.id
+
+
 def test_a_rerun_that_has_killed_its_process_twice_is_passed_over_once_and_then_tried_in_another_run(client):
     parent = client.create_run(connect()[1]).info.run_id
     point = Point(parent, 0, (), (), rerun="s")

@@ -131,7 +131,7 @@ def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monke
     experiment = connect()[1]
     (run,) = client.search_runs([experiment], "tags.identity = 'just made'")
     assert run.info.status == "RUNNING"
-    end_left(client, experiment, but="another")
+    end_left(client, experiment, "another", "")
     assert status(client, run.info.run_id) == "KILLED"
 
 

@@ -37,9 +37,14 @@ def conclude(parent: str, folder: Path) -> bool:
     return well
 
 
-def leave(parent: str) -> None:
-    """End a sweep that was stopped; one that was refused before its first job has never been."""
+def leave(parent: str, is_holder: bool = True) -> None:
+    """End a sweep that was stopped; one that was refused before its first job has never been.
+
+    Where another process is at the same sweep (`is_holder` is false), its run stays as it is.
+    """
     end_left_points(parent)
+    if not is_holder:
+        return
     end_sweep(parent, "KILLED", [])
     if not read_points(parent):
         forget_sweep(parent)

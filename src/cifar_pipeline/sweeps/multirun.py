@@ -17,13 +17,18 @@ DEATHS = ("TerminatedWorkerError", "UncompletedJobError", "FailedJobError", "Wor
 _parent = ""
 _folder = Path()
 _held = ExitStack()
+_is_holder = False
 
 
 def hold(sweep: str) -> None:
-    """Lock the sweep with this identity until it has ended, so that nobody takes its run for one that was left."""
+    """Lock the sweep with this identity until it has ended, so that nobody takes its run for one that was left.
+
+    Where another process is at the same sweep, the lock is that one's, and so is the sweep's run.
+    """
+    global _is_holder
     place = sweep_place(sweep)
     place.parent.mkdir(parents=True, exist_ok=True)
-    _held.enter_context(only_one_if_free(place))
+    _is_holder = _held.enter_context(only_one_if_free(place))
 
 
 def started(parent: str, folder: Path) -> None:
@@ -67,7 +72,7 @@ def _leave() -> None:
     if _parent:
         from cifar_pipeline.sweeps.conclusion import leave
 
-        leave(_parent)
+        leave(_parent, _is_holder)
 
 
 def _is_empty_search(error: Exception) -> bool:

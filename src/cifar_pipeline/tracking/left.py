@@ -20,16 +20,21 @@ WORKSPACE = "workspace"
 DEATHS, DEATH_EPOCH = "deaths", "deaths.epoch"
 
 
-def end_left(client: MlflowClient, experiment: str, but: str) -> None:
-    """End the runs of other trainings and sweeps of this workspace than the training `but`, where they were left."""
+def end_left(client: MlflowClient, experiment: str, identity: str, run_id: str) -> None:
+    """End the runs of this workspace that were left, but for the one with this id, which is about to be gone on with.
+
+    Whoever asks holds the training with this identity, so that another run of it (of a rerun, for one) was left.
+    """
     condition = "attributes.status = 'RUNNING'"
     if not _is_own_database():
         condition += f" and tags.{WORKSPACE} = '{workspace_id()}'"
     for run in client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, max_results=1000):
         tags = run.data.tags
-        if tags.get("identity", but) != but:
+        if tags.get("identity", identity) != identity:
             end_if_left(client, run)
-        elif "sweep" in tags and not is_busy(sweep_place(tags["sweep"])):
+            continue
+        is_other = "identity" in tags and run.info.run_id != run_id
+        if is_other or ("sweep" in tags and not is_busy(sweep_place(tags["sweep"]))):
             client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -107,10 +107,10 @@ def training_run(
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
-    end_left(client, experiment, but=identity)
     found = _find(client, experiment, identity, rerun)
     if found and found.info.status == "RUNNING" and not is_ours(found):
         found = None  # Another workspace is at the same training.
+    end_left(client, experiment, identity, found.info.run_id if found else "")
     run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, rerun, point)
     if point:
         note_point(point, run_id)

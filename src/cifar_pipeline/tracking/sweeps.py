@@ -127,7 +127,7 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
     for path in artifacts:
         client.log_artifact(parent, str(path))
     rerun = client.get_run(parent).data.tags.get(RERUN)
-    if rerun and all(_is_finished_in(record, rerun) for record in read_points(parent)):
+    if rerun and status == "FINISHED" and all(_is_finished_in(record, rerun) for record in read_points(parent)):
         client.delete_tag(parent, RERUN)
     client.set_terminated(parent, status)
 
