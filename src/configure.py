@@ -3,13 +3,12 @@
 What is wrong in them is refused here, before any work is done.
 """
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.commands.stage import run_stage
-from cifar_pipeline.commands.unchanged import require_unchanged
+from cifar_pipeline.commands.unchanged import is_started_by_dvc, require_unchanged
 from cifar_pipeline.config.compose import write_composed
 from cifar_pipeline.config.dependencies import require_watched
 from cifar_pipeline.config.targets import check_targets
@@ -21,7 +20,7 @@ COMPOSED = Path("composed.yaml")
 def configure(config: DictConfig) -> None:
     require_writable(COMPOSED, is_file=True)
     check_targets(config)
-    if "DVC_STAGE" in os.environ:
+    if is_started_by_dvc("configure"):
         require_watched(config)
     require_unchanged()
     write_composed(config, COMPOSED)

@@ -42,10 +42,15 @@ class Start:
     @property
     def is_dvcs(self) -> bool:
         """Whether DVC started the stage."""
-        return os.environ.get("DVC_STAGE", "").rpartition(":")[2] == self.stage
+        return is_started_by_dvc(self.stage)
 
 
 _start: Start | None = None
+
+
+def is_started_by_dvc(stage: str) -> bool:
+    """Whether DVC started this process as `stage`, and not another one that started it."""
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2] == stage
 
 
 def begin(stage: str, config: DictConfig) -> None:
@@ -168,7 +173,8 @@ def _recorded(stage: str) -> dict[str, Any]:
 def _those_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values below the keys that dvc.yaml names for a stage, or all of them, by their dotted keys."""
     flat = dict(_leaves(values))
-    listed = [entry.get(str(COMPOSED)) for entry in _stages().get(stage, {}).get("params", ())]
+    entries = _stages().get(stage, {}).get("params", ())
+    listed = [entry.get(str(COMPOSED)) for entry in entries if isinstance(entry, Mapping)]
     keys = [key for entry in listed for key in entry or ()]
     if not keys and stage == CONFIGURE:
         return flat

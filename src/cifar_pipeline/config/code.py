@@ -138,6 +138,8 @@ class Sources:
     def _file(self, name: str) -> Path | None:
         """The file of a module that is loose: of this project, or anywhere on Python's path but installed."""
         top = name.partition(".")[0]
+        if not all(part.isidentifier() for part in name.split(".")):
+            return None
         if top in (PACKAGE, PROJECT) or (self.folder / f"{top}.py") in self._contents:
             path = self.folder.joinpath(*name.split("."))
             candidates = (path.with_suffix(".py"), path / "__init__.py")

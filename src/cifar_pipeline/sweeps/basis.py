@@ -3,6 +3,8 @@
 A sweep notes it at its start: its identity holds it, and no point is trained on anything else.
 """
 
+import functools
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,13 +83,19 @@ def _values() -> Iterator[tuple[str, Any]]:
     for path in (*sorted(CONF.rglob("*.yaml")), PARAMS):
         if path.relative_to(CONF).parts[0] in WITHOUT if path.is_relative_to(CONF) else False:
             continue
-        try:
-            content = OmegaConf.to_container(OmegaConf.load(path))
-        except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-            content = str(error)  # whoever composes it says what is wrong
-        if isinstance(content, dict):
-            content = {str(key): value for key, value in content.items() if key not in WITHOUT}
-        yield path.as_posix(), content
+        yield path.as_posix(), _parsed(path.read_bytes())
+
+
+@functools.cache
+def _parsed(content: bytes) -> Any:
+    """The values in a file of YAML, less those that decide nothing about a training."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(io.BytesIO(content)))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        return str(error)  # whoever composes it says what is wrong
+    if not isinstance(values, dict):
+        return values
+    return {str(key): value for key, value in values.items() if key not in WITHOUT}
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
