@@ -1,13 +1,21 @@
 """Archives that try to write where they should not, or hold too much."""
 
+import bz2
+import gzip
+import io
+import lzma
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_cifar10 import pack
 
 from cifar_pipeline.data.archive import members
 from cifar_pipeline.data.failures import Unusable
+from cifar_pipeline.data.sources.digits import Digits
 
 NAMES = ("a", "b")
 
@@ -64,3 +72,123 @@ def test_a_cut_archive_is_refused(tmp_path, archive):
         path = tmp_path / "archive"
         path.write_bytes(archive[: len(archive) // 2])
         list(members(path, ["data_batch_1", "test_batch"], 1 << 20))
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def block(content: bytes) -> bytes:
+    return content + b"\0" * (-len(content) % tarfile.BLOCKSIZE)
+
+
+def record(key: str, value: str) -> bytes:
+    """A record of a pax header."""
+    text = f" {key}={value}\n".encode()
+    size = len(text) + len(str(len(text)))
+    return b"%d%b" % (len(text) + len(str(size)), text)
+
+
+def pax(content: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    return header("h", len(content), kind) + block(content)
+
+
+def peak(action: Callable[[], object]) -> int:
+    """How many bytes Python held at most while this ran."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_64_mb_is_refused_before_it_takes_memory(tmp_path, kind):
+    size = 64 << 20
+    # A pax header begins with its records; what follows them may be anything.
+    content = gzip.compress(header("h", size, kind) + record("comment", "x") + bytes(size), 1)
+    assert len(content) < 1 << 20
+
+    def refused() -> None:
+        with pytest.raises(Unusable, match="headers are too large"):
+            read(tmp_path, content)
+
+    assert peak(refused) < 16 << 20
+
+
+SENSELESS = {
+    "a chain of headers": pax(record("comment", "x")) * 1000,
+    "digits that are searched for ever": pax(b"1" * 60_000),
+    "a size below zero": header("x", -2048, tarfile.REGTYPE),
+    "a map of a sparse file": pax(record("GNU.sparse.map", "no,numbers") + record("GNU.sparse.size", "x")),
+    "a sparse file": pax(record("GNU.sparse.map", "0,1") + record("GNU.sparse.size", "900")),
+    "a version of sparse files": pax(record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0")),
+    "values for all entries": b"".join(
+        pax(record(f"key{i}", "x"), tarfile.XGLTYPE) + header("x", 0, b"0") for i in range(200)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_headers_without_sense_are_refused_at_once(tmp_path, case):
+    content = SENSELESS[case] + header("a", 1, tarfile.REGTYPE) + block(b"1") * 3
+    with pytest.raises(Unusable):
+        read(tmp_path, content)
+
+
+def test_entries_without_end_are_refused_and_take_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifar_pipeline.data.archive.MOST_ENTRIES", 10_000)
+    content = gzip.compress(header("x", 0, tarfile.REGTYPE) * 10_001, 1)
+
+    def refused() -> None:
+        with pytest.raises(Unusable, match="more than 10,000 files"):
+            read(tmp_path, content)
+
+    assert peak(refused) < 2 << 20
+
+
+def test_an_xz_archive_that_asks_for_a_dictionary_of_a_gigabyte_is_refused(tmp_path):
+    packed = bytearray(lzma.compress(gzip.decompress(pack({"a": b"1"})), lzma.FORMAT_ALONE))
+    packed[1:5] = (1 << 30).to_bytes(4, "little")  # where this format keeps the dictionary's size
+    with pytest.raises(Unusable, match="[Mm]emory"):
+        read(tmp_path, bytes(packed))
+
+
+def alone(content: bytes) -> bytes:
+    """The older form of xz."""
+    return lzma.compress(content, lzma.FORMAT_ALONE)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress, alone])
+def test_every_packing_is_read_in_one_or_several_streams(tmp_path, compress):
+    contents = {"x/a": bytes(range(256)) * 300, "b": b"2"}
+    plain = gzip.decompress(pack(contents))
+    assert read(tmp_path, compress(plain), 1 << 20) == {"a": contents["x/a"], "b": b"2"}
+    if compress not in (bytes, alone):
+        halves = compress(plain[:5000]) + compress(plain[5000:])
+        assert read(tmp_path, halves, 1 << 20) == {"a": contents["x/a"], "b": b"2"}
+        with pytest.raises(Unusable, match="no whole tar archive"):
+            read(tmp_path, compress(plain)[:-40], 1 << 20)
+
+
+def test_pax_headers_of_a_repack_are_read(tmp_path):
+    name = "ein sehr langer Ordner/" * 20 + "a"
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz", format=kind) as tar:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.pax_headers = 1, {"LIBARCHIVE.xattr.com.apple.quarantine": "x" * 5000}
+            tar.addfile(entry, io.BytesIO(b"1"))
+        assert read(tmp_path, packed.getvalue()) == {"a": b"1"}
+
+
+def test_an_array_whose_header_promises_a_terabyte_is_no_complete_data_set(tmp_path):
+    source = Digits(test_fraction=0.2, size=32)
+    source.fetch(tmp_path / "digits", [], 1, tmp_path)
+    assert source.is_complete(tmp_path / "digits")
+    with (tmp_path / "digits" / "images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40,)})
+    assert not source.is_complete(tmp_path / "digits")

@@ -59,7 +59,7 @@ class Digits:
         if not folder.is_dir() or {path.name for path in folder.iterdir()} != {f"{name}.npy" for name in CHECKSUMS}:
             return False
         try:
-            return all(_md5(np.load(folder / f"{name}.npy")) == CHECKSUMS[name] for name in CHECKSUMS)
+            return all(_md5(_array(folder, name)) == CHECKSUMS[name] for name in CHECKSUMS)
         except (ValueError, EOFError, OSError):
             return False
 
@@ -70,10 +70,16 @@ class Digits:
         """
         if not self.is_complete(folder):
             raise Refusal(f"{folder} does not hold the digits; `dvc repro -f download` brings them again.")
-        images = enlarge(np.load(folder / "images.npy"), self.size)
-        labels = np.load(folder / "labels.npy")
+        images = enlarge(_array(folder, "images"), self.size)
+        labels = np.array(_array(folder, "labels"))
         train, test = stratified_split(labels, self.test_fraction, SPLIT_SEED)
         return Official(tuple("0123456789"), images[train], labels[train], images[test], labels[test])
+
+
+def _array(folder: Path, name: str) -> np.ndarray:
+    """Map one of the two arrays. What its header says is compared with the file's size before it takes memory."""
+    array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
 
 
 def enlarge(digits: Images, size: int) -> Images:
