@@ -1,7 +1,9 @@
 """Secrets in text that leaves the process become `***`: by their place in a URL, or by their value."""
 
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from source import SRC
@@ -79,3 +81,26 @@ def test_tracebacks_and_logs_of_libraries_are_redacted_and_escaped() -> None:
     assert r"ValueError: at https://u:***@h/ \x1b[2J" in ended.stderr
     assert "\x1b" not in ended.stderr
     assert "topsecret@" not in ended.stderr.replace("raise ValueError('at https://u:topsecret@h/", "")
+
+
+def test_a_variable_that_another_thread_removes_meanwhile_is_no_matter(monkeypatch):
+    """A thread of MLflow's sets and removes one of its own."""
+    monkeypatch.setenv("PASSING", "")
+    over = threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            os.environ["PASSING"] = "1"
+            del os.environ["PASSING"]
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(1000):
+            assert redacted("nothing secret") == "nothing secret"
+    finally:
+        sys.setswitchinterval(before)
+        over.set()
+        thread.join()

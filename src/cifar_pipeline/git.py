@@ -207,5 +207,5 @@ def _words(arguments: Iterable[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if key not in OF_HOOKS}
+    inherited = {key: os.environ.get(key, "") for key in list(os.environ) if key not in OF_HOOKS}
     return inherited | ALWAYS

@@ -93,7 +93,9 @@ def _is_secret_key(name: str) -> bool:
 
 def _known_secrets() -> Iterator[str]:
     """Yield the secrets that this process's environment holds."""
-    for name, value in os.environ.items():
+    # One by one, because MLflow's thread removes a variable of its own meanwhile.
+    for name in list(os.environ):
+        value = os.environ.get(name, "")
         if _SECRET_VARIABLE.fullmatch(name) and len(value) >= SHORTEST:
             yield value
         elif "://" in value:

@@ -51,7 +51,7 @@ def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 @functools.cache
 def _at_start() -> dict[str, str]:
     """The variables as they were at the first call: libraries set some themselves."""
-    return dict(os.environ)
+    return {name: os.environ.get(name, "") for name in list(os.environ)}  # other threads change it
 
 
 def _changes_numbers(name: str) -> bool:
