@@ -119,7 +119,7 @@ rollback: $(SETUP) ## put the champion's predecessor back
 	@python src/rollback.py
 
 .PHONY: export
-export: $(SETUP) ## write the model as ONNX and pt2 files that run without this project (MODEL=models:/cifar10@champion)
+export: $(SETUP) ## copy the model to exported/, where it runs without this project and in a browser (MODEL=models:/cifar10@champion)
 	@python src/export.py $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: cifar10

@@ -39,7 +39,7 @@ def trained(workspace: Workspace, engine: str, threads: int, more: list[str]) ->
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     with (root / "reports" / "history.csv").open(newline="") as file:
         accuracy = float(list(csv.DictReader(file))[-1]["val/accuracy"])
-    content = (root / "models" / "last" / "data" / "model.pt2").read_bytes()
+    content = (root / "models" / "last" / "model.onnx").read_bytes()
     return Trained(weights, hashlib.sha256(content).hexdigest(), accuracy)
 
 

@@ -4,10 +4,14 @@ The only place where the test part is looked at, once per model.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.commands.stage import run_stage
+
+if TYPE_CHECKING:
+    from cifar_pipeline.models.pixels import RawPixels
 
 PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("reports")
 
@@ -17,22 +21,21 @@ def evaluate(config: DictConfig) -> None:
     import time
     from io import StringIO
 
-    import torch
-
     from cifar_pipeline.commands.unchanged import content_of, require_unchanged, watch
+    from cifar_pipeline.config.start import cores
     from cifar_pipeline.console import doing, progress, say
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import only_one, require_writable, whole_files
-    from cifar_pipeline.inference.batched import logits_of
-    from cifar_pipeline.inference.export import load_model
-    from cifar_pipeline.inference.probabilities import by_name
+    from cifar_pipeline.inference.measured import answers_of
+    from cifar_pipeline.inference.predictor import Predictor, threads_for
+    from cifar_pipeline.inference.session import WEIGHTS
     from cifar_pipeline.inference.trained import Trained, first_convolution
     from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.reporting.answers import Answers
 
     start = time.perf_counter()
     keep_freed_memory()
-    options = config.evaluate
+    options, machine = config.evaluate, config.machine
     require_writable(REPORTS)
     dataset = Dataset.open(PROCESSED)
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
@@ -42,23 +45,37 @@ def evaluate(config: DictConfig) -> None:
     with only_one(MODELS):
         trained = Trained.open(MODELS, options.checkpoint)
         trained.require(dataset)
-        model = load_model(trained.model)
+        predictor = Predictor.open(trained.model, threads_for(machine.threads, cores()), machine.accelerator)
+        weights = (trained.model / WEIGHTS).read_bytes()
         history = (REPORTS / "history.csv").read_text(encoding="utf-8")
 
+    def network() -> "RawPixels":
+        """The network with its weights, as our own code builds it."""
+        from cifar_pipeline.inference.weights import load_weights
+        from cifar_pipeline.training.networks import bare_network, build_deployed
+
+        deployed = build_deployed(bare_network(config, dataset), config, dataset)
+        load_weights(deployed, weights, trained.model / WEIGHTS)
+        return deployed
+
     images, labels = dataset.part("test")
-    truth = torch.from_numpy(labels)
-    way = by_name(trained.facts["probabilities"])
     with progress("Test images", len(images), transient=True) as advance:
-        logits = logits_of(model, images, options.batch_size, advance)
-    probabilities = way(logits)
-    confidence, predictions = probabilities.max(1)
-    answers = Answers(dataset.classes, labels, predictions.numpy(), confidence.numpy())
-    say(f"Test accuracy: {answers.right.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights)")
+        device, logits, probabilities = answers_of(
+            predictor, images, options.batch_size, advance, machine.accelerator, network
+        )
+    answers = Answers(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
+    say(
+        f"Test accuracy: {answers.right.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on "
+        f"{device})"
+    )
 
     # What takes seconds to load comes after the number that was waited for.
+    import torch
     from pandas import read_csv
 
     from cifar_pipeline.inference.attribution import attributions
+    from cifar_pipeline.inference.measured import require_equal
+    from cifar_pipeline.inference.probabilities import by_name
     from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
     from cifar_pipeline.reporting.evidence import Attributions
     from cifar_pipeline.reporting.metrics import flatten, measure
@@ -66,14 +83,17 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.tracking.published import published
     from cifar_pipeline.tracking.runs import reopened_run
 
-    loss = trained.loss(logits, truth)
-    measured = measure(probabilities, truth, loss, dataset.classes, options.calibration_bins)
+    truth = torch.from_numpy(labels)
+    loss = trained.loss(torch.from_numpy(logits), truth)
+    measured = measure(torch.from_numpy(probabilities), truth, loss, dataset.classes, options.calibration_bins)
     metrics = measured | {
         "parameters": trained.facts["parameters"],
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
     }
     looked_into = answers.telling(options.attributions)
+    model, way = network().eval(), by_name(trained.facts["probabilities"])
+    require_equal(model, way, images[looked_into], probabilities[looked_into], trained.model)
     evaluation = Evaluation(
         run=trained.run,
         facts=trained.facts,

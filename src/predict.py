@@ -31,7 +31,7 @@ def predict() -> int:
     from cifar_pipeline.data.pictures import limit_pixels
     from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.found import count, picture_files
-    from cifar_pipeline.inference.predictor import Predictor, leave_a_core
+    from cifar_pipeline.inference.predictor import Predictor, threads_for
     from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.addresses import model_folder
 
@@ -39,10 +39,11 @@ def predict() -> int:
         require_writable(asked.csv, is_file=True)
     options = config.predict
     limit_pixels(options.most_megapixels, "predict.most_megapixels")
-    leave_a_core(cores())
+    # One core is left to the thread that reads the files.
+    threads = threads_for(config.machine.threads, cores(), reading=1)
     address = asked.model or options.model
     with model_folder(address, asked.rev, config.evaluate.checkpoint) as folder:
-        predictor = Predictor.open(folder)
+        predictor = Predictor.open(folder, threads, config.machine.accelerator)
     top = predictor.checked_top(asked.top, options.top)
     skipped = Tally()
     files = picture_files(asked.files, sys.stdin.buffer, lambda found: skipped.add(str(found.path), found.reason))

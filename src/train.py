@@ -31,16 +31,18 @@ def train(config: DictConfig) -> float | None:
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.files import require_writable
     from cifar_pipeline.inference.export import export_model
+    from cifar_pipeline.inference.graph import NetworkGraph
     from cifar_pipeline.memory import keep_freed_memory
     from cifar_pipeline.sweeps.job import current_point, finished_value, require_val
     from cifar_pipeline.tracking.runs import run_name, training_run
-    from cifar_pipeline.training.build import build_deployed, build_plan, step_images
+    from cifar_pipeline.training.build import build_plan, step_images
     from cifar_pipeline.training.engines.choice import choose_engine
     from cifar_pipeline.training.facts import run_tags, training_facts
     from cifar_pipeline.training.fit import fit
     from cifar_pipeline.training.folder import TrainingFolder
     from cifar_pipeline.training.hardware import choose_accelerator, choose_hardware
     from cifar_pipeline.training.logger import RunLogger
+    from cifar_pipeline.training.networks import build_deployed
     from cifar_pipeline.training.processes import find_processes
     from cifar_pipeline.training.together import dismiss
 
@@ -71,6 +73,15 @@ def train(config: DictConfig) -> float | None:
     if not processes.is_first:
         fit(plan, logger=None)
         return None
+
+    def graph() -> NetworkGraph:
+        doing("Exporting the network")
+        return NetworkGraph.of(
+            build_deployed(plan.module.net, config, dataset), dataset.shape, config.loss.probabilities
+        )
+
+    # Before the training, so that hours of it don't end in a network that can't be exported.
+    exported = None if folder.is_finished and not config.rerun else graph()
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     doing("Opening the run in MLflow")
     # The folder is held until its result is published: no other process may clear or replace it before.
@@ -82,13 +93,15 @@ def train(config: DictConfig) -> float | None:
                 logger.log_rows(folder.rows())
                 dismiss(processes, hardware.accelerator, this)
             else:
+                exported = exported or graph()
                 fitted = fit(plan, logger)
                 doing("Writing the models")
                 facts = training_facts(plan, fitted, config, choices(), dataset, lineage.commit())
                 with folder.finishing(facts, fitted.rows) as result:
                     for checkpoint in folder.checkpoints():
                         plan.module.load_checkpoint(folder.checkpoint(checkpoint))
-                        export_model(build_deployed(plan.module.net, config, dataset), facts, result / checkpoint)
+                        deployed = build_deployed(plan.module.net, config, dataset)
+                        export_model(exported, deployed, facts, result / checkpoint)
                     require_unchanged()
             doing("Putting the models on the run in MLflow")
             logger.send_kept()

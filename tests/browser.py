@@ -45,15 +45,15 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
-    def open(self, path: Path, width: int = 390, dark: bool = False) -> None:
-        """Open a file on a screen so many pixels wide."""
+    def open(self, place: Path | str, width: int = 390, dark: bool = False) -> None:
+        """Open a file, or an address, on a screen so many pixels wide."""
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.events.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while "Page.loadEventFired" not in self.events:
             self._read()
 

@@ -82,9 +82,13 @@ BY_FILE = {
     "tests/inference/test_served.py": {
         "test_the_server_answers_as_predict_does": "python src/serve.py",
         "test_the_readmes_curl_works": "python -c .*|curl .*",
+        "test_mlflows_own_server_answers_with_the_folder": "mlflow models serve -m exported --env-manager local",
+    },
+    "tests/inference/test_browser.py": {
+        "test_the_page_answers_as_predict_does": "python -m http.server --directory exported",
     },
     "tests/inference/test_portable.py": {
-        "test_both_files_answer_in_a_process_without_this_project": "python src/export.py",
+        "test_export_copies_the_model_and_says_what_to_do_with_it": "python src/export.py( --pt2)?",
     },
     "tests/reference/test_schemas.py": {
         "test_the_schemas_and_the_page_are_as_conf_says": "python src/document.py",

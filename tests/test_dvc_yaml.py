@@ -21,11 +21,17 @@ OWN_SOURCES, OWN = {"src/project/__init__.py", "src/project/data"}, {"src/projec
 OF_USERS = {"download": OWN_SOURCES, "preprocess": OWN_SOURCES, "train": OWN, "evaluate": OWN}
 # Packages that bring, keep, show or check: what they do changes no number, no picture and no table.
 NOT_COMPUTING_PACKAGES = {
-    "filelock", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich", "yaml",
+    "filelock", "google", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich",
+    "safetensors", "yaml",
 }  # fmt: skip
 # What is imported in a stage and can't change what it leaves: a training reads no picture files, and its table of
-# epochs is the same by any pandas. (`preprocess` depends on pillow-heif where there are pictures that it may read.)
-UNUSED = {"preprocess": {"pillow-heif"}, "train": {"pandas", "pillow", "pillow-heif"}, "evaluate": {"pillow-heif"}}
+# epochs is the same by any pandas; ONNX Runtime checks what it exports, and onnx what is
+# measured. (`preprocess` depends on pillow-heif where there are pictures that it may read.)
+UNUSED = {
+    "preprocess": {"pillow-heif"},
+    "train": {"onnxruntime", "pandas", "pillow", "pillow-heif"},
+    "evaluate": {"onnx", "pillow-heif"},
+}
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
     "identity": IDENTITY,

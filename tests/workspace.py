@@ -121,8 +121,8 @@ class Workspace:
         (self.root / path).write_text(text.replace(old, new))
 
     def model(self, folder: str = "models") -> bytes:
-        """The exported network of the last weights."""
-        return (self.root / folder / "last" / "data" / "model.pt2").read_bytes()
+        """The model file of the last weights."""
+        return (self.root / folder / "last" / "model.onnx").read_bytes()
 
     @property
     def mlflow(self) -> MlflowClient:

@@ -122,6 +122,7 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
         "cifar_pipeline.training.facts",
         "cifar_pipeline.training.folder",
         "cifar_pipeline.inference.export",
+        "cifar_pipeline.inference.graph",
         "cifar_pipeline.models.lenet",
     ]
     found = {f"src/{name}" for name in Sources(Path("src")).used("configure", modules).paths}

@@ -28,7 +28,7 @@ def origin(
     (workspace.root / "conf" / "model" / "wide.yaml").write_text("_target_: own.Wide\n")
     # What must stay as it is need not have been trained: a training takes long to start.
     (workspace.root / "models" / "last").mkdir(parents=True)
-    (workspace.root / "models" / "last" / "model.pt2").write_bytes(b"trained before")
+    (workspace.root / "models" / "last" / "model.onnx").write_bytes(b"trained before")
     return workspace
 
 

@@ -1,10 +1,14 @@
 """A small model as a training leaves it, and pictures to ask it about."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cifar_pipeline.inference.export import export_model
+from cifar_pipeline.inference.graph import NetworkGraph
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.pixels import RawPixels
 
@@ -30,6 +34,18 @@ def facts(**others: Any) -> dict[str, Any]:
         "probabilities": "softmax",
         **others,
     }
+
+
+@cache
+def graph() -> NetworkGraph:
+    """The graph of `network`, exported once."""
+    return NetworkGraph.of(network(), SHAPE, "softmax")
+
+
+def export(folder: Path, net: RawPixels | None = None, **others: Any) -> Path:
+    """Write a network's model folder as `train` does."""
+    export_model(graph(), net or network(), facts(**others), folder)
+    return folder
 
 
 def pictures(number: int) -> np.ndarray:

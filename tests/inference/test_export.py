@@ -1,97 +1,185 @@
 """An exported network answers as the network did, for any number of pictures, from a file that is always the same."""
 
+import json
 import shutil
-import zipfile
+from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
+import onnx
 import pytest
 import torch
-from archives import rewrite
 from mlflow.exceptions import MlflowException
 from project import ROOT
-from small_model import CLASSES, SHAPE, facts, network, pictures
+from safetensors.torch import load_file
+from small_model import CLASSES, SHAPE, export, facts, network, pictures
+from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.batched import logits_of
-from cifar_pipeline.inference.export import WEIGHTS, export_model, load_model
+from cifar_pipeline.inference.export import export_model
+from cifar_pipeline.inference.graph import NetworkGraph
+from cifar_pipeline.inference.session import MODEL, WEIGHTS, Session
+from cifar_pipeline.inference.weights import load_weights
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.models.views import Views
+
+
+def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    return Session.open(folder, threads=1).answers(images, batch_size)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
-def test_the_loaded_network_answers_as_the_network(exported, number):
+def test_the_file_answers_as_the_network(exported: Path, number: int) -> None:
     images = pictures(number)
     with torch.inference_mode():
         expected = network().eval()(torch.from_numpy(images))
-        answered = load_model(exported)(torch.from_numpy(images))
-    assert answered.dtype == torch.float32 and answered.shape == (number, len(CLASSES))
-    assert torch.equal(answered, expected)
+    logits, probabilities = answers(exported, images)
+    assert logits.dtype == probabilities.dtype == np.float32 and logits.shape == (number, len(CLASSES))
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(probabilities, torch.softmax(expected, 1).numpy(), atol=1e-6)
 
 
-def test_the_size_of_a_portion_changes_no_answer(exported):
+def test_the_size_of_a_portion_changes_no_answer(exported: Path) -> None:
     images = pictures(10)
-    model = load_model(exported)
-    torch.testing.assert_close(logits_of(model, images, 3), logits_of(model, images, 10))
+    for one, other in zip(answers(exported, images, 3), answers(exported, images, 10), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_equal_networks_are_equal_bytes_that_name_no_place(exported, tmp_path):
-    export_model(network(), facts(), tmp_path / "again")
-    content = (exported / WEIGHTS).read_bytes()
-    assert (tmp_path / "again" / WEIGHTS).read_bytes() == content
-    with zipfile.ZipFile(exported / WEIGHTS) as archive:
-        assert not [name for name in archive.namelist() if str(ROOT).encode() in archive.read(name)]
+def test_equal_networks_are_equal_bytes_that_name_no_place(exported: Path, tmp_path: Path) -> None:
+    again = NetworkGraph.of(network(), SHAPE, "softmax")
+    export_model(again, network(), facts(), tmp_path / "again")
+    for name in (MODEL, WEIGHTS):
+        content = (exported / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == content
+        assert str(ROOT).encode() not in content and b"site-packages" not in content
 
 
-def test_other_weights_are_other_bytes(exported, tmp_path):
+def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_path: Path) -> None:
     other = network()
     with torch.no_grad():
-        next(other.parameters()).mul_(2)
-    export_model(other, facts(), tmp_path / "other")
-    assert (tmp_path / "other" / WEIGHTS).read_bytes() != (exported / WEIGHTS).read_bytes()
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    export(tmp_path / "other", other)
+    with torch.inference_mode():
+        expected = other.eval()(torch.from_numpy(pictures(5)))
+    np.testing.assert_allclose(answers(tmp_path / "other", pictures(5))[0], expected.numpy(), atol=1e-5)
+    assert (tmp_path / "other" / MODEL).read_bytes() != (exported / MODEL).read_bytes()
 
 
-def test_the_weights_load_without_pickle(exported, monkeypatch):
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    assert mlflow.pytorch.load_model(str(exported)) is not None
+def test_the_weights_beside_it_are_those_of_the_network_with_and_without_views(exported: Path, tmp_path: Path) -> None:
+    assert set(load_file(exported / WEIGHTS)) == set(network().state_dict())
+    looking = network()
+    looking.net = Views(looking.net, flip=True, shift=1, size=SHAPE[0])
+    with torch.no_grad():
+        for parameter in looking.parameters():
+            parameter.zero_()
+    load_weights(looking, (exported / WEIGHTS).read_bytes(), exported / WEIGHTS)
+    for name, value in network().state_dict().items():
+        assert torch.equal(looking.state_dict()[name.replace("net.", "net.net.", 1)], value)
+    with pytest.raises(Refusal, match="the weights of another network"):
+        load_weights(RawPixels(LeNet(3, 32, 7), 0.5, 0.5), (exported / WEIGHTS).read_bytes(), exported / WEIGHTS)
+    (tmp_path / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(Refusal, match=r"can't be read .*`dvc repro -f train` makes it again"):
+        load_weights(network(), (tmp_path / WEIGHTS).read_bytes(), tmp_path / WEIGHTS)
 
 
-def test_a_missing_model_is_refused(tmp_path):
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"There is no model in .*nowhere: `dvc repro train` makes one"):
-        load_model(tmp_path / "nowhere")
+        Session.open(tmp_path / "nowhere", threads=1)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 100_000])
-def test_a_damaged_model_is_refused(exported, tmp_path, keep):
+def test_a_damaged_model_is_refused(exported: Path, tmp_path: Path, keep: int) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(exported, damaged)
-    (damaged / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes()[:keep])
-    with pytest.raises(Refusal, match=r"model\.pt2 is damaged") as refusal:
-        load_model(damaged)
+    (damaged / MODEL).write_bytes((exported / MODEL).read_bytes()[:keep])
+    with pytest.raises(Refusal, match=r"model\.onnx is damaged") as refusal:
+        Session.open(damaged, threads=1)
     assert "\n" not in str(refusal.value)
 
 
-def test_mlflow_serves_the_model_with_its_signature(exported):
+def test_mlflow_loads_the_model_with_its_signature_and_without_torch(exported: Path) -> None:
     served = mlflow.pyfunc.load_model(str(exported))
     images = pictures(3)
-    logits = served.predict(images)
-    np.testing.assert_allclose(logits, load_model(exported)(torch.from_numpy(images)).detach().numpy(), atol=1e-6)
-    (taken,), (given,) = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
+    found = served.predict(images)
+    logits, probabilities = answers(exported, images)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
+    (taken,), given = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
     assert (taken.type, taken.shape) == (np.dtype(np.uint8), (-1, *SHAPE))
-    assert (given.type, given.shape) == (np.dtype(np.float32), (-1, len(CLASSES)))
+    assert [(one.name, one.type, one.shape) for one in given] == [
+        (name, np.dtype(np.float32), (-1, len(CLASSES))) for name in ("logits", "probabilities")
+    ]
     with pytest.raises(MlflowException, match="shape"):
         served.predict(images[:, :16])
+    assert set(served.metadata.flavors) == {"onnx", "python_function"}
+    assert (exported / "input_example.json").is_file()
+    required = [line.partition("==")[0] for line in (exported / "requirements.txt").read_text().split()]
+    assert set(required) == {"mlflow", "numpy", "onnxruntime"}  # mlflow adds itself
 
 
-def test_a_network_for_grey_pictures_of_another_size_is_exported(tmp_path):
+def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
+    model = onnx.load(exported / MODEL)
+    assert not [tensor for tensor in model.graph.initializer if tensor.external_data]
+    (entry,) = model.metadata_props
+    said = json.loads(entry.value)
+    assert tuple(said["classes"]) == CLASSES and said["identity"] == facts()["identity"]
+    assert "[N, 32, 32, 3] uint8" in said["input"] and "normalisation is in" in said["preprocessing"]
+    assert set(said["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+
+
+def test_a_network_for_grey_pictures_of_another_size_is_exported(tmp_path: Path) -> None:
     net = RawPixels(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
-    export_model(net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
-    assert load_model(tmp_path / "grey")(torch.zeros((5, 28, 28, 1), dtype=torch.uint8)).shape == (5, 2)
+    grey = NetworkGraph.of(net, (28, 28, 1), "softmax")
+    export_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
+    assert answers(tmp_path / "grey", np.zeros((5, 28, 28, 1), np.uint8))[0].shape == (5, 2)
 
 
-def test_a_file_of_another_torch_is_refused_with_the_commit_that_reads_it(exported, tmp_path):
-    other = tmp_path / "last"
-    shutil.copytree(exported, other)
-    rewrite(other / WEIGHTS, {"models/model.json": lambda text: text.replace(b'"major": 8', b'"major": 99')})
-    with pytest.raises(Refusal, match=r"can't be read by torch .*`git checkout c0ffee10+` and `make setup` use it"):
-        load_model(other)
+class Own(nn.Module):
+    """A network of somebody's own, whose forward does what no exporter can follow."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.head = kind, nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.mean((2, 3))
+        if self.kind == "branches on the pixels" and features.sum() > 0:
+            features = features * 2
+        if self.kind == "an operator that ONNX has not":
+            features = torch.linalg.eigvals(features.T @ features).abs()[None].expand(len(images), 3)
+        if self.kind == "a size that depends on the pixels":
+            features = features + images[images > 0].sum() + torch.nonzero(images).sum()
+        return self.head(features)
+
+
+@pytest.mark.parametrize(
+    "kind", ["branches on the pixels", "an operator that ONNX has not", "a size that depends on the pixels"]
+)
+def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence(kind: str) -> None:
+    with pytest.raises(Refusal, match=r"model: this network can't be exported as an ONNX model \(") as refusal:
+        NetworkGraph.of(RawPixels(Own(kind), 0.5, 0.5), SHAPE, "softmax")
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+def test_a_graph_that_answers_otherwise_than_the_network_is_refused() -> None:
+    class Moody(LeNet):
+        """Answers otherwise while it is exported."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * (1.0 if torch.compiler.is_exporting() else 9.0)
+
+    with pytest.raises(Refusal, match=r"differ from torch's by \d"):
+        NetworkGraph.of(RawPixels(Moody(3, 32, 10), 0.5, 0.5), SHAPE, "softmax")
+
+
+def test_an_export_changes_neither_the_network_nor_what_is_drawn_next() -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    NetworkGraph.of(net, SHAPE, "softmax")
+    assert torch.equal(torch.rand(3), expected) and net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

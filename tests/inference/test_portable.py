@@ -1,70 +1,93 @@
-"""The exported files answer as the model does, on a machine that has never seen this project."""
+"""The exported folder answers as the model does, on a machine that has never seen this project."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from project import ROOT
-from small_model import CLASSES, facts, pictures
+from PIL import Image
+from project import ROOT, Project, run
+from small_model import CLASSES, facts, network, pictures
 
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference import portable
-from cifar_pipeline.inference.portable import write_portable
+from cifar_pipeline.inference.facts import metadata
+from cifar_pipeline.inference.portable import browser_page, write_portable, write_pt2
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.safe_archive import check_archive
+from cifar_pipeline.models.lenet import LeNet
+from cifar_pipeline.models.pixels import RawPixels
+from export import export
 
-# What somebody with the files alone would write.
+# A process that has nothing of this project, nor anything that it is made with.
 ALONE = """
-import json, sys
+import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("cifar_pipeline", "lightning", "mlflow", "hydra"):
+        if name.partition(".")[0] in ("cifar_pipeline", "lightning", "mlflow", "hydra", "torch", "onnx", *sys.argv[1:]):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import numpy as np, onnxruntime, torch
-
-pictures = np.load("pictures.npy")
-session = onnxruntime.InferenceSession("model.onnx")
-onnx, = session.run(None, {"pictures": pictures})
-one, = session.run(None, {"pictures": pictures[:1]})
+"""
+TORCH = """
+import json, numpy, torch
 texts = {"facts.json": ""}
 network = torch.export.load("model.pt2", extra_files=texts).module()
 with torch.inference_mode():
-    pt2, pt2_one = (network(torch.from_numpy(batch)).numpy() for batch in (pictures, pictures[:1]))
-np.savez("answers.npz", onnx=onnx, onnx_one=one, pt2=pt2, pt2_one=pt2_one)
-print(json.dumps([json.loads(session.get_modelmeta().custom_metadata_map["facts"]), json.loads(texts["facts.json"])]))
+    logits, probabilities = network(torch.from_numpy(numpy.load("pictures.npy")))
+numpy.save("answers.npy", probabilities.numpy())
+print(json.loads(texts["facts.json"])["commit"])
 """
 
 
-@pytest.mark.long
-def test_both_files_answer_in_a_process_without_this_project(exported: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    assert write_portable(exported, tmp_path) == [tmp_path / "model.pt2", tmp_path / "model.onnx"]
-    images = pictures(1000)
-    np.save(tmp_path / "pictures.npy", images)
-    ended = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False)
+def alone(folder: Path, code: str, without: str = ALONE) -> str:
+    ended = subprocess.run([sys.executable, "-c", without + code], cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    answers, expected = np.load(tmp_path / "answers.npz"), Predictor.open(exported).probabilities(images).numpy()
-    for kind in ("onnx", "pt2"):
-        np.testing.assert_allclose(answers[kind], expected, atol=1e-5)
-        np.testing.assert_allclose(answers[f"{kind}_one"], expected[:1], atol=1e-5)
-    for said in json.loads(ended.stdout):
-        assert tuple(said["classes"]) == CLASSES and said["commit"] == facts()["commit"]
-        assert "[N, 32, 32, 3] uint8" in said["input"] and "normalisation is inside" in said["preprocessing"]
-    check_archive(tmp_path / "model.pt2")
-    for path in (tmp_path / "model.pt2", tmp_path / "model.onnx"):
-        assert str(ROOT).encode() not in path.read_bytes()
+    return ended.stdout
 
 
-def test_an_export_without_its_packages_says_how_to_get_them(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(portable, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match=r"ONNX takes onnx and onnxscript: `pip install --editable '\.\[export\]'`"):
-        write_portable(exported, tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
+def test_the_six_lines_answer_in_a_process_without_this_project(exported: Path, tmp_path: Path) -> None:
+    written = write_portable(exported, tmp_path / "exported")
+    assert written == [tmp_path / "exported" / "model.onnx", tmp_path / "exported" / "index.html"]
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8"), re.S)
+    assert "model.onnx" in block and len(list(filter(None, block.splitlines()))) == 6
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "cat.png")
+    name, probability = alone(tmp_path, block).split()
+    ((expected, value),) = Predictor.open(exported).ranking(pictures(1), 1)[0]
+    assert name == expected and float(probability) == pytest.approx(value, abs=1e-5)
+
+
+def test_the_copy_is_the_model_folder(exported: Path, tmp_path: Path) -> None:
+    write_portable(exported, tmp_path)
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / path.relative_to(exported)).read_bytes() == path.read_bytes()
+
+
+def test_torchs_format_answers_as_the_model(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="the weights of another network"):
+        write_pt2(exported, RawPixels(LeNet(3, 32, 7), 0.5, 0.5), tmp_path)
+    assert not list(tmp_path.iterdir())
+    path = write_pt2(exported, network(), tmp_path)
+    np.save(tmp_path / "pictures.npy", pictures(100))
+    assert alone(tmp_path, TORCH, "") == f"{facts()['commit']}\n"
+    found = np.load(tmp_path / "answers.npy")
+    np.testing.assert_allclose(found, Predictor.open(exported).probabilities(pictures(100)), atol=1e-5)
+    assert str(ROOT).encode() not in path.read_bytes()
+
+
+def test_export_copies_the_model_and_says_what_to_do_with_it(project: Project, exported: Path) -> None:
+    ended = run(export, "--model", exported)
+    assert ended.code in (0, None) and "http.server --directory exported" in ended.out
+    assert {path.name for path in (project.folder / "exported").iterdir()} >= {"model.onnx", "index.html", "MLmodel"}
+    assert not (project.folder / "exported" / "model.pt2").exists()
+
+
+def test_what_a_model_says_stays_text_in_the_page(exported: Path) -> None:
+    evil = "</script><script>alert(1)</script><!-- & \u2028"
+    page = browser_page({**metadata(facts()), "classes": [evil, *CLASSES[1:]]})
+    assert "alert(1)" in page and "<script>alert" not in page and page.count("</script>") == 1
+    (told,) = re.findall(r"const facts = (.*);$", page, re.MULTILINE)
+    assert json.loads(told)["classes"][0] == evil

@@ -87,7 +87,7 @@ def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) 
         (["--top", "11"], "--top 11: this model knows 10 classes; write a number from 1 to 10."),
         (["--top", "0"], "--top 0: this model knows 10 classes"),
         (["--model", "nowhere"], "There is no model in nowhere: `dvc repro train` makes one"),
-        (["--rev", "v1"], "Without git there are no revisions"),
+        (["--rev", "v1"], "there are no revisions"),
         (["--rev", "v1", "--model", "models:/cifar10@champion"], "is kept in MLflow, not in a revision of DVC"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,23 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
-import yaml
 from PIL import Image
 from small_model import CLASSES, facts, network, pictures
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.inference.batched import logits_of
-from cifar_pipeline.inference.export import load_model
 from cifar_pipeline.inference.facts import ModelFacts
 from cifar_pipeline.inference.found import count, picture_files
-from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.probabilities import by_name
+from cifar_pipeline.inference.predictor import Predictor, threads_for
+from cifar_pipeline.inference.session import MODEL, Session
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
 ) -> None:
     """The test part as files, against what `evaluate` computes of its arrays."""
     images, _ = digits.part("test")
-    expected = by_name("softmax")(logits_of(load_model(exported), images, 1000))
+    _, expected = Session.open(exported, threads=1).answers(images, 1000)
     answers = list(predictor.predictions(saved(tmp_path, images), 1000, len(CLASSES)))
-    found = torch.tensor([[dict(answer.ranking)[name] for name in CLASSES] for answer in answers])
-    assert torch.equal(found, expected)
+    found = np.array([[dict(answer.ranking)[name] for name in CLASSES] for answer in answers], np.float32)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_pictures_are_normalised_as_in_training(predictor: Predictor) -> None:
@@ -50,27 +50,7 @@ def test_pictures_are_normalised_as_in_training(predictor: Predictor) -> None:
     with torch.inference_mode():
         net = network().eval().to(memory_format=torch.contiguous_format)
         plain = torch.softmax(net.net((torch.from_numpy(images).float() / 255 - 0.5).div(0.5).permute(0, 3, 1, 2)), 1)
-    torch.testing.assert_close(predictor.probabilities(images), plain)
-
-
-def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, new = tmp_path / "model", tmp_path / "new"
-    shutil.copytree(exported, folder)
-    shutil.copytree(exported, new)
-    described = yaml.safe_load((new / "MLmodel").read_text())
-    described["metadata"]["classes"] = list(reversed(CLASSES))
-    (new / "MLmodel").write_text(yaml.safe_dump(described))
-
-    def load(path: Path) -> torch.nn.Module:
-        if new.exists():
-            shutil.rmtree(path)
-            new.rename(path)
-        return load_model(path)
-
-    monkeypatch.setattr("cifar_pipeline.inference.predictor.load_model", load)
-    assert Predictor.open(folder).facts.classes == tuple(reversed(CLASSES))
+    np.testing.assert_allclose(predictor.probabilities(images), plain.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -124,12 +104,14 @@ def test_a_list_stands_for_its_paths(tmp_path: Path) -> None:
     assert count(["-"]) is None
 
 
-def changed(exported: Path, folder: Path, edit: dict[str, object]) -> Path:
+def changed(exported: Path, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     """The model with other facts."""
     shutil.copytree(exported, folder)
-    content = yaml.safe_load((folder / "MLmodel").read_text())
-    content["metadata"].update(edit)
-    (folder / "MLmodel").write_text(yaml.safe_dump(content))
+    model = onnx.load(folder / MODEL)
+    facts = json.loads(model.metadata_props[0].value)
+    edit(facts)
+    model.metadata_props[0].value = json.dumps(facts)
+    onnx.save(model, folder / MODEL)
     return folder
 
 
@@ -140,45 +122,53 @@ def test_a_model_says_all_that_it_takes_to_use_it(exported: Path) -> None:
     assert (said.identity, said.commit) == (facts()["identity"], facts()["commit"])
 
 
-def test_a_model_of_an_older_commit_is_used(exported: Path, tmp_path: Path) -> None:
-    """It has no facts of its own: the training's file lies beside it."""
-    older = changed(exported, tmp_path / "models" / "last", {})
-    content = yaml.safe_load((older / "MLmodel").read_text())
-    content["metadata"] = None
-    (older / "MLmodel").write_text(yaml.safe_dump(content))
+def test_a_file_that_says_nothing_of_its_classes_is_refused(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "mute")
+    model = onnx.load(exported / MODEL)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "mute" / MODEL)
     with pytest.raises(Refusal, match="does not say what its classes are"):
-        Predictor.open(older)
-    known = {key: value for key, value in facts().items() if key != "commit"}
-    (older.parent / "training.json").write_text(json.dumps(known))
-    assert Predictor.open(older).ranking(pictures(1), 1) == Predictor.open(exported).ranking(pictures(1), 1)
+        Predictor.open(tmp_path / "mute")
 
 
 def test_a_model_of_a_newer_commit_is_refused_by_its_commit(exported: Path, tmp_path: Path) -> None:
-    newer = changed(exported, tmp_path / "newer", {"format": 2, "commit": "feedbee"})
+    newer = changed(exported, tmp_path / "newer", lambda facts: facts.update(format=2, commit="feedbee"))
     with pytest.raises(Refusal, match=r"made by a newer commit: `git checkout feedbee` uses it"):
         Predictor.open(newer)
-    sly = changed(exported, tmp_path / "sly", {"format": 2, "commit": "main; rm -rf ~"})
+    sly = changed(exported, tmp_path / "sly", lambda facts: facts.update(format=2, commit="main; rm -rf ~"))
     with pytest.raises(Refusal, match=r"`git checkout main` uses it"):
         Predictor.open(sly)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [{"classes": ["a"]}, {"shape": [16, 16, 3]}, {"shape": [32, 32]}, {"probabilities": "guess"}, {"dataset": None}],
-    ids=str,
-)
-def test_a_model_that_is_not_as_it_says_is_refused(exported: Path, tmp_path: Path, edit: dict[str, object]) -> None:
+ODD: list[dict[str, Any]] = [
+    {"classes": ["a"]}, {"shape": [16, 16, 3]}, {"shape": [32, 32]}, {"shape": "cat"}, {"dataset": None},
+    {"fit": "guess"}, {"format": "new"}, {"classes": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", ODD, ids=str)
+def test_a_model_that_is_not_as_it_says_is_refused(exported: Path, tmp_path: Path, edit: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match="makes no sense|does not do what it says about itself"):
-        Predictor.open(changed(exported, tmp_path / "odd", edit))
+        Predictor.open(changed(exported, tmp_path / "odd", lambda facts: facts.update(edit)))
 
 
-@pytest.mark.parametrize("content", ["!!python/object/apply:os.mkdir [sprung]", "flavors: [", "- a list", ""], ids=str)
-def test_a_description_that_is_none_is_refused_and_not_run(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+def test_nothing_that_a_model_names_is_imported(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    odd = changed(exported, tmp_path / "odd", {})
-    (odd / "MLmodel").write_text(content)
-    with pytest.raises(Refusal, match="does not say what its classes are"):
-        Predictor.open(odd)
+    trap = {"_target_": "os.mkdir", "path": "sprung", "_args_": ["sprung"]}
+    odd = changed(exported, tmp_path / "odd", lambda facts: facts.update(probabilities=trap, loss=trap, model=trap))
+    assert Predictor.open(odd).ranking(pictures(1), 1)
+    (odd / "MLmodel").write_text("!!python/object/apply:os.mkdir [sprung]")
+    assert Predictor.open(odd).ranking(pictures(1), 1)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_threads_are_those_of_machine_threads() -> None:
+    assert [threads_for("auto", 8), threads_for("auto", 8, reading=1), threads_for("auto", 1, reading=1)] == [8, 7, 1]
+    assert threads_for(3, 8) == 3
+
+
+def test_a_session_computes_on_the_threads_that_it_is_given(exported: Path) -> None:
+    session = Session.open(exported, threads=3)
+    assert session.run_on.get_session_options().intra_op_num_threads == 3 and session.device == "cpu, 3 threads"

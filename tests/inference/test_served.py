@@ -4,35 +4,43 @@ import gc
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
-from mlflow.exceptions import MlflowException
 from PIL import Image
 from project import ROOT, Project
+from servers import free_port, wait_for_answer
 from serving import Server, running
-from small_model import CLASSES, pictures
+from small_model import CLASSES, SHAPE, pictures
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.served import answer, listen_on, raw_pictures
+from cifar_pipeline.inference.served import Unfit, answer, listen_on, open_served, raw_pictures
+
+# How much slower than alone this machine may be while other tests run on it.
+SLOWER = 4
 
 
 def test_whole_numbers_are_pictures() -> None:
-    found = raw_pictures(pictures(3).astype(np.float64))
+    found = raw_pictures(pictures(3).astype(np.float64), SHAPE)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, pictures(3))
 
 
 def test_black_and_white_are_pictures() -> None:
     for level in (0, 255):
-        assert (raw_pictures(np.full((1, 4, 4, 3), float(level))) == level).all()
+        assert (raw_pictures(np.full((1, 4, 4, 3), float(level)), (4, 4, 3)) == level).all()
 
 
 UNFIT = {
@@ -41,20 +49,20 @@ UNFIT = {
     "one of two scaled": np.stack([pictures(1)[0], (pictures(1)[0] > 99)]).astype(float),
     "normalised": pictures(2) / 127.5 - 1,
     "too bright": pictures(2) + 1.0,
-    "not a number": np.full((1, 2, 2, 3), np.nan),
+    "not a number": np.full((1, *SHAPE), np.nan),
 }
 
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
-    with pytest.raises(MlflowException, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
-        raw_pictures(UNFIT[case])
-    assert refused.value.get_http_status_code() == 400
+    with pytest.raises(Unfit, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
+        raw_pictures(UNFIT[case], SHAPE)
+    assert refused.value.status == 400
 
 
 def test_no_picture_is_refused() -> None:
-    with pytest.raises(MlflowException, match="There is no picture"):
-        raw_pictures(np.zeros((0, 32, 32, 3)))
+    with pytest.raises(Unfit, match="There is no picture"):
+        raw_pictures(np.zeros((0, *SHAPE)), SHAPE)
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
@@ -87,7 +95,8 @@ def test_the_server_refuses_what_is_no_picture_with_400_and_a_sentence(server: S
     assert status == 400 and "send them unscaled" in message and len(message) < 500
     status, message = server.ask(pictures(2)[:, :16])
     assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
-    for body in ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}'):
+    odd = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
+    for body in (*odd, "[" * 100_000, '{"inputs": ' + 5000 * "9" + "}", '{"inputs": {"a": 1, "b": 2}}'):
         status, message = server.post(body)
         assert status == 400 and message
 
@@ -121,6 +130,72 @@ def test_a_kept_connection_is_not_slowed_down():
             assert client.getpeername() == listener.getsockname()
 
 
+def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
+    """Its own server's paths, keys and statuses, as its clients use them."""
+    for path in ("/ping", "/health", "/version"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}") as response:
+            assert response.status == 200
+    picture = pictures(1).tolist()
+    expected = server.post(json.dumps({"inputs": picture}))
+    assert expected[0] == 200
+    assert server.post(json.dumps({"instances": picture})) == expected
+    assert server.post(json.dumps({"inputs": {"pictures": picture}})) == expected
+    assert server.post(json.dumps({"inputs": picture, "instances": picture}))[0] == 400
+    asked = json.dumps({"inputs": picture}).encode()
+    for path, kind, status in (("/invocations", "text/plain", 415), ("/nowhere", "application/json", 404)):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", asked, {"Content-Type": kind})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == status and json.load(refused.value)["message"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/invocations")
+    assert refused.value.code == 405
+
+
+@pytest.mark.long
+def test_mlflows_own_server_answers_with_the_folder(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "exported")
+    port, program = free_port(), Path(sys.executable).parent / "mlflow"
+    words = [program, "models", "serve", "-m", "exported", "--env-manager", "local", "--port", str(port)]
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
+        status, answers = Server(port).ask(pictures(2))
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+    assert status == 200
+    expected = Predictor.open(exported).probabilities(pictures(2))
+    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
+
+
+def test_it_answers_two_seconds_after_its_start_without_torch_and_mlflow(exported: Path, tmp_path: Path) -> None:
+    Project.made(tmp_path)
+    watch = (
+        "import sys, runpy, atexit; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
+        "heavy = {'torch', 'lightning', 'mlflow', 'pandas'}\n"
+        "atexit.register(lambda: print(sorted(heavy & sys.modules.keys())))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    script = ROOT / "src" / "serve.py"
+    path = tmp_path / "conf" / "serve" / "default.yaml"
+    port = free_port()
+    path.write_text(path.read_text().replace("port: 5001", f"port: {port}"))
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", watch, str(script.parent), str(script), "--model", str(exported)],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
+    seconds = time.perf_counter() - start
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert said.splitlines()[-1] == "[]"
+    # Two seconds where nothing else runs.
+    assert seconds < 2 * SLOWER
+
+
 def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,9 +203,8 @@ def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: left_out.append(gc.get_freeze_count()))
     try:
         with listen_on("127.0.0.1", 0) as listener:
-            answer(exported, "a model", listener, 256)
+            answer(open_served(exported, 1, "cpu"), "a model", listener, 256)
     finally:
         gc.unfreeze()
-        np.set_printoptions(threshold=1000, edgeitems=3)
-    # Torch and MLflow are some hundred thousand objects.
+    # What this process has loaded are some hundred thousand objects.
     assert left_out[0] > 100_000

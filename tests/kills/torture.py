@@ -93,7 +93,7 @@ class Training:
 
     def outcome(self) -> dict[str, Any]:
         """What has to be the same, whatever happened in between."""
-        models = sorted((self.workspace.root / "models").rglob("*.pt2"))
+        models = sorted((self.workspace.root / "models").rglob("*.onnx"))
         (run,) = self.workspace.runs()
         histories = {}
         for key in run.data.metrics:

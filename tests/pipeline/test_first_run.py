@@ -5,10 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
+import mlflow.onnx
 import numpy as np
+import onnxruntime
 import pandas
 import pytest
-import torch
 import yaml
 from workspace import EPOCHS, STAGES, stages_that
 
@@ -134,12 +135,13 @@ def test_the_models_on_the_run_answer_as_the_files_do(clone, run):
     names = {clone.mlflow.get_logged_model(output.model_id).name for output in run.outputs.model_outputs}
     assert names == {"last", "best"}
     images = np.load(clone.root / "data" / "processed" / "test" / "images.npy")
-    from_file = torch.export.load(clone.root / "models" / "last" / "data" / "model.pt2").module()
-    expected = from_file(torch.from_numpy(images)).detach().numpy()
+    from_file = onnxruntime.InferenceSession(clone.root / "models" / "last" / "model.onnx")
+    expected, probabilities = from_file.run(["logits", "probabilities"], {"pictures": images})
     uri = f"runs:/{run.info.run_id}/last"
-    with torch.inference_mode():
-        assert np.array_equal(mlflow.pytorch.load_model(uri)(torch.from_numpy(images)).numpy(), expected)
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(images), expected, rtol=1e-5, atol=1e-5)
+    found = mlflow.pyfunc.load_model(uri).predict(images)
+    np.testing.assert_allclose(found["logits"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["probabilities"], probabilities, rtol=1e-5, atol=1e-5)
+    assert mlflow.onnx.load_model(uri).graph.node
     # And those answers are the ones that were reported.
     predictions = pandas.read_csv(clone.root / "reports" / "predictions.csv")
     assert list(predictions["prediction"].astype(str)) == [str(answer) for answer in expected.argmax(1)]

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 # The packages that can change the result of a stage, by their names on PyPI.
 PACKAGES = {
     "preprocess": ("matplotlib", "numpy", "pillow"),
-    "train": ("lightning", "numpy", "timm", "torch", "torchvision"),
-    "evaluate": ("captum", "matplotlib", "numpy", "pandas", "pillow", "torch", "torchmetrics"),
+    "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchvision"),
+    "evaluate": ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pillow", "torch", "torchmetrics"),
 }
 # What packages are called that are imported under another name.
-IMPORTED_AS = {"PIL": "pillow", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}
+IMPORTED_AS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}
 # What reads pictures in folders and no other data; it need not be installed.
 FOR_PICTURES = "pillow_heif"
 # Variables by which libraries compute otherwise: precision, algorithms, instructions, the compiler's choices.

@@ -1,6 +1,5 @@
-"""A trained network as a folder that outlives the training: an MLflow model around a pt2 file, without pickle."""
+"""Write a trained network as a model folder: an MLflow model of flavor onnx, with the weights beside the graph."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -9,83 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
-from torch.export import ExportedProgram
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.facts import commit_of, metadata
-from cifar_pipeline.inference.safe_archive import Damaged, Unsafe, check_archive
-
-WEIGHTS = Path("data") / "model.pt2"
+from cifar_pipeline.inference.facts import metadata
+from cifar_pipeline.inference.graph import NetworkGraph
+from cifar_pipeline.inference.session import LOGITS, MODEL, PROBABILITIES, WEIGHTS
+from cifar_pipeline.inference.weights import save_weights
 
 
-def export_model(net: nn.Module, facts: Mapping[str, Any], folder: Path) -> None:
-    """Write `net` (raw pictures `[N, H, W, C] uint8` to logits `[N, K]`) to `folder`, for any number of pictures.
+def export_model(graph: NetworkGraph, net: nn.Module, facts: Mapping[str, Any], folder: Path) -> None:
+    """Write model.onnx, weights.safetensors and MLflow's files to `folder`, which is not there yet.
 
-    The folder is an MLflow model: logged as it is, loaded by `load_model`, put behind MLflow's server by `served.py`.
-    `facts` are those of the training; what it takes to use the model travels in the folder (`ModelFacts.read`).
+    `graph` is that of `net`, whose weights it gets. `facts` are those of the training; what it takes to use the model
+    is kept in the file itself (`ModelFacts`).
     """
-    # Imported here, because it brings Lightning along, which takes two seconds that only a training has to spare.
-    import mlflow.pytorch
+    # Imported here, because it takes two seconds that only a training has to spare.
+    import mlflow.onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     shape, classes = facts["shape"], facts["classes"]
-    example = np.zeros((2, *shape), np.uint8)
+    answer = np.dtype(np.float32), (-1, len(classes))
+    # The input has no name, so that an array can be passed as it is.
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+        Schema([TensorSpec(*answer, LOGITS), TensorSpec(*answer, PROBABILITIES)]),
     )
+    kept = metadata(facts)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    # Training keeps the weights channels_last; a file holds them in their plain order.
-    plain = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow.pytorch.save_model(
-            plain,
+        mlflow.onnx.save_model(
+            graph.filled(net.state_dict(), kept),
             str(folder),
-            serialization_format="pt2",
             signature=signature,
-            input_example=example,
-            metadata=metadata(facts),
+            input_example=np.zeros((1, *shape), np.uint8),
+            metadata=kept,
             # Given, because to find them out takes MLflow eight seconds.
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "torch", "numpy")],
+            pip_requirements=[f"{package}=={version(package)}" for package in ("onnxruntime", "numpy")],
+            save_as_external_data=False,
         )
-        save_program(torch.export.load(folder / WEIGHTS), folder / WEIGHTS)
-
-
-def save_program(program: ExportedProgram, path: Path, texts: Mapping[str, str] | None = None) -> None:
-    """Write a network as a pt2 file, equal bytes for equal networks in any folder; `texts` travel along by name.
-
-    Without the stack traces that torch keeps with each operation: they name this machine's folders, which is nobody's
-    business who gets the model.
-    """
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    torch.export.save(program, path, extra_files=dict(texts or {}))
-
-
-def load_model(folder: Path) -> nn.Module:
-    """The network that `export_model` wrote, raw pictures to logits. Nothing that its file may hold is run.
-
-    Raises `Refusal` where the folder holds no model, a damaged one, one that would run code, or one that this torch
-    can't read.
-    """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise Refusal(f"There is no model in {folder}: `dvc repro train` makes one.")
-    try:
-        check_archive(path)
-    except Damaged as damage:
-        raise Refusal(f"{path} is damaged ({damage}): `dvc repro -f train` makes it again.") from None
-    except Unsafe as danger:
-        raise Refusal(f"{path} is not opened, because {danger}: use a model that this project made.") from None
-    # torch tells its own log about it first, with a traceback.
-    logging.getLogger("torch.export").setLevel(logging.CRITICAL)
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:
-        reason, commit = " ".join(str(error).split())[:200], commit_of(folder)
-        remedy = f"`git checkout {commit}` and `make setup` use it" if commit else "`dvc repro -f train` makes it again"
-        raise Refusal(f"{path} can't be read by torch {torch.__version__} ({reason}): {remedy}.") from None
+    assert (folder / MODEL).is_file()
+    save_weights(net, folder / WEIGHTS)

@@ -1,23 +1,28 @@
-"""What has to be known about a model to use it: the facts of its training, which travel in the model's own folder."""
+"""What has to be known about a model to use it: facts of its training, kept as JSON in the model file itself."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.pictures import CROP, FITS
-from cifar_pipeline.inference.probabilities import WAYS
-from cifar_pipeline.regular import text_of
+from cifar_pipeline.data.pictures import CROP, FITS, PAD
+from cifar_pipeline.inference.session import MODEL, Session
 
-# Raised when what stands here changes its meaning, so that older code refuses instead of misreading.
+# The key of the file's texts under which they are kept.
+FACTS = "facts"
+# Raised when what is kept changes its meaning, so that older code refuses instead of misreading.
 FORMAT = 1
-# Which of a training's facts travel; the others are about how it went.
+# Which of a training's facts are kept; the others are about how it went.
 KEYS = ("identity", "commit", "dataset", "classes", "shape", "fit", "probabilities")
+# What each way to bring a picture to its size does.
+BROUGHT = {
+    CROP: "bring the shorter side to the size (bicubic, antialiased), cut out the middle",
+    PAD: "bring the longer side to the size (bicubic, antialiased), fill the rest with black",
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,7 @@ class ModelFacts:
     """`shape` is that of a picture, [H, W, C], `fit` how one is brought to it; `probabilities` names the way from
     outputs to probabilities.
 
-    `dataset` and `dataset_hash` say what was trained on, `identity` and `commit` by which choices and code; a model
-    of an older commit knows no commit.
+    `dataset` and `dataset_hash` say what was trained on, `identity` and `commit` by which choices and code.
     """
 
     classes: tuple[str, ...]
@@ -38,49 +42,89 @@ class ModelFacts:
     identity: str
     commit: str
 
+    @property
+    def title(self) -> str:
+        """What messages call the data set."""
+        return self.dataset
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the pixels, in a network whose normalisation is loaded with its weights."""
+        return (0.0,) * self.shape[2]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the pixels, in a network whose normalisation is loaded with its weights."""
+        return (1.0,) * self.shape[2]
+
     @staticmethod
-    def read(folder: Path) -> "ModelFacts":
-        """The facts of the model in `folder`, an MLflow model that `export_model` wrote.
+    def of(session: Session, folder: Path) -> "ModelFacts":
+        """The facts in an open model file, which lies in `folder`.
 
         Raises:
-            Refusal: it is no model of this project, or one of a newer commit, which the sentence names.
+            Refusal: the file is none of this project, or one of a newer commit, which the sentence names.
         """
-        values = _metadata(folder) or _beside(folder)
-        if values is None:
-            raise Refusal(f"The model in {folder} does not say what its classes are: it was not made by this project.")
         try:
+            values = json.loads(session.texts[FACTS])
             if int(values.get("format", 0)) > FORMAT:
                 commit = _commit(values) or "main"
                 raise Refusal(f"The model in {folder} was made by a newer commit: `git checkout {commit}` uses it.")
-            return _facts(values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise Refusal(f"What the model in {folder} says about itself makes no sense ({error!r}).") from None
+            facts = _facts(values)
+        except KeyError as error:
+            if error.args == (FACTS,):
+                raise Refusal(
+                    f"The model in {folder} does not say what its classes are: it was not made by this project."
+                ) from None
+            raise Refusal(_nonsense(folder, error)) from None
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise Refusal(_nonsense(folder, error)) from None
+        if (facts.shape, len(facts.classes)) != (session.shape, session.classes):
+            raise Refusal(
+                f"The model in {folder} does not do what it says about itself: a picture {list(facts.shape)} in, "
+                f"{len(facts.classes)} classes out."
+            )
+        return facts
+
+    @staticmethod
+    def read(folder: Path) -> "ModelFacts":
+        """The facts of the model in `folder`. Raises `Refusal` where there is none that can be opened."""
+        return ModelFacts.of(Session.open(folder, threads=1, accelerator="cpu"), folder)
 
 
 def metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a training's facts that are written into a model's folder."""
-    return {"format": FORMAT, **{key: facts[key] for key in KEYS}}
+    """What is written into a model file of a training's facts, and what somebody with the file alone has to know."""
+    height, width, channels = facts["shape"]
+    colours = {1: "grey", 3: "red, green, blue"}[channels]
+    classes = len(facts["classes"])
+    return {
+        "format": FORMAT,
+        **{key: facts[key] for key in KEYS},
+        "input": f"pictures [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
+        "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
+        "preprocessing": (
+            f"turn as EXIF says, lay transparency over white, {BROUGHT[facts['fit']]}; normalisation is in the model"
+        ),
+        "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
+    }
 
 
-def commit_of(folder: Path) -> str:
-    """The commit that the model in `folder` was made by; empty where it does not say."""
-    return _commit(_metadata(folder) or _beside(folder) or {})
+def _nonsense(folder: Path, error: Exception) -> str:
+    return f"What {folder / MODEL} says about itself makes no sense ({str(error)[:80]!r})."
 
 
 def _facts(values: Mapping[str, Any]) -> ModelFacts:
     height, width, channels = map(int, values["shape"])
     classes = tuple(map(str, values["classes"]))
-    # A model of an older commit knows one way.
-    fit, probabilities = values.get("fit", CROP), values["probabilities"]
+    fit = values["fit"]
     if min(height, width) < 1 or channels not in (1, 3) or len(classes) < 1:
         raise ValueError(f"shape {values['shape']}, {len(classes)} classes")
-    if fit not in FITS or probabilities not in WAYS:
-        raise ValueError(f"{fit}, {probabilities}")
+    if fit not in FITS:
+        raise ValueError(f"fit {fit}")
     return ModelFacts(
         classes=classes,
         shape=(height, width, channels),
         fit=fit,
-        probabilities=probabilities,
+        probabilities=str(values["probabilities"]),
         dataset=str(values["dataset"]["name"]),
         dataset_hash=str(values["dataset"]["hash"]),
         identity=str(values["identity"]),
@@ -92,25 +136,3 @@ def _commit(values: Mapping[str, Any]) -> str:
     commit = str(values.get("commit", ""))
     # It becomes a part of a command that a person may type.
     return commit if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ""
-
-
-def _metadata(folder: Path) -> dict[str, Any] | None:
-    values = _mlmodel(folder).get("metadata")
-    return values if isinstance(values, dict) and "classes" in values else None
-
-
-def _mlmodel(folder: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text_of(folder / "MLmodel"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _beside(folder: Path) -> dict[str, Any] | None:
-    """The training's own file, which lies beside its models: older commits wrote no facts into these."""
-    try:
-        values = json.loads(text_of(folder.parent / "training.json"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None

@@ -1,102 +1,70 @@
-"""A model for machines without this project: ONNX and pt2 files, raw pictures in, probabilities out.
+"""A model for machines without this project: its folder copied, a page that asks it in a browser, and torch's format.
 
-Class names and what a picture must be travel inside each file, as JSON under the name `facts`.
+model.pt2 is torch's own format. torch trusts such a file: open one only if you know who made it.
 """
 
 import json
-import logging
-import warnings
-from importlib.util import find_spec
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-
-from cifar_pipeline.console import Refusal, doing
-from cifar_pipeline.data.pictures import CROP, PAD
-from cifar_pipeline.files import whole_files
-from cifar_pipeline.inference.export import save_program
-from cifar_pipeline.inference.facts import ModelFacts
+from cifar_pipeline.console import doing
+from cifar_pipeline.files import whole_file, whole_files
+from cifar_pipeline.inference.facts import FACTS
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.probabilities import by_name
+from cifar_pipeline.inference.session import MODEL, WEIGHTS
 
-FACTS = "facts"
-PICTURES, PROBABILITIES = "pictures", "probabilities"
-# What each way to bring a picture to its size does.
-BROUGHT = {
-    CROP: "bring the shorter side to the size (bicubic, antialiased), cut out the middle",
-    PAD: "bring the longer side to the size (bicubic, antialiased), fill the rest with black",
-}
-# A batch of two, because sizes of 1 become constants.
-EXAMPLES = 2
+if TYPE_CHECKING:
+    from cifar_pipeline.models.pixels import RawPixels
 
-
-class Answering(nn.Module):
-    """A network with its way to probabilities: raw pictures `[N, H, W, C] uint8` in, probabilities `[N, K]` out."""
-
-    def __init__(self, network: nn.Module, way: str) -> None:
-        super().__init__()
-        self.network, self.way = network, way
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return by_name(self.way)(self.network(pictures))
+PAGE, PT2 = "index.html", "model.pt2"
+TEMPLATE = Path(__file__).with_name("browser.html")
 
 
 def write_portable(model: Path, folder: Path) -> list[Path]:
-    """Write model.pt2 and model.onnx of the model in a folder to another folder, for any number of pictures.
+    """Copy the model in a folder to another folder, with a page for browsers; returns what was written.
 
     Raises:
-        Refusal: there is no such model, or the packages for ONNX are not installed.
+        Refusal: there is no such model.
     """
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise Refusal(f"ONNX takes {' and '.join(missing)}: `pip install --editable '.[export]'`.")
     predictor = Predictor.open(model)
-    facts = json.dumps(_facts(predictor.facts), ensure_ascii=False)
-    program = _program(predictor)
-    doing("Writing the model as ONNX and pt2")
     with whole_files(folder) as part:
-        _save_onnx(program, part / "model.onnx", facts)
-        save_program(program, part / "model.pt2", {f"{FACTS}.json": facts})
-    return [folder / "model.pt2", folder / "model.onnx"]
+        for name in sorted(path.name for path in model.iterdir() if path.is_file()):
+            shutil.copyfile(model / name, part / name)
+        page = browser_page(json.loads(predictor.session.texts[FACTS]))
+        (part / PAGE).write_text(page, encoding="utf-8")
+    return [folder / MODEL, folder / PAGE]
 
 
-def _program(predictor: Predictor) -> ExportedProgram:
-    example = torch.zeros((EXAMPLES, *predictor.facts.shape), dtype=torch.uint8)
-    network = Answering(predictor.network, predictor.facts.probabilities)
-    return torch.export.export(network, (example,), dynamic_shapes={PICTURES: {0: Dim("N")}})
+def browser_page(facts: Mapping[str, Any]) -> str:
+    """The page that loads model.onnx beside it in a browser, with these facts of the model."""
+    # Class names come with the model: as JSON in which nothing ends the script that holds it.
+    text = json.dumps(dict(facts), ensure_ascii=False)
+    for character in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{FACTS}}", text)
 
 
-def _save_onnx(program: ExportedProgram, path: Path, facts: str) -> None:
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = torch.onnx.export(
-            program, dynamo=True, input_names=[PICTURES], output_names=[PROBABILITIES], verbose=False
-        )
-    assert exported is not None
-    # torch's notes on each operation name this machine's folders.
-    for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()
-    exported.model.metadata_props[FACTS] = facts
-    exported.save(path)
+def write_pt2(model: Path, net: "RawPixels", folder: Path) -> Path:
+    """Write the model in a folder as `folder`/model.pt2: raw pictures to logits and probabilities.
 
+    `net` is the network whose weights the folder holds, with any weights. The facts are in the file as facts.json.
 
-def _facts(facts: ModelFacts) -> dict[str, object]:
-    """What somebody with the file alone has to know."""
-    height, width, channels = facts.shape
-    colours = {1: "grey", 3: "red, green, blue"}[channels]
-    return {
-        "classes": facts.classes,
-        "input": f"pictures [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
-        "output": f"probabilities [N, {len(facts.classes)}] float32, in the order of the classes",
-        "preprocessing": (
-            f"turn as EXIF says, lay transparency over white, {BROUGHT[facts.fit]}; normalisation is inside the model"
-        ),
-        "dataset": facts.dataset,
-        "dataset_hash": facts.dataset_hash,
-        "identity": facts.identity,
-        "commit": facts.commit,
-    }
+    Raises:
+        Refusal: the folder holds another network's weights.
+    """
+    import torch
+
+    from cifar_pipeline.inference.graph import exported_program
+    from cifar_pipeline.inference.weights import load_weights
+
+    predictor = Predictor.open(model)
+    load_weights(net, (model / WEIGHTS).read_bytes(), model / WEIGHTS)
+    doing("Writing the model as pt2")
+    program = exported_program(net, predictor.facts.shape, predictor.facts.probabilities)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names this machine's folders
+    with whole_file(folder / PT2) as part:
+        torch.export.save(program, part, extra_files={"facts.json": predictor.session.texts[FACTS]})
+    return folder / PT2

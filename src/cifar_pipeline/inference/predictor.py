@@ -8,15 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.pictures import Unreadable, read_picture
-from cifar_pipeline.inference.batched import logits_of
-from cifar_pipeline.inference.export import load_model
 from cifar_pipeline.inference.facts import ModelFacts
-from cifar_pipeline.inference.probabilities import by_name
+from cifar_pipeline.inference.session import Session
 
 DECIMALS = 6
 
@@ -41,34 +37,19 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded model with what its outputs mean."""
+    """An open model with what its outputs mean."""
 
     facts: ModelFacts
-    network: nn.Module
+    session: Session
 
     @staticmethod
-    def open(folder: Path) -> "Predictor":
-        """Load the model in `folder`. Raises `Refusal` where it is none, damaged, unsafe, or not as it says."""
-        facts = ModelFacts.read(folder)
-        predictor = Predictor(facts, load_model(folder))
-        if ModelFacts.read(folder) != facts:
-            # A training has replaced the folder while it was read.
-            return Predictor.open(folder)
-        predictor.try_out(folder)
-        return predictor
+    def open(folder: Path, threads: int = 1, accelerator: str = "auto") -> "Predictor":
+        """Open the model in `folder` as `Session.open` does.
 
-    def try_out(self, folder: Path) -> None:
-        """Refuse a model that does not take the pictures, or give the classes, that it says about itself."""
-        shape, classes = self.facts.shape, len(self.facts.classes)
-        try:
-            fits = self.probabilities(np.zeros((1, *shape), np.uint8)).shape == (1, classes)
-        except Exception:
-            fits = False
-        if not fits:
-            raise Refusal(
-                f"The model in {folder} does not do what it says about itself: a picture {list(shape)} in, {classes} "
-                "classes out."
-            )
+        Raises `Refusal` where there is none, where it is damaged or unsafe, or where it is not as it says.
+        """
+        session = Session.open(folder, threads, accelerator)
+        return Predictor(ModelFacts.of(session, folder), session)
 
     def checked_top(self, asked: int | None, usual: int) -> int:
         """How many classes to rank: as many as were asked for, or the usual number where nobody asked.
@@ -80,17 +61,19 @@ class Predictor:
             raise Refusal(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
         return min(usual, known) if asked is None else asked
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> Tensor:
+    def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
         """Probabilities `[N, K] float32` of raw pictures `[N, H, W, C] uint8`."""
-        return by_name(self.facts.probabilities)(logits_of(self.network, images, batch_size))
+        return self.session.answers(images, batch_size)[1]
 
     def ranking(self, images: np.ndarray, top: int) -> list[tuple[tuple[str, float], ...]]:
         """For each raw picture the `top` likeliest classes with their probabilities."""
-        values, places = self.probabilities(images).sort(dim=1, descending=True, stable=True)
-        pairs = zip(values[:, :top].tolist(), places[:, :top].tolist(), strict=True)
+        probabilities = self.probabilities(images)
+        places = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        values = np.take_along_axis(probabilities, places, axis=1)
+        classes = self.facts.classes
         return [
-            tuple((self.facts.classes[place], value) for value, place in zip(row, ranks, strict=True))
-            for row, ranks in pairs
+            tuple((classes[place], value) for place, value in zip(row, numbers, strict=True))
+            for row, numbers in zip(places.tolist(), values.tolist(), strict=True)
         ]
 
     def predictions(self, files: Iterable[Path], batch_size: int, top: int) -> Iterator[Prediction]:
@@ -118,9 +101,12 @@ class Predictor:
                 yield Prediction(str(path), next(rankings))
 
 
-def leave_a_core(cores: int) -> None:
-    """Let networks in this process compute on all cores but one, which reads the files."""
-    torch.set_num_threads(max(1, cores - 1))
+def threads_for(machine_threads: int | str, cores: int, reading: int = 0) -> int:
+    """How many threads a model computes on: as many as `machine.threads` says, or (auto) a thread for each core.
+
+    `reading` of the cores are left to threads that read files.
+    """
+    return max(1, cores - reading) if machine_threads == "auto" else int(machine_threads)
 
 
 def _read_all(paths: list[Path], facts: ModelFacts) -> list[np.ndarray | str]:

@@ -3,16 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hydra.utils import instantiate
-from torch import Tensor, nn
 
-from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.regular import text_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # What a training leaves beside its models, and what has to stand in it.
 FACTS = ("training.json", ("dataset", "loss", "parameters", "probabilities", "timing"))
@@ -55,12 +55,17 @@ class Trained:
                 f"{dataset.folder} ({dataset.name}): `dvc repro` trains on what is there."
             )
 
-    def loss(self, logits: Tensor, labels: Tensor) -> float:
+    def loss(self, logits: "Tensor", labels: "Tensor") -> float:
         """The training's own loss of logits `[N, K]` and labels `[N] int64`, the mean over the images.
 
         It is the one that was trained and validated with, class weights included. Raises `Refusal` where an older
         commit left out with which weights.
         """
+        # Imported here, because torch takes seconds in which the answers could be there.
+        from hydra.utils import instantiate
+
+        from cifar_pipeline.config.targets import arguments
+
         if self.facts["loss"].get("class_weights") is not None:
             raise Refusal(
                 f"{self.folder}/ was made by an older commit, which does not say what each class weighs: "
@@ -78,7 +83,7 @@ def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def first_convolution(model: nn.Module) -> np.ndarray | None:
+def first_convolution(model: "nn.Module") -> np.ndarray | None:
     """The filters `[O, C, h, w]` of the model's first convolution, if it has one."""
     for parameter in model.parameters():
         if parameter.ndim == 4:

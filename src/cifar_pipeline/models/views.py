@@ -30,7 +30,14 @@ class Views(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean of the logits `[N, K]` over the views of `[N, C, H, W]`."""
-        return torch.stack([weight * self._both(view) for view, weight in self._moved(images)]).sum(0)
+        moved, weights = zip(*self._moved(images), strict=True)
+        views, mirrors = list(moved), 1
+        if self.flip:
+            views, mirrors = [*moved, *(view.flip(3) for view in moved)], 2
+        shares = images.new_tensor([weight / mirrors for weight in weights] * mirrors)
+        # In one batch, so that an exported graph holds the network once.
+        logits: Tensor = self.net(torch.cat(views))
+        return (logits.reshape(len(views), -1, logits.shape[1]) * shares[:, None, None]).sum(0)
 
     def _moved(self, images: Tensor) -> Iterator[tuple[Tensor, float]]:
         """The views before any is mirrored, each with its weight."""
@@ -42,7 +49,3 @@ class Views(nn.Module):
         yield images, 0.5
         yield padded[:, :, far:, far:], 0.25
         yield padded[:, :, :-far, :-far], 0.25
-
-    def _both(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images)
-        return (logits + self.net(images.flip(3))) / 2 if self.flip else logits

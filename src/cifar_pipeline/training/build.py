@@ -1,20 +1,15 @@
 """From the configuration and the data set to what Lightning trains, before any work is done."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from hydra.utils import get_method, instantiate
 from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
-from torch import nn
 
 from cifar_pipeline.config.targets import arguments
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.models.pixels import RawPixels
-from cifar_pipeline.models.views import Views
 from cifar_pipeline.training.class_weights import build_loss
 from cifar_pipeline.training.datamodule import Pictures
 from cifar_pipeline.training.engines.block_module import BlockClassifier
@@ -23,6 +18,7 @@ from cifar_pipeline.training.fit import Plan
 from cifar_pipeline.training.folder import TrainingFolder
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier, Schedule
+from cifar_pipeline.training.networks import build_network
 from cifar_pipeline.training.optimizers import choose_optimizer
 from cifar_pipeline.training.processes import Processes
 
@@ -74,42 +70,6 @@ def build_average(config: DictConfig) -> Callback | None:
     """Lightning's callback that keeps the average of the weights that conf/average chose, if it chose one."""
     average: Callback | None = instantiate(arguments(config.average, "average"))
     return average
-
-
-def build_network(config: DictConfig, dataset: Dataset) -> RawPixels:
-    """The network behind its normalisation; channels, size and classes come from the data set.
-
-    A network that has a method `initialize` is shown the first training images, normalised: `[N, C, H, W] float`.
-    """
-    size, width, channels = dataset.shape
-    if size != width:
-        raise Refusal(
-            f"The images of {dataset.title} are {width} wide and {size} high, and the networks take square ones: "
-            "let the source yield images of one height and width."
-        )
-    net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
-    mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
-    std = dataset.std if config.normalize.std is None else config.normalize.std
-    for name, numbers in (("mean", mean), ("std", std)):
-        if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
-            raise Refusal(
-                f"normalize.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
-                f"{channels} channels: write one number, or {channels}."
-            )
-    pixels = RawPixels(net, mean, std)
-    if hasattr(net, "initialize"):
-        images, _ = dataset.part("train")
-        net.initialize(pixels.normalise(torch.from_numpy(images[: config.trainer.eval_batch_size])))
-    return pixels
-
-
-def build_deployed(net: nn.Module, config: DictConfig, dataset: Dataset) -> nn.Module:
-    """A copy of the trained network as it is exported: with the views that conf/views chose, raw pictures to logits."""
-    deployed = copy.deepcopy(net)
-    assert isinstance(deployed, RawPixels)
-    if config.views.flip or config.views.shift:
-        deployed.net = Views(deployed.net, config.views.flip, config.views.shift, min(dataset.shape[:2]))
-    return deployed
 
 
 def step_images(config: DictConfig) -> int:

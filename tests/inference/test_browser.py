@@ -1,0 +1,122 @@
+"""The exported page in headless Chromium, with ONNX Runtime's build for browsers, against predict's numbers."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Page, chromium, opened
+from PIL import Image
+from servers import free_port, wait_for_answer
+from small_model import CLASSES, pictures
+
+from cifar_pipeline.inference.portable import TEMPLATE, write_portable
+from cifar_pipeline.inference.predictor import Predictor
+
+VERSION = re.search(r"onnxruntime-web@([\d.]+)", TEMPLATE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The npm package that the page names."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed: it brings ONNX Runtime's build for browsers")
+    assert VERSION
+    folder = tmp_path_factory.mktemp("npm")
+    ended = subprocess.run([npm, "pack", f"onnxruntime-web@{VERSION[1]}"], cwd=folder, capture_output=True, text=True)
+    if ended.returncode:
+        pytest.skip("npm can't reach its registry")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "package" / "dist"
+
+
+@pytest.fixture(scope="module")
+def page(exported: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page, served as its README says, with the package's files beside it."""
+    program = chromium()
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    folder, port = tmp_path_factory.mktemp("page") / "exported", free_port()
+    write_portable(exported, folder)
+    (folder / "ort").mkdir()
+    for name in integrities():
+        shutil.copy(package / name, folder / "ort")
+    words = [sys.executable, "-m", "http.server", "--directory", folder.name, "--bind", "127.0.0.1", str(port)]
+    server = subprocess.Popen(words, cwd=folder.parent, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/", server)
+        with opened(program, tmp_path_factory.mktemp("profile")) as page:
+            page.open(f"http://127.0.0.1:{port}/")
+            yield page
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def integrities() -> dict[str, str]:
+    return dict(re.findall(r'"(\S+)": "(sha384-\S+)"', TEMPLATE.read_text(encoding="utf-8")))
+
+
+def ask(page: Page, content: bytes) -> dict[str, float]:
+    """What the page answers for a picture file."""
+    text = base64.b64encode(content).decode()
+    code = f"fetch('data:;base64,{text}').then((a) => a.blob()).then((b) => askModel(new File([b], 'a.png')))"
+    ranking: list[Any] = page.tell(code)
+    return dict(ranking)
+
+
+def png(image: Image.Image) -> bytes:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.long
+def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None:
+    assert len(integrities()) == 2
+    for name, integrity in integrities().items():
+        digest = hashlib.sha384((package / name).read_bytes()).digest()
+        assert integrity == f"sha384-{base64.b64encode(digest).decode()}"
+
+
+@pytest.mark.long
+def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
+    predictor = Predictor.open(exported)
+    for pixels in pictures(3):
+        expected = dict(predictor.ranking(pixels[None], len(CLASSES))[0])
+        assert ask(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
+    assert "a.png: " in page.tell("document.getElementById('said').textContent")
+    assert page.tell("document.querySelectorAll('#answers tr').length") == len(CLASSES)
+    assert [place for place in page.fetched if "127.0.0.1" not in place and not place.startswith("blob:")] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", [(48, 64), (20, 33), (300, 200)])
+def test_pictures_of_other_sizes_are_brought_to_the_models_as_predict_does(
+    page: Page, exported: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    content = png(Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR))
+    (tmp_path / "a.png").write_bytes(content)
+    (answer,) = Predictor.open(exported).predictions([tmp_path / "a.png"], 1, len(CLASSES))
+    assert ask(page, content) == pytest.approx(dict(answer.ranking), abs=1e-3)
+
+
+@pytest.mark.long
+def test_what_is_no_picture_is_said(page: Page) -> None:
+    with pytest.raises(AssertionError):
+        ask(page, b"no picture")
+    assert "a.png can't be read: " in page.tell("document.getElementById('said').textContent")
+    assert json.dumps(page.tell("document.title"))

@@ -1,0 +1,340 @@
+"""A model file from elsewhere: whatever is in it, nothing is run, and what would take too much is refused unopened."""
+
+import json
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from project import ROOT, Project, run
+from small_model import CLASSES, SHAPE, facts
+
+from cifar_pipeline.console import Refusal
+from cifar_pipeline.inference.facts import FACTS, metadata
+from cifar_pipeline.inference.graph_check import Unsafe, check_content, check_model
+from cifar_pipeline.inference.session import MODEL, Session, open_checked
+from predict import predict
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("sprung"),)
+
+
+def constant(name: str, values: Any, kind: type = np.int64) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, kind), name)
+
+
+def model_of(nodes: list[Any], constants: list[TensorProto], inputs: list[Any] | None = None) -> ModelProto:
+    """A model that says all that ours say, and computes `scores` `[N, 10]` by these nodes of `pictures`."""
+    pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", *SHAPE])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(CLASSES)]) for name in ANSWERS]
+    ends = [helper.make_node("Identity", ["scores"], ["logits"]), helper.make_node("Softmax", ["scores"], [ANSWERS[1]])]
+    graph = helper.make_graph([*nodes, *ends], "graph", [pictures, *(inputs or [])], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {FACTS: json.dumps(metadata(facts()))})
+    return model
+
+
+ANSWERS = ("logits", "probabilities")
+FLOATS = helper.make_node("Cast", ["pictures"], ["floats"], to=TensorProto.FLOAT)
+# The mean of a picture, [N, 1], and ten times it.
+MEAN = [FLOATS, helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0)]
+TEN = [helper.make_node("Unsqueeze", ["means", "one"], ["column"]), helper.make_node("Mul", ["column", "row"], ["sum"])]
+BASE = [constant("axes", [1, 2, 3]), constant("one", [1]), constant("zero", [0])]
+BASE += [constant("row", np.ones((1, len(CLASSES))), np.float32), constant("huge", [25_000_000_000])]
+
+
+def plain() -> ModelProto:
+    return model_of([*MEAN, *TEN, helper.make_node("Identity", ["sum"], ["scores"])], BASE)
+
+
+def allocating() -> ModelProto:
+    """100 GB of ones, whose mean is added."""
+    nodes = [
+        helper.make_node("Expand", ["row_one", "huge"], ["ones"]),
+        helper.make_node("ReduceMean", ["ones", "zero"], ["mean"]),
+        helper.make_node("Add", ["sum", "mean"], ["scores"]),
+    ]
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("row_one", [1], np.float32)])
+
+
+def tiling() -> ModelProto:
+    nodes = [
+        helper.make_node("Tile", ["means", "huge"], ["tiled"]),
+        helper.make_node("ReduceMean", ["tiled", "zero"], ["mean"]),
+        helper.make_node("Add", ["sum", "mean"], ["scores"]),
+    ]
+    return model_of([*MEAN, *TEN, *nodes], BASE)
+
+
+def sized_by_the_pixels() -> ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["means"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Expand", ["row_one", "count"], ["many"]),
+        helper.make_node("ReduceMean", ["many", "zero"], ["mean"]),
+        helper.make_node("Add", ["sum", "mean"], ["scores"]),
+    ]
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("row_one", [1], np.float32)])
+
+
+def looping() -> ModelProto:
+    """A loop of 2^62 rounds."""
+    kept = [helper.make_tensor_value_info("more_out", TensorProto.BOOL, [])]
+    rounds = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
+    rounds += [helper.make_tensor_value_info("more", TensorProto.BOOL, [])]
+    rounds += [helper.make_tensor_value_info("state", TensorProto.FLOAT, ["N", len(CLASSES)])]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["more"], ["more_out"]), helper.make_node("Sin", ["state"], ["next"])],
+        "body", rounds, [*kept, helper.make_tensor_value_info("next", TensorProto.FLOAT, ["N", len(CLASSES)])],
+    )  # fmt: skip
+    nodes = [helper.make_node("Loop", ["most", "always", "sum"], ["scores"], body=body)]
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("most", 2**62), constant("always", True, bool)])
+
+
+def computing() -> ModelProto:
+    """One convolution of a month: a kernel as large as the padded picture."""
+    kernel = 3000
+    nodes = [
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "kernel"], ["map"], pads=[2 * kernel] * 4),
+        helper.make_node("ReduceMean", ["map", "last"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["sum", "mean"], ["scores"]),
+    ]
+    wide = helper.make_tensor("kernel", TensorProto.FLOAT, [1, 3, kernel, kernel], bytes(4 * 3 * kernel**2), raw=True)
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("last", [2, 3]), wide])
+
+
+def elsewhere(place: str) -> ModelProto:
+    """A weight that lies in another file."""
+    model = plain()
+    tensor = model.graph.initializer[3]
+    assert tensor.name == "row"
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": place, "offset": "0", "length": "40"}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    return model
+
+
+def in_a_constant() -> ModelProto:
+    values = elsewhere("../secret").graph.initializer[3]
+    nodes = [
+        helper.make_node("Constant", [], ["more"], value=values),
+        helper.make_node("Add", ["sum", "more"], ["scores"]),
+    ]
+    return model_of([*MEAN, *TEN, *nodes], BASE)
+
+
+def foreign() -> ModelProto:
+    model = model_of([*MEAN, *TEN, helper.make_node("Run", ["sum"], ["scores"], domain="com.evil")], BASE)
+    model.opset_import.add(domain="com.evil", version=1)
+    return model
+
+
+def microsofts() -> ModelProto:
+    model = model_of([*MEAN, *TEN, helper.make_node("Gelu", ["sum"], ["scores"], domain="com.microsoft")], BASE)
+    model.opset_import.add(domain="com.microsoft", version=1)
+    return model
+
+
+def function() -> ModelProto:
+    model = plain()
+    body = helper.make_node("Identity", ["a"], ["b"])
+    model.functions.add().CopyFrom(
+        helper.make_function("", "Softmax", ["a"], ["b"], [body], [helper.make_opsetid("", 20)])
+    )
+    return model
+
+
+def branching() -> ModelProto:
+    out = [helper.make_tensor_value_info("o", TensorProto.FLOAT, ["N", len(CLASSES)])]
+    body = helper.make_graph([helper.make_node("Identity", ["sum"], ["o"])], "then", [], out)
+    node = helper.make_node("If", ["always"], ["scores"], then_branch=body, else_branch=body)
+    return model_of([*MEAN, *TEN, node], [*BASE, constant("always", True, bool)])
+
+
+def lying() -> ModelProto:
+    """100 GB of which the file says that they are one number."""
+    model = allocating()
+    model.graph.value_info.append(helper.make_tensor_value_info("ones", TensorProto.FLOAT, [1]))
+    return model
+
+
+def decoding() -> ModelProto:
+    nodes = [helper.make_node("ImageDecoder", ["bytes"], ["image"]), helper.make_node("Identity", ["sum"], ["scores"])]
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("bytes", [1, 2], np.uint8)])
+
+
+HOSTILE: dict[str, tuple[Callable[[], ModelProto], str]] = {
+    "100 GB by Expand": (allocating, "GB of memory"),
+    "100 GB by Tile": (tiling, "GB of memory"),
+    "100 GB that are called one number": (lying, "GB of memory"),
+    "a size that the pixels choose": (sized_by_the_pixels, "is not known beforehand"),
+    "a loop without end": (looping, "it uses 'Loop'"),
+    "a branch": (branching, "it uses 'If'"),
+    "a month of arithmetic": (computing, "multiplications"),
+    "external data in the folder above": (lambda: elsewhere("../secret"), "in another file"),
+    "external data by an absolute path": (lambda: elsewhere("/etc/passwd"), "in another file"),
+    "external data in a constant": (in_a_constant, "in another file"),
+    "an operator of somebody's": (foreign, "operators other than ONNX's own"),
+    "an operator of Microsoft's": (microsofts, "operators other than ONNX's own"),
+    "a function under an operator's name": (function, "functions"),
+    "a decoder of pictures": (decoding, "it uses 'ImageDecoder'"),
+}
+
+
+def saved(model: ModelProto | bytes, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL).write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    return folder
+
+
+def test_the_graphs_here_are_otherwise_models_like_ours(tmp_path: Path) -> None:
+    _, probabilities = Session.open(saved(plain(), tmp_path), threads=1).answers(np.zeros((3, *SHAPE), np.uint8), 2)
+    np.testing.assert_allclose(probabilities, np.full((3, len(CLASSES)), 0.1))
+
+
+@pytest.mark.parametrize("trick", HOSTILE)
+def test_a_hostile_graph_is_refused_in_a_sentence_at_once(tmp_path: Path, trick: str) -> None:
+    make, reason = HOSTILE[trick]
+    folder, before = saved(make(), tmp_path / "model"), time.perf_counter()
+    (tmp_path / "secret").write_bytes(bytes(40))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refusal, match=r"model\.onnx is not opened, because .*: use a model that this project") as said:
+        Session.open(folder, threads=1)
+    assert reason in str(said.value) and "\n" not in str(said.value)
+    assert time.perf_counter() - before < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000  # kB
+
+
+def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_path: Path) -> None:
+    """The second line: the same graph with the first one passed by."""
+    content = saved(allocating(), tmp_path) / MODEL
+    checked = check_model(plain())
+    passed = type(checked)(content.read_bytes(), checked.shape, checked.classes, checked.texts, checked.picture_bytes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refusal, match="needs more than 4 GB of memory"):
+        open_checked(passed, threads=1).answers(np.zeros((1, *SHAPE), np.uint8), 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000
+
+
+def zip_of_two_directories() -> bytes:
+    """An archive whose end records name two central directories.
+
+    Python's zipfile reads the last one, whose pt2 file is honest; torch's reader finds the other, whose record is a
+    pickle that runs code. A check by zipfile alone called it safe.
+    """
+    honest, other = BytesIO(), BytesIO()
+    with zipfile.ZipFile(honest, "w") as archive:
+        archive.writestr("model/archive_format", "pt2")
+        archive.writestr("model/data/sample_inputs/model.pt", b"")
+    torch.save(Trap(), other)
+    return other.getvalue() + honest.getvalue()
+
+
+RENAMED: dict[str, Callable[[], bytes]] = {
+    "a pickle": lambda: pickle.dumps(Trap()),
+    "torch's pickle": lambda: (torch.save(Trap(), content := BytesIO()), content.getvalue())[1],
+    "an archive with two directories": zip_of_two_directories,
+    "an archive": lambda: zip_of_two_directories()[-300:],
+    "nothing": lambda: b"",
+    "zeros": lambda: bytes(10_000),
+    "noise": lambda: np.random.default_rng(0).bytes(10_000),
+    "ONNX Runtime's other format": lambda: b"\x20\x00\x00\x00ORTM" + bytes(1000),
+    "nested without end": lambda: b"\x3a\x80\x80\x04" * 5000,
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_what_is_no_onnx_file_is_refused_by_predict_and_not_run(project: Project, kind: str) -> None:
+    folder = saved(RENAMED[kind](), project.folder / "elsewhere")
+    ended = run(predict, "cat.png", "--model", folder)
+    assert ended.code == 2 and "model.onnx is " in ended.err and ended.err.count("\n") == 1
+    assert not (project.folder / "sprung").exists()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_model_that_gives_other_answers_than_it_says_is_refused(tmp_path: Path, rows: int) -> None:
+    """Its sizes are right for the pictures that they were computed for, and wrong for others."""
+    nodes = [
+        helper.make_node("Expand", ["row", "shape"], ["fixed"]),
+        helper.make_node("Identity", ["fixed"], ["scores"]),
+    ]
+    model = model_of([*MEAN, *TEN, *nodes], [*BASE, constant("shape", [2, len(CLASSES)])])
+    with pytest.raises(Refusal, match="not give an answer for each picture|does not answer"):
+        Session.open(saved(model, tmp_path), threads=1).answers(np.zeros((rows, *SHAPE), np.uint8), rows)
+
+
+@pytest.mark.parametrize("keep", [10, 1000, 100_000, 200_000])
+def test_a_file_that_is_cut_off_is_damaged(exported: Path, tmp_path: Path, keep: int) -> None:
+    folder = saved((exported / MODEL).read_bytes()[:keep], tmp_path)
+    with pytest.raises(Refusal, match=r"model\.onnx is damaged \(.*`dvc repro -f train` makes it again"):
+        Session.open(folder, threads=1)
+
+
+def test_what_is_opened_is_what_was_checked(exported: Path) -> None:
+    """Fields that only another version knows are gone from it, and the file is not read again."""
+    content = (exported / MODEL).read_bytes()
+    unknown = b"\xa2\x7d\x04evil"  # field 2004 of a message
+    checked = check_content(content + unknown)
+    assert b"evil" not in checked.content
+    onnx.checker.check_model(onnx.load_from_string(checked.content))
+
+
+def test_bytes_changed_at_random_are_answered_or_refused(exported: Path, tmp_path: Path) -> None:
+    generator, content = np.random.default_rng(5), (exported / MODEL).read_bytes()
+    shutil.copytree(exported, tmp_path / "model")
+    for _ in range(40):
+        changed = bytearray(content)
+        # The graph stands at the file's beginning and end, weights in between.
+        for place in generator.integers(0, 6000, 3) * generator.choice([1, -1]):
+            changed[place] = generator.integers(256)
+        (tmp_path / "model" / MODEL).write_bytes(changed)
+        try:
+            Session.open(tmp_path / "model", threads=1).answers(np.zeros((2, *SHAPE), np.uint8), 2)
+        except Refusal as refusal:
+            assert "\n" not in str(refusal)
+
+
+def test_a_file_of_more_than_two_gigabytes_is_not_read(tmp_path: Path) -> None:
+    folder = saved(b"", tmp_path)
+    with (folder / MODEL).open("r+b") as file:
+        file.truncate(3 << 30)  # a hole: it takes no space
+    code = (
+        "import sys; sys.path.insert(0, 'src')\n"
+        "from pathlib import Path\n"
+        "from cifar_pipeline.inference.graph_check import check_file, Unsafe\n"
+        "try: check_file(Path(sys.argv[1]))\n"
+        "except Unsafe as error: print(error)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(folder / MODEL)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    said, memory = ended.stdout.splitlines()
+    assert said == "it is larger than 2 GB" and int(memory) < 500_000
+
+
+def test_a_graph_of_too_many_operations_is_refused() -> None:
+    model = plain()
+    for number in range(50_001):
+        model.graph.node.append(helper.make_node("Identity", ["sum"], [f"x{number}"]))
+    with pytest.raises(Unsafe, match="more than 50,000 operations"):
+        check_model(model)
