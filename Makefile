@@ -17,8 +17,11 @@ MOVED := $(if $(MADE_IN),$(shell test "$$(cat $(SETUP))" = "$$(cd .venv && pwd -
 # No stage touches MLflow's registry: a stage may be skipped. A model that was seen to takes no time again, and one that
 # is refused (exit code 2, with a sentence) keeps nobody from seeing what came out.
 PROMOTED := .cache/promoted
-PROMOTE := test $(PROMOTED) -nt models/run.json -a $(PROMOTED) -nt reports/metrics.json \
-	|| { python src/promote.py && touch $(PROMOTED); } || test $$? -eq 2
+# What decides about a promotion: the model and its numbers, the rule, the code, the database or server.
+DECIDES := { echo "$$MLFLOW_TRACKING_URI"; ls -i mlflow.db; cat models/run.json reports/metrics.json params.yaml \
+	conf/registry/*.yaml conf/experiment/*.yaml src/promote.py src/cifar_pipeline/tracking/*.py; } 2>/dev/null | cksum
+PROMOTE := test "$$($(DECIDES))" = "$$(cat $(PROMOTED) 2>/dev/null)" \
+	|| { python src/promote.py && mkdir -p .cache && { $(DECIDES); } > $(PROMOTED); } || test $$? -eq 2
 
 .PHONY: all
 all: $(SETUP) ## set up, run the whole pipeline, show what came out
