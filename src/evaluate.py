@@ -19,7 +19,6 @@ PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("repor
 def evaluate(config: DictConfig) -> None:
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
     import time
-    from io import StringIO
 
     from cifar_pipeline.commands.unchanged import content_of, require_unchanged, watch
     from cifar_pipeline.config.start import cores
@@ -47,7 +46,7 @@ def evaluate(config: DictConfig) -> None:
         trained.require(dataset)
         predictor = Predictor.open(trained.model, threads_for(machine.threads, cores()), machine.accelerator)
         weights = (trained.model / WEIGHTS).read_bytes()
-        history = (REPORTS / "history.csv").read_text(encoding="utf-8")
+        history = (REPORTS / "history.csv").read_text(encoding="utf-8", errors="replace")
 
     def network() -> "RawPixels":
         """The network with its weights, as our own code builds it."""
@@ -71,13 +70,13 @@ def evaluate(config: DictConfig) -> None:
 
     # What takes seconds to load comes after the number that was waited for.
     import torch
-    from pandas import read_csv
 
     from cifar_pipeline.inference.attribution import attributions
     from cifar_pipeline.inference.measured import require_equal
     from cifar_pipeline.inference.probabilities import by_name
     from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
     from cifar_pipeline.reporting.evidence import Attributions
+    from cifar_pipeline.reporting.history import read_history
     from cifar_pipeline.reporting.metrics import flatten, measure
     from cifar_pipeline.reporting.pages.report import Evaluation, write_report
     from cifar_pipeline.tracking.published import published
@@ -101,7 +100,7 @@ def evaluate(config: DictConfig) -> None:
         caption=dataset.caption,
         answers=answers,
         images=images,
-        history=read_csv(StringIO(history)),
+        history=read_history(history, str(REPORTS / "history.csv")),
         filters=first_convolution(model),
         attributions=Attributions(
             looked_into, attributions(model, way, images[looked_into], answers.predictions[looked_into], dataset.mean)

@@ -41,7 +41,12 @@ def promotions(project: Path, **variables: str) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    ["models/run.json", "reports/metrics.json", "conf/registry/default.yaml", "src/cifar_pipeline/tracking/registry.py"],
+    [
+        "models/run.json",
+        "reports/metrics.json",
+        "conf/registry/default.yaml",
+        "src/cifar_pipeline/tracking/registry.py",
+    ],
 )
 def test_a_change_promotes_again_whatever_its_time(project: Path, name: str) -> None:
     assert promotions(project) == promotions(project) == 1
