@@ -12,7 +12,7 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.official import PARTS, Official
 from cifar_pipeline.data.pieces import PIECE_BYTES, items_in_a_piece
 from cifar_pipeline.data.sources.digits import Digits
-from cifar_pipeline.data.split import stratified_split
+from cifar_pipeline.data.split import require_usable, stratified_split
 from cifar_pipeline.data.writing import statistics, write
 
 ASKED = {"source": {"_target_": "a.b.C"}, "fallback": {"_target_": "d.e.F"}, "val_fraction": 0.25, "split_seed": 0}
@@ -185,3 +185,35 @@ def test_a_source_of_ones_own_that_yields_something_else_is_refused(field, value
     values = vars(official()) | {field: value}
     with pytest.raises(Refusal, match=word):
         Official(**values)
+
+
+@pytest.mark.parametrize("text", ["[", '["a.png"]', '{"a": 1}', "[1, 2, 3]"])
+def test_a_list_of_files_that_is_not_the_parts_is_refused(text, tmp_path):
+    dataset = make(tmp_path / "x")
+    (dataset.folder / "train" / "files.json").write_text(text)
+    with pytest.raises(
+        Refusal, match=r"train/files\.json is damaged or of another data set; `dvc repro -f preprocess`"
+    ):
+        dataset.files("train")
+
+
+def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> Official:
+    def images(labels: list[int]) -> np.ndarray:
+        return np.zeros((len(labels), 4, 4, 3), np.uint8)
+
+    return Official(classes, images(train), np.array(train, np.int64), images(test), np.array(test, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("classes", "train", "test", "words"),
+    [
+        (("ant",), [0, 0], [0], "own has 1 class: at least two are needed"),
+        (("ant", "bee"), [0, 0], [0, 1], "own has no training images of bee"),
+        (("ant", "bee"), [0, 1], [], "own has no test images"),
+        (("ant", "ant"), [0, 1], [0], "own has two classes called ant"),
+    ],
+)
+def test_data_that_nothing_can_be_learnt_from_is_refused(classes, train, test, words):
+    official = labelled(classes, train, test)
+    with pytest.raises(Refusal, match=words):
+        require_usable(official, np.arange(len(train)), "own")

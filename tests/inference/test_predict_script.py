@@ -120,3 +120,28 @@ def test_answers_go_into_a_fifo_that_stays_one(files: Project) -> None:
 def test_a_folder_as_the_table_is_refused_before_the_model_is_loaded(files: Project) -> None:
     ended = run(predict, "0.png", "--csv", ".", "--model", "nowhere")
     assert (ended.code, ended.out) == (2, "") and "is a folder, and a file goes there" in ended.err
+
+
+def test_what_is_skipped_in_a_folder_is_counted_on_standard_error(files: Project) -> None:
+    folder = files.folder / "some"
+    for name in ("@eaDir/0.png", ".thumbnails/0.png", "deep/0.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes((files.folder / "0.png").read_bytes())
+    (folder / "notes.txt").touch()
+    os.mkfifo(folder / "pipe.png")
+    ended = run(predict, "some", "--json")
+    assert ended.code == 0
+    (answer,) = map(json.loads, ended.out.splitlines())
+    assert answer["file"] == "some/deep/0.png"
+    assert ended.err.startswith(
+        "Skipped in folders: 4 files, such as some/.thumbnails: it is hidden, or a system's own (2)"
+    )
+    assert "no picture's name ends in .txt (1)" in ended.err and "it is a named pipe, not a file (1)" in ended.err
+
+
+def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
+    os.mkfifo(files.folder / "pipe.png")
+    ended = run(predict, "pipe.png", "0.png")
+    assert (ended.code, ended.err) == (1, "pipe.png: it is a named pipe, not a file\n")
+    ended = run(predict, "-", listed="0.png\n1.png\0bad\n")
+    assert ended.code == 2 and "Line 2 of the list of paths has a NUL byte: write a path a line" in ended.err
