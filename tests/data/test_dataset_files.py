@@ -191,9 +191,7 @@ def test_a_source_of_ones_own_that_yields_something_else_is_refused(field, value
 def test_a_list_of_files_that_is_not_the_parts_is_refused(text, tmp_path):
     dataset = make(tmp_path / "x")
     (dataset.folder / "train" / "files.json").write_text(text)
-    with pytest.raises(
-        Refusal, match=r"train/files\.json is damaged or of another data set; `dvc repro -f preprocess`"
-    ):
+    with pytest.raises(Refusal, match=r"train/files\.json is damaged or of another data set; `dvc repro"):
         dataset.files("train")
 
 
