@@ -4,7 +4,6 @@ Each way takes predictions one by one, so that their number is no matter, compla
 and returns how many those were.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from cifar_pipeline.console import complain, errors, progress, terminal
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.reporting.csv_files import write_rows
 from cifar_pipeline.visible import visible, visible_json
 
 PAGE = 100  # rows that are laid out at once; the first page says how wide the columns of all are
@@ -81,11 +81,10 @@ def write_csv(predictions: Iterable[Predicted], path: Path, top: int) -> int:
     places = ["", *(f"_{place}" for place in range(2, top + 1))]
     names = [name for place in places for name in (f"class{place}", f"probability{place}")]
     with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", *names, "error"])
+        write_rows(file, [["file", *names, "error"]])
         for prediction in predictions:
             cells = [cell for name, value in prediction.ranking for cell in (name, f"{value:.{DECIMALS}f}")]
-            writer.writerow([prediction.file, *cells, *[""] * (len(names) - len(cells)), prediction.error])
+            write_rows(file, [[prediction.file, *cells, *[""] * (len(names) - len(cells)), prediction.error]])
             bad += _complain(prediction)
     return bad
 

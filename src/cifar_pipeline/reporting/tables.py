@@ -1,6 +1,5 @@
 """Predictions as tables: for DVC's confusion plot and for whoever wants to look at single images."""
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,12 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.reporting.csv_files import write_rows
 
 
 def write_confusion(
     path: str | os.PathLike[str], labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str]
 ) -> None:
     """Write `actual,predicted`, class names, a row per image, as DVC's template `confusion` counts them.
+
+    A name that begins with `=`, `+`, `-` or `@` has a `'` before it, in DVC's plot as well.
 
     In dvc.yaml: `plots: [{reports/confusion.csv: {template: confusion, x: predicted, y: actual}}]`.
 
@@ -50,6 +52,4 @@ def _names(numbers: np.ndarray, classes: Sequence[str]) -> list[str]:
 def _write(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     # The same bytes on every system: UTF-8 and a bare newline.
     with whole_file(Path(path)) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, [header, *rows])

@@ -20,6 +20,7 @@ from cifar_pipeline.reporting.comparison.groups import (
     one_line,
     text,
 )  # fmt: skip
+from cifar_pipeline.reporting.csv_files import safe_cell
 from cifar_pipeline.reporting.metric_names import in_words, is_fraction
 from cifar_pipeline.visible import visible
 
@@ -70,7 +71,7 @@ def to_csv(comparison: Comparison) -> str:
     first = ["name", *comparison.swept, "status", "reason", "reused", *comparison.metrics, "seconds"]
     rest = [column for column in points if column not in (*first, "run_id")]
     columns = [column for column in dict.fromkeys([*first, *rest, "run_id"]) if column in points]
-    return str(points[columns].to_csv(index=False, lineterminator="\n"))
+    return str(points[columns].map(safe_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def failed_points(comparison: Comparison) -> list[str]:
