@@ -1,10 +1,14 @@
 """What stands in data/raw when sources answer, when none does, and when the wish changes."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.raw import bring, present
 from cifar_pipeline.data.sources.digits import Digits
+from cifar_pipeline.files import only_one
 
 CLOSED = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 
@@ -27,6 +31,21 @@ def test_the_real_data_is_brought_and_then_kept(download, server, small, tmp_pat
     assert f"from {server.url}" in capsys.readouterr().out
     assert download([CLOSED]) is small
     assert "already" in capsys.readouterr().out
+
+
+def test_what_another_process_brought_meanwhile_is_kept(download, server, small, tmp_path):
+    """Somebody may be reading it by now."""
+    raw = tmp_path / "data" / "raw"
+    with ThreadPoolExecutor(1) as pool:
+        with only_one(raw):
+            second = pool.submit(download, [server.url])
+            while not (raw.parent / ".raw.lock").exists():
+                time.sleep(0.01)
+            time.sleep(0.3)
+            small.fetch(raw / small.name, [server.url], 5, tmp_path / "another cache")
+            brought = raw.stat().st_ino
+        assert second.result() is small
+    assert raw.stat().st_ino == brought
 
 
 def test_offline_the_fallback_is_taken_and_everything_is_said(download, small, tmp_path, capsys):

@@ -59,14 +59,25 @@ def present(raw: Path, source: Source, fallback: Source | None) -> Source:
 def _fill(
     raw: Path, source: Source, mirrors: list[str], timeout: float, cache: Path, last_check: Callable[[], None]
 ) -> None:
-    alone = raw.is_dir() and {path.name for path in raw.iterdir()} == {source.name}
-    if alone and source.is_complete(raw / source.name):
-        say(f"{source.title}: already in {raw / source.name}, verified.")
+    if _is_there(raw, source):
         return
-    with only_one(raw), whole_folder(raw) as new:
-        place = source.fetch(new / source.name, mirrors, timeout, cache)
-        last_check()
+    with only_one(raw):
+        # Asked again: the process that was waited for may have brought it, and others may read it by now.
+        if _is_there(raw, source):
+            return
+        with whole_folder(raw) as new:
+            place = source.fetch(new / source.name, mirrors, timeout, cache)
+            last_check()
     say(f"{source.title}: verified, from {place}.")
+
+
+def _is_there(raw: Path, source: Source) -> bool:
+    """Whether `raw` holds the verified files of `source` and nothing else; it is said where it does."""
+    alone = raw.is_dir() and {path.name for path in raw.iterdir()} == {source.name}
+    if not (alone and source.is_complete(raw / source.name)):
+        return False
+    say(f"{source.title}: already in {raw / source.name}, verified.")
+    return True
 
 
 def _report(failure: Unavailable) -> None:
