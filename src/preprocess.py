@@ -23,6 +23,7 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.data.asked import asked_values, used_values
     from cifar_pipeline.data.dataset import Dataset
     from cifar_pipeline.data.raw import present
+    from cifar_pipeline.data.sources.listing import UNNAMED
     from cifar_pipeline.data.split import parted, require_usable
     from cifar_pipeline.data.writing import write
     from cifar_pipeline.files import only_one, require_writable, whole_folder
@@ -51,7 +52,7 @@ def preprocess(config: DictConfig) -> None:
         require_usable(official, train, source.title)
         doing("Writing the arrays")
         with whole_folder(PROCESSED) as folder:
-            said = len(skipped)
+            said = sum(reason not in UNNAMED for _, reason in skipped)
             write(
                 folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used, skipped=said
             )
