@@ -30,7 +30,7 @@ def predict() -> int:
     from cifar_pipeline.data.folders import Tally
     from cifar_pipeline.data.pictures import limit_pixels
     from cifar_pipeline.files import require_writable
-    from cifar_pipeline.inference.found import count, picture_files
+    from cifar_pipeline.inference.found import count, lines_of, picture_files
     from cifar_pipeline.inference.predictor import Predictor, threads_for
     from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.addresses import model_folder
@@ -46,7 +46,9 @@ def predict() -> int:
         predictor = Predictor.open(folder, threads, config.machine.accelerator)
     top = predictor.checked_top(asked.top, options.top)
     skipped = Tally()
-    files = picture_files(asked.files, sys.stdin.buffer, lambda found: skipped.add(str(found.path), found.reason))
+    files = picture_files(
+        asked.files, lines_of(sys.stdin.buffer), lambda found: skipped.add(str(found.path), found.reason)
+    )
     predictions = predictor.predictions(files, options.batch_size, top)
     shown = with_progress(predictions, count(asked.files), options.batch_size)
     if asked.json:

@@ -183,6 +183,16 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     assert read_picture(saved(tmp_path / "a.png", Image.new("1", (1000, 1000))), SHAPE).shape == SHAPE
 
 
+def test_a_file_larger_than_any_allowed_picture_is_not_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", picture())
+    content = path.read_bytes()
+    os.truncate(path, 1 << 40)  # a hole, which takes no place on the disk
+    with pytest.raises(Unreadable, match=r"it has 1,099,511,627,776 bytes, more than .*most_megapixels"):
+        content_of(path)
+    os.truncate(path, len(content))
+    assert content_of(path) == content
+
+
 def test_bytes_that_are_changed_at_random_raise_nothing_else(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for suffix in ("png", "jpg", "gif", "webp", "bmp", "tif"):

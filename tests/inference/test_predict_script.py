@@ -65,6 +65,12 @@ def test_paths_come_from_standard_input(files: Project) -> None:
     assert [json.loads(line)["file"] for line in ended.out.splitlines()] == ["1.png", "0.png"]
 
 
+def test_a_line_without_end_in_a_list_is_refused_before_it_takes_memory(files: Project) -> None:
+    ended = run(predict, "-", "--json", listed="0.png\n" + "x" * 10_000_000)
+    assert ended.code == 2
+    assert "Line 2 of the list of paths has 100,000 bytes or more: write a path a line." in ended.err
+
+
 def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE", 2)
     monkeypatch.setenv("COLUMNS", "100")

@@ -22,6 +22,7 @@ from cifar_pipeline.config.code import Used, loaded_sources
 from cifar_pipeline.config.compose import composed, recorded, stage_targets
 from cifar_pipeline.config.sentences import sentence
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.documents import require_bounded
 from cifar_pipeline.faults import Fault
 
 COMPOSED, STAGES = Path("composed.yaml"), Path("dvc.yaml")
@@ -162,6 +163,7 @@ def _values(stage: str, config: DictConfig) -> dict[str, Any]:
 def _recorded(stage: str) -> dict[str, Any]:
     """The values in composed.yaml that a stage depends on. Raises Refusal where the file can't be read."""
     try:
+        require_bounded(COMPOSED.read_bytes())
         content = OmegaConf.to_container(OmegaConf.load(COMPOSED))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         content = None

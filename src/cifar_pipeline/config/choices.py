@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.documents import require_bounded
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -56,6 +57,7 @@ def read_params() -> dict[str, Any]:
         raise Refusal(f"There is no {CONF}/ or no {PARAMS} in {Path.cwd()}: run this from the project's root folder.")
     try:
         # As Hydra reads conf/: 1e-3 is a number, and a key that stands twice is an error.
+        require_bounded(PARAMS.read_text(encoding="utf-8"), str(PARAMS))
         params = OmegaConf.to_container(OmegaConf.load(PARAMS))
     except yaml.YAMLError as error:
         raise Refusal(broken_yaml(error)) from None

@@ -20,6 +20,7 @@ import numpy as np
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.official import PARTS, Images, Labels
 from cifar_pipeline.data.pieces import pieces
+from cifar_pipeline.documents import json_of
 
 REMEDY = "`dvc repro -f preprocess` writes it again"
 
@@ -60,7 +61,7 @@ class Dataset:
         """Open what `write` wrote. Raises Refusal where a file is missing, cut off or of another data set."""
         path = folder / "dataset.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json_of(path.read_text(encoding="utf-8"))
             if values.pop("checksum") != checksum(values):
                 raise ValueError("wrong checksum")
             for key in ("classes", "shape", "mean", "std"):
@@ -113,7 +114,7 @@ class Dataset:
         if not path.is_file():
             return None
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
+            names = json_of(path.read_text(encoding="utf-8"))
             is_whole = isinstance(names, list) and len(names) == self.sizes[part] and all(map(_is_text, names))
         except ValueError:
             is_whole = False

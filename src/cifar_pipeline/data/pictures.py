@@ -4,6 +4,7 @@ Normalisation is no part of this: it acts in the model, in training as in use.
 """
 
 import functools
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ NEEDS_PLUGIN = "it is HEIC, which needs the extra heif: `pip install --constrain
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 WHITE = 255
 SIXTEEN_BITS = 65535
+# Of a file: four channels of 16 bits, and what cameras write beside them.
+MOST_BYTES_PER_PIXEL, MOST_BESIDE_PIXELS = 8, 64 << 20
 # Pillow's names of the libraries that it decodes and converts colours with.
 LIBRARIES = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "zlib_ng", "libtiff", "webp", "avif", "littlecms2")
 CROP, PAD = FITS = ("crop", "pad")
@@ -69,8 +72,12 @@ def read_picture(file: Path | BytesIO, shape: tuple[int, int, int], fit: str = C
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a file. Raises Unreadable where there is none."""
+    """The bytes of a file. Raises Unreadable where there is none, or where it is larger than any allowed picture."""
     with _told(), open_regular(path) as file:
+        most = MOST_BESIDE_PIXELS + MOST_BYTES_PER_PIXEL * 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Unreadable(f"it has {size:,} bytes, more than a picture of the largest allowed size ({_limited_by})")
         return file.read()
 
 

@@ -27,6 +27,7 @@ from cifar_pipeline.config.start import cores
 from cifar_pipeline.console import progress
 from cifar_pipeline.data.pictures import Unreadable, content_of, decoders, read_picture
 from cifar_pipeline.data.pieces import items_in_a_piece
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.files import whole_file
 
 Shape = tuple[int, int, int]
@@ -130,7 +131,7 @@ class Resized:
     def _kept(self) -> Iterator[tuple[str, Place]]:
         for listed in self.folder.glob("*.json"):
             try:
-                digests = json.loads(listed.read_text())
+                digests = json_of(listed.read_text())
                 pictures = np.load(listed.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
                 is_whole = pictures.shape == (len(digests), *self.shape) and pictures.dtype == np.uint8
             except (OSError, ValueError, EOFError):

@@ -4,11 +4,14 @@ import codecs
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.folders import Found, files_in
 
 LISTED = "-"
+# Of a path with its line's end; Linux takes 4096 bytes, Windows 32,767 characters.
+LONGEST = 100_000
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -38,6 +41,11 @@ def picture_files(
             yield Path(name)
 
 
+def lines_of(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a list of paths. One that goes on beyond any path is cut, so that it takes no memory."""
+    return iter(lambda: stream.readline(LONGEST), b"")
+
+
 def count(names: Sequence[str]) -> int | None:
     """How many files `picture_files` will give; None where a list is among them, which can be read only once."""
     return None if LISTED in names else sum(1 for _ in picture_files(names))
@@ -50,6 +58,8 @@ def _paths(lines: Iterable[bytes]) -> Iterator[str]:
             if line.startswith(UTF16):
                 raise Refusal("The list of paths is UTF-16: write it in UTF-8.")
             line = line.removeprefix(codecs.BOM_UTF8)
+        if len(line) >= LONGEST:
+            raise Refusal(f"Line {number} of the list of paths has {LONGEST:,} bytes or more: write a path a line.")
         if b"\0" in line:
             raise Refusal(
                 f"Line {number} of the list of paths has a NUL byte: write a path a line (`find` without -print0)."

@@ -1,6 +1,5 @@
 """What `train` left in models/: which model to use, and what it was told to do."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from cifar_pipeline.console import Refusal, say
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.regular import text_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Trained:
 
 def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The values of a file. Raises `OSError` or `ValueError` where it is missing, or not what a training wrote."""
-    values: dict[str, Any] = json.loads(text_of(folder / name))
+    values: dict[str, Any] = json_of(text_of(folder / name))
     if not isinstance(values, dict) or not values.keys() >= set(keys):
         raise ValueError(f"{name} is not what a training writes")
     return values

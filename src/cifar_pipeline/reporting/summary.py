@@ -1,6 +1,5 @@
 """The short table at the end of `make`, from the files that the stages left."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.console import Refusal, duration, terminal
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.git import is_in_repository
 from cifar_pipeline.visible import visible
 
@@ -114,7 +114,7 @@ def _time(root: Path, stage: str, timing: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ A sweep notes it at its start: its identity holds it, and no point is trained on
 
 import functools
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cifar_pipeline.config.environment import variables, versions
 from cifar_pipeline.config.identity import digest
 from cifar_pipeline.config.targets import target_names
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.documents import json_of, require_bounded
 
 DATASET = Path("data/processed/dataset.json")
 # Groups of conf/ that decide nothing about a training.
@@ -90,6 +90,7 @@ def _values() -> Iterator[tuple[str, Any]]:
 def _parsed(content: bytes) -> Any:
     """The values in a file of YAML, less those that decide nothing about a training."""
     try:
+        require_bounded(content)
         values = OmegaConf.to_container(OmegaConf.load(io.BytesIO(content)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         return str(error)  # whoever composes it says what is wrong
@@ -105,6 +106,6 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def _data_hash() -> str:
     """What stands for the data set that is there; empty where there is none, which the points refuse."""
     try:
-        return str(json.loads(DATASET.read_text(encoding="utf-8"))["hash"])
+        return str(json_of(DATASET.read_text(encoding="utf-8"))["hash"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -1,12 +1,12 @@
 """What a sweep came to: its points gathered from MLflow, compared, and the command that chooses the best one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cifar_pipeline.console import doing, say, warn
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.reporting.comparison.groups import Comparison, winner
 from cifar_pipeline.reporting.comparison.show import print_comparison, write
 from cifar_pipeline.sweeps.winner import command_for
@@ -68,7 +68,7 @@ def gather(parent: str) -> Comparison:
     """The points of a sweep as a table, and their histories."""
     run = find_sweep(parent)
     assert run is not None
-    swept = tuple(json.loads(run.data.tags["swept"]))
+    swept = tuple(json_of(run.data.tags["swept"]))
     records = read_points(parent)
     points = pd.DataFrame([_row(record, swept, run.info.status) for record in records])
     datasets = {record.run.data.tags.get("dataset", "") for record in records if record.run}

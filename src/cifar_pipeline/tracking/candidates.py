@@ -1,6 +1,5 @@
 """A trained model that may be registered: a run's checkpoint with all that is known about it."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.tracking.lineage import dvc_hash
 from cifar_pipeline.tracking.store import connect, known_run
 
@@ -88,7 +88,7 @@ def of_run(wanted: str, checkpoint: str) -> Candidate:
 
 def _read(models: Path, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((models / name).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json_of((models / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(f"There is no finished training in {models}/: `dvc repro` makes one.") from None
     except ValueError as error:

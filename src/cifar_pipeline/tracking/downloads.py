@@ -10,6 +10,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from cifar_pipeline.console import Refusal
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.tracking.store import connect, known_run
 
 FACTS = "training.json"
@@ -46,7 +47,7 @@ def _bring_facts(client: MlflowClient, address: str, place: Path) -> None:
     if run is None or not any(file.path == FACTS for file in client.list_artifacts(run_id)):
         return
     path = Path(client.download_artifacts(run_id, FACTS, str(place)))
-    facts = {"commit": run.data.tags.get("git.commit", ""), **json.loads(path.read_text(encoding="utf-8"))}
+    facts = {"commit": run.data.tags.get("git.commit", ""), **json_of(path.read_text(encoding="utf-8"))}
     path.write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from cifar_pipeline.console import warn
+from cifar_pipeline.documents import yaml_of
 from cifar_pipeline.git import GitError, Kind, difference, find_repository, refused
 from cifar_pipeline.redaction import redacted_bytes, redacted_words
 
@@ -97,7 +98,7 @@ def _of_dvc() -> dict[str, str]:
 def _locked(stage: str, output: str, lock: Path) -> tuple[str, str]:
     """The hash of a stage's output in DVC's lock, and what keeps the lock from being read."""
     try:
-        content = yaml.safe_load(lock.read_text(encoding="utf-8"))
+        content = yaml_of(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "", ""
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -1,11 +1,11 @@
 """The results that are committed in this repository: what a new one is compared with."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cifar_pipeline.documents import json_of, yaml_of
 from cifar_pipeline.git import GitError, Kind, find_repository, in_commit, last_commit, refused
 
 METRICS, PARAMS = Path("reports/metrics.json"), Path("params.yaml")
@@ -34,7 +34,7 @@ def published() -> dict[str, Any]:
 def _read(metrics: bytes, params: bytes) -> dict[str, Any]:
     """What both files say; no `metrics` where the first is not what `evaluate` writes."""
     try:
-        values, choices = json.loads(metrics), yaml.safe_load(params)
+        values, choices = json_of(metrics), yaml_of(params)
     except (ValueError, yaml.YAMLError) as error:
         return {"error": f"the committed results can't be read ({' '.join(str(error).split())[:200]})"}
     if not isinstance(values, dict):

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
 from cifar_pipeline.config.workspace import workspace_id
+from cifar_pipeline.documents import json_of
 from cifar_pipeline.tracking import lineage
 from cifar_pipeline.tracking.left import WORKSPACE, end_if_left, is_ours
 from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SWEEP_RERUN, Point
@@ -152,7 +153,7 @@ def _record(client: MlflowClient, parent: str, key: str, text: str) -> PointReco
     """What a tag of the parent says about a point; None where it is about something else."""
     if not key.startswith(POINT) or not text:
         return None
-    content = json.loads(text)
+    content = json_of(text)
     run = known_run(client, content["run"])
     reused = run is not None and run.data.tags.get(PARENT) != parent
     return PointRecord(int(key.removeprefix(POINT)), tuple(content["overrides"]), run, reused)
