@@ -19,8 +19,8 @@ PACKAGE = "cifar_pipeline"
 PROJECT = "project"
 # Rooms that compute no result: they speak, compose, keep records. Their imports are not followed.
 NOT_COMPUTING = {
-    "commands", "config", "console", "documents", "faults", "files", "git", "interruption", "memory", "nested",
-    "redaction", "regular", "sweeps", "tracking", "visible",
+    "commands", "config", "console", "documents", "faults", "files", "git", "interruption", "locks", "memory",
+    "nested", "places", "redaction", "regular", "sweeps", "tracking", "visible",
 }  # fmt: skip
 # The folder that the package was loaded from, in which the scripts are, too.
 SOURCE = Path(__file__).resolve().parents[2]
