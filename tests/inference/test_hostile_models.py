@@ -1,14 +1,17 @@
 """A model file from elsewhere: whatever is in it, nothing is run, and what would take too much is refused unopened."""
 
+import contextlib
 import json
 import pickle
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from PIL import Image
 from project import ROOT, Project, run
 from small_model import CLASSES, SHAPE, facts
 
@@ -235,25 +239,79 @@ def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_p
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000
 
 
-def zip_of_two_directories() -> bytes:
-    """An archive whose end records name two central directories.
+def pt2(changes: dict[str, bytes]) -> bytes:
+    """A file of torch.export.save, with these records in place of its own."""
+    content, changed = BytesIO(), BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(2, 3),)), content)
+    with zipfile.ZipFile(content) as archive, zipfile.ZipFile(changed, "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, changes.get(name.partition("/")[2], archive.read(name)))
+    return changed.getvalue()
 
-    Python's zipfile reads the last one, whose pt2 file is honest; torch's reader finds the other, whose record is a
-    pickle that runs code. A check by zipfile alone called it safe.
+
+def parts_of(archive: bytes) -> tuple[bytes, bytes, int]:
+    """The records, the central directory and how many entries it has."""
+    entries, size, start = struct.unpack("<HII", archive[archive.rindex(b"PK\5\6") + 10 :][:10])
+    return archive[:start], archive[start : start + size], entries
+
+
+def moved(directory: bytes, by: int) -> bytes:
+    """A central directory whose records lie this much further on."""
+    entries, at = bytearray(directory), 0
+    while at < len(entries):
+        (place,) = struct.unpack_from("<I", entries, at + 42)
+        struct.pack_into("<I", entries, at + 42, place + by)
+        at += 46 + sum(struct.unpack_from("<HHH", entries, at + 28))
+    return bytes(entries)
+
+
+@cache
+def archive_of_two_directories() -> bytes:
+    """A pt2 file that is honest for Python's zipfile, and runs code when torch opens it.
+
+    zipfile takes the central directory that stands before the end record, and torch's reader the one at the place that
+    the end record names. Both have as many entries and bytes.
     """
-    honest, other = BytesIO(), BytesIO()
-    with zipfile.ZipFile(honest, "w") as archive:
-        archive.writestr("model/archive_format", "pt2")
-        archive.writestr("model/data/sample_inputs/model.pt", b"")
-    torch.save(Trap(), other)
-    return other.getvalue() + honest.getvalue()
+    saved = BytesIO()
+    torch.save(Trap(), saved)
+    records, directory, entries = parts_of(pt2({}))
+    others, other_directory, _ = parts_of(pt2({"data/sample_inputs/model.pt": saved.getvalue()}))
+    assert len(directory) == len(other_directory)
+    # So that no place in the honest directory is negative.
+    others += bytes(len(records) + len(directory))
+    at = len(others)
+    own_at = at + len(other_directory)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, entries, entries, len(directory), at, 0)
+    # zipfile adds to each place how far its directory lies behind the place in the end record.
+    return others + other_directory + records + moved(directory, own_at - (own_at + len(records) - at)) + end
+
+
+def test_the_archive_of_two_directories_is_a_real_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt2").write_bytes(archive_of_two_directories())
+    with zipfile.ZipFile("model.pt2") as archive:
+        assert archive.testzip() is None and not archive.read("archive/data/sample_inputs/model.pt").count(b"touch")
+    with contextlib.suppress(Exception):
+        torch.export.load("model.pt2")
+    assert Path("sprung").exists()
+
+
+def test_nothing_else_in_a_models_folder_is_opened(exported: Path, project: Project) -> None:
+    folder = project.folder / "elsewhere"
+    shutil.copytree(exported, folder)
+    (folder / "data").mkdir()
+    for name in ("model.pt2", "data/model.pt2", "model.pkl", "python_model.pkl", "weights.safetensors"):
+        (folder / name).write_bytes(archive_of_two_directories())
+    Image.fromarray(np.zeros(SHAPE, np.uint8)).save("black.png")
+    assert run(predict, "black.png", "--model", folder).code == 0
+    assert not (project.folder / "sprung").exists()
 
 
 RENAMED: dict[str, Callable[[], bytes]] = {
     "a pickle": lambda: pickle.dumps(Trap()),
     "torch's pickle": lambda: (torch.save(Trap(), content := BytesIO()), content.getvalue())[1],
-    "an archive with two directories": zip_of_two_directories,
-    "an archive": lambda: zip_of_two_directories()[-300:],
+    "an archive with two directories": archive_of_two_directories,
+    "an archive": lambda: pt2({}),
     "nothing": lambda: b"",
     "zeros": lambda: bytes(10_000),
     "noise": lambda: np.random.default_rng(0).bytes(10_000),

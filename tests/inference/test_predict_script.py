@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from project import Project, run
+from project import ROOT, Project, run
 from small_model import CLASSES, pictures
 
 from cifar_pipeline.reporting import predictions as pages
@@ -151,3 +153,20 @@ def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
     assert (ended.code, ended.err) == (1, "pipe.png: it is a named pipe, not a file\n")
     ended = run(predict, "-", listed="0.png\n1.png\0bad\n")
     assert ended.code == 2 and "Line 2 of the list of paths has a NUL byte: write a path a line" in ended.err
+
+
+def test_one_picture_is_answered_for_without_what_trains(files: Project) -> None:
+    """In 1.5 seconds of typing on a quiet machine; what is counted here is computing time, which others slow less."""
+    watch = (
+        "import atexit, runpy, sys, time; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
+        "heavy = {'torch', 'lightning', 'mlflow', 'pandas', 'onnxscript', 'captum'}\n"
+        "atexit.register(lambda: print(sorted(heavy & sys.modules.keys()), time.process_time()))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    script = ROOT / "src" / "predict.py"
+    words = [sys.executable, "-c", watch, str(script.parent), str(script), "0.png", "--json"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    answer, told = ended.stdout.splitlines()
+    assert json.loads(answer)["class"] in CLASSES
+    loaded, _, seconds = told.rpartition(" ")
+    assert loaded == "[]" and float(seconds) < 3

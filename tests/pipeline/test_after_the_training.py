@@ -56,6 +56,20 @@ def test_the_model_of_any_revision_can_be_asked(
     assert "There is no revision v9: " in run(predict, picture, "--rev", "v9").err
 
 
+def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
+    """`evaluate` measures the model file in seconds; what explains its answers comes afterwards."""
+    watch = (
+        "import runpy, sys; sys.path.insert(0, 'src'); sys.argv = ['src/evaluate.py']\n"
+        "from cifar_pipeline import console; say = console.say\n"
+        "heavy = {'torch', 'lightning', 'mlflow', 'pandas'}\n"
+        "console.say = lambda line: say(f'{line} {sorted(heavy & sys.modules.keys())}')\n"
+        "runpy.run_path('src/evaluate.py', run_name='__main__')"
+    )
+    said = copy.run("python", "-c", watch)
+    (line,) = (line for line in sentences(said) if line.startswith("Test accuracy: "))
+    assert line.endswith("(last weights; measured on cpu, 1 thread) []") or line.endswith("threads) []"), line
+
+
 @pytest.mark.long
 def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, pictures: Path) -> None:
     (copy.root / "shown").symlink_to(pictures)

@@ -49,6 +49,28 @@ def test_train_refuses_in_a_sentence_and_writes_nothing(
     assert sorted(path.name for path in project.folder.iterdir()) == ["conf", "data", "params.yaml", "src"]
 
 
+def test_a_network_that_cannot_be_exported_is_refused_before_its_first_step(
+    project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's own network that branches on what it sees, which no model file can hold."""
+    shutil.copytree(digits.folder, project.folder / "data" / "processed")
+    (project.folder / "src").symlink_to(ROOT / "src")
+    code = (
+        "import torch\n\nclass Moody(torch.nn.Module):\n"
+        "    def __init__(self, channels, size, classes):\n"
+        "        super().__init__()\n        self.head = torch.nn.Linear(channels, classes)\n\n"
+        "    def forward(self, images):\n        features = images.mean((2, 3))\n"
+        "        return self.head(-features if features.sum() > 0 else features)\n"
+    )
+    project.write("own/moody.py", code)
+    project.write("conf/model/moody.yaml", "# One that looks first.\n_target_: moody.Moody\n")
+    monkeypatch.syspath_prepend(str(project.folder / "own"))
+    monkeypatch.setattr("cifar_pipeline.training.module.Classifier.training_step", lambda *_: pytest.fail("a step"))
+    ended = project.start(train, "data=digits", "model=moody", "machine.accelerator=cpu")
+    assert ended.code == 2 and "model: this network can't be exported as an ONNX model (" in ended.err
+    assert ended.err.count("\n") == 1 and not (project.folder / "mlflow.db").exists()
+
+
 def test_pictures_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
     with pytest.raises(Refusal, match="digits are 16 wide and 32 high"):
         build_network(composed(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))

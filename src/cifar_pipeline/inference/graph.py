@@ -1,6 +1,8 @@
 """Export a network to ONNX: its graph once, then each checkpoint's weights into a copy of it."""
 
+import contextlib
 import copy
+import io
 import json
 import logging
 import warnings
@@ -103,7 +105,8 @@ def _exportable(net: nn.Module, way: str) -> Answering:
 
 def _program(network: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram:
     example = torch.zeros((EXAMPLES, *shape), dtype=torch.uint8)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    # What can't be followed torch prints, some fifty lines of it, before it raises an error that says the same.
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         return torch.export.export(network, (example,), dynamic_shapes={PICTURES: {0: Dim("N")}})
 
 
@@ -111,8 +114,8 @@ def _exported(network: Answering, shape: tuple[int, int, int]) -> ModelProto:
     import onnx_ir
     from onnxscript import optimizer
 
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
