@@ -21,7 +21,7 @@ from copied_project import ROOT, copy_of_the_project, has_data
 from measure import START, Failed, Row, Workspace, machine, report, say, write_report
 from sizes import TINY, Sizes
 from trainings import large_batch, large_network, recipes, sweep, tutorial
-from waits import stages, use
+from waits import model_file, stages, use
 
 SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "tutorial": tutorial,
@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "large_network": large_network,
     "stages": stages,
     "use": use,
+    "model_file": model_file,
     "sweep": sweep,
     "recipes": recipes,
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 from copied_project import has_data, with_a_model
 from measure import Failed, Row, Workspace, column
@@ -46,6 +47,30 @@ def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     yield Row(
         nothing, "s", [end.seconds for end in ends[1:]], at_most=1, note="the whole process, after one to warm up."
     )
+
+
+def model_file(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
+    """The model file, from the start of a process to its last answer: ONNX against torch's own format."""
+    for network, images in (("lenet", sizes.predicted_files), ("resnet18", sizes.predicted_files // 10)):
+        workspace.side("model_files", "--write", network, "--network", network)
+        ours, theirs = list[dict[str, Any]](), list[dict[str, Any]]()
+        for _ in range(sizes.repetitions):
+            for answers, name in ((ours, "model.onnx"), (theirs, "model.pt2")):
+                asked = ["--ask", f"{network}/{name}", "--images", str(images)]
+                answers.append(workspace.side("model_files", *asked))
+        parts = "; ".join(
+            f"{name}: imports {median(column(answers, 'imports')):.2f} s, "
+            f"loads {median(column(answers, 'load')):.2f} s, "
+            f"{median(column(answers, 'images_per_second')):,.0f} images/s"
+            for name, answers in (("ours", ours), ("theirs", theirs))
+        )
+        yield Row(
+            f"{images:,} pictures asked of {network}'s model.onnx; of its pt2 file by torch",
+            "s",
+            column(ours, "seconds"),
+            column(theirs, "seconds"),
+            note=f"from the start of the process to the last answer, medians; {parts}.",
+        )
 
 
 def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
