@@ -41,6 +41,8 @@ def learned(net: nn.Module, shape: tuple[int, int, int]) -> None:
         # Answers that differ: without it, untrained networks say nearly the same of every picture.
         pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, *shape), np.uint8))
         last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        if not last.weight.any():  # some begin with zeros
+            last.weight.normal_()
         spread = net.eval()(pictures).std(0).mean()
         last.weight.mul_(1 / spread)
 

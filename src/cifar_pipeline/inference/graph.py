@@ -83,7 +83,8 @@ class NetworkGraph:
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
             name = tensor.name.removeprefix("network.")
-            if name != tensor.name:
+            # Buffers that no state dict has are the same in every checkpoint.
+            if name != tensor.name and name in weights:
                 values = weights[name].detach().cpu().contiguous().numpy()
                 assert list(values.shape) == list(tensor.dims), name
                 tensor.raw_data = values.astype(values.dtype.newbyteorder("<")).tobytes()
@@ -110,6 +111,19 @@ def _program(network: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram
         return torch.export.export(network, (example,), dynamic_shapes={PICTURES: {0: Dim("N")}})
 
 
+def _without_strides(program: ExportedProgram) -> ExportedProgram:
+    """The program with plain means in place of poolings to one pixel.
+
+    Where memory is channels_last, torch gives the pooling's result strides. ONNX has none: torch's exporter would
+    compute the place of each number, and the size of that can't be told beforehand.
+    """
+    for node in program.graph.nodes:
+        if node.target == torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) in ([1], [1, 1]):
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [-1, -2], True)
+    program.graph_module.recompile()
+    return program
+
+
 def _exported(network: Answering, shape: tuple[int, int, int]) -> ModelProto:
     import onnx_ir
     from onnxscript import optimizer
@@ -119,7 +133,7 @@ def _exported(network: Answering, shape: tuple[int, int, int]) -> ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
-            _program(network, shape),
+            _without_strides(_program(network, shape)),
             dynamo=True,
             input_names=[PICTURES],
             output_names=[LOGITS, PROBABILITIES],
