@@ -35,7 +35,7 @@ MAY_KNOW = {
     "regular": {"console"},
     "config": {"console", "files", "redaction", "documents"},
     "commands": {"config", "console", "faults", "files", "interruption", "memory", "redaction", "documents"},
-    "data": {"config", "console", "files", "nested", "regular", "redaction", "documents"},
+    "data": {"config", "console", "files", "nested", "regular", "redaction", "documents", "visible"},
     "models": {"config", "console", "files"},
     "training": {"config", "console", "faults", "files", "interruption", "data", "models"},
     "inference": {"config", "console", "files", "regular", "data", "models", "documents"},

@@ -401,6 +401,21 @@ def test_what_makes_no_data_set_is_refused(made, words):
         read()
 
 
+@pytest.mark.parametrize("name", ["ant/caf\udce9.png", "caf\udce9/1.png", "ant/.caf\udce9", "caf\udce9.txt"])
+def test_a_name_that_is_no_utf8_is_refused_for_what_it_is(name: str, tmp_path: Path) -> None:
+    tree()
+    shutil.copy(picture("ant/ä猫.png"), tmp_path / "odd.png")
+    read()
+    path = Path("mine", name)
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "odd.png", path)
+    words = r"mine/.*caf\\udce9.*: this name is not UTF-8.*: rename it"
+    with pytest.raises(Refusal, match=words):
+        read()
+    with pytest.raises(Refusal, match=words):
+        ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
+
+
 def test_the_download_stage_looks_before_anything_is_resized(tmp_path):
     source = ImageFolder(**OPTIONS)
     with pytest.raises(Refusal, match="There is no folder mine"):

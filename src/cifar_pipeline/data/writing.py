@@ -14,6 +14,7 @@ from cifar_pipeline.data.equal import equal_pictures
 from cifar_pipeline.data.official import TEST, TRAIN, VAL, Gathered, Images, Indices, Official
 from cifar_pipeline.data.pieces import pieces
 from cifar_pipeline.data.sources.source import Source
+from cifar_pipeline.visible import visible_json
 
 # Of the pictures that stand in two parts, so many are named.
 NAMED = 10
@@ -67,7 +68,9 @@ def write(
         "used": used,
     }
     values["checksum"] = checksum(values)
-    (folder / "dataset.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "dataset.json").write_text(
+        visible_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
+    )
 
 
 def statistics(images: Images) -> tuple[list[float], list[float]]:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from cifar_pipeline.reporting.answers import counted
 from cifar_pipeline.reporting.style import FONT, INK, QUIET, TEXT, enlargement, new_figure, picture_axes
+from cifar_pipeline.visible import visible
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -20,6 +21,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: Seque
     Returns:
         A figure of one panel; a cell that no image fell in is empty, a class without images is a grey row.
     """
+    classes = [visible(label) for label in classes]
     number = len(classes)
     counts = counted(labels, predictions, number)
     images = counts.sum(axis=1, keepdims=True)

@@ -16,6 +16,7 @@ from cifar_pipeline.reporting.mistakes import surest_mistakes
 from cifar_pipeline.reporting.pages.report import Evaluation
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.tables import write_confusion, write_predictions
+from cifar_pipeline.visible import visible_json
 
 
 def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], answers: Answers) -> list[Path]:
@@ -24,7 +25,7 @@ def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str
     paths = [reports / name for name in names]
     for path, values in zip(paths, (metrics, timing), strict=False):
         with whole_file(path) as part:
-            part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+            part.write_text(visible_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
     write_confusion(paths[2], answers.labels, answers.predictions, answers.classes)
     write_predictions(paths[3], answers.labels, answers.predictions, answers.confidence, answers.classes)
     return paths

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from cifar_pipeline.reporting.answers import surest
 from cifar_pipeline.reporting.mosaic import as_colour, enlarge
 from cifar_pipeline.reporting.style import FONT, INK, SMALL, new_figure, only_words, picture_axes
+from cifar_pipeline.visible import visible
 
 
 def surest_mistakes(
@@ -31,6 +32,7 @@ def surest_mistakes(
         title: names the model and the data set.
         columns: pictures in a row.
     """
+    classes = [visible(label) for label in classes]
     wrong = surest(labels != predictions, probabilities)
     shown = wrong[:count]
     if len(wrong) == 0:

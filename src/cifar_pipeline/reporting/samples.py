@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from cifar_pipeline.reporting.mosaic import as_colour, show, tile
 from cifar_pipeline.reporting.style import FONT, TEXT, new_figure
+from cifar_pipeline.visible import visible
 
 
 def contact_sheet(
@@ -27,6 +28,7 @@ def contact_sheet(
         samples: images a class; a class that has fewer leaves places empty.
         block: rows at most; more classes go on in a further panel on the right.
     """
+    classes = [visible(label) for label in classes]
     most = int(np.bincount(labels, minlength=1).max())
     samples = max(1, min(samples, most))
     panels = -(-len(classes) // block)

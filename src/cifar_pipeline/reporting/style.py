@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from cifar_pipeline.files import whole_file
+from cifar_pipeline.visible import visible
 
 # Okabe and Ito's blue and vermilion: apart for every kind of colour vision, and in print.
 TRAIN = "#0072B2"
@@ -40,7 +41,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     size = TITLE * enlargement(width)
     # A bold letter is about 0.65 of its size wide; a point is 1/72 inch.
     letters = max(20, int(width * 72 / (0.65 * size)))
-    wrapped = "\n".join(textwrap.wrap(title, letters, break_long_words=False))
+    wrapped = "\n".join(textwrap.wrap(visible(title), letters, break_long_words=False))
     figure.suptitle(
         wrapped, x=0.15 / width, ha="left", fontsize=size, fontweight="bold", color=INK, family=FONT, parse_math=False
     )

@@ -12,7 +12,7 @@ from cifar_pipeline.console import Refusal, complain, say, speak_as
 from cifar_pipeline.faults import fault_sentence
 from cifar_pipeline.files import whole_file
 from cifar_pipeline.interruption import end_with, listen
-from cifar_pipeline.redaction import guard_output, redacted
+from cifar_pipeline.redaction import clean, guard_output
 from cifar_pipeline.sweeps.basis import Basis
 from cifar_pipeline.tracking.points import Point
 
@@ -106,5 +106,5 @@ def failure_sentence(error: Exception) -> str:
         return fault
     path = output_root() / "error.txt"
     with whole_file(path) as part:
-        part.write_text(redacted("".join(traceback.format_exception(error))))
+        part.write_text(clean("".join(traceback.format_exception(error))), encoding="utf-8")
     return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"

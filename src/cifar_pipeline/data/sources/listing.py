@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from cifar_pipeline.console import Refusal, say, warn
@@ -84,6 +85,13 @@ def refuse_unreadable_by_dvc(skipped: Sequence[Skipped]) -> None:
     for path, reason in skipped:
         if reason.endswith(NOT_A_FILE):
             raise Refusal(f"{path}: {reason}. DVC, which reads all that lies there, would wait for it: remove it.")
+
+
+def refuse_undecodable(paths: Iterable[str], root: Path) -> None:
+    """Refuse a name below `root` that is no UTF-8: DVC cannot hash it, and no text file can hold it."""
+    for path in paths:
+        if not path.isascii() and path != (readable := path.encode(errors="backslashreplace").decode()):
+            raise Refusal(f"{root / readable}: this name is not UTF-8, which DVC cannot read: rename it.")
 
 
 def refuse_look_alikes(classes: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cifar_pipeline.data.sources.listing import (
     Listed,
     Listing,
     refuse_look_alikes,
+    refuse_undecodable,
     refuse_unreadable_by_dvc,
     require_left,
     say_skipped,
@@ -61,7 +63,8 @@ class OwnPictures(ABC):
 
     @property
     def title(self) -> str:
-        return self.root.resolve().name
+        # The folder that a link leads to may have a name that is no UTF-8.
+        return self.root.resolve().name.encode(errors="backslashreplace").decode()
 
     @abstractmethod
     def listed(self) -> Listing:
@@ -106,6 +109,9 @@ class OwnPictures(ABC):
             )
         refuse_linked_folders(self.root)
         listing = self.listed()
+        places = [group.place for group in listing.groups.values()]
+        paths = ((one.path for one in listing.pictures), (one.path for one in listing.skipped))
+        refuse_undecodable(chain(places, *paths), self.root)
         self.skipped = self._named(listing.skipped)
         classes = listing.classes
         if len(classes) < 2:

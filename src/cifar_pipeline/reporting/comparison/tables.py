@@ -100,7 +100,7 @@ def status_of(group: Group, metric: str, width: int = 34) -> str:
     if reused := group.reused():
         words += ", reused" if reused == len(group.members) else f", {reused} reused"
     reasons = group.reasons()
-    return f"{words}: {shorten(reasons[0], max(20, width - len(words)))}" if reasons else words
+    return f"{words}: {shorten(visible(reasons[0]), max(20, width - len(words)))}" if reasons else words
 
 
 def measured(group: Group, metric: str, grouped: bool) -> str:
@@ -138,7 +138,7 @@ def short(value: str) -> str:
     """Write a swept value so that it fits a cell: a long number rounded, long words cut; CSV has them in full."""
     if len(value) > 8 and math.isfinite(number(value)):
         return f"{number(value):.4g}"
-    return shorten(value, 28)
+    return shorten(visible(value), 28)
 
 
 def shorten(words: str, width: int) -> str:

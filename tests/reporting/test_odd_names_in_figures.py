@@ -1,0 +1,45 @@
+"""Names of classes and values of sweeps that a font, a file or matplotlib's notation can't take are drawn escaped."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from cifar_pipeline.reporting.comparison.tables import short
+from cifar_pipeline.reporting.confusion import confusion_matrix
+from cifar_pipeline.reporting.mistakes import surest_mistakes
+from cifar_pipeline.reporting.samples import contact_sheet
+from cifar_pipeline.reporting.style import save
+
+NAMES = ["\x1b[31mred\x07", r"$x_1$ \alpha $", "\udcff\u202e"]
+SHOWN = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]
+LABELS, ANSWERS = np.array([0, 1, 2]), np.array([1, 2, 0])
+PICTURES = np.zeros((3, 4, 4, 3), np.uint8)
+FIGURES = {
+    "samples": lambda: contact_sheet(PICTURES, LABELS, NAMES, NAMES[0]),
+    "confusion": lambda: confusion_matrix(LABELS, ANSWERS, NAMES, NAMES[0]),
+    "mistakes": lambda: surest_mistakes(PICTURES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
+}
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_every_name_is_in_the_figure_escaped(kind: str, tmp_path: Path) -> None:
+    figure = FIGURES[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns about a character that the font lacks
+        save(figure, tmp_path / "figure.png")
+    said = words(figure)
+    for shown in SHOWN:
+        assert shown in said
+    assert not {"\x1b", "\x07", "\udcff", "\u202e"} & set(said)
+
+
+def test_the_values_of_a_sweep_are_escaped_for_its_figures() -> None:
+    assert [short(name) for name in NAMES] == SHOWN
