@@ -23,6 +23,11 @@ DECIDES := { echo "$$MLFLOW_TRACKING_URI"; ls -i mlflow.db; cat models/run.json 
 PROMOTE := test "$$($(DECIDES))" = "$$(cat $(PROMOTED) 2>/dev/null)" \
 	|| { python src/promote.py && mkdir -p .cache && { $(DECIDES); } > $(PROMOTED); } || test $$? -eq 2
 
+# DVC keeps pickles in /var/tmp/dvc, where any user of the machine may replace them, and `dvc checkout` and `dvc pull`
+# load them. The folder is made first, because DVC would let everybody write to it.
+PRIVATE_SITE_CACHE := { install -d -m 700 ~/.cache/dvc-site && dvc config --local core.site_cache_dir ~/.cache/dvc-site; } \
+	|| echo "~/.cache/dvc-site cannot be used: DVC keeps its notes in /var/tmp/dvc, where others may write (docs/scale.md)."
+
 .PHONY: all
 all: $(SETUP) ## set up, run the whole pipeline, show what came out
 	@dvc repro
@@ -36,6 +41,7 @@ $(SETUP): pyproject.toml constraints.txt $(MOVED)
 	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
 	@case "$$(LC_ALL=C git rev-parse --git-dir 2>&1)" in \
 		*"not a git repository (or any"* | *"not found"*) test -e .git || dvc config --local core.no_scm true ;; esac
+	@$(PRIVATE_SITE_CACHE)
 	@(cd .venv && pwd -P) > $(SETUP)
 
 moved:

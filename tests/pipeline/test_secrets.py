@@ -1,7 +1,7 @@
 """No secret leaves a stage: neither in what it says nor in any file, but where the user wrote it."""
 
 import pytest
-from workspace import Workspace
+from workspace import Workspace, add_own
 
 # One for each place, so that a failure says which.
 MIRROR, QUERY, SOURCE, TYPED, SERVER, NAMED = (
@@ -10,6 +10,14 @@ MIRROR, QUERY, SOURCE, TYPED, SERVER, NAMED = (
 SECRETS = (MIRROR, QUERY, SOURCE, TYPED, SERVER, NAMED)
 URL = f"http://me:{MIRROR}@127.0.0.1:9/cifar-10-python.tar.gz?token={QUERY}"
 WRITTEN_BY_THE_USER = ("params.yaml", "conf")
+OWN_FAILURE = """
+import os
+
+
+class Failing(CrossEntropyLoss):
+    def forward(self, *given):
+        raise ValueError(f"no answer from {os.environ['CIFAR10_SOURCE']}")
+"""
 
 
 def found_in(workspace: Workspace) -> list[str]:
@@ -45,6 +53,11 @@ def test_no_secret_is_in_what_the_stages_say_or_write(secretive: Workspace, monk
     assert "me:***@127.0.0.1:9/cifar-10-python.tar.gz?token=***" in secretive.read("composed.yaml")
     assert "me:***@127.0.0.1:9/cifar-10-python.tar.gz?token=***" in secretive.read("dvc.lock")
     said += secretive.train("seed=5", f"data.mirrors=[http://me:{TYPED}@127.0.0.1:9/a.tar.gz]")
+    said += secretive.run("python", "src/evaluate.py", f"data.mirrors=[http://me:{TYPED}@127.0.0.1:9/a.tar.gz]")
+    assert (secretive.root / "reports" / "report.html").is_file()
+    picture, answers = "reports/confusion.png", "answers.csv"
+    said += secretive.run("python", "src/predict.py", picture)
+    said += secretive.run("python", "src/predict.py", "--csv", answers, picture)
     assert in_words(said) == []
     assert found_in(secretive) == []
     # The command is there, and what it held is not.
@@ -69,4 +82,11 @@ def test_a_sweep_with_a_secret_on_its_command_line_is_refused(secretive: Workspa
 def test_a_sweep_writes_no_secret_of_the_configuration(secretive: Workspace) -> None:
     said = secretive.train("-m", "seed=7,8")
     assert list((secretive.root / "multirun").rglob("multirun.yaml"))
+    assert in_words(said) == [] and found_in(secretive) == []
+    # A failure's traceback names what the user's code said.
+    add_own(secretive, OWN_FAILURE)
+    secretive.write("conf/loss/failing.yaml", "_target_: own.Failing\nprobabilities: softmax\n")
+    said = secretive.train("-m", "seed=9,10", "loss=failing", code=1)
+    errors = list((secretive.root / "multirun").rglob("error.txt"))
+    assert errors and all("me:***@127.0.0.1:9" in path.read_text() for path in errors)
     assert in_words(said) == [] and found_in(secretive) == []
