@@ -32,7 +32,7 @@ def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
 def test_a_line_shows_them_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     spoken = getattr(console, voice)
-    monkeypatch.setattr(spoken, "file", page)
+    monkeypatch.setattr(spoken, "_file", page)  # `file` would be restored as the stream of this test
     monkeypatch.setattr(spoken, "_force_terminal", is_terminal)
     {"terminal": say, "errors": warn}[voice](ODD)
     spoken.print(ODD, markup=False)  # as a table's cell, past `say`
