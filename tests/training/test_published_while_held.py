@@ -34,10 +34,10 @@ def test_the_training_is_held_until_its_result_is_published_and_that_while_it_is
     assert not is_busy(folder)
     assert (ready.folder / "models" / "run.json").is_file() and (ready.folder / "reports" / "history.csv").is_file()
 
-    def load(folder: Path) -> None:
+    def load(*_: object) -> None:
         held.append(is_busy(Path("models")))
         raise Refusal("That is enough.")
 
-    monkeypatch.setattr("cifar_pipeline.inference.export.load_model", load)
+    monkeypatch.setattr("cifar_pipeline.inference.predictor.Predictor.open", load)
     assert ready.start(evaluate, "data=digits").err == "That is enough.\n"
     assert held == [True, True, True]
