@@ -66,6 +66,7 @@ def test_the_copy_is_the_model_folder(exported: Path, tmp_path: Path) -> None:
             assert (tmp_path / path.relative_to(exported)).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.long
 def test_torchs_format_answers_as_the_model(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="the weights of another network"):
         write_pt2(exported, RawPixels(LeNet(3, 32, 7), 0.5, 0.5), tmp_path)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from torture import ENGINES, EPOCHS, KILLED, NEVER, STEPS, TRAINING, Moment, start
 from workspace import Workspace
 
@@ -9,6 +10,7 @@ KILLED_IN = STEPS + 9  # a step of the second epoch
 AGAIN = (*TRAINING, *ENGINES["plain"], "rerun=true")
 
 
+@pytest.mark.long
 def test_a_killed_rerun_goes_on_in_its_run_and_the_next_one_begins_anew(undisturbed, tmp_path) -> None:
     copy: Workspace = undisturbed("plain").workspace.copy(tmp_path / "copy")
     weights = copy.model()

@@ -56,6 +56,7 @@ def test_the_model_of_any_revision_can_be_asked(
     assert "There is no revision v9: " in run(predict, picture, "--rev", "v9").err
 
 
+@pytest.mark.long
 def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
     """`evaluate` measures the model file in seconds; what explains its answers comes afterwards."""
     watch = (

@@ -3,6 +3,7 @@
 import signal
 from dataclasses import dataclass
 
+import pytest
 from mlflow.entities import Run
 from seen import children, points, the_sweep, trained
 from workspace import Workspace
@@ -34,6 +35,7 @@ def scenario_killed_rerun(workspace: Workspace) -> Rerun:
     return Rerun(workspace, first, left, again, ended, killed(workspace, "[0] epoch 1/3"))
 
 
+@pytest.mark.long
 def test_a_killed_rerun_of_a_sweep_repeats_no_point_that_has_finished_in_it(outcome):
     rerun = outcome(scenario_killed_rerun)
     parent, first, second = rerun.left
@@ -46,6 +48,7 @@ def test_a_killed_rerun_of_a_sweep_repeats_no_point_that_has_finished_in_it(outc
     assert rerun.workspace.logged(second) == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_a_rerun_of_a_sweep_that_has_ended_is_followed_by_a_new_one(outcome):
     rerun = outcome(scenario_killed_rerun)
     assert trained(rerun.another) == [0] and "finished before" not in rerun.another

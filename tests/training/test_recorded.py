@@ -15,8 +15,7 @@ from project import Ended, Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.inference.batched import logits_of
-from cifar_pipeline.inference.export import load_model
+from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.trained import Trained
 from cifar_pipeline.training.engines.blocks import Block
 from cifar_pipeline.training.fit import Plan, fit
@@ -94,7 +93,7 @@ def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: P
     trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
     models = Trained.open(Path("models"), "last")
     images, labels = Dataset.open(Path("data/processed")).part("val")
-    logits = logits_of(load_model(models.model), images, 30, lambda _: None)
+    logits = torch.from_numpy(Predictor.open(models.model).session.answers(images, 30)[0])
     history = pandas.read_csv("reports/history.csv")
     assert models.loss(logits, torch.from_numpy(labels)) == pytest.approx(history["val/loss"].iloc[-1], rel=1e-4)
     unweighted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))

@@ -1,5 +1,6 @@
 """A multirun in the process that started it: after the last job comes the comparison, and an exit code."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ def concluded(launch: Callable[[], None]) -> None:
 
     A job whose process was killed ends a multirun, not its comparison.
     """
+    # Python clears away the semaphores of a killed job in a process of its own, which would warn after the last line.
+    filters = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
     killed = False
     try:
         launch()
