@@ -18,6 +18,7 @@ from cifar_pipeline.commands.script import run_script
 from cifar_pipeline.commands.stage import run_stage
 from cifar_pipeline.config.compose import composed
 from cifar_pipeline.config.start import Stage
+from cifar_pipeline.sweeps import job
 
 
 def options_of(group: str, own: bool = False) -> list[str]:
@@ -99,6 +100,9 @@ def started(
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
             patch.setenv(name, "")
+        # A sweep's last point would stay that of the next test's training in this process.
+        for name in ("_point", "_basis"):
+            patch.setattr(job, name, None)
         # What is said on a busy machine only would change what is compared.
         patch.setattr(console, "SECONDS", seconds)
         try:
