@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import stat
 import subprocess
 import sys
@@ -11,20 +10,12 @@ from pathlib import Path
 
 import pytest
 from folders import content_of
+from mounts import OWN_MOUNTS, needs_mounts
 from source import SRC
 
 from cifar_pipeline import files
 from cifar_pipeline.console import Refusal
 from cifar_pipeline.files import only_one, require_writable, whole_file, whole_files, whole_folder
-
-OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
-
-
-def can_mount() -> bool:
-    try:
-        return not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
-    except OSError:
-        return False
 
 
 def python(code: str, folder: Path, *before: str, **options) -> subprocess.CompletedProcess[str]:
@@ -33,6 +24,12 @@ def python(code: str, folder: Path, *before: str, **options) -> subprocess.Compl
     environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
     command = [*before, sys.executable, "-c", source]
     return subprocess.run(command, cwd=folder, env=environment, text=True, timeout=60, **options)
+
+
+def python_behind(mount: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code as `python` does, after a command that mounts in a namespace of its own."""
+    shell = (*OWN_MOUNTS, "sh", "-c", f'{mount} && exec "$@"', "sh")
+    return python(code, folder, *shell, capture_output=True)
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
@@ -121,7 +118,7 @@ def test_standard_output_gets_what_was_written_behind_what_was_there(tmp_path):
     assert (tmp_path / "all.csv").read_text() == "before\nfirst\nsecond\n"
 
 
-@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+@needs_mounts
 @pytest.mark.parametrize("kind", ["another file system", "a folder of the same one"])
 def test_a_mounted_folder_keeps_its_place_and_gets_the_new_content(tmp_path, kind):
     (tmp_path / "models").mkdir()
@@ -145,23 +142,14 @@ with whole_files(Path("models")) as part:
 print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/facts").read_text())
 print(sorted(path.name for path in Path().iterdir()))
 """
-    inside = f"{mount} && exec {shlex.join([sys.executable, '-c', 'import sys; exec(sys.stdin.read())'])}"
-    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
-    ended = subprocess.run(
-        [*OWN_MOUNTS, "sh", "-c", inside],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]},
-        input=source,
-        capture_output=True,
-        text=True,
-    )
+    ended = python_behind(mount, code, tmp_path)
     assert ended.stdout.splitlines() == [
         "['models/facts', 'models/new', 'models/new/weights'] newer",
         "['.models.lock', 'elsewhere', 'models']",
     ], ended.stderr
 
 
-@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+@needs_mounts
 def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).write_text("")
@@ -171,16 +159,7 @@ def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path)
         "    try: require_writable(path, is_file)\n"
         "    except Exception as error: print(type(error).__name__, error)\n"
     )
-    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
-    inside = f"mount --bind two one && mount -t tmpfs none models/last && exec {shlex.quote(sys.executable)} -"
-    ended = subprocess.run(
-        [*OWN_MOUNTS, "sh", "-c", inside],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]},
-        input=source,
-        capture_output=True,
-        text=True,
-    )
+    ended = python_behind("mount --bind two one && mount -t tmpfs none models/last", code, tmp_path)
     first, second = ended.stdout.splitlines()
     assert first.startswith("Refusal") and "mount its folder instead" in first
     assert second.startswith("Refusal") and "models/last in it is a mount point" in second

@@ -41,7 +41,7 @@ def test_a_secret_in_a_url_is_masked_by_its_place(text: str, expected: str) -> N
     "text",
     [
         "http://127.0.0.1:5000/#/models/cifar10@champion",
-        "sqlite:////work/mlflow.db",
+        "sqlite:////srv/mlflow.db",
         "/a/folder@home",
         "models:/cifar10@champion",
         "https://h/a?monkey=1&keys=2",

@@ -86,9 +86,7 @@ def holds_secret(text: str) -> bool:
 
 
 def _is_secret_key(name: str) -> bool:
-    return (
-        re.fullmatch(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", name, re.IGNORECASE) is not None
-    )
+    return _SECRET_KEY.fullmatch(name) is not None
 
 
 def _known_secrets() -> Iterator[str]:

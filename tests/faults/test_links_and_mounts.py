@@ -1,22 +1,11 @@
 """Outputs that are links and mount points: a stage ends as it would anywhere else, and they are what they were."""
 
-import subprocess
-
-import pytest
 from folders import content_of
+from mounts import OWN_MOUNTS, needs_mounts
 from workspace import sentences
 
-OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
 
-
-def can_mount() -> bool:
-    try:
-        return not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+@needs_mounts
 def test_a_stage_fills_a_mounted_folder_and_one_behind_a_link(copy, tmp_path):
     processed = copy.root / "data" / "processed"
     before = content_of(processed)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
+from mounts import OWN_MOUNTS, needs_mounts
 from source import SRC
 
 from cifar_pipeline.config.workspace import sweep_place, trainings_cache
@@ -16,7 +17,6 @@ from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.tracking.store import connect
 from cifar_pipeline.tracking.sweeps import open_sweep
 
-OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
 # A container's process: in its workspace, which has the same path in each, at a training until its input ends.
 TRAINING = """
 import sys
@@ -72,15 +72,8 @@ def test_a_run_of_another_workspace_is_left_alone(client, elsewhere, monkeypatch
         assert status(client, theirs) == "KILLED"
 
 
-def can_mount() -> bool:
-    try:
-        return not subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
-    except OSError:
-        return False
-
-
 @pytest.mark.long
-@pytest.mark.skipif(not can_mount(), reason="nothing may be mounted here")
+@needs_mounts
 def test_two_containers_with_one_hostname_and_one_path_end_no_run_of_each_other(client, tmp_path):
     def container(name: str) -> "subprocess.Popen[str]":
         (tmp_path / name).mkdir()

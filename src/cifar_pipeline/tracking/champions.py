@@ -2,8 +2,8 @@
 
 MLflow has no compare-and-set: of two who set an alias, the last one wins, whatever the first one read. So a promotion
 first announces itself in a tag of its version, sets the alias, and then looks at what others announced since before it
-read the alias. Where there is anything, the best of all that ever won takes the alias. The last
-to set the alias is the last to look.
+read the alias. Where there is anything, the best of all that ever won takes the alias. The last to
+set the alias is the last to look.
 """
 
 from collections.abc import Mapping

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,15 +19,23 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", 
 CODE = ("src", "conf")
 
 
+@dataclass(frozen=True)
+class _Code:
+    """Facts for tags, and the redacted patch that leads from the commit to the code."""
+
+    facts: dict[str, str]
+    difference: bytes = b""
+
+
 # What git said when this process started, by the working directory.
-_noted: dict[Path, tuple[str, dict[str, str], bytes]] = {}
+_noted: dict[Path, _Code] = {}
 
 
 def note() -> None:
     """Ask git now, and let the other functions answer so for the rest of this process: its code is of this commit."""
     here = Path.cwd()
     if here not in _noted:
-        _noted[here] = (find_repository().commit, _of_git(), _difference())
+        _noted[here] = _ask_git()
 
 
 def tags() -> dict[str, str]:
@@ -36,7 +45,7 @@ def tags() -> dict[str, str]:
         "mlflow.source.name": _text(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
         "python": sys.version.split()[0],
-        **_git_facts(),
+        **_code().facts,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         **_of_dvc(),
         **{f"version.{package}": version(package) for package in PACKAGES},
@@ -46,24 +55,12 @@ def tags() -> dict[str, str]:
 
 def commit() -> str:
     """The commit that is checked out; empty where there is none, or git doesn't say."""
-    noted = _noted.get(Path.cwd())
-    return noted[0] if noted else find_repository().commit
+    return _code().facts.get("git.commit", "")
 
 
 def diff() -> bytes:
     """What `src` and `conf` hold beyond the commit, as a patch. Empty in a clean tree, and without a commit."""
-    noted = _noted.get(Path.cwd())
-    return noted[2] if noted else _difference()
-
-
-def _difference() -> bytes:
-    if find_repository().kind is not Kind.FOUND:
-        return b""
-    try:
-        return redacted_bytes(difference(CODE))
-    except GitError as error:
-        refused(error)
-        return b""
+    return _code().difference
 
 
 def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
@@ -74,20 +71,20 @@ def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
     return found
 
 
-def _git_facts() -> dict[str, str]:
-    noted = _noted.get(Path.cwd())
-    return noted[1] if noted else _of_git()
+def _code() -> _Code:
+    return _noted.get(Path.cwd()) or _ask_git()
 
 
-def _of_git() -> dict[str, str]:
+def _ask_git() -> _Code:
     repository = find_repository()
     if repository.kind is not Kind.FOUND:
-        return {"git.error": repository.error}
+        return _Code({"git.error": repository.error})
     facts = {"git.commit": repository.commit, "mlflow.source.git.commit": repository.commit}
     try:
-        return facts | {"git.dirty": str(bool(difference(CODE))).lower()}
+        changes = difference(CODE)
     except GitError as error:
-        return facts | {"git.error": refused(error)}
+        return _Code(facts | {"git.error": refused(error)})
+    return _Code(facts | {"git.dirty": str(bool(changes)).lower()}, redacted_bytes(changes))
 
 
 def _of_dvc() -> dict[str, str]:

@@ -101,8 +101,8 @@ def training_run(
     """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
     A run that an earlier process left off, and one that has finished, is continued; one that is RUNNING in another
-    workspace is not. A `rerun` (its id) has one of its
-    own. A new run of a sweep's point is a child of the sweep's run, which is told of it in any case.
+    workspace is not. A `rerun` (its id) has one of its own. A new run of a sweep's point is a child of the
+    sweep's run, which is told of it in any case.
 
     Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
     """
