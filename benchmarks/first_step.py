@@ -53,15 +53,15 @@ import lightning.pytorch  # noqa: E402, F401
 note("import Lightning")
 import mlflow  # noqa: E402, F401
 
-from cifar_pipeline.tracking import runs  # noqa: E402
+from cifar_pipeline.tracking import runs
 
 note("import MLflow")
-from cifar_pipeline.data import asked  # noqa: E402
-from cifar_pipeline.training import fit  # noqa: E402
+from cifar_pipeline.data import dataset
+from cifar_pipeline.training import trainer
 
-noted(asked, "require", "other imports, configuration, opening the data")
+noted(dataset, "require_matching_config", "other imports, configuration, opening the data")
 noted(runs, "training_run", "building network and batches")
-noted(fit, "fit", "MLflow run")
+noted(trainer, "fit", "MLflow run")
 torch_optimizer.register_optimizer_step_post_hook(end)
 sys.argv = [SCRIPT, *sys.argv[1:]]
 sys.path[0] = os.path.dirname(os.path.abspath(SCRIPT))  # noqa: PTH100, PTH120

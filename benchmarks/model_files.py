@@ -19,26 +19,26 @@ def write(folder: Path, network: str) -> None:
     """Write model.onnx and model.pt2 of a network with new weights."""
     import torch
 
-    from cifar_pipeline.inference.graph import NetworkGraph, exported_program
+    from cifar_pipeline.inference.onnx_export import OnnxTemplate, exported_program
     from cifar_pipeline.models.lenet import LeNet
-    from cifar_pipeline.models.library import torchvision_network
-    from cifar_pipeline.models.pixels import RawPixels
+    from cifar_pipeline.models.wrappers import NormalizedModel
+    from cifar_pipeline.models.zoo import torchvision_network
 
     torch.manual_seed(0)
     net = LeNet(3, 32, CLASSES) if network == "lenet" else torchvision_network(3, 32, CLASSES, network)
-    pixels = RawPixels(net, 0.5, 0.5)
+    pixels = NormalizedModel(net, 0.5, 0.5)
     folder.mkdir(parents=True, exist_ok=True)
-    model = NetworkGraph.of(pixels, SHAPE, "softmax").filled(pixels.state_dict(), {})
+    model = OnnxTemplate.of(pixels, SHAPE, "softmax").filled(pixels.state_dict(), {})
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     torch.export.save(exported_program(pixels, SHAPE, "softmax"), folder / "model.pt2")
 
 
 def ask_onnx(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float, float]:
     """The seconds to import and to load; then the answers."""
-    from cifar_pipeline.inference.session import Session
+    from cifar_pipeline.inference.onnx_session import OnnxSession
 
     imported = since_start()
-    session = Session.open(path.parent, threads, "cpu")
+    session = OnnxSession.open(path.parent, threads, "cpu")
     loaded = since_start()
     session.answers(images, BATCH)
     return imported, loaded

@@ -18,15 +18,13 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 from side import anonymous_bytes, answer, parser, since_start
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.start import cores
+from cifar_pipeline.config.compose import available_cores, compose_config
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.memory import keep_freed_memory
-from cifar_pipeline.training.build import build_module, build_pictures, step_images
-from cifar_pipeline.training.engines.choice import choose_engine
-from cifar_pipeline.training.fit import Plan, fit
-from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.hardware import choose_hardware
+from cifar_pipeline.training.compiled.engine import select_engine
+from cifar_pipeline.training.hardware import select_hardware
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit, micro_batch_size
+from cifar_pipeline.utils.process import disable_malloc_trim
 
 
 class EpochFile(Logger):
@@ -75,25 +73,25 @@ arguments.add_argument("--epochs", type=int, default=2, help="epochs, of which a
 arguments.add_argument("overrides", nargs="*")
 options = arguments.parse_args()
 
-keep_freed_memory()
+disable_malloc_trim()
 # What `auto` means is asked of the whole recipe, before its epochs are shortened here.
-config = composed([*options.overrides, "machine.accelerator=cpu"])
+config = compose_config([*options.overrides, "machine.accelerator=cpu"])
 anonymous = Anonymous()
 anonymous.start()
 dataset = Dataset.open(options.data)
 if options.in_memory:
     dataset = InMemory(**vars(dataset))
-hardware = choose_hardware(config.machine, config.precision, cores(), step_images(config))
-engine = choose_engine(config, hardware, dataset.sizes["train"])
+hardware = select_hardware(config.machine, config.precision, available_cores(), micro_batch_size(config))
+engine = select_engine(config, hardware, dataset.sizes["train"])
 module = build_module(config, dataset, engine)
-pictures = build_pictures(config, dataset, engine)
+pictures = build_datamodule(config, dataset, engine)
 values = {**config.trainer, "max_epochs": options.epochs}
 if options.steps:
     values |= {"limit_train_batches": options.steps, "limit_val_batches": 1}
 with TemporaryDirectory() as folder:
     logger = EpochFile(Path(folder) / "epochs.csv")
     start_up, start = since_start(), time.perf_counter()
-    fitted = fit(Plan(module, pictures, values, hardware, TrainingFolder(Path(folder))), logger)
+    fitted = fit(TrainingSetup(module, pictures, values, hardware, RunDir(Path(folder))), logger)
 rows = fitted.rows[1:]
 answer(
     start_up=start_up,

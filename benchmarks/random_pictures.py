@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.data.asked import asked_values
-from cifar_pipeline.data.official import Official
-from cifar_pipeline.data.sources.cifar10 import Cifar10
-from cifar_pipeline.data.writing import write
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.data.dataset import dataset_config
+from cifar_pipeline.data.preprocessing import write_dataset
+from cifar_pipeline.data.sources.base import RawDataset
+from cifar_pipeline.data.sources.cifar import Cifar10
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -38,9 +38,11 @@ def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, np.arange(count, dtype=np.int64) % len(CLASSES)
 
 
-official = Official(CLASSES, *drawn(train + val), *drawn(test))
+official = RawDataset(CLASSES, *drawn(train + val), *drawn(test))
 order = np.arange(train + val)
-asked = asked_values(composed().data)
+asked = dataset_config(compose_config().data)
 options.data.mkdir(parents=True)
 source = RandomPixels()
-write(options.data, official, order[:train], order[train:], source=source, wanted=source.title, asked=asked, used=asked)
+write_dataset(
+    options.data, official, order[:train], order[train:], source=source, wanted=source.title, asked=asked, used=asked
+)

@@ -46,10 +46,10 @@ def measure(folder: Path, points: int, epochs: int, warm_up: int) -> Cost:
     """Open `points` runs of `epochs` epochs below `folder`, after `warm_up` others, which fill first pages."""
     os.environ["DVC_ROOT"] = str(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from cifar_pipeline.config.compose import composed, decisive
+    from cifar_pipeline.config.compose import compose_config, result_config
     from cifar_pipeline.tracking.runs import training_run
 
-    config = decisive(composed(["data=digits"]))
+    config = result_config(compose_config(["data=digits"]))
     data = {"name": "digits", "hash": 64 * "0", "source": "scikit-learn"}
 
     def log(first: int, count: int) -> Taken:

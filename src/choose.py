@@ -5,16 +5,16 @@ For where `dvc exp run -S` is not to be had, because there is no git. Comments a
 
 import argparse
 
-from cifar_pipeline.commands.script import run_script
+from cifar_pipeline.cli.entrypoint import run_script
 from cifar_pipeline.config.edit import choose
-from cifar_pipeline.console import say
+from cifar_pipeline.utils.console import info
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="as on the command line of src/train.py")
     choose(parser.parse_args().settings)
-    say("params.yaml is changed: `dvc repro` does the rest.")
+    info("params.yaml is changed: `dvc repro` does the rest.")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ The table and the figures go to multirun/ and onto the sweep's run in MLflow whe
 
 import argparse
 
-from cifar_pipeline.commands.script import run_script
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.utils.errors import UserError
 
 
 def compare() -> None:
@@ -14,15 +14,15 @@ def compare() -> None:
     parser.add_argument("sweep", nargs="?", default="", help="a sweep's run id or name; the newest without")
     wanted = parser.parse_args().sweep
     # Imported here, because `--help` should answer at once.
-    from cifar_pipeline.config.choices import read_params
-    from cifar_pipeline.sweeps.conclusion import gather, show
+    from cifar_pipeline.config.params import read_params
+    from cifar_pipeline.sweeps.summary import load_comparison, print_summary
     from cifar_pipeline.tracking.sweeps import find_sweep
 
     read_params()  # Elsewhere than in the project's folder, an empty database would be made.
     sweep = find_sweep(wanted)
     if sweep is None:
-        raise Refusal(f"There is no sweep {wanted or 'yet'}: `make sweep` or `python src/train.py -m ...` makes one.")
-    show(gather(sweep.info.run_id), sweep.info.run_id)
+        raise UserError(f"There is no sweep {wanted or 'yet'}: `make sweep` or `python src/train.py -m ...` makes one.")
+    print_summary(load_comparison(sweep.info.run_id), sweep.info.run_id)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.commands.stage import run_stage
-from cifar_pipeline.commands.unchanged import is_started_by_dvc, require_unchanged
+from cifar_pipeline.cli.entrypoint import run_stage
+from cifar_pipeline.cli.stage_inputs import is_started_by_dvc, require_unchanged
 from cifar_pipeline.config.compose import write_composed
-from cifar_pipeline.config.dependencies import require_watched
-from cifar_pipeline.config.targets import check_targets
-from cifar_pipeline.files import require_writable
+from cifar_pipeline.config.dvc_inputs import require_tracked_inputs
+from cifar_pipeline.config.validation import check_targets
+from cifar_pipeline.utils.atomic import require_writable
 
 COMPOSED = Path("composed.yaml")
 
@@ -21,7 +21,7 @@ def configure(config: DictConfig) -> None:
     require_writable(COMPOSED, is_file=True)
     check_targets(config)
     if is_started_by_dvc("configure"):
-        require_watched(config)
+        require_tracked_inputs(config)
     require_unchanged()
     write_composed(config, COMPOSED)
 

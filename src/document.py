@@ -4,19 +4,19 @@ import argparse
 import json
 from pathlib import Path
 
-from cifar_pipeline.commands.script import run_script
-from cifar_pipeline.console import say
-from cifar_pipeline.files import require_writable, whole_file
-from cifar_pipeline.reference.page import page
-from cifar_pipeline.reference.schemas import schemas
+from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.config.json_schema import schemas
+from cifar_pipeline.config.reference import render_page
+from cifar_pipeline.utils.atomic import atomic_write, require_writable
+from cifar_pipeline.utils.console import info
 
-CONF, PAGE, SCHEMA = Path("conf"), Path("docs/configuration.md"), Path("schema")
+CONF, PAGE, SCHEMA_DIR = Path("conf"), Path("docs/configuration.md"), Path("schema")
 
 
 def documents() -> dict[Path, str]:
     """The content of each file, by its path."""
-    made = {SCHEMA / f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas(CONF).items()}
-    return {PAGE: page(CONF, PAGE.parent), **made}
+    made = {SCHEMA_DIR / f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas(CONF).items()}
+    return {PAGE: render_page(CONF, PAGE.parent), **made}
 
 
 def document() -> None:
@@ -25,11 +25,11 @@ def document() -> None:
     for path in made:
         require_writable(path, is_file=True)
     for path, text in made.items():
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8", newline="\n")
-    for path in set(SCHEMA.glob("*.json")) - set(made):
+    for path in set(SCHEMA_DIR.glob("*.json")) - set(made):
         path.unlink()
-    say(f"{PAGE} and {len(made) - 1} files of {SCHEMA}/ are as conf/ says.")
+    info(f"{PAGE} and {len(made) - 1} files of {SCHEMA_DIR}/ are as conf/ says.")
 
 
 if __name__ == "__main__":

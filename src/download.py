@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.commands.stage import run_stage
+from cifar_pipeline.cli.entrypoint import run_stage
 
 RAW = Path("data/raw")
 PARTIAL = Path(".cache/downloads")
@@ -14,14 +14,14 @@ def download(config: DictConfig) -> None:
     """Bring the data set that the configuration names, or its fallback where no source answers."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.commands.unchanged import require_unchanged
-    from cifar_pipeline.data.raw import bring
-    from cifar_pipeline.files import require_writable
+    from cifar_pipeline.cli.stage_inputs import require_unchanged
+    from cifar_pipeline.data.sources.base import fetch_or_fallback
+    from cifar_pipeline.utils.atomic import require_writable
 
     require_writable(RAW)
     source = instantiate(config.data.source)
     fallback = instantiate(config.data.fallback)
-    bring(RAW, source, fallback, list(config.data.mirrors), config.data.timeout, PARTIAL, require_unchanged)
+    fetch_or_fallback(RAW, source, fallback, list(config.data.mirrors), config.data.timeout, PARTIAL, require_unchanged)
 
 
 if __name__ == "__main__":

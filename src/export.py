@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cifar_pipeline.commands.script import configuration, run_script
+from cifar_pipeline.cli.entrypoint import load_config, run_script
 
 
 def export() -> None:
@@ -12,25 +12,27 @@ def export() -> None:
     parser.add_argument("--rev", default="", help="the model that DVC keeps for this tag, branch or commit")
     parser.add_argument("--to", type=Path, default=Path("exported"), help="the folder for model.onnx and index.html")
     parser.add_argument("--pt2", action="store_true", help="model.pt2 as well: torch's format, for those who trust you")
-    asked, config = parser.parse_args(), configuration()
+    asked, config = parser.parse_args(), load_config()
     # Imported here, because `--help` and a refusal should answer at once.
-    from cifar_pipeline.console import say
-    from cifar_pipeline.files import require_writable
-    from cifar_pipeline.inference.portable import write_portable
-    from cifar_pipeline.tracking.addresses import model_folder
+    from cifar_pipeline.inference.onnx_export import export_portable
+    from cifar_pipeline.tracking.model_uri import resolve_model
+    from cifar_pipeline.utils.atomic import require_writable
+    from cifar_pipeline.utils.console import info
 
     require_writable(asked.to)
-    with model_folder(asked.model or config.predict.model, asked.rev, config.evaluate.checkpoint) as folder:
-        written = write_portable(folder, asked.to)
+    with resolve_model(asked.model or config.predict.model, asked.rev, config.evaluate.checkpoint) as folder:
+        written = export_portable(folder, asked.to)
         if asked.pt2:
-            from cifar_pipeline.inference.facts import ModelFacts
-            from cifar_pipeline.inference.portable import write_pt2
-            from cifar_pipeline.training.networks import bare_network, build_deployed
+            from cifar_pipeline.inference.metadata import ModelMetadata
+            from cifar_pipeline.inference.onnx_export import write_pt2
+            from cifar_pipeline.models.build import build_bare_model, build_inference_model
 
-            facts = ModelFacts.read(folder)
-            written.append(write_pt2(folder, build_deployed(bare_network(config, facts), config, facts), asked.to))
-    say(f"Written: {', '.join(map(str, written))}; pictures in, probabilities out, class names inside.")
-    say(f"In a browser: `python -m http.server --directory {asked.to}`, then http://127.0.0.1:8000.")
+            facts = ModelMetadata.read(folder)
+            written.append(
+                write_pt2(folder, build_inference_model(build_bare_model(config, facts), config, facts), asked.to)
+            )
+    info(f"Written: {', '.join(map(str, written))}; pictures in, probabilities out, class names inside.")
+    info(f"In a browser: `python -m http.server --directory {asked.to}`, then http://127.0.0.1:8000.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cifar_pipeline.commands.script import configuration, run_script
+from cifar_pipeline.cli.entrypoint import load_config, run_script
 
 
 def arguments() -> argparse.Namespace:
@@ -23,45 +23,44 @@ def arguments() -> argparse.Namespace:
 
 
 def predict() -> int:
-    asked, config = arguments(), configuration()
+    asked, config = arguments(), load_config()
     # Imported here, because `--help` and a refusal should answer at once.
-    from cifar_pipeline.config.start import cores
-    from cifar_pipeline.console import say, warn
-    from cifar_pipeline.data.folders import Tally
-    from cifar_pipeline.data.pictures import limit_pixels
-    from cifar_pipeline.files import require_writable
-    from cifar_pipeline.inference.found import count, lines_of, picture_files
+    from cifar_pipeline.config.compose import available_cores
+    from cifar_pipeline.data.image_paths import SkipCounts, count_image_files, iter_image_files, iter_lines
+    from cifar_pipeline.data.images import set_max_megapixels
     from cifar_pipeline.inference.predictor import Predictor, threads_for
-    from cifar_pipeline.reporting.predictions import print_json, print_table, with_progress, write_csv
-    from cifar_pipeline.tracking.addresses import model_folder
+    from cifar_pipeline.reporting.tables import print_json, print_table, with_progress, write_csv
+    from cifar_pipeline.tracking.model_uri import resolve_model
+    from cifar_pipeline.utils.atomic import require_writable
+    from cifar_pipeline.utils.console import info, warning
 
     if asked.csv:
         require_writable(asked.csv, is_file=True)
     options = config.predict
-    limit_pixels(options.most_megapixels, "predict.most_megapixels")
+    set_max_megapixels(options.most_megapixels, "predict.most_megapixels")
     # One core is left to the thread that reads the files.
-    threads = threads_for(config.machine.threads, cores(), reading=1)
+    threads = threads_for(config.machine.threads, available_cores(), reading=1)
     address = asked.model or options.model
-    with model_folder(address, asked.rev, config.evaluate.checkpoint) as folder:
+    with resolve_model(address, asked.rev, config.evaluate.checkpoint) as folder:
         predictor = Predictor.open(folder, threads, config.machine.accelerator)
     top = predictor.checked_top(asked.top, options.top)
-    skipped = Tally()
-    files = picture_files(
-        asked.files, lines_of(sys.stdin.buffer), lambda found: skipped.add(str(found.path), found.reason)
+    skipped = SkipCounts()
+    files = iter_image_files(
+        asked.files, iter_lines(sys.stdin.buffer), lambda found: skipped.add(str(found.path), found.reason)
     )
     predictions = predictor.predictions(files, options.batch_size, top)
-    shown = with_progress(predictions, count(asked.files), options.batch_size)
+    shown = with_progress(predictions, count_image_files(asked.files), options.batch_size)
     if asked.json:
         bad = print_json(shown)
     elif asked.csv:
         bad = write_csv(shown, asked.csv, top)
         if asked.csv.is_file():  # and no pipe or device, whose reader sees them
-            say(f"The answers are in {asked.csv}.")
+            info(f"The answers are in {asked.csv}.")
     else:
-        say(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
+        info(f"Model: {address}{asked.rev and f' of {asked.rev}'}, trained on {predictor.facts.dataset}")
         bad = print_table(shown, top)
     if skipped:
-        warn(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
+        warning(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
     return 1 if bad else 0
 
 

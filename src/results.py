@@ -8,7 +8,7 @@ nothing about stays.
 import argparse
 from pathlib import Path
 
-from cifar_pipeline.commands.script import run_script
+from cifar_pipeline.cli.entrypoint import run_script
 
 PAGES = {"en": Path("README.md"), "zh": Path("README.zh-CN.md")}
 NO_VAL = "data.val_fraction=0"
@@ -19,28 +19,29 @@ def results() -> None:
     parser.add_argument("--print", action="store_true", dest="print_only", help="write no page")
     options = parser.parse_args()
     # Imported here, because `--help` and a refusal should answer at once.
-    from cifar_pipeline.config.experiments import experiments
-    from cifar_pipeline.console import Refusal, say
-    from cifar_pipeline.files import require_writable
-    from cifar_pipeline.reporting.results import Result, print_results, write_results
-    from cifar_pipeline.tracking.results import decisive_values, measured_trainings
+    from cifar_pipeline.config.compose import experiments
+    from cifar_pipeline.reporting.summary import Result, print_results, write_results
+    from cifar_pipeline.tracking.runs import list_evaluated_runs, result_params
+    from cifar_pipeline.utils.atomic import require_writable
+    from cifar_pipeline.utils.console import info
+    from cifar_pipeline.utils.errors import UserError
 
     for page in PAGES.values() if not options.print_only else ():
         require_writable(page, is_file=True)
-    trainings = measured_trainings("cifar10")
+    trainings = list_evaluated_runs("cifar10")
     found = []
     for recipe in experiments([[], [NO_VAL]]):
-        own = [training for training in trainings if training.values == decisive_values(recipe.values)]
+        own = [training for training in trainings if training.values == result_params(recipe.values)]
         for hardware in dict.fromkeys(training.hardware for training in own):
             there = [training for training in own if training.hardware == hardware]
             found.append(Result(recipe.command, NO_VAL not in recipe.overrides, recipe.target, there))
     if not found:
-        raise Refusal("No recipe of conf/experiment/ has been measured as it stands: `dvc exp run` measures one.")
+        raise UserError("No recipe of conf/experiment/ has been measured as it stands: `dvc exp run` measures one.")
     found.sort(key=lambda result: result.accuracy)
     print_results(found)
     if not options.print_only:
         kept = max(write_results(found, page, language) for language, page in PAGES.items())
-        say(f"Written into {' and '.join(map(str, PAGES.values()))}; rows of other machines that stay: {kept}.")
+        info(f"Written into {' and '.join(map(str, PAGES.values()))}; rows of other machines that stay: {kept}.")
 
 
 if __name__ == "__main__":

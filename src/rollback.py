@@ -2,21 +2,20 @@
 
 import argparse
 
-from cifar_pipeline.commands.script import configuration, run_script
+from cifar_pipeline.cli.entrypoint import load_config, run_script
 
 
 def rollback() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".").parse_args()
-    config = configuration()
+    config = load_config()
     # Imported here, because `--help` and a refusal should answer at once.
     from pathlib import Path
 
-    from cifar_pipeline.console import say
-    from cifar_pipeline.tracking.candidates import data_of_pipeline
-    from cifar_pipeline.tracking.champions import Rule
+    from cifar_pipeline.tracking.champion import PromotionPolicy, pipeline_dataset_name
     from cifar_pipeline.tracking.registry import roll_back
+    from cifar_pipeline.utils.console import info
 
-    say(roll_back(Rule.of(config.registry, data_of_pipeline(Path("models")))))
+    info(roll_back(PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models")))))
 
 
 if __name__ == "__main__":

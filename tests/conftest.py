@@ -13,11 +13,10 @@ from filelock import FileLock
 from project import ROOT, Project
 from xdist.scheduler import LoadScopeScheduling
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.data.asked import asked_values
-from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.data.dataset import Dataset, dataset_config
+from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
-from cifar_pipeline.data.writing import write
 
 TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.
@@ -127,7 +126,7 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        asked = asked_values(composed(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data)
+        asked = dataset_config(compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data)
     order = np.arange(count)
-    write(folder, small, order[val:], order[:val], source=source, wanted=source.title, asked=asked, used=asked)
+    write_dataset(folder, small, order[val:], order[:val], source=source, wanted=source.title, asked=asked, used=asked)
     return Dataset.open(folder)

@@ -13,12 +13,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from source import ROOT
 
-from cifar_pipeline import console
-from cifar_pipeline.commands.script import run_script
-from cifar_pipeline.commands.stage import run_stage
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.start import Stage
+from cifar_pipeline.cli.entrypoint import run_script, run_stage
+from cifar_pipeline.config.compose import Stage, compose_config
 from cifar_pipeline.sweeps import job
+from cifar_pipeline.utils import console
 
 
 def options_of(group: str, own: bool = False) -> list[str]:
@@ -74,7 +72,7 @@ class Project:
 
     def compose(self, *overrides: str) -> DictConfig:
         """The configuration that a stage gets with these overrides on its command line."""
-        return composed(list(overrides))
+        return compose_config(list(overrides))
 
     def start(self, stage: Stage, *arguments: str) -> Ended:
         """Start `stage` as its script does, in this process."""
@@ -104,7 +102,7 @@ def started(
         for name in ("_point", "_basis"):
             patch.setattr(job, name, None)
         # What is said on a busy machine only would change what is compared.
-        patch.setattr(console, "SECONDS", seconds)
+        patch.setattr(console, "STATUS_DELAY", seconds)
         try:
             runner(main)
         except SystemExit as end:

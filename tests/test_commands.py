@@ -10,7 +10,7 @@ import pytest
 from pages import PAGES, ROOT, commands, name_of, read
 from project import Project
 
-from cifar_pipeline.config.check import check
+from cifar_pipeline.config.schema import validate
 
 # By file the test that runs a command, or words of a file that runs it, and what the command must match as a whole.
 BY_FILE = {
@@ -204,7 +204,7 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
         key, _, values = word.partition("=")
         if word not in from_recipes and key != "sweep" and not key.startswith("hydra"):
             for value in values.split(","):
-                check(project.compose(f"{key}={value}"))
+                validate(project.compose(f"{key}={value}"))
         elif key == "sweep" and word not in from_recipes:
             assert (project.folder / "conf" / "sweep" / f"{values}.yaml").is_file()
 

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from source import SRC
 
-from cifar_pipeline import console
-from cifar_pipeline.console import complain, doing, duration, finish, progress, say, warn
+from cifar_pipeline.utils import console
+from cifar_pipeline.utils.console import clear_status, format_duration, info, log_error, progress_bar, status, warning
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def lines(clock: list[float], seconds: float, steps: int = 10, **options: object) -> list[str]:
     """What a file gets of `steps` equal steps that take so many seconds together."""
     page = io.StringIO()
-    with progress("Test images", steps * 100, console=Console(file=page), **options) as advance:  # type: ignore[arg-type]
+    with progress_bar("Test images", steps * 100, console=Console(file=page), **options) as advance:  # type: ignore[arg-type]
         for _ in range(steps):
             clock[0] += seconds / steps
             advance(100)
@@ -58,7 +58,7 @@ def test_never_more_than_ten_lines_nor_more_often_than_asked(clock: list[float])
 def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[float]) -> None:
     page = io.StringIO()
     options = {"unit_of_bytes": True, "begun": 100e6, "console": Console(file=page)}
-    with progress("Downloading", 200e6, **options) as advance:  # type: ignore[arg-type]
+    with progress_bar("Downloading", 200e6, **options) as advance:  # type: ignore[arg-type]
         clock[0] += 5
         advance(50e6)
     assert page.getvalue() == "Downloading: 75 %, 10.0 MB/s, 5.0 s left\n"
@@ -66,7 +66,7 @@ def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[fl
 
 def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
     page = io.StringIO()
-    with progress("Downloading", None, unit_of_bytes=True, console=Console(file=page)) as advance:
+    with progress_bar("Downloading", None, unit_of_bytes=True, console=Console(file=page)) as advance:
         for _ in range(3):
             clock[0] += 4
             advance(8e6)
@@ -75,7 +75,7 @@ def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
 
 def test_brackets_are_no_markup(clock: list[float]) -> None:
     page = io.StringIO()
-    with progress("[bold]x", 1, console=Console(file=page), every=0) as advance:
+    with progress_bar("[bold]x", 1, console=Console(file=page), every=0) as advance:
         advance(1)
     assert page.getvalue().startswith("[bold]x: 100 %")
 
@@ -93,20 +93,20 @@ def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_what_is_being_done_is_said_if_it_takes_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "SECONDS", 0.02)
-    doing("Drawing [all] figures")
+    monkeypatch.setattr(console, "STATUS_DELAY", 0.02)
+    status("Drawing [all] figures")
     assert wait_for("...", capsys) == "Drawing [all] figures ...\n"
     time.sleep(0.1)
-    finish()
+    clear_status()
     assert capsys.readouterr().err == ""  # once
 
 
-@pytest.mark.parametrize("line", [lambda: say("done"), lambda: warn("odd"), lambda: complain("no"), finish])
+@pytest.mark.parametrize("line", [lambda: info("done"), lambda: warning("odd"), lambda: log_error("no"), clear_status])
 def test_any_other_line_comes_instead_of_what_is_being_done(
     line: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "SECONDS", 0.05)
-    doing("Drawing figures")
+    monkeypatch.setattr(console, "STATUS_DELAY", 0.05)
+    status("Drawing figures")
     line()  # type: ignore[operator]
     time.sleep(0.15)
     assert "..." not in capsys.readouterr().err
@@ -182,13 +182,13 @@ def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
 )
 def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_a_table_in_a_file_is_not_folded_to_the_width_of_a_screen(tmp_path: Path) -> None:
     word = "x" * 120
     code = (
-        "from cifar_pipeline.console import terminal; from rich.table import Table\n"
+        "from cifar_pipeline.utils.console import terminal; from rich.table import Table\n"
         f"table = Table(); table.add_row({word!r}); terminal.print(table, soft_wrap=False)"
     )
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SRC)}

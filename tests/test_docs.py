@@ -9,9 +9,9 @@ from pages import PAGES, ROOT, anchors, blocks, headings, links, name_of, number
 from source import FILES
 from test_layout import MAY_KNOW
 
-from cifar_pipeline.config.choices import NO_CHOICES
-from cifar_pipeline.reference.options import read_groups
-from cifar_pipeline.reference.schemas import dotted_keys
+from cifar_pipeline.config.json_schema import dotted_keys
+from cifar_pipeline.config.params import NON_PARAM_GROUPS
+from cifar_pipeline.config.reference import read_groups
 
 PROMISES = read(ROOT / "docs" / "promises.md")
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PROMISES)
@@ -53,7 +53,7 @@ def test_no_link_is_dead(page):
 @each_page
 def test_every_key_and_option_is_in_conf(page):
     text = read(page)
-    chosen = {name: group for name, group in GROUPS.items() if name not in NO_CHOICES}
+    chosen = {name: group for name, group in GROUPS.items() if name not in NON_PARAM_GROUPS}
     known = set(dotted_keys(chosen)) | {f"data.source.{key}" for key in GROUPS["data"].inner["source"].keys}
     made_there = set(re.findall(r"conf/(\w+/\w+)\.yaml", text))
     said = [*spans(text), *(block for language, block in blocks(text) if language == "console")]

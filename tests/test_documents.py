@@ -7,11 +7,11 @@ import pytest
 import yaml
 from project import Project
 
-from cifar_pipeline.config.choices import read_params
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.config.params import read_params
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.documents import json_of, yaml_of
-from cifar_pipeline.tracking.published import _read as published
+from cifar_pipeline.tracking.provenance import _read as published
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.safe_io import parse_json, parse_yaml
 
 LAUGHS = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{level}: &a{level} [{', '.join(10 * [f'*a{level - 1}'])}]\n" for level in range(1, 9)
@@ -33,7 +33,7 @@ BOMBS = {
 def test_yaml_that_grows_is_an_error_with_its_line(case: str) -> None:
     text, said = BOMBS[case]
     with pytest.raises(yaml.MarkedYAMLError, match=said) as found:
-        yaml_of(text)
+        parse_yaml(text)
     assert found.value.problem_mark is not None
 
 
@@ -41,23 +41,23 @@ def test_yaml_that_grows_is_an_error_with_its_line(case: str) -> None:
 def test_params_that_grow_are_refused_at_once(project: Project, case: str) -> None:
     text, said = BOMBS[case]
     project.write("params.yaml", "overrides:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
-    with pytest.raises(Refusal, match=rf"^params\.yaml, line \d+, is no valid YAML: {said}"):
+    with pytest.raises(UserError, match=rf"^params\.yaml, line \d+, is no valid YAML: {said}"):
         read_params()
 
 
 def test_plain_aliases_are_taken() -> None:
-    assert yaml_of("a: &a {x: [1, 2]}\nb: *a\nc: &n 3\nd: *n\n<<: {e: 1}") == {
+    assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: &n 3\nd: *n\n<<: {e: 1}") == {
         "a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": 3, "d": 3, "e": 1,
     }  # fmt: skip
-    assert len(yaml_of("[" + "1, " * 20_000 + "]")) == 20_000
+    assert len(parse_yaml("[" + "1, " * 20_000 + "]")) == 20_000
 
 
 def test_json_that_is_nested_too_deep_is_an_error_of_its_format(tmp_path: Path) -> None:
     deep = "[" * 100_000
     with pytest.raises(ValueError, match="nested too deep"):
-        json_of(deep)
-    assert json_of(json.dumps({"a": [1]})) == {"a": [1]}
+        parse_json(deep)
+    assert parse_json(json.dumps({"a": [1]})) == {"a": [1]}
     (tmp_path / "dataset.json").write_text(deep)
-    with pytest.raises(Refusal, match=r"dataset\.json is damaged"):
+    with pytest.raises(UserError, match=r"dataset\.json is damaged"):
         Dataset.open(tmp_path)
     assert "can't be read" in published(deep.encode(), b"")["error"]

@@ -9,11 +9,10 @@ import pytest
 import yaml
 from source import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, room_of
 
-from cifar_pipeline.config.code import NOT_COMPUTING
-from cifar_pipeline.config.compose import OUTSIDE
-from cifar_pipeline.config.environment import IMPORTED_AS, PACKAGES
-from cifar_pipeline.config.identity import KEYS as IDENTITY
-from cifar_pipeline.data.asked import KEYS as ASKED
+from cifar_pipeline.config.compose import NON_RESULT_GROUPS
+from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS as IDENTITY
+from cifar_pipeline.config.source_files import IMPORTED_AS, NON_RESULT_PACKAGES, PACKAGES
+from cifar_pipeline.data.dataset import DATASET_KEYS as ASKED
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Where a user's own code lies that a stage uses: data sources before the training, everything from there on.
@@ -67,7 +66,7 @@ def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
 @each_stage
 def test_a_stage_names_the_keys_that_it_reads(stage):
     read, named = set(keys_read(script(stage), stage, "config")), params(stage) - {f"versions.{stage}"}
-    read = {key for key in read if key.partition(".")[0] not in OUTSIDE}
+    read = {key for key in read if key.partition(".")[0] not in NON_RESULT_GROUPS}
 
     def within(key: str, other: str) -> bool:
         return key == other or key.startswith(f"{other}.")
@@ -127,7 +126,7 @@ def computing_files(start: Path) -> set[Path]:
     seen, waiting = set(), [start]
     while waiting:
         path = waiting.pop()
-        if path not in seen and room_of(path) not in NOT_COMPUTING:
+        if path not in seen and room_of(path) not in NON_RESULT_PACKAGES:
             seen.add(path)
             waiting += imported_files(path)
     return seen

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import requests
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.faults import fault_sentence
-from cifar_pipeline.files import require_writable
+from cifar_pipeline.utils.atomic import require_writable
+from cifar_pipeline.utils.errors import UserError, describe_environment_error
 
 
 def caused_by(cause: BaseException) -> BaseException:
@@ -43,21 +42,21 @@ def caused_by(cause: BaseException) -> BaseException:
     ],
 )
 def test_a_fault_behind_a_librarys_error_is_told(cause: BaseException, told: str) -> None:
-    sentence = fault_sentence(caused_by(cause))
+    sentence = describe_environment_error(caused_by(cause))
     assert sentence is not None
     assert re.search(told, sentence), sentence
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), FileNotFoundError(errno.ENOENT, "no such file", "x")])
 def test_a_bug_is_not_told_as_a_fault_of_the_machine(error: BaseException) -> None:
-    assert fault_sentence(caused_by(error)) is None
+    assert describe_environment_error(caused_by(error)) is None
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
     """The real thing: the limit of a process, in a process of its own."""
     code = (
-        "from pathlib import Path; from cifar_pipeline.faults import fault_sentence\n"
-        "from cifar_pipeline.files import whole_file\n"
+        "from pathlib import Path; from cifar_pipeline.utils.errors import fault_sentence\n"
+        "from cifar_pipeline.utils.atomic import whole_file\n"
         "try:\n"
         "    with whole_file(Path('last.ckpt')) as part: part.write_bytes(bytes(2_000_000))\n"
         "except BaseException as error: print(fault_sentence(error))\n"
@@ -83,7 +82,7 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
     require_writable(tmp_path / "not" / "there" / "yet")
     # Root may write anywhere, so what the system would say is put into its mouth.
     monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
-    with pytest.raises(Refusal, match=r"models may not be written to.*chmod"):
+    with pytest.raises(UserError, match=r"models may not be written to.*chmod"):
         require_writable(tmp_path / "models")
 
 
@@ -130,16 +129,16 @@ def server() -> Iterator[Any]:
 def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_empty(
     server: Any, code: int, body: bytes, told: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_pipeline.tracking.addresses import model_folder
-    from cifar_pipeline.tracking.store import connect
+    from cifar_pipeline.tracking.client import connect
+    from cifar_pipeline.tracking.model_uri import resolve_model
 
     monkeypatch.chdir(tmp_path)
     address = f"http://127.0.0.1:{server.server_port}"
     server.reply = code, body
-    for ask in (connect, lambda: model_folder("models:/digits@champion", "", "last").__enter__()):
+    for ask in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(Exception) as raised:
             ask()
-        sentence = fault_sentence(raised.value)
+        sentence = describe_environment_error(raised.value)
         assert sentence is not None and re.search(told, sentence), sentence
         assert sentence.startswith(f"MLflow's server at {address} ")

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from source import SRC
 
-from cifar_pipeline import files
-from cifar_pipeline.files import only_one, whole_file, whole_files, whole_folder
+from cifar_pipeline.utils import atomic
+from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_update_dir, atomic_write, exclusive_lock
 
 
 def fill(folder: Path, content: str) -> None:
-    with only_one(folder), whole_folder(folder) as new:
+    with exclusive_lock(folder), atomic_replace_dir(folder) as new:
         (new / "deep").mkdir()
         (new / "deep" / "file").write_text(content)
 
@@ -40,7 +40,7 @@ def test_new_content_takes_the_place_of_old(tmp_path):
 
 def test_a_failure_leaves_the_old(tmp_path):
     fill(tmp_path / "x", "old")
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x") as new:
+    with pytest.raises(ZeroDivisionError), atomic_replace_dir(tmp_path / "x") as new:
         (new / "half").touch()
         raise ZeroDivisionError
     assert read(tmp_path / "x") == "old"
@@ -50,7 +50,7 @@ def test_a_failure_leaves_the_old(tmp_path):
 def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
     fill(tmp_path / "x", "old")
     code = (
-        "import os, sys; from pathlib import Path; from cifar_pipeline.files import only_one, whole_folder\n"
+        "import os, sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one, whole_folder\n"
         f"with whole_folder(Path({str(tmp_path / 'x')!r})) as new:\n"
         "    (new / 'half').touch(); os.kill(os.getpid(), 9)"
     )
@@ -64,12 +64,14 @@ def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
 def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
     fill(tmp_path / "x", "old")
     (tmp_path / "x").rename(tmp_path / ".x.0123456789abcdef.old")
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), atomic_replace_dir(tmp_path / "x"):
         raise ZeroDivisionError
     assert read(tmp_path / "x") == "old"
 
 
-needs_one_step = pytest.mark.skipif(sys.platform not in files.EXCHANGES, reason="this system exchanges by renames")
+needs_one_step = pytest.mark.skipif(
+    sys.platform not in atomic.EXCHANGE_SYSCALLS, reason="this system exchanges by renames"
+)
 
 
 @needs_one_step
@@ -91,15 +93,15 @@ def test_files_take_their_places_and_what_is_beside_them_stays(tmp_path, monkeyp
     (folder / "deep" / "file").write_text("of somebody else")
     (folder / "a").symlink_to("deep/file")
     if system == "one without an exchange":
-        monkeypatch.setattr(files, "EXCHANGES", {})
+        monkeypatch.setattr(atomic, "EXCHANGE_SYSCALLS", {})
     elif system == "a mounted folder":
 
         def busy(new: Path, path: Path) -> None:
             raise OSError(errno.EBUSY, "Device or resource busy", str(path))
 
-        monkeypatch.setattr(files, "_exchange", busy)
+        monkeypatch.setattr(atomic, "_swap_dirs", busy)
     for content in ("old", "new"):
-        with whole_files(folder) as part:
+        with atomic_update_dir(folder) as part:
             for name in ("a", "b"):
                 (part / name).write_text(content)
         assert (folder / "deep" / "file").read_text() == "of somebody else"
@@ -112,9 +114,9 @@ def test_files_take_their_places_and_what_is_beside_them_stays(tmp_path, monkeyp
 
 def test_files_change_together_or_not_at_all(tmp_path):
     folder = tmp_path / "reports"
-    with whole_files(folder) as part:
+    with atomic_update_dir(folder) as part:
         (part / "a").write_text("old")
-    with pytest.raises(RuntimeError), whole_files(folder) as part:
+    with pytest.raises(RuntimeError), atomic_update_dir(folder) as part:
         (part / "a").write_text("new")
         raise RuntimeError
     assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]
@@ -124,15 +126,15 @@ def test_files_change_together_or_not_at_all(tmp_path):
 def test_what_takes_a_name_was_forced_to_the_disk_before(tmp_path, monkeypatch):
     """A power cut between the two could leave the name with nothing behind it."""
     done = []
-    sync, replace, exchange = os.fsync, Path.replace, files._exchange
+    sync, replace, exchange = os.fsync, Path.replace, atomic._swap_dirs
 
     def name(handle: int) -> str:
         return Path(f"/proc/self/fd/{handle}").readlink().name
 
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append(f"sync {name(handle)}"), sync(handle))[1])
     monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("replace"), replace(self, to))[1])
-    monkeypatch.setattr(files, "_exchange", lambda new, path: (done.append("exchange"), exchange(new, path))[1])
-    with whole_file(tmp_path / "file") as part:
+    monkeypatch.setattr(atomic, "_swap_dirs", lambda new, path: (done.append("exchange"), exchange(new, path))[1])
+    with atomic_write(tmp_path / "file") as part:
         part.write_text("new")
     assert done == [f"sync {part.name}", "replace", f"sync {tmp_path.name}"]
     fill(tmp_path / "x", "old")
@@ -144,7 +146,7 @@ def test_what_takes_a_name_was_forced_to_the_disk_before(tmp_path, monkeypatch):
 
 
 def test_a_second_writer_waits(tmp_path, capsys):
-    with only_one(tmp_path / "x"), whole_folder(tmp_path / "x") as new:
+    with exclusive_lock(tmp_path / "x"), atomic_replace_dir(tmp_path / "x") as new:
         second = threading.Thread(target=fill, args=(tmp_path / "x", "second"))
         second.start()
         time.sleep(0.2)

@@ -13,7 +13,7 @@ import pytest
 from source import SRC
 from workspace import sentences
 
-from cifar_pipeline.interruption import UNCLEAN
+from cifar_pipeline.utils.process import UNCLEAN
 
 SECONDS = 5
 START = """
@@ -21,8 +21,8 @@ import ctypes, os, signal, sqlite3, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
-from cifar_pipeline.commands.script import run_script
-from cifar_pipeline.files import only_one
+from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.utils.atomic import only_one
 
 def blocked():
     # A mutex that this thread holds already: no signal interrupts it.
@@ -53,7 +53,7 @@ PHASES = {
 def all_held(folder):
     """A lock and a database that somebody holds, and a pipe that nobody writes into."""
     os.mkfifo(folder / "fifo")
-    code = "from pathlib import Path; from cifar_pipeline.files import only_one\nwith only_one(Path('held')): input()"
+    code = "from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\nwith only_one(Path('held')): input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(SRC)}, stdin=subprocess.PIPE
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from source import SRC
 
-from cifar_pipeline.files import whole_file, whole_files, whole_folder
+from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_update_dir, atomic_write
 
 OWN_PROCESSES = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
 THREADS, TIMES = 8, 25
@@ -30,7 +30,7 @@ def can_be_alone() -> bool:
 def test_threads_write_one_file_at_once_and_it_is_always_whole(tmp_path):
     def write(number: int) -> None:
         for _ in range(TIMES):
-            with whole_file(tmp_path / "shard.npy") as part:
+            with atomic_write(tmp_path / "shard.npy") as part:
                 part.write_text(str(number) * 1000)
             assert len(set((tmp_path / "shard.npy").read_text())) == 1
 
@@ -39,7 +39,7 @@ def test_threads_write_one_file_at_once_and_it_is_always_whole(tmp_path):
     assert names(tmp_path) == ["shard.npy"]
 
 
-@pytest.mark.parametrize("whole", [whole_folder, whole_files])
+@pytest.mark.parametrize("whole", [atomic_replace_dir, atomic_update_dir])
 def test_threads_replace_one_folder_at_once_and_it_is_always_whole(tmp_path, whole):
     def replace(number: int) -> None:
         for _ in range(TIMES // 5):
@@ -55,7 +55,7 @@ def test_threads_replace_one_folder_at_once_and_it_is_always_whole(tmp_path, who
 
 WRITE = """
 from pathlib import Path
-from cifar_pipeline.files import whole_file
+from cifar_pipeline.utils.atomic import whole_file
 with whole_file(Path("table.csv")) as part:
     part.write_text("of the other")
 """
@@ -63,7 +63,7 @@ with whole_file(Path("table.csv")) as part:
 
 @pytest.mark.skipif(not can_be_alone(), reason="no process may have numbers of its own here")
 def test_a_writer_in_another_container_leaves_the_unfinished_file_of_a_live_one(tmp_path):
-    with whole_file(tmp_path / "table.csv") as part:
+    with atomic_write(tmp_path / "table.csv") as part:
         part.write_text("mine")
         environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
         subprocess.run([*OWN_PROCESSES, sys.executable, "-c", WRITE], cwd=tmp_path, env=environment, check=True)
@@ -77,14 +77,14 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert killed.returncode == -9 and len(names(tmp_path)) == 2
-    with whole_file(tmp_path / "table.csv") as part:
+    with atomic_write(tmp_path / "table.csv") as part:
         part.write_text("whole")
     assert names(tmp_path) == ["table.csv"]
 
 
 def test_a_name_that_begins_like_another_is_another(tmp_path):
     """The hidden names of `x.y` are none of `x`."""
-    with whole_file(tmp_path / "x.y") as part, whole_file(tmp_path / "x") as other:
+    with atomic_write(tmp_path / "x.y") as part, atomic_write(tmp_path / "x") as other:
         part.write_text("1")
         other.write_text("2")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.y": "1", "x": "2"}

@@ -6,7 +6,7 @@ import sys
 AT_THE_END = """
 import atexit, gc
 atexit.register(lambda: print(gc.get_freeze_count() > 0))
-from cifar_pipeline.memory import collect_rarely
+from cifar_pipeline.utils.process import collect_rarely
 collect_rarely()
 """
 

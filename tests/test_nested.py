@@ -1,8 +1,8 @@
 """Nested values under one name each: MLflow's parameters, metrics and the comparison of data values go by them."""
 
-from cifar_pipeline.nested import flat
+from cifar_pipeline.utils.text import flatten_dict
 
 
 def test_ends_are_named_by_their_way_down() -> None:
-    assert flat({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None}) == {"a.b.c": 1, "d": [1, 2], "e": None}
-    assert flat({"test": {"accuracy": 0.5}}, "/") == {"test/accuracy": 0.5}
+    assert flatten_dict({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None}) == {"a.b.c": 1, "d": [1, 2], "e": None}
+    assert flatten_dict({"test": {"accuracy": 0.5}}, "/") == {"test/accuracy": 0.5}

@@ -13,14 +13,20 @@ from folders import content_of
 from mounts import OWN_MOUNTS, needs_mounts
 from source import SRC
 
-from cifar_pipeline import files
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.files import only_one, require_writable, whole_file, whole_files, whole_folder
+from cifar_pipeline.utils import atomic
+from cifar_pipeline.utils.atomic import (
+    atomic_replace_dir,
+    atomic_update_dir,
+    atomic_write,
+    exclusive_lock,
+    require_writable,
+)
+from cifar_pipeline.utils.errors import UserError
 
 
 def python(code: str, folder: Path, *before: str, **options) -> subprocess.CompletedProcess[str]:
     """Run code that may use this module's functions, as an own process in `folder`."""
-    source = f"from pathlib import Path\nfrom cifar_pipeline.files import *\n{code}"
+    source = f"from pathlib import Path\nfrom cifar_pipeline.utils.atomic import *\n{code}"
     environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
     command = [*before, sys.executable, "-c", source]
     return subprocess.run(command, cwd=folder, env=environment, text=True, timeout=60, **options)
@@ -41,11 +47,11 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
         for path in (tmp_path / "models", tmp_path / "reports"):
             require_writable(path)
         require_writable(tmp_path / "table.csv", is_file=True)
-        with only_one(tmp_path / "models"), whole_folder(tmp_path / "models") as part:
+        with exclusive_lock(tmp_path / "models"), atomic_replace_dir(tmp_path / "models") as part:
             (part / "weights").write_text(content)
-        with whole_files(tmp_path / "reports") as part:
+        with atomic_update_dir(tmp_path / "reports") as part:
             (part / "metrics").write_text(content)
-        with whole_file(tmp_path / "table.csv") as part:
+        with atomic_write(tmp_path / "table.csv") as part:
             part.write_text(content)
         assert all((tmp_path / name).is_symlink() for name in ("models", "reports", "table.csv"))
         found = {name: text for name, text in content_of(large).items() if not name.endswith(".lock")}
@@ -57,24 +63,24 @@ def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
     cached.parent.mkdir(parents=True)
     cached.write_text("an older result")
     (tmp_path / "samples.png").symlink_to(cached)
-    with whole_file(tmp_path / "samples.png") as part:
+    with atomic_write(tmp_path / "samples.png") as part:
         part.write_text("new")
     assert (tmp_path / "samples.png").read_text() == "new" and cached.read_text() == "an older result"
 
 
 def test_a_link_that_leads_to_itself_is_refused_before_any_work(tmp_path):
     (tmp_path / "models").symlink_to("models")
-    with pytest.raises(Refusal, match="leads to itself"):
+    with pytest.raises(UserError, match="leads to itself"):
         require_writable(tmp_path / "models")
 
 
 def test_what_is_in_the_way_is_refused_before_any_work(tmp_path):
     (tmp_path / "models").write_text("")
-    with pytest.raises(Refusal, match="is a file, and a folder goes there"):
+    with pytest.raises(UserError, match="is a file, and a folder goes there"):
         require_writable(tmp_path / "models")
-    with pytest.raises(Refusal, match="is no folder"):
+    with pytest.raises(UserError, match="is no folder"):
         require_writable(tmp_path / "models" / "deep")
-    with pytest.raises(Refusal, match="is a folder, and a file goes there"):
+    with pytest.raises(UserError, match="is a folder, and a file goes there"):
         require_writable(tmp_path, is_file=True)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
@@ -86,7 +92,7 @@ def test_a_fifo_gets_what_was_written_and_stays(tmp_path):
     require_writable(fifo, is_file=True)
     reader = threading.Thread(target=lambda: got.append(fifo.read_text()))
     reader.start()
-    with whole_file(fifo) as part:
+    with atomic_write(fifo) as part:
         part.write_text("file,class\n")
     reader.join(10)
     assert got == ["file,class\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
@@ -105,7 +111,7 @@ def test_a_device_stays_a_device(tmp_path, linked):
         path = tmp_path / "link"
         path.symlink_to(device)
     require_writable(path, is_file=True)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text("file,class\n")
     assert stat.S_ISCHR(device.stat().st_mode)
 
@@ -165,16 +171,16 @@ def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path)
     assert second.startswith("Refusal") and "models/last in it is a mount point" in second
 
 
-@pytest.mark.parametrize("number", sorted(files.KEPT_IN_PLACE))
+@pytest.mark.parametrize("number", sorted(atomic.MOUNT_POINT_ERRNOS))
 def test_a_folder_that_can_not_be_renamed_gets_the_new_content(tmp_path, monkeypatch, number):
     """As in a container, whose image holds the folder; the system's answer is put into its mouth."""
 
     def refuse(new: Path, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(files, "_exchange", refuse)
+    monkeypatch.setattr(atomic, "_swap_dirs", refuse)
     for content in ("old", "new"):
-        with whole_folder(tmp_path / "models") as part:
+        with atomic_replace_dir(tmp_path / "models") as part:
             (part / "last" / content).mkdir(parents=True)
             (part / "last" / "weights").write_text(content)
     assert content_of(tmp_path / "models") == {"last/weights": b"new"}
@@ -185,7 +191,7 @@ def test_a_file_system_without_renames_is_refused_before_any_work(tmp_path, monk
     def refuse(new: Path, path: Path) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
-    monkeypatch.setattr(files, "_swap", refuse)
-    with pytest.raises(Refusal, match=r"does not let a new models take the place of the old one"):
+    monkeypatch.setattr(atomic, "_swap", refuse)
+    with pytest.raises(UserError, match=r"does not let a new models take the place of the old one"):
         require_writable(tmp_path / "models")
     assert not list(tmp_path.iterdir())

@@ -8,13 +8,7 @@ import threading
 import pytest
 from source import SRC
 
-from cifar_pipeline.redaction import (
-    holds_secret,
-    redacted,
-    redacted_bytes,
-    redacted_values,
-    redacted_words,
-)
+from cifar_pipeline.utils.text import contains_secret, redact, redact_arguments, redact_bytes, redact_values
 
 
 @pytest.mark.parametrize(
@@ -33,8 +27,8 @@ from cifar_pipeline.redaction import (
     ],
 )  # fmt: skip
 def test_a_secret_in_a_url_is_masked_by_its_place(text: str, expected: str) -> None:
-    assert redacted(text) == expected
-    assert redacted_bytes(b"\xff" + text.encode()) == b"\xff" + expected.encode()
+    assert redact(text) == expected
+    assert redact_bytes(b"\xff" + text.encode()) == b"\xff" + expected.encode()
 
 
 @pytest.mark.parametrize(
@@ -49,8 +43,8 @@ def test_a_secret_in_a_url_is_masked_by_its_place(text: str, expected: str) -> N
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert redacted(text) == text
-    assert not holds_secret(text)
+    assert redact(text) == text
+    assert not contains_secret(text)
 
 
 def test_values_of_secret_environment_variables_are_masked_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,20 +52,20 @@ def test_values_of_secret_environment_variables_are_masked_wherever_they_are(mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abc/def+ghi")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:pass%20word@proxy:3128")
     text = "401 for 'correct horse': abc/def+ghi, pass word, pass%20word; me"
-    assert redacted(text) == "401 for '***': ***, ***, ***; me"
+    assert redact(text) == "401 for '***': ***, ***, ***; me"
 
 
 def test_values_under_a_secret_key_are_masked() -> None:
     values = {"a": {"token": "abc", "tokens": 3}, "urls": ["http://u:p@h/"], "password": None, "lr": 0.1}
     expected = {"a": {"token": "***", "tokens": 3}, "urls": ["http://u:***@h/"], "password": None, "lr": 0.1}
-    assert redacted_values(values) == expected
-    assert redacted_words(["+data.source.password=abc", "lr=1"]) == ["+data.source.password=***", "lr=1"]
+    assert redact_values(values) == expected
+    assert redact_arguments(["+data.source.password=abc", "lr=1"]) == ["+data.source.password=***", "lr=1"]
 
 
 def test_tracebacks_and_logs_of_libraries_are_redacted_and_escaped() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(SRC)!r})\n"
-        "from cifar_pipeline.redaction import guard_output; guard_output()\n"
+        "from cifar_pipeline.utils.text import guard_output; guard_output()\n"
         "import logging; logging.warning('asks %s', 'https://u:topsecret@h/')\n"
         "raise ValueError('at https://u:topsecret@h/ \\x1b[2J')\n"
     )
@@ -99,7 +93,7 @@ def test_a_variable_that_another_thread_removes_meanwhile_is_no_matter(monkeypat
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(1000):
-            assert redacted("nothing secret") == "nothing secret"
+            assert redact("nothing secret") == "nothing secret"
     finally:
         sys.setswitchinterval(before)
         over.set()

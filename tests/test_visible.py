@@ -5,25 +5,25 @@ import json
 
 import pytest
 
-from cifar_pipeline import console
-from cifar_pipeline.console import say, warn
-from cifar_pipeline.visible import visible, visible_json
+from cifar_pipeline.utils import console
+from cifar_pipeline.utils.console import info, warning
+from cifar_pipeline.utils.text import escape_control, escape_control_json
 
 ODD = "a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
 SHOWN = r"a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
 
 
 def test_unsafe_characters_are_escaped_and_letters_stay() -> None:
-    assert visible(ODD) == SHOWN
+    assert escape_control(ODD) == SHOWN
     for text in ("für alle", "猫", "👩\u200d👧", r"C:\new", "a b"):
-        assert visible(text) == text
-    assert visible("a\nb\x00", keep="\n") == "a\nb\\x00"
+        assert escape_control(text) == text
+    assert escape_control("a\nb\x00", keep="\n") == "a\nb\\x00"
 
 
 def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
-    text = visible_json(json.dumps({"file": ODD + "\U000e0041"}, ensure_ascii=False))
+    text = escape_control_json(json.dumps({"file": ODD + "\U000e0041"}, ensure_ascii=False))
     text.encode()
-    assert visible(text) == text
+    assert escape_control(text) == text
     assert json.loads(text) == {"file": ODD + "\U000e0041"}
 
 
@@ -34,7 +34,7 @@ def test_a_line_shows_them_escaped(voice: str, is_terminal: bool, monkeypatch: p
     spoken = getattr(console, voice)
     monkeypatch.setattr(spoken, "_file", page)  # `file` would be restored as the stream of this test
     monkeypatch.setattr(spoken, "_force_terminal", is_terminal)
-    {"terminal": say, "errors": warn}[voice](ODD)
+    {"terminal": info, "errors": warning}[voice](ODD)
     spoken.print(ODD, markup=False)  # as a table's cell, past `say`
     page.flush()
     said = page.buffer.getvalue().decode()

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from source import ROOT
 
-from cifar_pipeline.tracking.moved import relocate
+from cifar_pipeline.tracking.client import relocate
 
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from project import ROOT, Project
 
-from cifar_pipeline.config.code import NOT_COMPUTING, Sources
+from cifar_pipeline.config.source_files import NON_RESULT_PACKAGES, SourceTree
 
 SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
 # Runs a script as `python script ...` does, then says which modules it has loaded.
@@ -59,7 +59,7 @@ def test_a_stage_waits_for_nothing_that_it_does_not_use(copy: Project, script: s
     ended = start("-c", LOADED, f"src/{script}.py", "data=digits")
     assert ended.returncode == 0, ended.stderr
     modules = json.loads(ended.stderr.splitlines()[-1])
-    assert "cifar_pipeline.commands.stage" in modules
+    assert "cifar_pipeline.cli.entrypoint" in modules
     assert not heavy & set(modules)
 
 
@@ -117,15 +117,15 @@ def test_a_class_that_fails_shows_where(copy: Project) -> None:
 @pytest.mark.long
 def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     modules = [
-        "cifar_pipeline.training.build",
-        "cifar_pipeline.training.fit",
-        "cifar_pipeline.training.facts",
-        "cifar_pipeline.training.folder",
-        "cifar_pipeline.inference.export",
-        "cifar_pipeline.inference.graph",
+        "cifar_pipeline.training.trainer",
+        "cifar_pipeline.training.trainer",
+        "cifar_pipeline.training.trainer",
+        "cifar_pipeline.training.run_dir",
+        "cifar_pipeline.inference.onnx_export",
+        "cifar_pipeline.inference.onnx_export",
         "cifar_pipeline.models.lenet",
     ]
-    found = {f"src/{name}" for name in Sources(Path("src")).used("configure", modules).paths}
+    found = {f"src/{name}" for name in SourceTree(Path("src")).used("configure", modules).paths}
     code = f"import sys; sys.path.insert(0, 'src'); import {', '.join(modules)}\n" + (
         "for module in list(sys.modules.values()):\n"
         "    if module.__name__.startswith('cifar_pipeline.'): print(module.__file__)"
@@ -136,7 +136,7 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
 
     def computing(paths: set[str]) -> set[str]:
         rooms = {path: path.removeprefix("src/cifar_pipeline/").partition("/")[0].removesuffix(".py") for path in paths}
-        others = {*NOT_COMPUTING, "__init__", "src"}
+        others = {*NON_RESULT_PACKAGES, "__init__", "src"}
         return {path for path, room in rooms.items() if room not in others and path.endswith(".py")}
 
     assert computing(loaded) == computing(found)

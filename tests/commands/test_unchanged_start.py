@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from project import Project
 
-from cifar_pipeline.commands.unchanged import content_of, require_unchanged, state_of, watch
-from cifar_pipeline.config import environment
+from cifar_pipeline.cli.stage_inputs import content_of, require_unchanged, state_of, watch
+from cifar_pipeline.config import source_files
 from configure import configure
 
 LR = ("overrides: {}", "overrides: {optimizer: {lr: 0.3}}")
@@ -135,4 +135,4 @@ def test_variables_that_change_numbers_are_told_from_others() -> None:
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0", "TORCHINDUCTOR_CACHE_DIR": "/x", "PATH": "/bin",
         "PYTORCH_CUDA_ALLOC_CONF": "x", "ONEDNN_VERBOSE": "1", "PYTORCH_KERNEL_CACHE_PATH": "/x",
     }  # fmt: skip
-    assert environment.variables(given | others) == dict(sorted(given.items()))
+    assert source_files.variables(given | others) == dict(sorted(given.items()))

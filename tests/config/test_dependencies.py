@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from project import ROOT, Project
 
-from cifar_pipeline.config import code, dependencies
+from cifar_pipeline.config import dvc_inputs, source_files
 from configure import configure
 
 
@@ -19,8 +19,8 @@ def started_by_dvc(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project
     monkeypatch.setenv("DVC_STAGE", "configure")
     monkeypatch.syspath_prepend(str(project.folder / "src"))
     source = (project.folder / "src").resolve()
-    monkeypatch.setattr(dependencies, "SOURCE", source)
-    monkeypatch.setattr(dependencies, "loaded_sources", lambda: code.Sources(source))
+    monkeypatch.setattr(dvc_inputs, "SOURCE", source)
+    monkeypatch.setattr(dvc_inputs, "loaded_sources", lambda: source_files.SourceTree(source))
     return project
 
 

@@ -9,10 +9,10 @@ import pytest
 from omegaconf import DictConfig
 from project import ROOT, Project
 
-from cifar_pipeline.config import environment
-from cifar_pipeline.config.code import Sources
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.identity import identity
+from cifar_pipeline.config import source_files
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.fingerprint import fingerprint
+from cifar_pipeline.config.source_files import SourceTree
 
 Edited = Callable[[str], Path]
 
@@ -45,19 +45,19 @@ def published(*overrides: str) -> DictConfig:
     """The published configuration, composed once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return composed(list(overrides))
+        return compose_config(list(overrides))
 
 
 @cache
 def of(source: Path, *overrides: str, data: str = "1234") -> str:
-    return identity(published(*overrides), data, Sources(source))
+    return fingerprint(published(*overrides), data, SourceTree(source))
 
 
 def test_equal_choices_have_one_identity_however_they_are_written(project: Project, sources: Path) -> None:
     plain = of(sources)
     assert plain == of(sources, "optimizer=sgd", "optimizer.lr=0.001", "seed=0", "experiment=tutorial")
     project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {lr: 1e-3}}")
-    assert plain == identity(project.compose(), "1234", Sources(sources))
+    assert plain == fingerprint(project.compose(), "1234", SourceTree(sources))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,10 @@ def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("file", ["mine/net.py", "mine/layers.py", "helpers.py"])
 def test_code_from_anywhere_is_part_of_the_identity(sources: Path, loose: Path, file: str) -> None:
     target = "model._target_=mine.net.Net"
-    before = identity(published(target), "1234", Sources(sources))
-    assert before == identity(published(target), "1234", Sources(sources))
+    before = fingerprint(published(target), "1234", SourceTree(sources))
+    assert before == fingerprint(published(target), "1234", SourceTree(sources))
     (loose / file).write_text((loose / file).read_text() + "# edited\n")
-    assert before != identity(published(target), "1234", Sources(sources))
+    assert before != fingerprint(published(target), "1234", SourceTree(sources))
 
 
 @pytest.mark.parametrize("file", ["project/net.py", "project/shape.json", "own.py"])
@@ -157,18 +157,21 @@ def test_a_users_code_is_part_of_the_identity(sources: Path, tmp_path: Path, fil
     (source / "project" / "shape.json").write_text("[3]")
     (source / "own.py").write_text("")
     target = "model._target_=project.net.Net"
-    before = of(source), identity(published(target), "1234", Sources(source))
+    before = of(source), fingerprint(published(target), "1234", SourceTree(source))
     with (source / file).open("a") as text:
         text.write("\n")
-    after = identity(published(), "1234", Sources(source)), identity(published(target), "1234", Sources(source))
+    after = (
+        fingerprint(published(), "1234", SourceTree(source)),
+        fingerprint(published(target), "1234", SourceTree(source)),
+    )
     assert before[0] == after[0] and before[1] != after[1]
 
 
 def test_an_edit_after_the_start_of_the_process_is_no_part_of_it(edited: Edited, sources: Path) -> None:
     source = edited("models/lenet.py")
-    read, before = Sources(source), of(source)
+    read, before = SourceTree(source), of(source)
     (source / "cifar_pipeline" / "models" / "lenet.py").write_text("something else\n")
-    assert identity(published(), "1234", read) == before != identity(published(), "1234", Sources(source))
+    assert fingerprint(published(), "1234", read) == before != fingerprint(published(), "1234", SourceTree(source))
     assert read.used("train", ["cifar_pipeline.models.lenet.LeNet"]).changed() == "cifar_pipeline/models/lenet.py"
 
 
@@ -176,25 +179,25 @@ def test_an_edit_after_the_start_of_the_process_is_no_part_of_it(edited: Edited,
 def test_the_versions_of_what_computes_are_part_of_the_identity(
     sources: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    before, real = of(sources), environment.version
-    monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == package else real(name))
-    assert identity(published(), "1234", Sources(sources)) != before
-    monkeypatch.setattr(environment, "version", lambda name: f"{real(name).partition('+')[0]}+cpu")
-    assert identity(published(), "1234", Sources(sources)) == before
+    before, real = of(sources), source_files.version
+    monkeypatch.setattr(source_files, "version", lambda name: "9.9" if name == package else real(name))
+    assert fingerprint(published(), "1234", SourceTree(sources)) != before
+    monkeypatch.setattr(source_files, "version", lambda name: f"{real(name).partition('+')[0]}+cpu")
+    assert fingerprint(published(), "1234", SourceTree(sources)) == before
 
 
 def test_the_version_of_a_package_that_a_users_code_imports_counts(
     sources: Path, loose: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = "model._target_=mine.net.Net"
-    before, real = identity(published(target), "1234", Sources(sources)), environment.version
-    monkeypatch.setattr(environment, "version", lambda name: "9.9" if name == "rich" else real(name))
-    assert identity(published(target), "1234", Sources(sources)) != before
-    assert identity(published(), "1234", Sources(sources)) == of(sources)
+    before, real = fingerprint(published(target), "1234", SourceTree(sources)), source_files.version
+    monkeypatch.setattr(source_files, "version", lambda name: "9.9" if name == "rich" else real(name))
+    assert fingerprint(published(target), "1234", SourceTree(sources)) != before
+    assert fingerprint(published(), "1234", SourceTree(sources)) == of(sources)
 
 
 def test_variables_that_change_numbers_are_part_of_the_identity(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = of(sources)
     for variables, is_other in (({"NVIDIA_TF32_OVERRIDE": "0"}, True), ({"OMP_NUM_THREADS": "7"}, False)):
-        monkeypatch.setattr(environment, "_at_start", lambda variables=variables: variables)
-        assert (identity(published(), "1234", Sources(sources)) != before) == is_other
+        monkeypatch.setattr(source_files, "_at_start", lambda variables=variables: variables)
+        assert (fingerprint(published(), "1234", SourceTree(sources)) != before) == is_other

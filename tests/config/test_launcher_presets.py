@@ -9,10 +9,10 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from project import Project, options_of
 
-from cifar_pipeline.config.choices import register_choices
-from cifar_pipeline.config.compose import decisive
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.sweeps import launchers
+from cifar_pipeline.config.compose import result_config
+from cifar_pipeline.config.params import register_params
+from cifar_pipeline.sweeps import callback
+from cifar_pipeline.utils.errors import UserError
 from train import train
 
 PRESETS = {"joblib": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm", "ray": "ray"}
@@ -49,13 +49,13 @@ def test_every_launcher_of_conf_is_tested_here() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_launcher_composes_and_changes_no_training(project: Project, plugins, name: str) -> None:
     plugins(PRESETS[name], True)
-    register_choices()
+    register_params()
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
         config = compose("config", overrides=[f"launcher={name}"], return_hydra_config=True)
     assert config.hydra.runtime.choices["hydra/launcher"] == PRESETS[name]
     given = OmegaConf.load(project.folder / "conf" / "launcher" / f"{name}.yaml").hydra.launcher
     assert OmegaConf.merge(config.hydra.launcher, given) == config.hydra.launcher
-    assert decisive(project.compose(f"launcher={name}")) == decisive(project.compose())
+    assert result_config(project.compose(f"launcher={name}")) == result_config(project.compose())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -81,7 +81,7 @@ def test_slurm_is_refused_where_it_is_not(project: Project, monkeypatch: pytest.
 def test_a_ray_cluster_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     choices = {"choices": {"hydra/launcher": "ray"}}
     config = OmegaConf.create({"hydra": {"runtime": choices, "launcher": {"ray": {"init": {"address": None}}}}})
-    launchers.require(config)
+    callback.check_launcher(config)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(Refusal, match=r"127\.0\.0\.1:9: start it"):
-        launchers.require(config)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9: start it"):
+        callback.check_launcher(config)

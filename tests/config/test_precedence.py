@@ -7,14 +7,14 @@ import pytest
 from omegaconf import OmegaConf
 from project import ROOT, Project, options_of
 
-from cifar_pipeline.config.check import check
-from cifar_pipeline.config.choices import NO_CHOICES
-from cifar_pipeline.config.compose import OUTSIDE, OUTSIDE_KEYS, recorded
+from cifar_pipeline.config.compose import NON_RESULT_GROUPS, NON_RESULT_KEYS, recorded_config
+from cifar_pipeline.config.params import NON_PARAM_GROUPS
+from cifar_pipeline.config.schema import validate
 from configure import configure
 
 CONF = ROOT / "conf"
 # The others choose among these, or are for `-m` alone.
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_CHOICES)
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NON_PARAM_GROUPS)
 OPTIONS = {group: options_of(group) for group in [*GROUPS, "experiment"]}
 
 
@@ -82,7 +82,7 @@ def test_numbers_in_params_are_read_as_those_in_conf(project: Project) -> None:
 @pytest.mark.parametrize("group", ["experiment", "evaluate", "machine", "data", "registry", "predict", "serve"])
 def test_every_option_composes_and_is_allowed(project: Project, group: str) -> None:
     for option in OPTIONS[group]:
-        check(project.compose(f"{group}={option}"))
+        validate(project.compose(f"{group}={option}"))
 
 
 FREE = ("optimizer", "loss", "schedule")
@@ -106,7 +106,7 @@ def test_optimizers_losses_and_schedules_compose_with_each_other(
     for options in companies:
         chosen = dict(zip(FREE, options, strict=True))
         config = project.compose(*(f"{group}={option}" for group, option in chosen.items()))
-        check(config)
+        validate(config)
         for group, option in chosen.items():
             assert met.setdefault(f"{group}={option}", config[group]) == config[group]
     assert len(met) == sum(len(OPTIONS[group]) for group in FREE)
@@ -126,9 +126,9 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
     assert project.start(configure, "machine.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
     found = OmegaConf.create(text)
-    assert set(found) == {*GROUPS, "seed", "versions"} - set(OUTSIDE)
-    assert found == OmegaConf.create(recorded(project.compose()))
-    assert not {f"trainer.{key}" for key in found.trainer} & set(OUTSIDE_KEYS)
+    assert set(found) == {*GROUPS, "seed", "versions"} - set(NON_RESULT_GROUPS)
+    assert found == OmegaConf.create(recorded_config(project.compose()))
+    assert not {f"trainer.{key}" for key in found.trainer} & set(NON_RESULT_KEYS)
     for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
         assert trace not in text
 

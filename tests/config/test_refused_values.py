@@ -10,10 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from project import ROOT, Project
 
-from cifar_pipeline.config.check import RULES, check
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.schema import SCHEMA, validate
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.utils.errors import UserError
 from configure import configure
 
 Edit = Callable[[Project], Any]
@@ -185,7 +185,7 @@ def test_wrong_file_of_conf_is_refused_in_a_sentence(project: Project, case: str
 def published() -> DictConfig:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return composed()
+        return compose_config()
 
 
 @pytest.mark.parametrize("override", VALUES)
@@ -193,8 +193,8 @@ def test_wrong_value_is_refused_in_a_sentence(published: DictConfig, override: s
     config = published.copy()
     parsed = OverridesParser.create().parse_override(override)
     OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=False)
-    with pytest.raises(Refusal) as refusal:
-        check(config)
+    with pytest.raises(UserError) as refusal:
+        validate(config)
     for fragment in VALUES[override]:
         assert fragment in str(refusal.value)
 
@@ -213,12 +213,12 @@ def test_every_rule_is_about_a_key_that_some_option_has(project: Project) -> Non
         keys |= {f"{group}.{key}" for key in OmegaConf.load(path)} | {group, str(path.stem)}
     config = OmegaConf.load(project.folder / "conf" / "config.yaml")
     keys |= {str(key) for key in config} | {"data.source", "data.fallback"}
-    assert {rule for rule in RULES if "*" not in rule} <= keys
+    assert {rule for rule in SCHEMA if "*" not in rule} <= keys
 
 
 def test_a_key_for_the_pipeline_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
-    from cifar_pipeline.training.build import build_pictures  # here, because it takes seconds to load
+    from cifar_pipeline.training.trainer import build_datamodule
 
     project.edit(SGD, "full_batch: false", "")
     assert project.start(configure).code == 0
-    assert build_pictures(project.compose(), digits).batch_size == 4
+    assert build_datamodule(project.compose(), digits).batch_size == 4

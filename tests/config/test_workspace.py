@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from source import SRC
 
-from cifar_pipeline.config.workspace import workspace_id
+from cifar_pipeline.utils.paths import workspace_id
 
-ASK = "from cifar_pipeline.config.workspace import workspace_id; print(workspace_id())"
+ASK = "from cifar_pipeline.utils.paths import workspace_id; print(workspace_id())"
 
 
 def asked(*folders: Path) -> list[str]:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from small_cifar10 import META, batch, pack
 
-from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
+from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10
 
 
 @pytest.fixture(autouse=True)

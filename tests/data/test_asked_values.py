@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.asked import asked_values, require, used_values
+from cifar_pipeline.data.dataset import dataset_config, effective_dataset_config, require_matching_config
+from cifar_pipeline.utils.errors import UserError
 
-CIFAR10 = {"_target_": "cifar_pipeline.data.sources.cifar10.Cifar10"}
+CIFAR10 = {"_target_": "cifar_pipeline.data.sources.cifar.Cifar10"}
 DIGITS = {"_target_": "cifar_pipeline.data.sources.digits.Digits", "test_fraction": 0.2, "size": 32}
 
 
@@ -19,18 +19,18 @@ def data(**changes):
 
 
 def made(**changes):
-    return SimpleNamespace(folder=Path("data/processed"), asked=asked_values(data(**changes)))
+    return SimpleNamespace(folder=Path("data/processed"), asked=dataset_config(data(**changes)))
 
 
 def test_data_from_another_mirror_is_the_same_data():
-    assert "mirrors" not in asked_values(data())
-    require(made(), data(mirrors=[], timeout=1))
+    assert "mirrors" not in dataset_config(data())
+    require_matching_config(made(), data(mirrors=[], timeout=1))
 
 
 def test_the_fallback_steps_into_the_place_of_the_source():
-    asked = asked_values(data())
-    assert used_values(asked, by_fallback=False) == asked
-    assert used_values(asked, by_fallback=True) == asked | {"source": DIGITS}
+    asked = dataset_config(data())
+    assert effective_dataset_config(asked, by_fallback=False) == asked
+    assert effective_dataset_config(asked, by_fallback=True) == asked | {"source": DIGITS}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_fallback_steps_into_the_place_of_the_source():
     ],
 )
 def test_other_values_are_refused_with_both_and_the_way_out(then, now, words):
-    with pytest.raises(Refusal) as refusal:
-        require(made(**then), data(**now))
+    with pytest.raises(UserError) as refusal:
+        require_matching_config(made(**then), data(**now))
     for word in [*words, "params.yaml", "dvc repro preprocess"]:
         assert word in str(refusal.value)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data import augment
+from cifar_pipeline.data import augmentation
+from cifar_pipeline.utils.errors import UserError
 
 
 def generator(seed=0):
@@ -16,7 +16,7 @@ def generator(seed=0):
 
 def flip_crop(images, generator, turns=None, **options):
     turns = torch.zeros(len(images), dtype=torch.bool) if turns is None else turns
-    return augment.flip_crop(images, generator, turns, **options)
+    return augmentation.flip_crop(images, generator, turns, **options)
 
 
 def pictures(count=64, height=9, width=7, channels=3):
@@ -69,13 +69,13 @@ def test_about_half_are_mirrored_and_every_shift_occurs():
 
 @pytest.mark.parametrize("padding", [-1, 7])
 def test_a_padding_beyond_the_image_is_refused(padding):
-    with pytest.raises(Refusal, match=f"padding={padding} .* from 0 to 6"):
+    with pytest.raises(UserError, match=f"padding={padding} .* from 0 to 6"):
         flip_crop(pictures(), generator(), padding=padding)
 
 
 def test_no_augmentation_leaves_the_images_as_they_are():
     images = pictures()
-    assert augment.unchanged(images, generator(), torch.zeros(len(images))) is images
+    assert augmentation.no_augmentation(images, generator(), torch.zeros(len(images))) is images
     assert torch.equal(partial(flip_crop, padding=0, flip=False)(images, generator()), images)
 
 

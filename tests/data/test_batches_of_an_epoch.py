@@ -5,25 +5,25 @@ from functools import partial
 import pytest
 import torch
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data import batches as module
-from cifar_pipeline.data.augment import unchanged
-from cifar_pipeline.data.batches import Batches, share
+from cifar_pipeline.data import loader as module
+from cifar_pipeline.data.augmentation import no_augmentation
+from cifar_pipeline.data.loader import TensorLoader, rank_batch_size
+from cifar_pipeline.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of a few batches, so that a hundred images meet their borders."""
-    monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(module, "GATHER_SIZE", 16)
 
 
-def make(count=103, batch_size=5, *, shuffle=True, seed=0, **options) -> Batches:
+def make(count=103, batch_size=5, *, shuffle=True, seed=0, **options) -> TensorLoader:
     labels = torch.arange(count)
     images = (labels % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous()
-    return Batches(images, labels, batch_size, seed=seed, shuffle=shuffle, **options)
+    return TensorLoader(images, labels, batch_size, seed=seed, shuffle=shuffle, **options)
 
 
-def labels(batches: Batches) -> list[list[int]]:
+def labels(batches: TensorLoader) -> list[list[int]]:
     return [labels.tolist() for _, labels in batches]
 
 
@@ -123,7 +123,7 @@ def test_augmentation_leaves_the_data_alone():
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("count", [96, 97, 98, 99, 103, 5])
-@pytest.mark.parametrize("augment", [None, noise, partial(unchanged)])
+@pytest.mark.parametrize("augment", [None, noise, partial(no_augmentation)])
 def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment):
     alone = list(make(count, 5, augment=augment))
     ranks = [make(count, 5, augment=augment, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -131,7 +131,7 @@ def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment)
     for number, ((images, found), *shares) in enumerate(zip(alone, *ranks, strict=True)):
         assert ranks[0].whole(number) == len(found)
         for rank, (own_images, own) in enumerate(shares):
-            mine = share(len(found), rank, world_size)
+            mine = rank_batch_size(len(found), rank, world_size)
             assert torch.equal(own[:mine], found[rank::world_size])
             assert torch.equal(own_images[:mine], images[rank::world_size])
             assert len(own) == max(1, mine)  # one that counts for nothing, where there is none
@@ -167,7 +167,7 @@ def test_an_empty_part_has_no_batches():
     ],
 )
 def test_what_makes_no_batches_is_refused(batch_size, options, word):
-    with pytest.raises(Refusal, match=word):
+    with pytest.raises(UserError, match=word):
         make(batch_size=batch_size, **options)
 
 
@@ -185,10 +185,10 @@ def test_each_image_has_its_turn_in_every_other_epoch():
         return [pairs[number] for number in sorted(pairs)]
 
     images = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1)
-    batches = Batches(images, torch.zeros(100).long(), 8, seed=3, shuffle=True, augment=told)
+    batches = TensorLoader(images, torch.zeros(100).long(), 8, seed=3, shuffle=True, augment=told)
     first = turns_of(batches, 0)
     assert 30 < sum(first) < 70
     assert turns_of(batches, 1) == [1 - turn for turn in first]
     assert turns_of(batches, 2) == first
-    other = Batches(images, torch.zeros(100).long(), 8, seed=4, shuffle=True, augment=told)
+    other = TensorLoader(images, torch.zeros(100).long(), 8, seed=4, shuffle=True, augment=told)
     assert turns_of(other, 0) != first

@@ -9,11 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from small_cifar10 import pack
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.raw import bring
-from cifar_pipeline.data.sources.cifar100 import Cifar100
-from cifar_pipeline.data.unpickle import unpickle
+from cifar_pipeline.data.sources.base import AllSourcesFailed, fetch_or_fallback
+from cifar_pipeline.data.sources.cifar import Cifar100, unpickle
+from cifar_pipeline.utils.errors import UserError
 
 
 def pickled(seed, fine):
@@ -46,7 +44,7 @@ def packed(contents, tmp_path, monkeypatch):
 
 def test_images_stand_upright_with_their_fine_labels(source, contents, tmp_path):
     raw = tmp_path / "raw"
-    assert bring(raw, source, None, [], 5, tmp_path / "cache") is source
+    assert fetch_or_fallback(raw, source, None, [], 5, tmp_path / "cache") is source
     official = source.read(raw / "cifar100")
     assert official.classes == ("apple", "bear", "cup")
     assert official.train_labels.tolist() == [0, 1, 2, 1] and official.test_labels.tolist() == [2, 0]
@@ -57,14 +55,14 @@ def test_images_stand_upright_with_their_fine_labels(source, contents, tmp_path)
 def test_a_changed_file_is_not_read(source, tmp_path):
     source.fetch(tmp_path / "raw", [], 5, tmp_path / "cache")
     (tmp_path / "raw" / "train").write_bytes(pickled(3, [0]))
-    with pytest.raises(Refusal, match="train is not the published file"):
+    with pytest.raises(UserError, match="train is not the published file"):
         source.read(tmp_path / "raw")
 
 
 def test_other_files_than_the_published_ones_are_refused(tmp_path):
     published = instantiate(OmegaConf.load("conf/data/source/cifar100.yaml"))
-    with pytest.raises(Unavailable) as failure:
+    with pytest.raises(AllSourcesFailed) as failure:
         published.fetch(tmp_path / "raw", [], 5, tmp_path / "cache")
     assert "is not the published file" in failure.value.reasons[0][1]
-    with pytest.raises(Refusal, match="set CIFAR100_SOURCE to an"):
-        bring(tmp_path / "data", published, None, [], 5, tmp_path / "cache")
+    with pytest.raises(UserError, match="set CIFAR100_SOURCE to an"):
+        fetch_or_fallback(tmp_path / "data", published, None, [], 5, tmp_path / "cache")

@@ -11,10 +11,9 @@ import pytest
 from folders import content_of
 from small_cifar10 import pack
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.sources.cifar10 import FOLDER, Cifar10
-from cifar_pipeline.data.unpickle import unpickle
+from cifar_pipeline.data.sources.base import AllSourcesFailed
+from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10, unpickle
+from cifar_pipeline.utils.errors import UserError
 
 REAL = os.environ.get("CIFAR10_SOURCE")
 
@@ -70,7 +69,7 @@ def test_the_next_place_is_tried_and_the_failure_told(small, server, tmp_path, m
 def test_when_no_place_has_it_each_is_named_with_its_reason(small, server, tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_SOURCE", "ftp://old.example/x")
     server.content = b"<html>log in</html>"
-    with pytest.raises(Unavailable) as failure:
+    with pytest.raises(AllSourcesFailed) as failure:
         fetch(small, tmp_path, server.url, "http://127.0.0.1:9/x.tar.gz")
     (named, why), (page, html), (closed, refused) = failure.value.reasons
     assert (named, page, closed) == ("ftp://old.example/x", server.url, "http://127.0.0.1:9/x.tar.gz")
@@ -97,7 +96,7 @@ def test_a_damaged_archive_leaves_nothing(how, why, route, small, files, server,
     packed = tmp_path / "packed.tar.gz"
     packed.write_bytes(server.content)
     monkeypatch.setenv("CIFAR10_SOURCE", str(packed) if route == "path" else server.url)
-    with pytest.raises(Unavailable) as failure:
+    with pytest.raises(AllSourcesFailed) as failure:
         fetch(small, tmp_path)
     assert why in failure.value.reasons[0][1]
     assert set(content_of(tmp_path)) == {"packed.tar.gz"}
@@ -106,7 +105,7 @@ def test_a_damaged_archive_leaves_nothing(how, why, route, small, files, server,
 def test_a_damaged_download_does_not_touch_what_is_there(small, files, server, tmp_path):
     folder = unpacked(tmp_path / "raw" / "cifar10", {"data_batch_1": files["data_batch_1"]})
     server.content = server.content[: len(server.content) // 2]
-    with pytest.raises(Unavailable):
+    with pytest.raises(AllSourcesFailed):
         fetch(small, tmp_path, server.url)
     assert set(content_of(folder)) == {"data_batch_1"}
 
@@ -143,16 +142,18 @@ def test_a_label_out_of_range_is_refused(small, files, tmp_path):
     changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}
     # Its own checksums, as if it had been published so: otherwise the checksum says no first.
     source = Cifar10({name: md5(content).hexdigest() for name, content in changed.items()})
-    with pytest.raises(Refusal, match="labels of the training part run from 0 to 2: a source of 2 classes must number"):
+    with pytest.raises(
+        UserError, match="labels of the training part run from 0 to 2: a source of 2 classes must number"
+    ):
         source.read(unpacked(tmp_path / "x", changed))
 
 
 def test_nothing_unverified_is_unpickled(small, files, tmp_path):
     folder = unpacked(tmp_path / "x", files | {"data_batch_2": files["data_batch_1"]})
-    with pytest.raises(Refusal, match="data_batch_2 is not the published file.*dvc repro -f download"):
+    with pytest.raises(UserError, match="data_batch_2 is not the published file.*dvc repro -f download"):
         small.read(folder)
     (folder / "data_batch_2").unlink()
-    with pytest.raises(Refusal, match="data_batch_2"):
+    with pytest.raises(UserError, match="data_batch_2"):
         small.read(folder)
 
 

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 from profiles import ADOBE_RGB, DISPLAY_P3, GAMMA, cmyk_profile, grey_profile, rgb_profile
 
-from cifar_pipeline.data.colours import Colours
-from cifar_pipeline.data.pictures import read_picture
+from cifar_pipeline.data.images import ColorConverter, load_image
 
 SHAPE = (8, 8, 3)
 # XYZ of D50 to linear sRGB, as Bruce Lindbloom publishes it (Bradford).
@@ -34,7 +33,7 @@ def expected(colour: tuple[int, ...], primaries: tuple[tuple[float, ...], ...]) 
 
 
 def colour_of(path: Path, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    pixels = read_picture(path, shape)
+    pixels = load_image(path, shape)
     assert (pixels == pixels[0, 0]).all()
     return pixels[0, 0].astype(int)
 
@@ -102,7 +101,7 @@ def test_the_profile_of_srgb_itself_changes_no_pixel(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile)
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", SHAPE), pixels)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", SHAPE), pixels)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +143,4 @@ def test_what_a_file_without_a_profile_says_is_nothing(tmp_path: Path) -> None:
     for suffix in ("png", "jpg", "gif", "bmp", "tif", "webp"):
         content = BytesIO()
         Image.new("RGB", (20, 12), (9, 99, 199)).save(content, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
-        assert Colours.of(Image.open(content)) == Colours()
+        assert ColorConverter.of(Image.open(content)) == ColorConverter()

@@ -12,7 +12,7 @@ import pytest
 from folders import content_of
 from project import ROOT, Project
 
-from cifar_pipeline.data.fetch import CHUNK
+from cifar_pipeline.data.sources.download import DOWNLOAD_CHUNK
 
 HEAVY = ("torch", "torchvision", "lightning", "pytorch_lightning", "mlflow")
 
@@ -89,5 +89,5 @@ def test_a_killed_download_goes_on_where_it_was(tmp_path, server, files, archive
     second = run("download", tmp_path, mirror)
     assert second.returncode == 0, second.stderr
     (asked,) = server.asked
-    assert len(archive) // 4 < int(asked.removeprefix("bytes=").removesuffix("-")) <= len(archive) // 2 + CHUNK
+    assert len(archive) // 4 < int(asked.removeprefix("bytes=").removesuffix("-")) <= len(archive) // 2 + DOWNLOAD_CHUNK
     assert content_of(tmp_path / "data" / "raw" / "cifar10") == files

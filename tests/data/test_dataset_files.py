@@ -7,28 +7,26 @@ import pytest
 import torch
 from folders import content_of
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.data.official import PARTS, Official
-from cifar_pipeline.data.pieces import PIECE_BYTES, items_in_a_piece
+from cifar_pipeline.data.dataset import CHUNK_BYTES, Dataset, rows_per_chunk
+from cifar_pipeline.data.preprocessing import channel_mean_std, require_usable, stratified_split, write_dataset
+from cifar_pipeline.data.sources.base import SPLITS, RawDataset
 from cifar_pipeline.data.sources.digits import Digits
-from cifar_pipeline.data.split import require_usable, stratified_split
-from cifar_pipeline.data.writing import statistics, write
+from cifar_pipeline.utils.errors import UserError
 
 ASKED = {"source": {"_target_": "a.b.C"}, "fallback": {"_target_": "d.e.F"}, "val_fraction": 0.25, "split_seed": 0}
 
 
-def official(images: int = 40) -> Official:
+def official(images: int = 40) -> RawDataset:
     random = np.random.default_rng(0)
     train, test = (random.integers(0, 256, (count, 5, 4, 3), np.uint8) for count in (images, 8))
-    return Official(("cat", "dog"), train, np.arange(images) % 2, test, np.arange(8) % 2)
+    return RawDataset(("cat", "dog"), train, np.arange(images) % 2, test, np.arange(8) % 2)
 
 
-def make(folder, fraction: float = 0.25, used=ASKED, data: Official | None = None) -> Dataset:
+def make(folder, fraction: float = 0.25, used=ASKED, data: RawDataset | None = None) -> Dataset:
     data = data or official()
     folder.mkdir()
     train, val = stratified_split(data.train_labels, fraction, 0)
-    write(folder, data, train, val, source=Digits(0.2, 8), wanted="CIFAR-10", asked=ASKED, used=used)
+    write_dataset(folder, data, train, val, source=Digits(0.2, 8), wanted="CIFAR-10", asked=ASKED, used=used)
     return Dataset.open(folder)
 
 
@@ -40,7 +38,7 @@ def test_what_is_written_is_read_again(tmp_path):
         "val": (data.train_images[val], data.train_labels[val]),
         "test": (data.test_images, data.test_labels),
     }
-    for part in PARTS:
+    for part in SPLITS:
         for found, wanted in zip(dataset.part(part), expected[part], strict=True):
             np.testing.assert_array_equal(found, wanted)
             assert found.dtype == wanted.dtype
@@ -62,7 +60,7 @@ def test_the_same_data_is_the_same_bytes(tmp_path):
 
 
 def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("cifar_pipeline.data.pieces.PIECE_BYTES", 1000)
+    monkeypatch.setattr("cifar_pipeline.data.dataset.CHUNK_BYTES", 1000)
     data = official(40)
     dataset = make(tmp_path / "x", 0, data=data)
     np.testing.assert_array_equal(dataset.part("train")[0], data.train_images)
@@ -71,8 +69,8 @@ def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
 
 
 def test_a_piece_holds_an_image_of_any_size():
-    assert items_in_a_piece(3072) * 3072 <= PIECE_BYTES
-    assert items_in_a_piece(2 * PIECE_BYTES) == 1
+    assert rows_per_chunk(3072) * 3072 <= CHUNK_BYTES
+    assert rows_per_chunk(2 * CHUNK_BYTES) == 1
 
 
 def test_pictures_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
@@ -87,7 +85,7 @@ def test_pictures_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path)
 
 
 def test_statistics_of_one_colour_are_exact():
-    mean, std = statistics(np.full((3, 2, 2, 1), 51, np.uint8))
+    mean, std = channel_mean_std(np.full((3, 2, 2, 1), 51, np.uint8))
     assert (mean, std) == ([0.2], [0.0])
 
 
@@ -139,7 +137,7 @@ def other_type(path):
 @pytest.mark.parametrize("file", ["train/images.npy", "test/labels.npy"])
 def test_a_wrong_array_is_refused(damage, file, tmp_path):
     damage(make(tmp_path / "x").folder / file)
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         Dataset.open(tmp_path / "x")
     assert str(tmp_path / "x" / file) in str(refusal.value)
     assert "dvc repro -f preprocess" in str(refusal.value)
@@ -148,7 +146,7 @@ def test_a_wrong_array_is_refused(damage, file, tmp_path):
 def test_an_array_of_the_right_kind_but_of_another_data_set_is_found_by_verify(tmp_path):
     dataset = make(tmp_path / "x")
     np.save(dataset.folder / "val" / "labels.npy", np.zeros(10, np.int64))
-    with pytest.raises(Refusal, match="val/labels.npy has other content"):
+    with pytest.raises(UserError, match="val/labels.npy has other content"):
         Dataset.open(tmp_path / "x").verify()
 
 
@@ -168,7 +166,7 @@ def test_a_wrong_description_is_refused(change, tmp_path):
         path.write_text(json.dumps(values | {"colour": 1}))
     else:
         path.write_text(json.dumps(values | {"sizes": {"train": 30}}))
-    with pytest.raises(Refusal, match="dataset.json.*dvc repro -f preprocess"):
+    with pytest.raises(UserError, match="dataset.json.*dvc repro -f preprocess"):
         Dataset.open(tmp_path / "x")
 
 
@@ -183,23 +181,23 @@ def test_a_wrong_description_is_refused(change, tmp_path):
 )
 def test_a_source_of_ones_own_that_yields_something_else_is_refused(field, value, word):
     values = vars(official()) | {field: value}
-    with pytest.raises(Refusal, match=word):
-        Official(**values)
+    with pytest.raises(UserError, match=word):
+        RawDataset(**values)
 
 
 @pytest.mark.parametrize("text", ["[", '["a.png"]', '{"a": 1}', "[1, 2, 3]"])
 def test_a_list_of_files_that_is_not_the_parts_is_refused(text, tmp_path):
     dataset = make(tmp_path / "x")
     (dataset.folder / "train" / "files.json").write_text(text)
-    with pytest.raises(Refusal, match=r"train/files\.json is damaged or of another data set; `dvc repro"):
+    with pytest.raises(UserError, match=r"train/files\.json is damaged or of another data set; `dvc repro"):
         dataset.files("train")
 
 
-def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> Official:
+def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> RawDataset:
     def images(labels: list[int]) -> np.ndarray:
         return np.zeros((len(labels), 4, 4, 3), np.uint8)
 
-    return Official(classes, images(train), np.array(train, np.int64), images(test), np.array(test, np.int64))
+    return RawDataset(classes, images(train), np.array(train, np.int64), images(test), np.array(test, np.int64))
 
 
 @pytest.mark.parametrize(
@@ -213,5 +211,5 @@ def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> Off
 )
 def test_data_that_nothing_can_be_learnt_from_is_refused(classes, train, test, words):
     official = labelled(classes, train, test)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         require_usable(official, np.arange(len(train)), "own")

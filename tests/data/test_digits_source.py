@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from folders import content_of
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.sources.digits import Digits, enlarge
+from cifar_pipeline.data.sources.digits import Digits, upscale
+from cifar_pipeline.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def test_the_enlarged_images_never_change(folder):
 
 def test_enlarging_keeps_every_pixel():
     digit = np.arange(64, dtype=np.uint8).reshape(1, 8, 8) % 17
-    large = enlarge(digit, 32)
+    large = upscale(digit, 32)
     assert (large[0, ::4, ::4, 0] == np.round(digit[0] * 255.0 / 16)).all()
     assert (large[0, 3::4, 3::4, 2] == large[0, ::4, ::4, 0]).all()
-    assert enlarge(digit, 28).shape == (1, 28, 28, 3)
-    assert enlarge(np.array([[[0, 16]]], np.uint8), 2)[0, 0, :, 0].tolist() == [0, 255]
+    assert upscale(digit, 28).shape == (1, 28, 28, 3)
+    assert upscale(np.array([[[0, 16]]], np.uint8), 2)[0, 0, :, 0].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("content", [b"", b"no array"])
@@ -56,10 +56,10 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     source.fetch(tmp_path / "digits", [], 1, tmp_path)
     (tmp_path / "digits" / "images.npy").write_bytes(content)
     assert not source.is_complete(tmp_path / "digits")
-    with pytest.raises(Refusal, match="dvc repro -f download"):
+    with pytest.raises(UserError, match="dvc repro -f download"):
         source.read(tmp_path / "digits")
 
 
 def test_a_size_of_zero_is_refused():
-    with pytest.raises(Refusal, match="size"):
+    with pytest.raises(UserError, match="size"):
         Digits(0.2, 0)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from cifar_pipeline.data.failures import Unusable
-from cifar_pipeline.data.fetch import CHUNK, download, find_host, reason
+from cifar_pipeline.data.sources.base import SourceError
+from cifar_pipeline.data.sources.download import DOWNLOAD_CHUNK, describe_request_error, download, resolve_host
 
 MOST = 1 << 20
 
@@ -21,7 +21,7 @@ def fetch(server, archive, tmp_path, monkeypatch):
 
     def check(path: Path) -> None:
         if path.read_bytes() != archive:
-            raise Unusable("wrong bytes")
+            raise SourceError("wrong bytes")
 
     def fetch(timeout: float = 5, most: int = MOST) -> Path:
         return download(server.url, tmp_path / "cache", timeout, check, most)
@@ -31,7 +31,7 @@ def fetch(server, archive, tmp_path, monkeypatch):
 
 def resumed_near_half(asked: str, archive: bytes) -> bool:
     start = int(asked.removeprefix("bytes=").removesuffix("-"))
-    return len(archive) // 2 - CHUNK <= start <= len(archive) // 2
+    return len(archive) // 2 - DOWNLOAD_CHUNK <= start <= len(archive) // 2
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -62,7 +62,7 @@ def test_a_download_goes_on_where_it_broke_off(fetch, server, archive):
 
 def test_a_download_that_was_given_up_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
     server.answer = server.hang_after_half
-    with pytest.raises(Unusable, match="silent for 0.2 s"):
+    with pytest.raises(SourceError, match="silent for 0.2 s"):
         fetch(timeout=0.2)
     assert all(".partial" in name for name in left(tmp_path))
     server.answer = server.send
@@ -75,7 +75,7 @@ def test_a_download_that_was_given_up_goes_on_in_the_next_call(fetch, server, ar
 def test_a_download_begins_anew_when_the_file_has_changed_meanwhile(fetch, server, archive):
     server.content = bytes(reversed(archive))
     server.answer = server.hang_after_half
-    with pytest.raises(Unusable):
+    with pytest.raises(SourceError):
         fetch(timeout=0.2)
     server.content, server.answer = archive, server.send
     assert fetch().read_bytes() == archive
@@ -83,7 +83,7 @@ def test_a_download_begins_anew_when_the_file_has_changed_meanwhile(fetch, serve
 
 def test_a_download_begins_anew_when_two_halves_do_not_fit(fetch, server, archive, tmp_path):
     server.answer = server.hang_after_half
-    with pytest.raises(Unusable):
+    with pytest.raises(SourceError):
         fetch(timeout=0.2)
     (partial,) = [path for path in (tmp_path / "cache").iterdir() if path.name.endswith(".partial")]
     partial.write_bytes(b"?" * partial.stat().st_size)
@@ -101,7 +101,7 @@ def test_a_whole_partial_file_is_taken(fetch, server, archive, tmp_path):
 def test_a_host_that_hangs_is_given_up_in_seconds(fetch, server):
     server.answer = server.hang
     begin = time.monotonic()
-    with pytest.raises(Unusable, match="silent for 1 s"):
+    with pytest.raises(SourceError, match="silent for 1 s"):
         fetch(timeout=1)
     assert time.monotonic() - begin < 3
     assert len(server.asked) == 1
@@ -115,7 +115,7 @@ def test_a_host_that_sends_one_elsewhere_for_ever_is_given_up(fetch, server):
         request.end_headers()
 
     server.answer = elsewhere
-    with pytest.raises(Unusable, match="redirects"):
+    with pytest.raises(SourceError, match="redirects"):
         fetch()
 
 
@@ -141,7 +141,7 @@ def test_a_slow_host_has_its_time(fetch, server, archive):
 def test_a_web_page_is_no_archive(fetch, server, tmp_path, content, kind):
     server.content = content
     server.answer = lambda request: server.send(request, kind)
-    with pytest.raises(Unusable, match="web page"):
+    with pytest.raises(SourceError, match="web page"):
         fetch()
     assert all(".partial" in name for name in left(tmp_path))
     server.content, server.answer = b"", server.send
@@ -149,13 +149,13 @@ def test_a_web_page_is_no_archive(fetch, server, tmp_path, content, kind):
 
 def test_wrong_bytes_take_no_name(fetch, server, tmp_path):
     server.content = b"\x1f\x8b something else"
-    with pytest.raises(Unusable, match="wrong bytes"):
+    with pytest.raises(SourceError, match="wrong bytes"):
         fetch()
     assert left(tmp_path) == []
 
 
 def test_absurd_sizes_are_refused_before_and_during_the_transfer(fetch, server):
-    with pytest.raises(Unusable, match="far more"):
+    with pytest.raises(SourceError, match="far more"):
         fetch(most=100)
 
     def without_length(request):
@@ -164,24 +164,24 @@ def test_absurd_sizes_are_refused_before_and_during_the_transfer(fetch, server):
         request.wfile.write(server.content)
 
     server.answer = without_length
-    with pytest.raises(Unusable, match="far more"):
+    with pytest.raises(SourceError, match="far more"):
         fetch(most=100)
 
 
 def test_an_error_of_the_host_is_named(fetch, server, tmp_path):
     server.answer = lambda request: request.send_error(404)
-    with pytest.raises(Unusable, match="answers 404 Not Found"):
+    with pytest.raises(SourceError, match="answers 404 Not Found"):
         fetch()
-    with pytest.raises(Unusable, match="refuses"):
+    with pytest.raises(SourceError, match="refuses"):
         download("http://127.0.0.1:9/x.tar.gz", tmp_path, 1, lambda _: None, MOST)
 
 
 def test_a_name_server_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: time.sleep(2))
-    with pytest.raises(Unusable, match="within 0.1 s"):
-        find_host("https://example.org/x", 0.1)
+    with pytest.raises(SourceError, match="within 0.1 s"):
+        resolve_host("https://example.org/x", 0.1)
 
 
 def test_the_reason_of_a_failed_download_is_a_few_words():
-    assert reason(requests.ConnectTimeout(), 10) == "no connection within 10 s"
-    assert reason(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"
+    assert describe_request_error(requests.ConnectTimeout(), 10) == "no connection within 10 s"
+    assert describe_request_error(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"

@@ -9,10 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from small_cifar10 import pack
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.raw import bring
+from cifar_pipeline.data.sources.base import AllSourcesFailed, fetch_or_fallback
 from cifar_pipeline.data.sources.fashion_mnist import FashionMnist, idx_array
+from cifar_pipeline.utils.errors import UserError
 
 
 def idx(array):
@@ -61,7 +60,7 @@ def no_place_of_ones_own(monkeypatch):
 
 def test_the_four_files_come_from_a_folder_of_the_web(contents, pictures, site, tmp_path):
     source, raw = source_of(contents), tmp_path / "raw"
-    assert bring(raw, source, None, [f"{site}/empty/", f"{site}/fashion/"], 5, tmp_path / "cache") is source
+    assert fetch_or_fallback(raw, source, None, [f"{site}/empty/", f"{site}/fashion/"], 5, tmp_path / "cache") is source
     official = source.read(raw / "fashion_mnist")
     assert official.classes[9] == "Ankle boot"
     assert (official.train_images == pictures[:4, :, :, None]).all()
@@ -85,17 +84,17 @@ def test_a_folder_and_an_archive_of_ones_own_will_do(contents, tmp_path, monkeyp
 
 def test_other_files_than_the_published_ones_are_refused(site, tmp_path):
     published = instantiate(OmegaConf.load("conf/data/source/fashion_mnist.yaml"))
-    with pytest.raises(Unavailable) as failure:
+    with pytest.raises(AllSourcesFailed) as failure:
         published.fetch(tmp_path / "raw", [f"{site}/fashion/"], 5, tmp_path / "cache")
     assert "train-images-idx3-ubyte.gz is not the published file" in failure.value.reasons[0][1]
-    with pytest.raises(Refusal, match="set FASHION_MNIST_SOURCE to an"):
-        bring(tmp_path / "data", published, None, [], 5, tmp_path / "cache")
+    with pytest.raises(UserError, match="set FASHION_MNIST_SOURCE to an"):
+        fetch_or_fallback(tmp_path / "data", published, None, [], 5, tmp_path / "cache")
 
 
 def test_a_changed_file_is_not_read(contents, tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content + b"more")
-    with pytest.raises(Refusal, match="is not the published file"):
+    with pytest.raises(UserError, match="is not the published file"):
         source_of(contents).read(tmp_path)
 
 
@@ -113,7 +112,7 @@ def test_files_that_hold_no_images_are_refused(contents, tmp_path, images, said)
     contents["train-images-idx3-ubyte.gz"] = images
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         source_of(contents).read(tmp_path)
 
 
@@ -121,7 +120,7 @@ def test_no_more_is_unpacked_than_is_allowed(contents, tmp_path, monkeypatch):
     monkeypatch.setattr(FashionMnist, "most_per_member", 1000)
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(Refusal, match="and 985 follow"):
+    with pytest.raises(UserError, match="and 985 follow"):
         source_of(contents).read(tmp_path)
 
 

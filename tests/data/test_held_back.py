@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.split import stratified_split
+from cifar_pipeline.data.preprocessing import stratified_split
+from cifar_pipeline.utils.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 73, 101, 27]))
 
@@ -39,7 +39,7 @@ def test_nothing_is_held_back_where_the_fraction_is_zero():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.2, float("nan")])
 def test_what_is_no_fraction_is_refused(fraction):
-    with pytest.raises(Refusal, match="cannot be held back"):
+    with pytest.raises(UserError, match="cannot be held back"):
         stratified_split(LABELS, fraction, seed=0)
 
 
@@ -51,5 +51,5 @@ def test_of_each_class_an_image_is_on_both_sides(fraction, held):
 
 
 def test_a_class_of_a_single_image_is_refused_by_its_name():
-    with pytest.raises(Refusal, match=r"class bee, cat there is a single image.*data\.val_fraction to 0"):
+    with pytest.raises(UserError, match=r"class bee, cat there is a single image.*data\.val_fraction to 0"):
         stratified_split(np.array([0, 0, 1, 2]), 0.5, 0, ("ant", "bee", "cat"), "data.val_fraction")

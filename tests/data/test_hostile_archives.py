@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from small_cifar10 import pack
 
-from cifar_pipeline.data.archive import members
-from cifar_pipeline.data.failures import Unusable
+from cifar_pipeline.data.sources.archive import iter_members
+from cifar_pipeline.data.sources.base import SourceError
 from cifar_pipeline.data.sources.digits import Digits
 
 NAMES = ("a", "b")
@@ -23,7 +23,7 @@ NAMES = ("a", "b")
 def read(tmp_path: Path, content: bytes, most: int = 1000) -> dict[str, bytes]:
     path = tmp_path / "archive"
     path.write_bytes(content)
-    return dict(members(path, NAMES, most))
+    return dict(iter_members(path, NAMES, most))
 
 
 def link(name: str, kind: bytes) -> tarfile.TarInfo:
@@ -39,39 +39,39 @@ def test_the_named_files_are_found_wherever_they_lie(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a", "x/../../a", "/a", "..\\a"])
 def test_a_path_out_of_the_archive_is_refused(tmp_path, name):
-    with pytest.raises(Unusable, match="leads out of it"):
+    with pytest.raises(SourceError, match="leads out of it"):
         read(tmp_path, pack({name: b"1"}))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_a_link_or_a_device_is_refused(tmp_path, kind):
-    with pytest.raises(Unusable, match="a link or a device"):
+    with pytest.raises(SourceError, match="a link or a device"):
         read(tmp_path, pack({}, link("x/a", kind)))
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(Unusable, match="twice"):
+    with pytest.raises(SourceError, match="twice"):
         read(tmp_path, pack({"x/a": b"1", "y/a": b"2"}))
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
-    with pytest.raises(Unusable, match="more than was expected"):
+    with pytest.raises(SourceError, match="more than was expected"):
         read(tmp_path, pack({"a": bytes(1001)}))
-    with pytest.raises(Unusable, match="more than was expected"):
+    with pytest.raises(SourceError, match="more than was expected"):
         read(tmp_path, pack({f"other-{index}": bytes(900) for index in range(20)}))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"\x1f\x8b\x08 cut"])
 def test_what_is_no_archive_is_refused(tmp_path, content):
-    with pytest.raises(Unusable, match="no whole tar archive"):
+    with pytest.raises(SourceError, match="no whole tar archive"):
         read(tmp_path, content)
 
 
 def test_a_cut_archive_is_refused(tmp_path, archive):
-    with pytest.raises(Unusable, match="no whole tar archive"):
+    with pytest.raises(SourceError, match="no whole tar archive"):
         path = tmp_path / "archive"
         path.write_bytes(archive[: len(archive) // 2])
-        list(members(path, ["data_batch_1", "test_batch"], 1 << 20))
+        list(iter_members(path, ["data_batch_1", "test_batch"], 1 << 20))
 
 
 def header(name: str, size: int, kind: bytes) -> bytes:
@@ -113,7 +113,7 @@ def test_a_header_of_64_mb_is_refused_before_it_takes_memory(tmp_path, kind):
     assert len(content) < 1 << 20
 
     def refused() -> None:
-        with pytest.raises(Unusable, match="headers are too large"):
+        with pytest.raises(SourceError, match="headers are too large"):
             read(tmp_path, content)
 
     assert peak(refused) < 16 << 20
@@ -135,16 +135,16 @@ SENSELESS = {
 @pytest.mark.parametrize("case", SENSELESS)
 def test_headers_without_sense_are_refused_at_once(tmp_path, case):
     content = SENSELESS[case] + header("a", 1, tarfile.REGTYPE) + block(b"1") * 3
-    with pytest.raises(Unusable):
+    with pytest.raises(SourceError):
         read(tmp_path, content)
 
 
 def test_entries_without_end_are_refused_and_take_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("cifar_pipeline.data.archive.MOST_ENTRIES", 10_000)
+    monkeypatch.setattr("cifar_pipeline.data.sources.archive.MAX_ENTRIES", 10_000)
     content = gzip.compress(header("x", 0, tarfile.REGTYPE) * 10_001, 1)
 
     def refused() -> None:
-        with pytest.raises(Unusable, match="more than 10,000 files"):
+        with pytest.raises(SourceError, match="more than 10,000 files"):
             read(tmp_path, content)
 
     assert peak(refused) < 2 << 20
@@ -153,7 +153,7 @@ def test_entries_without_end_are_refused_and_take_no_memory(tmp_path, monkeypatc
 def test_an_xz_archive_that_asks_for_a_dictionary_of_a_gigabyte_is_refused(tmp_path):
     packed = bytearray(lzma.compress(gzip.decompress(pack({"a": b"1"})), lzma.FORMAT_ALONE))
     packed[1:5] = (1 << 30).to_bytes(4, "little")  # where this format keeps the dictionary's size
-    with pytest.raises(Unusable, match="[Mm]emory"):
+    with pytest.raises(SourceError, match="[Mm]emory"):
         read(tmp_path, bytes(packed))
 
 
@@ -170,7 +170,7 @@ def test_every_packing_is_read_in_one_or_several_streams(tmp_path, compress):
     if compress not in (bytes, alone):
         halves = compress(plain[:5000]) + compress(plain[5000:])
         assert read(tmp_path, halves, 1 << 20) == {"a": contents["x/a"], "b": b"2"}
-        with pytest.raises(Unusable, match="no whole tar archive"):
+        with pytest.raises(SourceError, match="no whole tar archive"):
             read(tmp_path, compress(plain)[:-40], 1 << 20)
 
 

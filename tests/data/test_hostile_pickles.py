@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cifar_pipeline.data.unpickle import unpickle
+from cifar_pipeline.data.sources.cifar import unpickle
 
 
 class Hostile:

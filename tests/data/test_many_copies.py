@@ -2,20 +2,20 @@
 
 from PIL import Image
 
-from cifar_pipeline.data import resized
-from cifar_pipeline.data.resized import Resized
+from cifar_pipeline.data import resize_cache
+from cifar_pipeline.data.resize_cache import ResizedImageCache
 
 COPIES = 300
 
 
 def test_many_copies_of_one_picture_are_kept_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 1)  # a block for each copy
-    monkeypatch.setattr(resized, "cores", lambda: 8)
+    monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 1)  # a block for each copy
+    monkeypatch.setattr(resize_cache, "available_cores", lambda: 8)
     files = [tmp_path / f"{number}.png" for number in range(COPIES)]
     Image.new("RGB", (8, 8), (200, 100, 50)).save(files[0])
     for file in files[1:]:
         file.write_bytes(files[0].read_bytes())
-    kept = Resized(tmp_path / "cache", (8, 8, 3), "crop")
+    kept = ResizedImageCache(tmp_path / "cache", (8, 8, 3), "crop")
     places = kept.take(files)
     assert len(set(places)) == 1
     assert sorted(path.suffix for path in kept.folder.iterdir()) == [".json", ".npy"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data import pictures as decoding
-from cifar_pipeline.data import resized
-from cifar_pipeline.data.official import Official
+from cifar_pipeline.data import images as decoding
+from cifar_pipeline.data import resize_cache
+from cifar_pipeline.data.preprocessing import train_val_split
+from cifar_pipeline.data.sources.base import RawDataset
 from cifar_pipeline.data.sources.csv_table import CsvTable
 from cifar_pipeline.data.sources.image_folder import ImageFolder
-from cifar_pipeline.data.split import parted
+from cifar_pipeline.utils.errors import UserError
 
 OPTIONS = {
     "root": "mine", "size": 8, "fit": "crop", "test_fraction": 0.25, "split_seed": 0, "max_bad": 0,
@@ -48,16 +48,16 @@ def tree(prefix: str = "", count: int = 8, start: int = 0) -> None:
             picture(f"{prefix}{name}/{below}{number}.png", shade, (10 + number, 30 - number))
 
 
-def read(source=ImageFolder, **options) -> Official:
+def read(source=ImageFolder, **options) -> RawDataset:
     return source(**{**OPTIONS, **options}).read(Path("raw"))
 
 
 def kept() -> Path:
     """Where the resized pictures are kept, as the code of today makes them."""
-    return Path(".cache/pictures", resized.cache_key(), "8x8x3-crop")
+    return Path(".cache/pictures", resize_cache.cache_key(), "8x8x3-crop")
 
 
-def pixels(official: Official, part: str) -> np.ndarray:
+def pixels(official: RawDataset, part: str) -> np.ndarray:
     images = getattr(official, f"{part}_images")
     return images[np.arange(len(images))]
 
@@ -92,7 +92,7 @@ def test_parts_that_stand_in_folders_are_taken_as_they_are():
     tree("valid/", 2, start=4)
     tree("test/", 3, start=6)
     official = read()
-    train, val = parted(official, 0.5, 0)
+    train, val = train_val_split(official, 0.5, 0)
     assert {name.split("/")[0] for name in official.test_names} == {"test"} and len(official.test_names) == 9
     assert {official.train_names[index].split("/")[0] for index in val} == {"valid"} and len(val) == 6
     assert {official.train_names[index].split("/")[0] for index in train} == {"train"} and len(train) == 12
@@ -103,7 +103,7 @@ def test_without_a_test_folder_a_fraction_of_the_training_pictures_is_kept_apart
     tree("val/", 2, start=8)
     official = read()
     assert len(official.test_names) == 6 and {name.split("/")[0] for name in official.test_names} == {"train"}
-    assert len(parted(official, 0.5, 0)[1]) == 6
+    assert len(train_val_split(official, 0.5, 0)[1]) == 6
 
 
 @pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0))])
@@ -122,8 +122,8 @@ class Counted:
     """Counts the pictures that are decoded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.number, self.lock, self.real = 0, threading.Lock(), resized.read_picture
-        monkeypatch.setattr(resized, "read_picture", self)
+        self.number, self.lock, self.real = 0, threading.Lock(), resize_cache.load_image
+        monkeypatch.setattr(resize_cache, "load_image", self)
 
     def __call__(self, *arguments):
         with self.lock:
@@ -136,7 +136,7 @@ class Counted:
 
 
 def test_nothing_is_resized_twice(monkeypatch):
-    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 5)
+    monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 5)
     tree()
     counted = Counted(monkeypatch)
     before = pixels(read(), "train")
@@ -152,7 +152,7 @@ def test_nothing_is_resized_twice(monkeypatch):
 
 
 def test_what_is_used_no_more_is_not_kept(monkeypatch):
-    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 4)
+    monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 4)
     tree()
     read()
     shards = {path.name for path in kept().iterdir()}
@@ -181,7 +181,7 @@ def test_files_that_give_no_picture_are_listed_and_left_out_up_to_a_limit(capsys
     Path("mine/ant/broken.jpg").write_bytes(b"no picture")
     Path("mine/bee/empty.png").write_bytes(b"")
     Path("mine/bee/notes.txt").write_text("not meant")
-    with pytest.raises(Refusal, match=r"2 files give no picture, more than data\.max_bad=1: .*max_bad: 2"):
+    with pytest.raises(UserError, match=r"2 files give no picture, more than data\.max_bad=1: .*max_bad: 2"):
         read(max_bad=1)
     said = capsys.readouterr().err
     assert "mine/ant/broken.jpg: it is no image of a known format." in said
@@ -294,7 +294,7 @@ def test_a_class_that_loses_all_its_pictures_ends_it_with_the_reasons(made, word
     monkeypatch.setattr(decoding, "HEIC_PLUGIN", "not_installed")
     made()
     source = ImageFolder(**{**OPTIONS, "max_bad": 100})
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         source.read(Path("raw"))
 
 
@@ -302,7 +302,7 @@ def test_what_is_left_after_bad_files_is_what_is_parted():
     tree(count=2)
     Path("mine/ant/0.png").unlink(missing_ok=True)
     Path("mine/ant/1.png").write_bytes(b"no picture")
-    with pytest.raises(Refusal, match=r"Of class ant there is a single image left.*data\.test_fraction"):
+    with pytest.raises(UserError, match=r"Of class ant there is a single image left.*data\.test_fraction"):
         read(max_bad=1)
 
 
@@ -320,7 +320,7 @@ def test_a_part_that_lacks_a_class_is_said(capsys):
 def test_a_pipe_among_the_pictures_is_refused_before_dvc_waits_for_it(tmp_path):
     tree()
     os.mkfifo("mine/cat/deep/pipe.png")
-    with pytest.raises(Refusal, match=r"mine/cat/deep/pipe\.png: it is a named pipe, not a file\. DVC.* remove it"):
+    with pytest.raises(UserError, match=r"mine/cat/deep/pipe\.png: it is a named pipe, not a file\. DVC.* remove it"):
         ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
 
 
@@ -330,13 +330,13 @@ def test_other_code_or_other_libraries_find_nothing_kept(monkeypatch):
     counted = Counted(monkeypatch)
     before = cache_of(read())
     assert counted.since() == 24 and cache_of(read()) == before and counted.since() == 0
-    made = resized.decoders
-    monkeypatch.setattr(resized, "decoders", lambda: {**made(), "pillow": "99.0"})
+    made = resize_cache.decoders
+    monkeypatch.setattr(resize_cache, "decoders", lambda: {**made(), "pillow": "99.0"})
     assert cache_of(read()) != before and counted.since() == 24
     assert len(list(Path(".cache/pictures").iterdir())) == 1
 
 
-def cache_of(official: Official) -> str:
+def cache_of(official: RawDataset) -> str:
     assert len(official.train_labels) == 18
     (place,) = Path(".cache/pictures").iterdir()
     return place.name
@@ -397,7 +397,7 @@ def untrained() -> None:
 )
 def test_what_makes_no_data_set_is_refused(made, words):
     made()
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         read()
 
 
@@ -410,15 +410,15 @@ def test_a_name_that_is_no_utf8_is_refused_for_what_it_is(name: str, tmp_path: P
     path.parent.mkdir(exist_ok=True)
     shutil.copy(tmp_path / "odd.png", path)
     words = r"mine/.*caf\\udce9.*: this name is not UTF-8.*: rename it"
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         read()
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
 
 
 def test_the_download_stage_looks_before_anything_is_resized(tmp_path):
     source = ImageFolder(**OPTIONS)
-    with pytest.raises(Refusal, match="There is no folder mine"):
+    with pytest.raises(UserError, match="There is no folder mine"):
         source.fetch(tmp_path / "raw", [], 1, tmp_path)
     tree()
     assert source.fetch(tmp_path / "raw", [], 1, tmp_path) == "mine (24 files of 3 classes, which stay there)"
@@ -432,7 +432,7 @@ def table(*rows: str, head: str = "path,label,split") -> None:
     Path("mine/labels.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
 
 
-def read_table(**options) -> Official:
+def read_table(**options) -> RawDataset:
     return read(CsvTable, table="labels.csv", **options)
 
 
@@ -445,7 +445,7 @@ def test_a_table_names_pictures_classes_and_parts():
     assert official.classes == ("dog", "äpfel")
     assert official.train_names == tuple(f"files/{number}.jpg" for number in (0, 2, 3, 4))
     assert official.train_labels.tolist() == [0, 1, 1, 0]
-    assert parted(official, 0.5, 0)[1].tolist() == [2]
+    assert train_val_split(official, 0.5, 0)[1].tolist() == [2]
     assert official.test_labels.tolist() == [0, 1]
     np.testing.assert_allclose(pixels(official, "test")[:, 4, 4, 0], [40, 200], atol=3)
 
@@ -491,7 +491,7 @@ def test_a_table_without_parts_is_parted_like_a_tree():
 )
 def test_a_table_that_makes_no_sense_is_refused_with_its_line(rows, head, words):
     table(*rows, head=head)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         read_table()
 
 
@@ -506,14 +506,14 @@ def test_a_table_that_makes_no_sense_is_refused_with_its_line(rows, head, words)
 def test_a_table_in_another_encoding_is_refused(content, words):
     Path("mine").mkdir()
     Path("mine/labels.csv").write_bytes(content)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         read_table()
 
 
 def test_a_table_that_is_no_regular_file_is_refused():
     Path("mine").mkdir()
     os.mkfifo("mine/labels.csv")
-    with pytest.raises(Refusal, match=r"labels\.csv is a named pipe, not a file"):
+    with pytest.raises(UserError, match=r"labels\.csv is a named pipe, not a file"):
         read_table()
 
 
@@ -537,7 +537,7 @@ def test_labels_that_differ_in_case_alone_are_said(capsys):
 
 def test_without_a_table_the_sentence_says_what_it_must_be():
     Path("mine").mkdir()
-    with pytest.raises(Refusal, match=r"There is no mine/labels\.csv: .*`path,label`"):
+    with pytest.raises(UserError, match=r"There is no mine/labels\.csv: .*`path,label`"):
         read_table()
 
 
@@ -550,7 +550,7 @@ def test_a_row_without_its_file_counts_as_one_that_gives_no_picture(capsys):
 
 
 def test_the_kept_list_names_each_file_by_its_content(monkeypatch):
-    monkeypatch.setattr(resized, "MOST_IN_A_SHARD", 3)
+    monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 3)
     tree()
     Path("mine/ant/copy.png").write_bytes(Path("mine/ant/1.png").read_bytes())
     read()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_pipeline.data import pictures
-from cifar_pipeline.data.pictures import Unreadable, content_of, limit_pixels, read_picture
+from cifar_pipeline.data import images
+from cifar_pipeline.data.images import UnreadableImage, load_image, read_bytes, set_max_megapixels
 
 SHAPE = (32, 32, 3)
 RED, WHITE, BLACK = [255, 0, 0], [255, 255, 255], [0, 0, 0]
@@ -24,7 +24,7 @@ ORIENTATION = 0x112
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back afterwards
     with warnings.catch_warnings():
-        limit_pixels(1, "predict.most_megapixels")
+        set_max_megapixels(1, "predict.most_megapixels")
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -38,7 +38,7 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pa
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
 def test_a_picture_of_the_right_size_is_its_pixels(tmp_path: Path, suffix: str) -> None:
-    read = read_picture(saved(tmp_path / f"a.{suffix}", picture()), SHAPE)
+    read = load_image(saved(tmp_path / f"a.{suffix}", picture()), SHAPE)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, picture())
 
@@ -46,13 +46,13 @@ def test_a_picture_of_the_right_size_is_its_pixels(tmp_path: Path, suffix: str) 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "jp2", "gif"])
 def test_formats_that_lose_a_little_are_read(tmp_path: Path, suffix: str) -> None:
     plain = np.full(SHAPE, RED, np.uint8)
-    read = read_picture(saved(tmp_path / f"a.{suffix}", plain), SHAPE)
+    read = load_image(saved(tmp_path / f"a.{suffix}", plain), SHAPE)
     np.testing.assert_allclose(read.astype(int), plain, atol=6)
 
 
 def test_a_picture_with_another_formats_name_is_read(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", picture()).rename(tmp_path / "photo.JPG")
-    np.testing.assert_array_equal(read_picture(tmp_path / "photo.JPG", SHAPE), picture())
+    np.testing.assert_array_equal(load_image(tmp_path / "photo.JPG", SHAPE), picture())
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -71,16 +71,16 @@ def test_a_camera_held_upright_gives_an_upright_picture(tmp_path: Path, turn: in
     exif = Image.Exif()
     exif[ORIENTATION] = turn
     stored = np.ascontiguousarray(undo[turn](picture()))
-    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", stored, exif=exif), SHAPE), picture())
+    np.testing.assert_array_equal(load_image(saved(tmp_path / "a.png", stored, exif=exif), SHAPE), picture())
 
 
 def test_grey_becomes_three_equal_channels_and_back(tmp_path: Path) -> None:
     grey = picture()[..., 0]
     path = saved(tmp_path / "a.png", grey)
-    np.testing.assert_array_equal(read_picture(path, SHAPE), np.repeat(grey[..., None], 3, 2))
-    np.testing.assert_array_equal(read_picture(path, (32, 32, 1)), grey[..., None])
+    np.testing.assert_array_equal(load_image(path, SHAPE), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(load_image(path, (32, 32, 1)), grey[..., None])
     colour = saved(tmp_path / "b.png", np.full(SHAPE, RED, np.uint8))
-    assert (read_picture(colour, (32, 32, 1)) == 76).all()  # the weight of red in grey
+    assert (load_image(colour, (32, 32, 1)) == 76).all()  # the weight of red in grey
 
 
 def test_what_is_transparent_is_white_and_what_is_half_so_is_mixed(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_is_transparent_is_white_and_what_is_half_so_is_mixed(tmp_path: Pat
     pixels[:8] = [*RED, 255]
     pixels[8:16] = [*RED, 0]
     pixels[16:] = [*BLACK, 128]
-    read = read_picture(saved(tmp_path / "a.png", pixels), SHAPE)
+    read = load_image(saved(tmp_path / "a.png", pixels), SHAPE)
     assert read[0, 0].tolist() == RED and read[8, 0].tolist() == WHITE and read[20, 0].tolist() == [127] * 3
 
 
@@ -98,13 +98,13 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (32, 32), colour)
     if mode == "P":
         image.putpalette([0, 0, 0, *RED])
-    assert (read_picture(saved(tmp_path / "a.png", image, transparency=colour), SHAPE) == 255).all()
+    assert (load_image(saved(tmp_path / "a.png", image, transparency=colour), SHAPE) == 255).all()
 
 
 def test_a_palette_is_looked_up_before_anything_is_scaled(tmp_path: Path) -> None:
     image = Image.fromarray(np.repeat([[0, 2]], 64, 0).repeat(32, 1).astype(np.uint8), "P")
     image.putpalette([*RED, *BLACK, *WHITE])
-    read = read_picture(saved(tmp_path / "a.png", image), SHAPE)
+    read = load_image(saved(tmp_path / "a.png", image), SHAPE)
     assert read[16, 0].tolist() == RED and read[16, -1].tolist() == WHITE
 
 
@@ -116,27 +116,27 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_cut_off(tmp_path: Path, suffix
         path.write_bytes(b"P5 32 32 65535\n" + deep.byteswap().tobytes())
     else:
         saved(path, deep)
-    np.testing.assert_array_equal(read_picture(path, SHAPE)[..., 0], (deep / 257).round())
+    np.testing.assert_array_equal(load_image(path, SHAPE)[..., 0], (deep / 257).round())
 
 
 def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
     for suffix in ("gif", "webp", "png"):
         path = saved(tmp_path / f"a.{suffix}", red, save_all=True, append_images=[blue], lossless=True)
-        assert read_picture(path, SHAPE)[0, 0].tolist() == RED
+        assert load_image(path, SHAPE)[0, 0].tolist() == RED
 
 
 def test_inks_of_a_printer_become_colours(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (32, 32), (0, 255, 255, 0)))
-    np.testing.assert_allclose(read_picture(path, SHAPE)[0, 0].astype(int), RED, atol=6)
+    np.testing.assert_allclose(load_image(path, SHAPE)[0, 0].astype(int), RED, atol=6)
 
 
 def test_the_middle_of_a_long_picture_is_taken(tmp_path: Path) -> None:
     pixels = np.zeros((64, 256, 3), np.uint8)
     pixels[:, 96:160] = RED
     pixels[:, :96] = pixels[:, 160:] = [0, 0, 255]
-    wide = read_picture(saved(tmp_path / "wide.png", pixels), SHAPE)
-    high = read_picture(saved(tmp_path / "high.png", pixels.transpose(1, 0, 2).copy()), SHAPE)
+    wide = load_image(saved(tmp_path / "wide.png", pixels), SHAPE)
+    high = load_image(saved(tmp_path / "high.png", pixels.transpose(1, 0, 2).copy()), SHAPE)
     for read in (wide, high):
         assert (read[2:-2, 2:-2] == RED).all()
 
@@ -144,13 +144,13 @@ def test_the_middle_of_a_long_picture_is_taken(tmp_path: Path) -> None:
 def test_scaling_down_mixes_pixels(tmp_path: Path) -> None:
     """A fine chessboard is grey from afar; taken pixel by pixel it would be black or white."""
     board = np.indices((256, 256)).sum(0) % 2 * 255
-    read = read_picture(saved(tmp_path / "a.png", board.astype(np.uint8)), SHAPE)
+    read = load_image(saved(tmp_path / "a.png", board.astype(np.uint8)), SHAPE)
     assert (abs(read.astype(int) - 127) < 12).all()
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(Unreadable) as unreadable:
-        read_picture(path, SHAPE)
+    with pytest.raises(UnreadableImage) as unreadable:
+        load_image(path, SHAPE)
     assert "\n" not in str(unreadable.value)
     return str(unreadable.value)
 
@@ -180,17 +180,17 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     bomb = saved(tmp_path / "bomb.png", Image.new("1", (5000, 5000)))
     assert bomb.stat().st_size < 10_000
     assert refusal(bomb) == "it has more than 1 million pixels (predict.most_megapixels)"
-    assert read_picture(saved(tmp_path / "a.png", Image.new("1", (1000, 1000))), SHAPE).shape == SHAPE
+    assert load_image(saved(tmp_path / "a.png", Image.new("1", (1000, 1000))), SHAPE).shape == SHAPE
 
 
 def test_a_file_larger_than_any_allowed_picture_is_not_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", picture())
     content = path.read_bytes()
     os.truncate(path, 1 << 40)  # a hole, which takes no place on the disk
-    with pytest.raises(Unreadable, match=r"it has 1,099,511,627,776 bytes, more than .*most_megapixels"):
-        content_of(path)
+    with pytest.raises(UnreadableImage, match=r"it has 1,099,511,627,776 bytes, more than .*most_megapixels"):
+        read_bytes(path)
     os.truncate(path, len(content))
-    assert content_of(path) == content
+    assert read_bytes(path) == content
 
 
 def test_bytes_that_are_changed_at_random_raise_nothing_else(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_bytes_that_are_changed_at_random_raise_nothing_else(tmp_path: Path) -> 
             for place in random.integers(0, len(broken), 4):
                 broken[place] = random.integers(256)
             (tmp_path / "broken").write_bytes(broken)
-            with contextlib.suppress(Unreadable):
-                assert read_picture(tmp_path / "broken", SHAPE).shape == SHAPE
+            with contextlib.suppress(UnreadableImage):
+                assert load_image(tmp_path / "broken", SHAPE).shape == SHAPE
 
 
 def heic(path: Path, pixels: np.ndarray, **options: object) -> Path:
@@ -219,25 +219,25 @@ def test_heic_is_read_whatever_it_is_called_and_turned_once(tmp_path: Path) -> N
     top_red = np.full((32, 64, 3), BLACK, np.uint8)
     top_red[:16] = RED
     for name in ("a.heic", "exported.jpg"):
-        read = read_picture(heic(tmp_path / name, top_red), SHAPE).astype(int)
+        read = load_image(heic(tmp_path / name, top_red), SHAPE).astype(int)
         assert abs(read[4] - RED).max() < 9 and abs(read[-4]).max() < 9
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # a quarter turn to the right shows it upright: the top goes to the right
-    read = read_picture(heic(tmp_path / "turned.heic", top_red, exif=exif.tobytes()), (64, 32, 3)).astype(int)
+    read = load_image(heic(tmp_path / "turned.heic", top_red, exif=exif.tobytes()), (64, 32, 3)).astype(int)
     assert abs(read[:, -4] - RED).max() < 9 and abs(read[:, 4]).max() < 9
 
 
 def test_heic_without_its_plugin_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch) -> None:
     path = heic(tmp_path / "a.heic", picture())
-    monkeypatch.setattr(pictures, "HEIC_PLUGIN", "not_installed")
+    monkeypatch.setattr(images, "HEIC_PLUGIN", "not_installed")
     monkeypatch.delitem(Image.OPEN, "HEIF")
-    pictures._formats.cache_clear()
+    images._formats.cache_clear()
     try:
         assert refusal(path) == (
             "it is HEIC, which needs the extra heif: `pip install --constraint constraints.txt --editable '.[heif]'`"
         )
     finally:
-        pictures._formats.cache_clear()
+        images._formats.cache_clear()
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
     assert refusal(tmp_path / "pipe.png") == refusal(tmp_path / "link.png") == "it is a named pipe, not a file"
     assert refusal(tmp_path / "zero.png") == "it is a device, not a file"
     for name in ("pipe.png", "zero.png"):
-        with pytest.raises(Unreadable, match="not a file"):
-            content_of(tmp_path / name)
+        with pytest.raises(UnreadableImage, match="not a file"):
+            read_bytes(tmp_path / name)
 
 
 def test_a_file_that_becomes_a_pipe_after_it_was_looked_at_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.raw import bring, present
+from cifar_pipeline.data.sources.base import available_source, fetch_or_fallback
 from cifar_pipeline.data.sources.digits import Digits
-from cifar_pipeline.files import only_one
+from cifar_pipeline.utils.atomic import exclusive_lock
+from cifar_pipeline.utils.errors import UserError
 
 CLOSED = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 
@@ -16,7 +16,7 @@ CLOSED = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 @pytest.fixture
 def download(small, tmp_path):
     def download(mirrors, fallback=None):
-        return bring(tmp_path / "data" / "raw", small, fallback, mirrors, 5, tmp_path / "cache")
+        return fetch_or_fallback(tmp_path / "data" / "raw", small, fallback, mirrors, 5, tmp_path / "cache")
 
     return download
 
@@ -37,7 +37,7 @@ def test_what_another_process_brought_meanwhile_is_kept(download, server, small,
     """Somebody may be reading it by now."""
     raw = tmp_path / "data" / "raw"
     with ThreadPoolExecutor(1) as pool:
-        with only_one(raw):
+        with exclusive_lock(raw):
             second = pool.submit(download, [server.url])
             while not (raw.parent / ".raw.lock").exists():
                 time.sleep(0.01)
@@ -60,7 +60,7 @@ def test_offline_the_fallback_is_taken_and_everything_is_said(download, small, t
     assert "make cifar10" in said
     assert "dvc repro -f download && dvc repro" in said
     assert "git restore dvc.lock reports" in said
-    assert present(tmp_path / "data" / "raw", small, digits) is digits
+    assert available_source(tmp_path / "data" / "raw", small, digits) is digits
 
 
 def test_the_real_data_takes_the_place_of_the_fallback(download, server, tmp_path):
@@ -72,14 +72,14 @@ def test_the_real_data_takes_the_place_of_the_fallback(download, server, tmp_pat
 
 def test_without_a_fallback_it_is_an_error_that_leaves_everything(download, tmp_path, capsys):
     download([CLOSED], Digits(0.2, 8))
-    with pytest.raises(Refusal, match="fallback is null"):
+    with pytest.raises(UserError, match="fallback is null"):
         download([CLOSED])
     assert names(tmp_path) == {"digits"}
     assert CLOSED in capsys.readouterr().err
 
 
 def test_missing_raw_data_is_refused_by_its_name(small, tmp_path):
-    with pytest.raises(Refusal, match="CIFAR-10 nor of digits: `dvc repro -f download`"):
-        present(tmp_path, small, Digits(0.2, 8))
-    with pytest.raises(Refusal, match="files of CIFAR-10: "):
-        present(tmp_path, small, None)
+    with pytest.raises(UserError, match="CIFAR-10 nor of digits: `dvc repro -f download`"):
+        available_source(tmp_path, small, Digits(0.2, 8))
+    with pytest.raises(UserError, match="files of CIFAR-10: "):
+        available_source(tmp_path, small, None)

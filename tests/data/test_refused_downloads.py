@@ -11,8 +11,7 @@ import pytest
 from folders import content_of
 from small_cifar10 import pack
 
-from cifar_pipeline.data.sources.cifar10 import FOLDER
-from cifar_pipeline.data.unpickle import unpickle
+from cifar_pipeline.data.sources.cifar import FOLDER, unpickle
 from download import download
 from preprocess import preprocess
 

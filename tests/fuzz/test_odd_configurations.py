@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from project import ROOT
 
-from cifar_pipeline.config.check import RULES, check
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.schema import SCHEMA, validate
+from cifar_pipeline.utils.errors import UserError
 
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
-KEYS = sorted(key for key in RULES if "*" not in key)
+KEYS = sorted(key for key in SCHEMA if "*" not in key)
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12)
 plain = st.none() | st.booleans() | st.integers() | st.floats() | words
 nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3))
@@ -22,7 +22,7 @@ nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dict
 def published():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return OmegaConf.to_container(composed([]), resolve=True)
+        return OmegaConf.to_container(compose_config([]), resolve=True)
 
 
 @tried(100)
@@ -36,8 +36,8 @@ def test_a_value_of_any_kind_is_taken_or_refused_in_a_sentence(cases, published)
             return  # OmegaConf's own; what a stage says of it is asked below
         assert isinstance(changed, DictConfig)
         try:
-            check(changed)
-        except Refusal as refusal:
+            validate(changed)
+        except UserError as refusal:
             assert str(refusal).endswith(".") and "\n" not in str(refusal)
 
 

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cifar_pipeline.inference.export import export_model
-from cifar_pipeline.inference.graph import NetworkGraph
+from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.models.wrappers import NormalizedModel
 
 SHAPE, CLASSES = (32, 32, 3), ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def network() -> RawPixels:
+def network() -> NormalizedModel:
     torch.manual_seed(0)
-    return RawPixels(LeNet(channels=3, size=32, classes=len(CLASSES)), mean=0.5, std=0.5).to(
+    return NormalizedModel(LeNet(channels=3, size=32, classes=len(CLASSES)), mean=0.5, std=0.5).to(
         memory_format=torch.channels_last
     )
 
@@ -37,14 +36,14 @@ def facts(**others: Any) -> dict[str, Any]:
 
 
 @cache
-def graph() -> NetworkGraph:
+def graph() -> OnnxTemplate:
     """The graph of `network`, exported once."""
-    return NetworkGraph.of(network(), SHAPE, "softmax")
+    return OnnxTemplate.of(network(), SHAPE, "softmax")
 
 
-def export(folder: Path, net: RawPixels | None = None, **others: Any) -> Path:
+def export(folder: Path, net: NormalizedModel | None = None, **others: Any) -> Path:
     """Write a network's model folder as `train` does."""
-    export_model(graph(), net or network(), facts(**others), folder)
+    save_model(graph(), net or network(), facts(**others), folder)
     return folder
 
 

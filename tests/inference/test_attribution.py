@@ -8,11 +8,9 @@ import torch
 from small_model import CLASSES, SHAPE, network, pictures
 from torch import Tensor, nn
 
-from cifar_pipeline.inference.attribution import attributions
-from cifar_pipeline.inference.probabilities import softmax
-from cifar_pipeline.inference.session import WEIGHTS
-from cifar_pipeline.inference.weights import load_weights
-from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
+from cifar_pipeline.inference.torch_model import attributions, load_weights
+from cifar_pipeline.models.wrappers import NormalizedModel, softmax
 
 GREY = [0.5, 0.4, 0.3]
 NAMED = np.array([3, 0, 7])
@@ -32,13 +30,13 @@ class Linear(nn.Module):
 
 
 @pytest.fixture
-def loaded(exported: Path) -> RawPixels:
+def loaded(exported: Path) -> NormalizedModel:
     """The network of our own code with the weights of a model folder."""
     net = network()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
-    load_weights(net, (exported / WEIGHTS).read_bytes(), exported / WEIGHTS)
+    load_weights(net, (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE)
     return net.eval()
 
 
@@ -48,14 +46,14 @@ def unchanged(logits: Tensor) -> Tensor:
 
 def test_attributions_of_a_linear_network_are_weight_times_distance() -> None:
     net, images = Linear(), pictures(3)
-    found = attributions(RawPixels(net, 0.5, 0.25), unchanged, images, NAMED, GREY)
+    found = attributions(NormalizedModel(net, 0.5, 0.25), unchanged, images, NAMED, GREY)
     assert found is not None and found.shape == (3, *SHAPE[:2])
     weights = net.layers[1].weight.detach().numpy()[NAMED].reshape(3, 3, *SHAPE[:2]).transpose(0, 2, 3, 1)
     expected = (weights * (images / 255 - np.array(GREY)) / 0.25).sum(axis=3)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded: RawPixels) -> None:
+def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded: NormalizedModel) -> None:
     images = pictures(3)
     found = attributions(loaded, softmax, images, NAMED, GREY)
     assert found is not None
@@ -67,7 +65,9 @@ def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded
     assert np.abs(found).sum() > 100 * 1e-4
 
 
-def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_training(loaded: RawPixels) -> None:
+def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_training(
+    loaded: NormalizedModel,
+) -> None:
     images = pictures(3)
     found = attributions(loaded, softmax, images, NAMED, GREY)
     trained = attributions(network().eval(), softmax, images, NAMED, GREY)
@@ -75,7 +75,7 @@ def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_t
     np.testing.assert_allclose(found, trained, atol=1e-6)
 
 
-def test_attributions_leave_the_model_as_it_was(loaded: RawPixels) -> None:
+def test_attributions_leave_the_model_as_it_was(loaded: NormalizedModel) -> None:
     images = pictures(2)
     before = loaded(torch.from_numpy(images))
     attributions(loaded, softmax, images, NAMED[:2], GREY)

@@ -20,7 +20,7 @@ from PIL import Image
 from servers import free_port, wait_for_answer
 from small_model import CLASSES, pictures
 
-from cifar_pipeline.inference.portable import TEMPLATE, write_portable
+from cifar_pipeline.inference.onnx_export import TEMPLATE, export_portable
 from cifar_pipeline.inference.predictor import Predictor
 
 VERSION = re.search(r"onnxruntime-web@([\d.]+)", TEMPLATE.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def page(exported: Path, package: Path, tmp_path_factory: pytest.TempPathFactory
     if program is None:
         pytest.skip("Chromium is not installed")
     folder, port = tmp_path_factory.mktemp("page") / "exported", free_port()
-    write_portable(exported, folder)
+    export_portable(exported, folder)
     (folder / "ort").mkdir()
     for name in integrities():
         shutil.copy(package / name, folder / "ort")

@@ -8,13 +8,12 @@ import torch
 from project import Project, options_of
 from torch import nn
 
-from cifar_pipeline.inference.batched import logits_of
-from cifar_pipeline.inference.graph import NetworkGraph
-from cifar_pipeline.inference.graph_check import check_model
-from cifar_pipeline.inference.probabilities import WAYS, by_name
-from cifar_pipeline.inference.session import open_checked
-from cifar_pipeline.models.pixels import RawPixels
-from cifar_pipeline.training.networks import bare_network, build_deployed
+from cifar_pipeline.inference.onnx_check import check_model
+from cifar_pipeline.inference.onnx_export import OnnxTemplate
+from cifar_pipeline.inference.onnx_session import open_checked
+from cifar_pipeline.inference.torch_model import predict_logits
+from cifar_pipeline.models.build import build_bare_model, build_inference_model
+from cifar_pipeline.models.wrappers import OUTPUT_ACTIVATIONS, NormalizedModel, get_activation
 
 CLASSES = tuple(map(str, range(10)))
 TOLERANCE, MARGIN = 1e-4, 1e-3
@@ -49,18 +48,18 @@ def learned(net: nn.Module, shape: tuple[int, int, int]) -> None:
 
 def compare(project: Project, size: int, words: list[str], images: int = 1000, way: str = "softmax") -> None:
     config = project.compose(*words)
-    net = bare_network(config, Drawn(size))
-    deployed = build_deployed(net, config, Drawn(size))
+    net = build_bare_model(config, Drawn(size))
+    deployed = build_inference_model(net, config, Drawn(size))
     # Exported before the training, filled after it: as `train` does.
-    graph = NetworkGraph.of(deployed, (size, size, 3), way)
+    graph = OnnxTemplate.of(deployed, (size, size, 3), way)
     learned(deployed, (size, size, 3))
     averaged = torch.optim.swa_utils.AveragedModel(deployed)
     state = averaged.module.state_dict() if "average=ema" in words else deployed.state_dict()
     session = open_checked(check_model(graph.filled(state, {})), threads=2)
     pictures = np.random.default_rng(size).integers(0, 256, (images, size, size, 3), np.uint8)
     logits, found = session.answers(pictures, 100)
-    expected_logits = logits_of(deployed.eval(), pictures, 100)
-    expected = by_name(way)(expected_logits).numpy()
+    expected_logits = predict_logits(deployed.eval(), pictures, 100)
+    expected = get_activation(way)(expected_logits).numpy()
     assert np.abs(found - expected).max() <= TOLERANCE
     largest = np.sort(expected, axis=1)
     sure = largest[:, -1] - largest[:, -2] > MARGIN
@@ -112,7 +111,7 @@ def test_the_file_answers_as_torch_with_views_and_averaged_weights(
     compare(project, size, [*words_for(option, name), "views=six", "average=ema"], min(images, 200))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", OUTPUT_ACTIVATIONS)
 def test_each_way_to_probabilities_is_in_the_file(project: Project, way: str) -> None:
     compare(project, 32, ["model=lenet", "views=none"], 200, way)
 
@@ -123,8 +122,8 @@ def test_six_views_and_the_average_of_weights_are_in_the_file(project: Project) 
 
 def test_channels_last_weights_are_exported_as_they_are(project: Project, tmp_path: Path) -> None:
     config = project.compose("model=airbench")
-    net = build_deployed(bare_network(config, Drawn(32)), config, Drawn(32))
-    graph = NetworkGraph.of(net, (32, 32, 3), "softmax")
-    other = build_deployed(net, config, Drawn(32)).to(memory_format=torch.channels_last)
-    assert isinstance(other, RawPixels)
+    net = build_inference_model(build_bare_model(config, Drawn(32)), config, Drawn(32))
+    graph = OnnxTemplate.of(net, (32, 32, 3), "softmax")
+    other = build_inference_model(net, config, Drawn(32)).to(memory_format=torch.channels_last)
+    assert isinstance(other, NormalizedModel)
     assert graph.filled(net.state_dict(), {}) == graph.filled(other.state_dict(), {})

@@ -15,18 +15,16 @@ from safetensors.torch import load_file
 from small_model import CLASSES, SHAPE, export, facts, network, pictures
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.export import export_model
-from cifar_pipeline.inference.graph import NetworkGraph
-from cifar_pipeline.inference.session import MODEL, WEIGHTS, Session
-from cifar_pipeline.inference.weights import load_weights
+from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
+from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE, OnnxSession
+from cifar_pipeline.inference.torch_model import load_weights
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.pixels import RawPixels
-from cifar_pipeline.models.views import Views
+from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
+from cifar_pipeline.utils.errors import UserError
 
 
 def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    return Session.open(folder, threads=1).answers(images, batch_size)
+    return OnnxSession.open(folder, threads=1).answers(images, batch_size)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
@@ -47,9 +45,9 @@ def test_the_size_of_a_portion_changes_no_answer(exported: Path) -> None:
 
 
 def test_equal_networks_are_equal_bytes_that_name_no_place(exported: Path, tmp_path: Path) -> None:
-    again = NetworkGraph.of(network(), SHAPE, "softmax")
-    export_model(again, network(), facts(), tmp_path / "again")
-    for name in (MODEL, WEIGHTS):
+    again = OnnxTemplate.of(network(), SHAPE, "softmax")
+    save_model(again, network(), facts(), tmp_path / "again")
+    for name in (MODEL_FILE, WEIGHTS_FILE):
         content = (exported / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == content
         assert str(ROOT).encode() not in content and b"site-packages" not in content
@@ -64,38 +62,40 @@ def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_pat
     with torch.inference_mode():
         expected = other.eval()(torch.from_numpy(pictures(5)))
     np.testing.assert_allclose(answers(tmp_path / "other", pictures(5))[0], expected.numpy(), atol=1e-5)
-    assert (tmp_path / "other" / MODEL).read_bytes() != (exported / MODEL).read_bytes()
+    assert (tmp_path / "other" / MODEL_FILE).read_bytes() != (exported / MODEL_FILE).read_bytes()
 
 
 def test_the_weights_beside_it_are_those_of_the_network_with_and_without_views(exported: Path, tmp_path: Path) -> None:
-    assert set(load_file(exported / WEIGHTS)) == set(network().state_dict())
+    assert set(load_file(exported / WEIGHTS_FILE)) == set(network().state_dict())
     looking = network()
-    looking.net = Views(looking.net, flip=True, shift=1, size=SHAPE[0])
+    looking.net = TestTimeAugmentation(looking.net, flip=True, shift=1, size=SHAPE[0])
     with torch.no_grad():
         for parameter in looking.parameters():
             parameter.zero_()
-    load_weights(looking, (exported / WEIGHTS).read_bytes(), exported / WEIGHTS)
+    load_weights(looking, (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE)
     for name, value in network().state_dict().items():
         assert torch.equal(looking.state_dict()[name.replace("net.", "net.net.", 1)], value)
-    with pytest.raises(Refusal, match="the weights of another network"):
-        load_weights(RawPixels(LeNet(3, 32, 7), 0.5, 0.5), (exported / WEIGHTS).read_bytes(), exported / WEIGHTS)
-    (tmp_path / WEIGHTS).write_bytes((exported / WEIGHTS).read_bytes()[:1000])
-    with pytest.raises(Refusal, match=r"can't be read .*`dvc repro -f train` makes it again"):
-        load_weights(network(), (tmp_path / WEIGHTS).read_bytes(), tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match="the weights of another network"):
+        load_weights(
+            NormalizedModel(LeNet(3, 32, 7), 0.5, 0.5), (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE
+        )
+    (tmp_path / WEIGHTS_FILE).write_bytes((exported / WEIGHTS_FILE).read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"can't be read .*`dvc repro -f train` makes it again"):
+        load_weights(network(), (tmp_path / WEIGHTS_FILE).read_bytes(), tmp_path / WEIGHTS_FILE)
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"There is no model in .*nowhere: `dvc repro train` makes one"):
-        Session.open(tmp_path / "nowhere", threads=1)
+    with pytest.raises(UserError, match=r"There is no model in .*nowhere: `dvc repro train` makes one"):
+        OnnxSession.open(tmp_path / "nowhere", threads=1)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 100_000])
 def test_a_damaged_model_is_refused(exported: Path, tmp_path: Path, keep: int) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(exported, damaged)
-    (damaged / MODEL).write_bytes((exported / MODEL).read_bytes()[:keep])
-    with pytest.raises(Refusal, match=r"model\.onnx is damaged") as refusal:
-        Session.open(damaged, threads=1)
+    (damaged / MODEL_FILE).write_bytes((exported / MODEL_FILE).read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.onnx is damaged") as refusal:
+        OnnxSession.open(damaged, threads=1)
     assert "\n" not in str(refusal.value)
 
 
@@ -120,7 +120,7 @@ def test_mlflow_loads_the_model_with_its_signature_and_without_torch(exported: P
 
 
 def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
-    model = onnx.load(exported / MODEL)
+    model = onnx.load(exported / MODEL_FILE)
     assert not [tensor for tensor in model.graph.initializer if tensor.external_data]
     (entry,) = model.metadata_props
     said = json.loads(entry.value)
@@ -130,9 +130,9 @@ def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
 
 
 def test_a_network_for_grey_pictures_of_another_size_is_exported(tmp_path: Path) -> None:
-    net = RawPixels(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
-    grey = NetworkGraph.of(net, (28, 28, 1), "softmax")
-    export_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
+    net = NormalizedModel(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
+    grey = OnnxTemplate.of(net, (28, 28, 1), "softmax")
+    save_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
     assert answers(tmp_path / "grey", np.zeros((5, 28, 28, 1), np.uint8))[0].shape == (5, 2)
 
 
@@ -158,8 +158,8 @@ class Own(nn.Module):
     "kind", ["branches on the pixels", "an operator that ONNX has not", "a size that depends on the pixels"]
 )
 def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence(kind: str) -> None:
-    with pytest.raises(Refusal, match=r"model: this network can't be exported as an ONNX model \(") as refusal:
-        NetworkGraph.of(RawPixels(Own(kind), 0.5, 0.5), SHAPE, "softmax")
+    with pytest.raises(UserError, match=r"model: this network can't be exported as an ONNX model \(") as refusal:
+        OnnxTemplate.of(NormalizedModel(Own(kind), 0.5, 0.5), SHAPE, "softmax")
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
@@ -170,8 +170,8 @@ def test_a_graph_that_answers_otherwise_than_the_network_is_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) * (1.0 if torch.compiler.is_exporting() else 9.0)
 
-    with pytest.raises(Refusal, match=r"differ from torch's by \d"):
-        NetworkGraph.of(RawPixels(Moody(3, 32, 10), 0.5, 0.5), SHAPE, "softmax")
+    with pytest.raises(UserError, match=r"differ from torch's by \d"):
+        OnnxTemplate.of(NormalizedModel(Moody(3, 32, 10), 0.5, 0.5), SHAPE, "softmax")
 
 
 def test_an_export_changes_neither_the_network_nor_what_is_drawn_next() -> None:
@@ -180,6 +180,6 @@ def test_an_export_changes_neither_the_network_nor_what_is_drawn_next() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    NetworkGraph.of(net, SHAPE, "softmax")
+    OnnxTemplate.of(net, SHAPE, "softmax")
     assert torch.equal(torch.rand(3), expected) and net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -25,10 +25,10 @@ from PIL import Image
 from project import ROOT, Project, run
 from small_model import CLASSES, SHAPE, facts
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.facts import FACTS, metadata
-from cifar_pipeline.inference.graph_check import Unsafe, check_content, check_model
-from cifar_pipeline.inference.session import MODEL, Session, open_checked
+from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
+from cifar_pipeline.inference.onnx_check import UnsafeModel, check_content, check_model
+from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession, open_checked
+from cifar_pipeline.utils.errors import UserError
 from predict import predict
 
 
@@ -50,7 +50,7 @@ def model_of(nodes: list[Any], constants: list[TensorProto], inputs: list[Any] |
     ends = [helper.make_node("Identity", ["scores"], ["logits"]), helper.make_node("Softmax", ["scores"], [ANSWERS[1]])]
     graph = helper.make_graph([*nodes, *ends], "graph", [pictures, *(inputs or [])], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {FACTS: json.dumps(metadata(facts()))})
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(to_onnx_metadata(facts()))})
     return model
 
 
@@ -205,13 +205,13 @@ HOSTILE: dict[str, tuple[Callable[[], ModelProto], str]] = {
 
 def saved(model: ModelProto | bytes, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MODEL).write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    (folder / MODEL_FILE).write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     (folder / "MLmodel").write_text("flavors: {}\n")
     return folder
 
 
 def test_the_graphs_here_are_otherwise_models_like_ours(tmp_path: Path) -> None:
-    _, probabilities = Session.open(saved(plain(), tmp_path), threads=1).answers(np.zeros((3, *SHAPE), np.uint8), 2)
+    _, probabilities = OnnxSession.open(saved(plain(), tmp_path), threads=1).answers(np.zeros((3, *SHAPE), np.uint8), 2)
     np.testing.assert_allclose(probabilities, np.full((3, len(CLASSES)), 0.1))
 
 
@@ -221,8 +221,10 @@ def test_a_hostile_graph_is_refused_in_a_sentence_at_once(tmp_path: Path, trick:
     folder, before = saved(make(), tmp_path / "model"), time.perf_counter()
     (tmp_path / "secret").write_bytes(bytes(40))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal, match=r"model\.onnx is not opened, because .*: use a model that this project") as said:
-        Session.open(folder, threads=1)
+    with pytest.raises(
+        UserError, match=r"model\.onnx is not opened, because .*: use a model that this project"
+    ) as said:
+        OnnxSession.open(folder, threads=1)
     assert reason in str(said.value) and "\n" not in str(said.value)
     assert time.perf_counter() - before < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000  # kB
@@ -230,11 +232,11 @@ def test_a_hostile_graph_is_refused_in_a_sentence_at_once(tmp_path: Path, trick:
 
 def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_path: Path) -> None:
     """The second line: the same graph with the first one passed by."""
-    content = saved(allocating(), tmp_path) / MODEL
+    content = saved(allocating(), tmp_path) / MODEL_FILE
     checked = check_model(plain())
     passed = type(checked)(content.read_bytes(), checked.shape, checked.classes, checked.texts, checked.picture_bytes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal, match="needs more than 4 GB of memory"):
+    with pytest.raises(UserError, match="needs more than 4 GB of memory"):
         open_checked(passed, threads=1).answers(np.zeros((1, *SHAPE), np.uint8), 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000
 
@@ -336,20 +338,20 @@ def test_a_model_that_gives_other_answers_than_it_says_is_refused(tmp_path: Path
         helper.make_node("Identity", ["fixed"], ["scores"]),
     ]
     model = model_of([*MEAN, *TEN, *nodes], [*BASE, constant("shape", [2, len(CLASSES)])])
-    with pytest.raises(Refusal, match="not give an answer for each picture|does not answer"):
-        Session.open(saved(model, tmp_path), threads=1).answers(np.zeros((rows, *SHAPE), np.uint8), rows)
+    with pytest.raises(UserError, match="not give an answer for each picture|does not answer"):
+        OnnxSession.open(saved(model, tmp_path), threads=1).answers(np.zeros((rows, *SHAPE), np.uint8), rows)
 
 
 @pytest.mark.parametrize("keep", [10, 1000, 100_000, 200_000])
 def test_a_file_that_is_cut_off_is_damaged(exported: Path, tmp_path: Path, keep: int) -> None:
-    folder = saved((exported / MODEL).read_bytes()[:keep], tmp_path)
-    with pytest.raises(Refusal, match=r"model\.onnx is damaged \(.*`dvc repro -f train` makes it again"):
-        Session.open(folder, threads=1)
+    folder = saved((exported / MODEL_FILE).read_bytes()[:keep], tmp_path)
+    with pytest.raises(UserError, match=r"model\.onnx is damaged \(.*`dvc repro -f train` makes it again"):
+        OnnxSession.open(folder, threads=1)
 
 
 def test_what_is_opened_is_what_was_checked(exported: Path) -> None:
     """Fields that only another version knows are gone from it, and the file is not read again."""
-    content = (exported / MODEL).read_bytes()
+    content = (exported / MODEL_FILE).read_bytes()
     unknown = b"\xa2\x7d\x04evil"  # field 2004 of a message
     checked = check_content(content + unknown)
     assert b"evil" not in checked.content
@@ -357,34 +359,34 @@ def test_what_is_opened_is_what_was_checked(exported: Path) -> None:
 
 
 def test_bytes_changed_at_random_are_answered_or_refused(exported: Path, tmp_path: Path) -> None:
-    generator, content = np.random.default_rng(5), (exported / MODEL).read_bytes()
+    generator, content = np.random.default_rng(5), (exported / MODEL_FILE).read_bytes()
     shutil.copytree(exported, tmp_path / "model")
     for _ in range(40):
         changed = bytearray(content)
         # The graph stands at the file's beginning and end, weights in between.
         for place in generator.integers(0, 6000, 3) * generator.choice([1, -1]):
             changed[place] = generator.integers(256)
-        (tmp_path / "model" / MODEL).write_bytes(changed)
+        (tmp_path / "model" / MODEL_FILE).write_bytes(changed)
         try:
-            Session.open(tmp_path / "model", threads=1).answers(np.zeros((2, *SHAPE), np.uint8), 2)
-        except Refusal as refusal:
+            OnnxSession.open(tmp_path / "model", threads=1).answers(np.zeros((2, *SHAPE), np.uint8), 2)
+        except UserError as refusal:
             assert "\n" not in str(refusal)
 
 
 def test_a_file_of_more_than_two_gigabytes_is_not_read(tmp_path: Path) -> None:
     folder = saved(b"", tmp_path)
-    with (folder / MODEL).open("r+b") as file:
+    with (folder / MODEL_FILE).open("r+b") as file:
         file.truncate(3 << 30)  # a hole: it takes no space
     code = (
         "import sys; sys.path.insert(0, 'src')\n"
         "from pathlib import Path\n"
-        "from cifar_pipeline.inference.graph_check import check_file, Unsafe\n"
+        "from cifar_pipeline.inference.onnx_check import check_file, Unsafe\n"
         "try: check_file(Path(sys.argv[1]))\n"
         "except Unsafe as error: print(error)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(folder / MODEL)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(folder / MODEL_FILE)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     said, memory = ended.stdout.splitlines()
     assert said == "it is larger than 2 GB" and int(memory) < 500_000
@@ -394,5 +396,5 @@ def test_a_graph_of_too_many_operations_is_refused() -> None:
     model = plain()
     for number in range(50_001):
         model.graph.node.append(helper.make_node("Identity", ["sum"], [f"x{number}"]))
-    with pytest.raises(Unsafe, match="more than 50,000 operations"):
+    with pytest.raises(UnsafeModel, match="more than 50,000 operations"):
         check_model(model)

@@ -16,9 +16,8 @@ from project import ROOT, Project
 from serving import Server, running
 from small_model import pictures
 
-from cifar_pipeline.inference import limits
-from cifar_pipeline.inference.limits import DEEPEST, LimitedRequests, Message, Receive, Send, fault_of
-from cifar_pipeline.inference.served import listen_on
+from cifar_pipeline.inference import server as server_module
+from cifar_pipeline.inference.server import MAX_DEPTH, LimitedRequests, Message, Receive, Send, bind, http_error
 
 JSON = {"Content-Type": "application/json"}
 MOST = 100_000
@@ -36,7 +35,7 @@ async def echo(scope: Message, receive: Receive, send: Send) -> None:
 @contextmanager
 def answering(seconds: float = 10) -> Iterator[int]:
     """`echo` behind the limits, in a thread, on the port that is yielded."""
-    with listen_on("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         app = LimitedRequests(echo, MOST, seconds)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -97,10 +96,10 @@ def test_deep_nesting_and_endless_numbers_are_400(port: int) -> None:
 
 
 def test_nesting_is_counted_across_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "PORTION", 7)
-    assert fault_of(b"[" * DEEPEST + b"]" * DEEPEST) is None
-    assert fault_of(b"[]" * 1000) is None
-    assert fault_of(b"[" * (DEEPEST + 1)) is not None
+    monkeypatch.setattr(server_module, "READ_SIZE", 7)
+    assert http_error(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH) is None
+    assert http_error(b"[]" * 1000) is None
+    assert http_error(b"[" * (MAX_DEPTH + 1)) is not None
 
 
 def test_what_is_no_json_is_415(port: int) -> None:
@@ -122,7 +121,7 @@ def test_slow_senders_are_408_and_keep_nobody_waiting() -> None:
 def test_bodies_that_are_received_at_once_have_one_limit_together() -> None:
     with answering() as port:
         head = f"Content-Length: {MOST}\r\n\r\n"
-        held = [half_sent(port, head + " " * (MOST - 1)) for _ in range(limits.BODIES_AT_ONCE)]
+        held = [half_sent(port, head + " " * (MOST - 1)) for _ in range(server_module.MAX_CONCURRENT_BODIES)]
         assert eventually(lambda: post(port, b" " * 1000)[0], 503)
         assert post(port, b"") == (200, "0")
         for client in held:

@@ -9,11 +9,16 @@ import pytest
 import torch
 from small_model import network, pictures
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference import measured
-from cifar_pipeline.inference.measured import answers_of, gpu_for_torch, on_gpu, require_equal
-from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.session import CPU, CUDA, Session
+from cifar_pipeline.inference import predictor as predictor_module
+from cifar_pipeline.inference.onnx_session import CPU, CUDA, OnnxSession
+from cifar_pipeline.inference.predictor import (
+    Predictor,
+    compute_on_gpu,
+    compute_outputs,
+    gpu_for_torch,
+    require_same_outputs,
+)
+from cifar_pipeline.utils.errors import UserError
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_without_a_gpu_the_file_is_measured_and_no_network_is_made(predictor: Pr
     def never() -> torch.nn.Module:
         raise AssertionError
 
-    device, logits, probabilities = answers_of(predictor, pictures(5), 2, nothing, "cpu", never)
+    device, logits, probabilities = compute_outputs(predictor, pictures(5), 2, nothing, "cpu", never)
     assert device == "cpu, 1 thread" and logits.shape == (5, 10)
     np.testing.assert_array_equal(probabilities, predictor.probabilities(pictures(5), 2))
 
@@ -54,15 +59,15 @@ def test_what_a_gpu_answers_is_reported_once_the_file_answers_the_same(
 ) -> None:
     """A device that torch calls `cpu` stands for the GPU."""
     told: list[float] = []
-    monkeypatch.setattr(measured, "gpu_for_torch", lambda accelerator: True)
-    monkeypatch.setattr(measured, "on_gpu", lambda *given: on_gpu(*given[:-1], "cpu"))
-    device, logits, probabilities = answers_of(predictor, pictures(7), 3, told.append, "auto", network)
+    monkeypatch.setattr(predictor_module, "gpu_for_torch", lambda accelerator: True)
+    monkeypatch.setattr(predictor_module, "compute_on_gpu", lambda *given: compute_on_gpu(*given[:-1], "cpu"))
+    device, logits, probabilities = compute_outputs(predictor, pictures(7), 3, told.append, "auto", network)
     assert device == "cpu, by torch" and sum(told) == 7
     expected = predictor.session.answers(pictures(7), 7)
     np.testing.assert_allclose(logits, expected[0], atol=1e-5)
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
-    with pytest.raises(Refusal, match=r"model\.onnx answers differently from its weights on the GPU .* by 0\.0\d"):
-        answers_of(predictor, pictures(7), 3, told.append, "auto", altered)
+    with pytest.raises(UserError, match=r"model\.onnx answers differently from its weights on the GPU .* by 0\.0\d"):
+        compute_outputs(predictor, pictures(7), 3, told.append, "auto", altered)
 
 
 def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor: Predictor, exported: Path) -> None:
@@ -70,10 +75,10 @@ def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor
         return torch.softmax(logits, 1)
 
     expected = predictor.probabilities(pictures(3))
-    require_equal(network().eval(), way, pictures(3), expected, exported)
-    require_equal(altered().eval(), way, pictures(0), expected[:0], exported)
-    with pytest.raises(Refusal, match="answers differently from the network that conf/ and params.yaml describe"):
-        require_equal(altered().eval(), way, pictures(3), expected, exported)
+    require_same_outputs(network().eval(), way, pictures(3), expected, exported)
+    require_same_outputs(altered().eval(), way, pictures(0), expected[:0], exported)
+    with pytest.raises(UserError, match="answers differently from the network that conf/ and params.yaml describe"):
+        require_same_outputs(altered().eval(), way, pictures(3), expected, exported)
 
 
 @pytest.mark.parametrize(("works", "device"), [(True, "cuda"), (False, "cpu, 2 threads")])
@@ -91,6 +96,6 @@ def test_a_provider_for_gpus_is_used_where_there_is_one_and_said(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
-    assert Session.open(exported, threads=2).device == device
-    Session.open(exported, threads=2, accelerator="cpu")
+    assert OnnxSession.open(exported, threads=2).device == device
+    OnnxSession.open(exported, threads=2, accelerator="cpu")
     assert asked == [[CUDA, CPU], [CPU]]

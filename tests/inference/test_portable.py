@@ -12,12 +12,12 @@ from PIL import Image
 from project import ROOT, Project, run
 from small_model import CLASSES, facts, network, pictures
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.facts import metadata
-from cifar_pipeline.inference.portable import browser_page, write_portable, write_pt2
+from cifar_pipeline.inference.metadata import to_onnx_metadata
+from cifar_pipeline.inference.onnx_export import export_portable, write_browser_page, write_pt2
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.models.wrappers import NormalizedModel
+from cifar_pipeline.utils.errors import UserError
 from export import export
 
 # A process that has nothing of this project, nor anything that it is made with.
@@ -49,7 +49,7 @@ def alone(folder: Path, code: str, without: str = ALONE) -> str:
 
 
 def test_the_six_lines_answer_in_a_process_without_this_project(exported: Path, tmp_path: Path) -> None:
-    written = write_portable(exported, tmp_path / "exported")
+    written = export_portable(exported, tmp_path / "exported")
     assert written == [tmp_path / "exported" / "model.onnx", tmp_path / "exported" / "index.html"]
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8"), re.S)
     assert "model.onnx" in block and len(list(filter(None, block.splitlines()))) == 6
@@ -60,7 +60,7 @@ def test_the_six_lines_answer_in_a_process_without_this_project(exported: Path, 
 
 
 def test_the_copy_is_the_model_folder(exported: Path, tmp_path: Path) -> None:
-    write_portable(exported, tmp_path)
+    export_portable(exported, tmp_path)
     for path in exported.rglob("*"):
         if path.is_file():
             assert (tmp_path / path.relative_to(exported)).read_bytes() == path.read_bytes()
@@ -68,8 +68,8 @@ def test_the_copy_is_the_model_folder(exported: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_torchs_format_answers_as_the_model(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="the weights of another network"):
-        write_pt2(exported, RawPixels(LeNet(3, 32, 7), 0.5, 0.5), tmp_path)
+    with pytest.raises(UserError, match="the weights of another network"):
+        write_pt2(exported, NormalizedModel(LeNet(3, 32, 7), 0.5, 0.5), tmp_path)
     assert not list(tmp_path.iterdir())
     path = write_pt2(exported, network(), tmp_path)
     np.save(tmp_path / "pictures.npy", pictures(100))
@@ -88,7 +88,7 @@ def test_export_copies_the_model_and_says_what_to_do_with_it(project: Project, e
 
 def test_what_a_model_says_stays_text_in_the_page(exported: Path) -> None:
     evil = "</script><script>alert(1)</script><!-- & \u2028"
-    page = browser_page({**metadata(facts()), "classes": [evil, *CLASSES[1:]]})
+    page = write_browser_page({**to_onnx_metadata(facts()), "classes": [evil, *CLASSES[1:]]})
     assert "alert(1)" in page and "<script>alert" not in page and page.count("</script>") == 1
     (told,) = re.findall(r"const facts = (.*);$", page, re.MULTILINE)
     assert json.loads(told)["classes"][0] == evil

@@ -14,7 +14,7 @@ from PIL import Image
 from project import ROOT, Project, run
 from small_model import CLASSES, pictures
 
-from cifar_pipeline.reporting import predictions as pages
+from cifar_pipeline.reporting import tables as pages
 from predict import predict
 
 

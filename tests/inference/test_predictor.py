@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from small_model import CLASSES, facts, network, pictures
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.inference.facts import ModelFacts
-from cifar_pipeline.inference.found import count, picture_files
+from cifar_pipeline.data.image_paths import count_image_files, iter_image_files
+from cifar_pipeline.inference.metadata import ModelMetadata
+from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
 from cifar_pipeline.inference.predictor import Predictor, threads_for
-from cifar_pipeline.inference.session import MODEL, Session
+from cifar_pipeline.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
 ) -> None:
     """The test part as files, against what `evaluate` computes of its arrays."""
     images, _ = digits.part("test")
-    _, expected = Session.open(exported, threads=1).answers(images, 1000)
+    _, expected = OnnxSession.open(exported, threads=1).answers(images, 1000)
     answers = list(predictor.predictions(saved(tmp_path, images), 1000, len(CLASSES)))
     found = np.array([[dict(answer.ranking)[name] for name in CLASSES] for answer in answers], np.float32)
     np.testing.assert_array_equal(found, expected)
@@ -89,34 +89,34 @@ def test_a_folder_stands_for_the_pictures_in_it_and_below(tmp_path: Path) -> Non
     for name in ("b.png", "a.JPG", "notes.txt", "under/c.webp", "under/deep/d.tiff", "empty/x.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in picture_files([str(tmp_path)])]
+    found = [path.relative_to(tmp_path).as_posix() for path in iter_image_files([str(tmp_path)])]
     assert found == ["a.JPG", "b.png", "under/c.webp", "under/deep/d.tiff"]
     odd = [str(tmp_path / name) for name in ("notes.txt", "nowhere.png", "empty")]
-    assert [str(path) for path in picture_files(odd)] == odd  # to be complained about, and not passed over
-    assert count([str(tmp_path), *odd]) == 7
+    assert [str(path) for path in iter_image_files(odd)] == odd  # to be complained about, and not passed over
+    assert count_image_files([str(tmp_path), *odd]) == 7
 
 
 def test_a_list_stands_for_its_paths(tmp_path: Path) -> None:
     (tmp_path / "with space.png").touch()
     listed = [b"\xef\xbb\xbf" + f"{tmp_path}/with space.png\n".encode(), b"\n", b"other.png\r\n", b"-\n"]
-    names = [path.name for path in picture_files(["first.png", "-", "last.png"], listed)]
+    names = [path.name for path in iter_image_files(["first.png", "-", "last.png"], listed)]
     assert names == ["first.png", "with space.png", "other.png", "last.png"]
-    assert count(["-"]) is None
+    assert count_image_files(["-"]) is None
 
 
 def changed(exported: Path, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     """The model with other facts."""
     shutil.copytree(exported, folder)
-    model = onnx.load(folder / MODEL)
+    model = onnx.load(folder / MODEL_FILE)
     facts = json.loads(model.metadata_props[0].value)
     edit(facts)
     model.metadata_props[0].value = json.dumps(facts)
-    onnx.save(model, folder / MODEL)
+    onnx.save(model, folder / MODEL_FILE)
     return folder
 
 
 def test_a_model_says_all_that_it_takes_to_use_it(exported: Path) -> None:
-    said = ModelFacts.read(exported)
+    said = ModelMetadata.read(exported)
     assert (said.classes, said.shape, said.probabilities) == (CLASSES, (32, 32, 3), "softmax")
     assert (said.dataset, said.dataset_hash) == ("drawn", 64 * "d")
     assert (said.identity, said.commit) == (facts()["identity"], facts()["commit"])
@@ -124,19 +124,19 @@ def test_a_model_says_all_that_it_takes_to_use_it(exported: Path) -> None:
 
 def test_a_file_that_says_nothing_of_its_classes_is_refused(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "mute")
-    model = onnx.load(exported / MODEL)
+    model = onnx.load(exported / MODEL_FILE)
     del model.metadata_props[:]
-    onnx.save(model, tmp_path / "mute" / MODEL)
-    with pytest.raises(Refusal, match="does not say what its classes are"):
+    onnx.save(model, tmp_path / "mute" / MODEL_FILE)
+    with pytest.raises(UserError, match="does not say what its classes are"):
         Predictor.open(tmp_path / "mute")
 
 
 def test_a_model_of_a_newer_commit_is_refused_by_its_commit(exported: Path, tmp_path: Path) -> None:
     newer = changed(exported, tmp_path / "newer", lambda facts: facts.update(format=2, commit="feedbee"))
-    with pytest.raises(Refusal, match=r"made by a newer commit: `git checkout feedbee` uses it"):
+    with pytest.raises(UserError, match=r"made by a newer commit: `git checkout feedbee` uses it"):
         Predictor.open(newer)
     sly = changed(exported, tmp_path / "sly", lambda facts: facts.update(format=2, commit="main; rm -rf ~"))
-    with pytest.raises(Refusal, match=r"`git checkout main` uses it"):
+    with pytest.raises(UserError, match=r"`git checkout main` uses it"):
         Predictor.open(sly)
 
 
@@ -148,7 +148,7 @@ ODD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("edit", ODD, ids=str)
 def test_a_model_that_is_not_as_it_says_is_refused(exported: Path, tmp_path: Path, edit: dict[str, Any]) -> None:
-    with pytest.raises(Refusal, match="makes no sense|does not do what it says about itself"):
+    with pytest.raises(UserError, match="makes no sense|does not do what it says about itself"):
         Predictor.open(changed(exported, tmp_path / "odd", lambda facts: facts.update(edit)))
 
 
@@ -170,5 +170,5 @@ def test_threads_are_those_of_machine_threads() -> None:
 
 
 def test_a_session_computes_on_the_threads_that_it_is_given(exported: Path) -> None:
-    session = Session.open(exported, threads=3)
+    session = OnnxSession.open(exported, threads=3)
     assert session.run_on.get_session_options().intra_op_num_threads == 3 and session.device == "cpu, 3 threads"

@@ -24,23 +24,23 @@ from servers import free_port, wait_for_answer
 from serving import Server, running
 from small_model import CLASSES, SHAPE, pictures
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.served import Unfit, answer, listen_on, open_served, raw_pictures
+from cifar_pipeline.inference.server import InvalidInput, bind, open_predictor, serve, to_uint8_images
+from cifar_pipeline.utils.errors import UserError
 
 # How much slower than alone this machine may be while other tests run on it.
 SLOWER = 4
 
 
 def test_whole_numbers_are_pictures() -> None:
-    found = raw_pictures(pictures(3).astype(np.float64), SHAPE)
+    found = to_uint8_images(pictures(3).astype(np.float64), SHAPE)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, pictures(3))
 
 
 def test_black_and_white_are_pictures() -> None:
     for level in (0, 255):
-        assert (raw_pictures(np.full((1, 4, 4, 3), float(level)), (4, 4, 3)) == level).all()
+        assert (to_uint8_images(np.full((1, 4, 4, 3), float(level)), (4, 4, 3)) == level).all()
 
 
 UNFIT = {
@@ -55,21 +55,21 @@ UNFIT = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
-    with pytest.raises(Unfit, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
-        raw_pictures(UNFIT[case], SHAPE)
+    with pytest.raises(InvalidInput, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
+        to_uint8_images(UNFIT[case], SHAPE)
     assert refused.value.status == 400
 
 
 def test_no_picture_is_refused() -> None:
-    with pytest.raises(Unfit, match="There is no picture"):
-        raw_pictures(np.zeros((0, *SHAPE)), SHAPE)
+    with pytest.raises(InvalidInput, match="There is no picture"):
+        to_uint8_images(np.zeros((0, *SHAPE)), SHAPE)
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
-    with listen_on("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(Refusal, match=rf"127\.0\.0\.1:{port} can't be listened on \(Address already in use\)"):
-            listen_on("127.0.0.1", port)
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} can't be listened on \(Address already in use\)"):
+            bind("127.0.0.1", port)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
 
 
 def test_a_kept_connection_is_not_slowed_down():
-    with listen_on("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()) as client:
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -202,8 +202,8 @@ def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
     left_out = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: left_out.append(gc.get_freeze_count()))
     try:
-        with listen_on("127.0.0.1", 0) as listener:
-            answer(open_served(exported, 1, "cpu"), "a model", listener, 256)
+        with bind("127.0.0.1", 0) as listener:
+            serve(open_predictor(exported, 1, "cpu"), "a model", listener, 256)
     finally:
         gc.unfreeze()
     # What this process has loaded are some hundred thousand objects.

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.inference.trained import Trained
+from cifar_pipeline.inference.trained_model import TrainedModel
+from cifar_pipeline.utils.errors import UserError
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def models(tmp_path):
 
 
 def test_the_checkpoint_that_is_asked_for_is_opened(models):
-    trained = Trained.open(models, "best")
+    trained = TrainedModel.open(models, "best")
     assert (trained.model, trained.checkpoint, trained.run["name"]) == (models / "best", "best", "sgd-mse-0")
 
 
 def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
     (models / "best").rmdir()
-    assert Trained.open(models, "best").model == models / "last"
+    assert TrainedModel.open(models, "best").model == models / "last"
     assert "the last ones are measured" in capsys.readouterr().out
 
 
@@ -36,12 +36,12 @@ def test_what_no_training_finished_is_refused(models, content):
     (models / "training.json").unlink()
     if content is not None:
         (models / "training.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(Refusal, match=r"There is no finished training in .*: `dvc repro train` makes one"):
-        Trained.open(models, "last")
+    with pytest.raises(UserError, match=r"There is no finished training in .*: `dvc repro train` makes one"):
+        TrainedModel.open(models, "last")
 
 
 def test_a_model_is_not_measured_on_other_data(models, tmp_path):
-    trained = Trained.open(models, "last")
+    trained = TrainedModel.open(models, "last")
     trained.require(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
-    with pytest.raises(Refusal, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):
+    with pytest.raises(UserError, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):
         trained.require(SimpleNamespace(hash="9", name="cifar10", folder=tmp_path))

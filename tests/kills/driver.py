@@ -84,35 +84,35 @@ def at_half_of_what_is_saved(place: str, now: Countdown) -> None:
 
 
 # In the middle of a step, when the loss is computed and the weights are not yet changed.
-IN_A_STEP = (before, "cifar_pipeline.training.module.Sums.add")
+IN_A_STEP = (before, "cifar_pipeline.training.module.RunningMetrics.add")
 KINDS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
     "step": IN_A_STEP,
     **dict.fromkeys(ASKED, IN_A_STEP),
     "half a checkpoint": (at_half_of_what_is_saved, "torch.save"),
     # Between the two renames of a checkpoint; before a new folder takes the place of the old one, and when it has.
     "rename": (after, "pathlib.Path.replace"),
-    "unexchanged": (before, "cifar_pipeline.files._exchange"),
-    "exchanged": (after, "cifar_pipeline.files._exchange"),
+    "unexchanged": (before, "cifar_pipeline.utils.atomic._swap_dirs"),
+    "exchanged": (after, "cifar_pipeline.utils.atomic._swap_dirs"),
     # Once the store has taken an epoch's metrics, before it has, and when they are written and not committed.
     "log": (after, "mlflow.MlflowClient.log_batch"),
     "unsent log": (before, "mlflow.MlflowClient.log_batch"),
     "half a transaction": (before, "sqlalchemy.orm.Session.commit"),
     # When a model is exported, and the training is not yet known as finished; when the result is copied to models/.
-    "export": (after, "cifar_pipeline.inference.export.export_model"),
+    "export": (after, "cifar_pipeline.inference.onnx_export.save_model"),
     "copy": (after, "shutil.copystat"),
     "raw array": (after, "numpy.save"),
-    "array": (after, "cifar_pipeline.data.writing._write"),
+    "array": (after, "cifar_pipeline.data.preprocessing._write"),
     "figure": (after, "matplotlib.figure.Figure.savefig"),
 }
 
 
 def note_steps() -> None:
     """Write down which step begins, as the training counts them."""
-    from cifar_pipeline.training.engines.block_module import BlockClassifier
+    from cifar_pipeline.training.compiled.engine import CompiledClassifier
     from cifar_pipeline.training.module import Classifier
 
     notes = os.open(STEPS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for kind in (Classifier, BlockClassifier):
+    for kind in (Classifier, CompiledClassifier):
         usual = kind.__dict__["training_step"]
 
         def step(self: Any, batch: Any, index: int, usual: Any = usual) -> Any:

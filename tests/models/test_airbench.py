@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.models.airbench import AirbenchNet, Shift, Stage
+from cifar_pipeline.models.airbench import AirbenchNet, BiasOnlyBatchNorm2d, Stage
+from cifar_pipeline.utils.errors import UserError
 
 
 def pictures(count: int = 400) -> Tensor:
@@ -52,7 +52,7 @@ def test_from_three_convolutions_on_the_others_add_to_the_first() -> None:
 
 
 def test_batch_norm_learns_a_shift_alone() -> None:
-    norm, usual = Shift(6, momentum=0.3), nn.BatchNorm2d(6, momentum=0.3)
+    norm, usual = BiasOnlyBatchNorm2d(6, momentum=0.3), nn.BatchNorm2d(6, momentum=0.3)
     images = torch.randn(5, 6, 4, 4) * 3 + 1
     torch.testing.assert_close(norm(images), usual(images))
     torch.testing.assert_close(norm.eval()(images), usual.eval()(images))
@@ -61,5 +61,5 @@ def test_batch_norm_learns_a_shift_alone() -> None:
 
 @pytest.mark.parametrize(("size", "widths", "said"), [(8, (64, 64, 64), "at least 9x9"), (32, (), "at least one")])
 def test_what_airbench_cannot_be_made_of_is_refused(size: int, widths: tuple[int, ...], said: str) -> None:
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         AirbenchNet(3, size, 10, widths)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.models.lenet import LeNet
+from cifar_pipeline.utils.errors import UserError
 
 
 class Tutorial(nn.Module):
@@ -61,5 +61,5 @@ def test_takes_its_shapes_from_the_data(channels: int, size: int, classes: int) 
 
 
 def test_refuses_images_that_are_too_small() -> None:
-    with pytest.raises(Refusal, match=r"model=lenet needs images of at least 16x16 pixels, and these are 15x15"):
+    with pytest.raises(UserError, match=r"model=lenet needs images of at least 16x16 pixels, and these are 15x15"):
         LeNet(channels=3, size=15, classes=10)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.models.library import timm_network, torchvision_network
+from cifar_pipeline.models.zoo import timm_network, torchvision_network
+from cifar_pipeline.utils.errors import UserError
 
 NAMES = ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"]
 
@@ -58,7 +58,7 @@ def test_a_network_of_timm_takes_small_grey_images() -> None:
     ],
 )
 def test_a_name_that_will_not_do_is_refused(make: object, name: str, said: str) -> None:
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         make(3, 32, 10, name)  # type: ignore[operator]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.pixels import RawPixels
+from cifar_pipeline.models.wrappers import NormalizedModel
+from cifar_pipeline.utils.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -23,45 +23,48 @@ def pictures(count: int, channels: int = 3, size: int = 32) -> Tensor:
 def test_normalises_as_the_formula_says(mean: float | list[float], std: float | list[float]) -> None:
     images = pictures(3)
     expected = ((images.numpy() / 255 - np.asarray(mean)) / np.asarray(std)).transpose(0, 3, 1, 2)
-    found = RawPixels(nn.Identity(), mean, std)(images)
+    found = NormalizedModel(nn.Identity(), mean, std)(images)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_maps_black_to_minus_one_and_white_to_one() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    assert RawPixels(nn.Identity(), 0.5, 0.5)(images).flatten().tolist() == pytest.approx([-1, 1])
+    assert NormalizedModel(nn.Identity(), 0.5, 0.5)(images).flatten().tolist() == pytest.approx([-1, 1])
 
 
 def test_hands_the_network_channels_last_memory() -> None:
-    normalised = RawPixels(nn.Identity(), MEAN, STD)(pictures(4))
+    normalised = NormalizedModel(nn.Identity(), MEAN, STD)(pictures(4))
     assert normalised.shape == (4, 3, 32, 32)
     assert normalised.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gives_the_networks_logits() -> None:
     net = LeNet(channels=3, size=32, classes=10)
-    model = RawPixels(net, MEAN, STD)
+    model = NormalizedModel(net, MEAN, STD)
     images = pictures(4)
     assert torch.equal(model(images), net(model.normalise(images)))
 
 
 def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
-    model, other = RawPixels(nn.Linear(1, 1), MEAN, STD), RawPixels(nn.Linear(1, 1), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    model, other = (
+        NormalizedModel(nn.Linear(1, 1), MEAN, STD),
+        NormalizedModel(nn.Linear(1, 1), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
+    )
     assert [name for name, _ in model.named_parameters()] == ["net.weight", "net.bias"]
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.normalise(pictures(2)), model.normalise(pictures(2)))
 
 
 def test_exports_with_any_batch_size() -> None:
-    model = RawPixels(LeNet(channels=3, size=32, classes=10), MEAN, STD).eval()
+    model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD).eval()
     exported = torch.export.export(model, (pictures(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     for count in (1, 7):
         torch.testing.assert_close(exported(pictures(count)), model(pictures(count)))
 
 
 def test_normalises_in_single_precision_under_bf16_autocast() -> None:
-    model = RawPixels(LeNet(channels=3, size=32, classes=10), MEAN, STD)
+    model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD)
     images = pictures(8)
     with torch.autocast("cpu", torch.bfloat16):
         assert model.normalise(images).dtype == torch.float32
@@ -72,10 +75,10 @@ def test_normalises_in_single_precision_under_bf16_autocast() -> None:
 
 @pytest.mark.parametrize("std", [0.0, (0.25, 0.0, 0.25), -1.0, math.nan])
 def test_refuses_a_deviation_that_is_not_positive(std: float | tuple[float, ...]) -> None:
-    with pytest.raises(Refusal, match=r"normalize\.std=.* must be positive"):
-        RawPixels(nn.Identity(), 0.5, std)
+    with pytest.raises(UserError, match=r"normalize\.std=.* must be positive"):
+        NormalizedModel(nn.Identity(), 0.5, std)
 
 
 def test_refuses_means_and_deviations_of_different_channels() -> None:
-    with pytest.raises(Refusal, match=r"as many numbers as each other"):
-        RawPixels(nn.Identity(), MEAN, (0.5, 0.5))
+    with pytest.raises(UserError, match=r"as many numbers as each other"):
+        NormalizedModel(nn.Identity(), MEAN, (0.5, 0.5))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.models.views import Views
+from cifar_pipeline.models.wrappers import TestTimeAugmentation
+from cifar_pipeline.utils.errors import UserError
 
 
 class Weighted(nn.Module):
@@ -34,19 +34,19 @@ def test_six_views_count_as_the_recipe_says() -> None:
     for pixels, weight in ((0, 0.5), (1, 0.25), (-1, 0.25)):
         view = shifted(images, pixels)
         expected += weight * (net(view) + net(view.flip(3))) / 2
-    torch.testing.assert_close(Views(net, flip=True, shift=1, size=6)(images), expected)
+    torch.testing.assert_close(TestTimeAugmentation(net, flip=True, shift=1, size=6)(images), expected)
 
 
 def test_mirror_images_are_answered_alike() -> None:
-    net, images = Views(Weighted(6), flip=True, shift=0, size=6), torch.randn(5, 3, 6, 6)
+    net, images = TestTimeAugmentation(Weighted(6), flip=True, shift=0, size=6), torch.randn(5, 3, 6, 6)
     torch.testing.assert_close(net(images), net(images.flip(3)))
 
 
 def test_one_view_is_the_network_itself() -> None:
     net, images = Weighted(6), torch.randn(5, 3, 6, 6)
-    assert torch.equal(Views(net, flip=False, shift=0, size=6)(images), net(images))
+    assert torch.equal(TestTimeAugmentation(net, flip=False, shift=0, size=6)(images), net(images))
 
 
 def test_a_shift_beyond_the_picture_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"views\.shift=6 must be smaller"):
-        Views(Weighted(6), flip=True, shift=6, size=6)
+    with pytest.raises(UserError, match=r"views\.shift=6 must be smaller"):
+        TestTimeAugmentation(Weighted(6), flip=True, shift=6, size=6)

@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 from project import Project, options_of
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.sentences import refusal_in
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.validation import find_user_error
 
 # The smallest images of each, in pixels.
 SMALLEST = {"lenet": 16, "airbench": 9, "airbench_wide": 9}
@@ -16,7 +16,7 @@ ELSEWHERE = {"torchvision", "timm"}  # test_library.py
 
 
 def network(model: str, channels: int, size: int) -> Any:
-    return instantiate(composed([f"model={model}"]).model, channels=channels, size=size, classes=3)
+    return instantiate(compose_config([f"model={model}"]).model, channels=channels, size=size, classes=3)
 
 
 @pytest.mark.parametrize("model", SMALLEST)
@@ -37,4 +37,4 @@ def test_images_that_are_too_small_are_refused_with_the_smallest_that_will_do(
     network(model, 1, smallest)
     with pytest.raises(Exception) as raised:
         network(model, 1, smallest - 1)
-    assert f"images of at least {smallest}x{smallest} pixels" in str(refusal_in(raised.value))
+    assert f"images of at least {smallest}x{smallest} pixels" in str(find_user_error(raised.value))

@@ -12,7 +12,7 @@ from PIL import Image
 from project import run
 from workspace import Workspace, sentences
 
-from cifar_pipeline.inference.facts import ModelFacts
+from cifar_pipeline.inference.metadata import ModelMetadata
 from cifar_pipeline.inference.predictor import Predictor
 from predict import predict
 
@@ -37,7 +37,7 @@ def test_files_of_the_test_part_get_the_answers_that_were_reported(clone: Worksp
 def test_a_trained_model_says_what_it_is(clone: Workspace) -> None:
     dataset = clone.json("data/processed/dataset.json")
     for checkpoint in ("last", "best"):
-        facts = ModelFacts.read(clone.root / "models" / checkpoint)
+        facts = ModelMetadata.read(clone.root / "models" / checkpoint)
         assert (facts.dataset, facts.dataset_hash) == ("digits", dataset["hash"])
         assert (list(facts.classes), list(facts.shape)) == (dataset["classes"], dataset["shape"])
         assert facts.commit == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it

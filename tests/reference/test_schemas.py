@@ -12,12 +12,11 @@ from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 from project import ROOT
 
-from cifar_pipeline.config.check import RULES
-from cifar_pipeline.config.choices import NO_CHOICES
-from cifar_pipeline.reference.kinds import kind
-from cifar_pipeline.reference.options import read_groups
-from cifar_pipeline.reference.schemas import dotted_keys, schemas
-from document import SCHEMA, documents
+from cifar_pipeline.config.json_schema import dotted_keys, schemas, to_json_schema
+from cifar_pipeline.config.params import NON_PARAM_GROUPS
+from cifar_pipeline.config.reference import read_groups
+from cifar_pipeline.config.schema import SCHEMA
+from document import SCHEMA_DIR, documents
 
 SCHEMAS = schemas(ROOT / "conf")
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "conf").rglob("*.yaml"))]
@@ -49,7 +48,7 @@ def test_the_schemas_and_the_page_are_as_conf_says(monkeypatch: pytest.MonkeyPat
     made = documents()
     for path, text in made.items():
         assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: `make docs` writes it"
-    assert set(SCHEMA.glob("*.json")) == set(made) - {Path("docs/configuration.md")}
+    assert set(SCHEMA_DIR.glob("*.json")) == set(made) - {Path("docs/configuration.md")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -84,7 +83,7 @@ def test_editors_are_pointed_to_every_schema_and_to_no_other() -> None:
         ("optimizer", "defaults: [adam, _self_]\nlrr: 0.1"),
         ("optimizer", "_target_: torch.optim.Adam\nbetas: [0.9]"),
         ("optimizer", "_target_: torch.optim.Adam\nfull_batch: 1"),
-        ("schedule", "_target_: cifar_pipeline.training.schedules.cosine\nwarmup: 1.5"),
+        ("schedule", "_target_: cifar_pipeline.training.schedulers.cosine\nwarmup: 1.5"),
         ("precision", "cpu: 31-true"),
         ("machine", "threads: many"),
         ("experiment", "defaults: [override /optimizer: adm]"),
@@ -112,10 +111,10 @@ def test_what_is_right_is_not_underlined(schema: str, text: str) -> None:
     assert faults(schema, yaml.safe_load(text)) == []
 
 
-@pytest.mark.parametrize("key", RULES)
+@pytest.mark.parametrize("key", SCHEMA)
 def test_a_schema_takes_what_the_rule_takes(key: str) -> None:
-    rule = RULES[key]
-    validator = Draft7Validator(kind(rule))
+    rule = SCHEMA[key]
+    validator = Draft7Validator(to_json_schema(rule))
     for value in VALUES:
         # JSON knows one kind of number: 1.0 is whole there.
         if isinstance(value, float) and value.is_integer():
@@ -135,9 +134,9 @@ def test_the_page_has_every_key_and_every_option(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     known = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
-    ruled = {key for key in RULES if "*" not in key and RULES[key].allowed.partition(" of conf/")[0] != "an option"}
+    ruled = {key for key in SCHEMA if "*" not in key and SCHEMA[key].allowed.partition(" of conf/")[0] != "an option"}
     assert ruled <= known
     for file in FILES[1:]:
         assert file.name == "config.yaml" or f"](../{file.relative_to(ROOT).as_posix()})" in text
-    groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in NO_CHOICES}
+    groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in NON_PARAM_GROUPS}
     assert {key for key in dotted_keys(groups) if not key.startswith("data.fallback.")} <= known

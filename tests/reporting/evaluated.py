@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.evidence import Attributions
-from cifar_pipeline.reporting.metrics import measure
-from cifar_pipeline.reporting.pages.report import Evaluation
+from cifar_pipeline.reporting.html_report import Evaluation
+from cifar_pipeline.reporting.image_figures import AttributionMaps
+from cifar_pipeline.reporting.metrics import Predictions, compute_metrics
 
 BINS = 15
 HISTORY = pd.DataFrame({
@@ -41,12 +40,12 @@ def evaluation(images: int = 300, classes: int = 4, size: int = 8, **others: Any
     probabilities = torch.from_numpy(logits).float().softmax(1)
     confidence, predictions = (part.numpy() for part in probabilities.max(1))
     names = [f"class {number}" for number in range(classes)]
-    answers = Answers(names, labels, predictions, confidence)
+    answers = Predictions(names, labels, predictions, confidence)
     dataset = {
         "name": "drawn", "title": "drawn pictures", "source": "a random generator", "fallback": False,
         "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
     }  # fmt: skip
-    metrics = measure(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
+    metrics = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
     metrics |= {"parameters": 62006, "checkpoint": "last", "dataset": dataset}
     places = answers.telling(2)
     made = Evaluation(
@@ -58,7 +57,7 @@ def evaluation(images: int = 300, classes: int = 4, size: int = 8, **others: Any
         images=generator.integers(0, 256, (images, size, size, 3), np.uint8),
         history=HISTORY,
         filters=generator.normal(size=(6, 3, 5, 5)),
-        attributions=Attributions(places, generator.normal(size=(len(places), size, size))),
+        attributions=AttributionMaps(places, generator.normal(size=(len(places), size, size))),
         published={},
     )
     return dataclasses.replace(made, **others)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.evidence import evidence
+from cifar_pipeline.reporting.image_figures import attribution_overlay
+from cifar_pipeline.reporting.metrics import Predictions
 
-ANSWERS = Answers(
+ANSWERS = Predictions(
     ["cat", "dog", "ship"],
     labels=np.array([0, 0, 1, 1, 2, 0]),
     predictions=np.array([0, 0, 1, 2, 0, 1]),
@@ -28,7 +28,7 @@ def test_mistakes_are_counted_by_who_is_taken_for_whom() -> None:
 def test_orange_speaks_for_the_answer_and_blue_against_it() -> None:
     values = np.zeros((1, 4, 4))
     values[0, 0, 0], values[0, 1, 1] = 1.0, -1.0
-    drawn = evidence(np.full((1, 4, 4, 3), 128, np.uint8), values)[0].astype(int)
+    drawn = attribution_overlay(np.full((1, 4, 4, 3), 128, np.uint8), values)[0].astype(int)
     red, _, blue = drawn[0, 0]
     assert red > blue + 100
     red, _, blue = drawn[1, 1]
@@ -37,5 +37,5 @@ def test_orange_speaks_for_the_answer_and_blue_against_it() -> None:
 
 
 def test_no_evidence_leaves_a_grey_picture() -> None:
-    drawn = evidence(np.full((1, 4, 4, 1), 128, np.uint8), np.zeros((1, 4, 4)))
+    drawn = attribution_overlay(np.full((1, 4, 4, 1), 128, np.uint8), np.zeros((1, 4, 4)))
     assert drawn.shape == (1, 4, 4, 3) and len(np.unique(drawn)) == 1

@@ -13,10 +13,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cifar_pipeline.reporting.comparison.groups import Comparison, ranked, winner
-from cifar_pipeline.reporting.comparison.show import figure, print_comparison, write
-from cifar_pipeline.reporting.comparison.tables import as_table, to_csv, to_markdown
-from cifar_pipeline.reporting.pages.compare import compare_page
+from cifar_pipeline.reporting.sweep_comparison import Comparison, as_table, leaderboard, to_csv, to_markdown, winner
+from cifar_pipeline.reporting.sweep_report import figure, print_comparison, sweep_page, write
 
 NAN = float("nan")
 
@@ -55,7 +53,7 @@ def drawn(comparison: Comparison, width: int = 100) -> str:
 
 
 def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
-    table = ranked(
+    table = leaderboard(
         sweep(
             point("failed", 0.9, "FAILED", optimizer="failed"),
             point("a", 0.5, optimizer="a"),
@@ -73,7 +71,7 @@ def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
 
 def test_the_lower_loss_is_the_better() -> None:
     comparison = sweep(point("a", 0.5, optimizer="a"), point("b", 0.7, optimizer="b"), metric="val/loss")
-    assert list(ranked(comparison)["optimizer"]) == ["b", "a"]
+    assert list(leaderboard(comparison)["optimizer"]) == ["b", "a"]
     worse = point("c", 0.9, optimizer="c") | {"val/loss": 9.0}
     best = winner(sweep(worse, point("a", 0.5, optimizer="a"), metric="val/loss"))
     assert best is not None and best["optimizer"] == "a"
@@ -83,7 +81,7 @@ def test_equals_share_a_rank_and_the_first_listed_wins() -> None:
     comparison = sweep(
         *(point(name, value, optimizer=name) for name, value in zip("abcd", (0.5, 0.7, 0.7, 0.6), strict=True))
     )
-    table = ranked(comparison)
+    table = leaderboard(comparison)
     assert list(zip(table["name"], table["rank"], strict=True)) == [("b", 1), ("c", 1), ("d", 3), ("a", 4)]
     best = winner(comparison)
     assert best is not None and best["run_id"] == "run-b"
@@ -93,12 +91,12 @@ def test_means_that_differ_in_the_order_of_the_seeds_only_are_equal() -> None:
     values = (0.1, 0.2, 0.3, 0.7)
     first = [point(f"a{i}", v, optimizer="a", seed=str(i)) for i, v in enumerate(values)]
     second = [point(f"b{i}", v, optimizer="b", seed=str(i)) for i, v in enumerate(reversed(values))]
-    assert list(ranked(sweep(*first, *second, swept=("optimizer", "seed")))["rank"]) == [1, 1]
+    assert list(leaderboard(sweep(*first, *second, swept=("optimizer", "seed")))["rank"]) == [1, 1]
 
 
 def test_groups_over_seeds_have_mean_sample_deviation_and_number() -> None:
     comparison = over_seeds()
-    table = ranked(comparison).set_index("optimizer")
+    table = leaderboard(comparison).set_index("optimizer")
     assert list(table.index) == ["adam", "sgd", "muon"]
     for optimizer in ("adam", "sgd"):
         points = comparison.points[comparison.points["optimizer"] == optimizer]
@@ -126,14 +124,14 @@ def test_the_winner_is_the_best_mean_and_of_it_the_first_seed_that_finished() ->
 
 def test_the_seed_alone_is_one_group() -> None:
     comparison = sweep(*(point(str(i), v, seed=str(i)) for i, v in enumerate((0.5, 0.6))), swept=("seed",))
-    table = ranked(comparison)
+    table = leaderboard(comparison)
     assert len(table) == 1 and table["val/accuracy"][0] == pytest.approx(0.55)
     assert "55.00 ± 7.07 % (2)" in drawn(comparison) and "0, 1" in drawn(comparison)
 
 
 def test_a_run_that_the_sweep_met_twice_counts_once() -> None:
     twice = point("a", 0.5, optimizer="a", seed="0")
-    table = ranked(sweep(twice, twice, point("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
+    table = leaderboard(sweep(twice, twice, point("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
     assert table["val/accuracy n"][0] == 2 and table["val/accuracy"][0] == pytest.approx(0.55)
 
 
@@ -229,7 +227,7 @@ def test_prints_a_sentence_for_each_failed_point(capsys: pytest.CaptureFixture[s
 
 def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None:
     comparison = over_seeds()
-    page = compare_page(comparison, {"Points": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
+    page = sweep_page(comparison, {"Points": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
     words = html.unescape(page)
     assert "<b>62.50 ± 2.12 % (2)</b>validation accuracy of the best: optimizer=adam" in page
     assert "dvc exp run -S optimizer=adam && echo '<b>'" in words and "echo '<b>'" not in page
@@ -247,6 +245,6 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
 
 
 def test_the_page_of_a_sweep_without_a_finished_point_says_so() -> None:
-    page = compare_page(sweep(point("a", status="KILLED", optimizer="a")), {}, "")
+    page = sweep_page(sweep(point("a", status="KILLED", optimizer="a")), {}, "")
     assert "No point has finished: there is none to choose." in page and "a was killed, and left no reason." in page
     assert 'id="command"' not in page

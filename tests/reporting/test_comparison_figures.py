@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.comparison.curves import apart, curves
-from cifar_pipeline.reporting.comparison.groups import Comparison, all_numeric, wants_log
-from cifar_pipeline.reporting.comparison.show import figure, write
-from cifar_pipeline.reporting.style import OTHERS, save
+from cifar_pipeline.reporting.style import OTHER_COLOR, save
+from cifar_pipeline.reporting.sweep_comparison import Comparison, all_numeric, prefers_log_scale
+from cifar_pipeline.reporting.sweep_plots import curves, spread_labels
+from cifar_pipeline.reporting.sweep_report import figure, write
 
 NAN = float("nan")
 
@@ -104,7 +104,7 @@ def test_the_darkest_cell_has_the_lowest_loss() -> None:
 def test_a_swept_number_makes_a_line_on_the_axis_it_asks_for(numbers: list[str], logarithmic: bool) -> None:
     axes = drawn(figure(sweep(("optimizer.lr",), {(number,): 0.5 for number in numbers})))
     assert axes.get_xscale() == ("log" if logarithmic else "linear")
-    assert wants_log(map(float, numbers)) == logarithmic
+    assert prefers_log_scale(map(float, numbers)) == logarithmic
     assert axes.get_xlabel() == "optimizer.lr"
     line = next(line for line in axes.get_lines() if line.get_linewidth() == 2 and line.get_linestyle() == "-")
     assert list(line.get_xdata()) == sorted(map(float, numbers))  # type: ignore[arg-type]
@@ -185,18 +185,18 @@ def test_beyond_twelve_curves_only_the_best_have_colours(number: int, coloured: 
     axes = drawn(curves(sweep(("model",), results)))
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
     assert len(lines) == number
-    assert sum(to_hex(line.get_color()).upper() != OTHERS for line in lines) == coloured
+    assert sum(to_hex(line.get_color()).upper() != OTHER_COLOR for line in lines) == coloured
     names = [word for word in words(axes) if word.startswith("model_")]
     assert set(names) == {f"model_{i}" for i in range(number - coloured, number)}
-    looks = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_color() != OTHERS}
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_color() != OTHER_COLOR}
     assert len(looks) == coloured
 
 
 def test_names_are_moved_apart_within_the_axis() -> None:
-    assert apart([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
-    assert apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert spread_labels([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert spread_labels([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     for levels in ([0.0, 0.0, 0.01], [0.99, 1.0, 1.0], sorted(np.random.default_rng(0).uniform(0.4, 0.6, 12))):
-        moved = np.array(apart(list(levels), 0.05))
+        moved = np.array(spread_labels(list(levels), 0.05))
         assert np.diff(moved).min() >= 0.05 - 1e-9 and moved.min() >= 0 and moved.max() <= 1 + 1e-9
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from cifar_pipeline.reporting.confusion import confusion_matrix
+from cifar_pipeline.reporting.plots import confusion_figure
 
 
 def cells(axes: Axes) -> dict[tuple[int, int], str]:
@@ -15,14 +15,14 @@ def cells(axes: Axes) -> dict[tuple[int, int], str]:
 def test_rows_are_per_cent_of_the_actual_class() -> None:
     labels = np.array([0] * 4 + [1] * 1000)
     predictions = np.array([0, 0, 0, 1] + [1] * 998 + [0] * 2)
-    (axes,) = confusion_matrix(labels, predictions, ["cat", "dog"], "LeNet on digits").axes
+    (axes,) = confusion_figure(labels, predictions, ["cat", "dog"], "LeNet on digits").axes
     # Two of a thousand are not nothing: the cell says 0, an empty one stays empty.
     assert cells(axes) == {(0, 0): "75", (0, 1): "25", (1, 0): "0", (1, 1): "100"}
     assert axes.get_xlabel() == "predicted" and axes.get_ylabel().startswith("actual")
 
 
 def test_a_class_without_images_and_one_never_predicted_stay_empty() -> None:
-    (axes,) = confusion_matrix(np.array([0, 0]), np.array([0, 0]), ["a", "b", "c"], "LeNet on digits").axes
+    (axes,) = confusion_figure(np.array([0, 0]), np.array([0, 0]), ["a", "b", "c"], "LeNet on digits").axes
     assert cells(axes) == {(0, 0): "100"}
     drawn = axes.get_images()[0].get_array()
     assert drawn is not None
@@ -33,7 +33,7 @@ def test_a_class_without_images_and_one_never_predicted_stay_empty() -> None:
 def test_names_and_numbers_neither_overlap_nor_leave_the_figure(number: int) -> None:
     labels = np.arange(10 * number) % number
     classes = [f"aquarium_fish_{k}" for k in range(number)]
-    figure = confusion_matrix(labels, labels, classes, "LeNet on digits")
+    figure = confusion_figure(labels, labels, classes, "LeNet on digits")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == classes

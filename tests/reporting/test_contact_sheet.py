@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.samples import contact_sheet
+from cifar_pipeline.reporting.image_figures import contact_sheet
 
 
 def numbered(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

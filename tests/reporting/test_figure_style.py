@@ -13,11 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from source import SRC
 
-from cifar_pipeline.reporting.confusion import confusion_matrix
-from cifar_pipeline.reporting.curves import learning_curves
-from cifar_pipeline.reporting.filters import first_layer
-from cifar_pipeline.reporting.mistakes import surest_mistakes
-from cifar_pipeline.reporting.samples import contact_sheet
+from cifar_pipeline.reporting.image_figures import contact_sheet, error_figure, first_layer_figure
+from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import new_figure, save
 
 TITLE = "LeNet on digits"
@@ -27,9 +24,9 @@ HISTORY = pd.DataFrame({"epoch": [1, 2], "train/loss": [2.0, 1.0], "train/accura
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "curves": lambda: learning_curves(HISTORY, TITLE),
-    "confusion": lambda: confusion_matrix(LABELS, WRONG, ["cat", "dog"], TITLE),
-    "filters": lambda: first_layer(np.linspace(-1, 1, 150).reshape(2, 3, 5, 5), TITLE),
-    "mistakes": lambda: surest_mistakes(IMAGES, LABELS, WRONG, np.linspace(0, 1, 8), ["cat", "dog"], 3, TITLE),
+    "confusion": lambda: confusion_figure(LABELS, WRONG, ["cat", "dog"], TITLE),
+    "filters": lambda: first_layer_figure(np.linspace(-1, 1, 150).reshape(2, 3, 5, 5), TITLE),
+    "mistakes": lambda: error_figure(IMAGES, LABELS, WRONG, np.linspace(0, 1, 8), ["cat", "dog"], 3, TITLE),
     "samples": lambda: contact_sheet(IMAGES, LABELS, ["cat", "dog"], TITLE),
 }
 
@@ -92,7 +89,7 @@ def test_dollars_in_a_title_are_no_formula(tmp_path: Path) -> None:
 def test_drawing_needs_neither_torch_nor_pyplot() -> None:
     # preprocess draws the contact sheet, and may import neither torch nor lightning nor mlflow.
     program = (
-        "import sys, cifar_pipeline.reporting.samples, cifar_pipeline.reporting.style\n"
+        "import sys, cifar_pipeline.reporting.image_figures, cifar_pipeline.reporting.style\n"
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas', 'matplotlib.pyplot', 'hydra'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

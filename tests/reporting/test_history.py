@@ -2,8 +2,8 @@
 
 import pytest
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.reporting.history import read_history
+from cifar_pipeline.reporting.tables import read_history
+from cifar_pipeline.utils.errors import UserError
 
 HEAD = "epoch,train/loss,train/accuracy\n"
 
@@ -27,5 +27,5 @@ def test_what_a_training_wrote_is_read() -> None:
     ],
 )
 def test_anything_else_is_refused_in_a_sentence(text: str, words: str) -> None:
-    with pytest.raises(Refusal, match=f"history.csv is not what a training writes .*{words}.*: `dvc repro -f train`"):
+    with pytest.raises(UserError, match=f"history.csv is not what a training writes .*{words}.*: `dvc repro -f train`"):
         read_history(text, "history.csv")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from cifar_pipeline.reporting.curves import learning_curves
+from cifar_pipeline.reporting.plots import learning_curves
 from cifar_pipeline.reporting.style import save
 
 

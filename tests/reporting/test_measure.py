@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_pipeline.reporting.metrics import flatten, measure
+from cifar_pipeline.reporting.metrics import compute_metrics, flatten
 
 
 def drawn(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +32,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) 
 def test_the_metrics_agree_with_their_definitions(images: int, classes: int) -> None:
     probabilities, labels = drawn(images, classes)
     names = [f"class {k}" for k in range(classes)]
-    measured = measure(probabilities, labels, 1.25, names, calibration_bins=15)
+    measured = compute_metrics(probabilities, labels, 1.25, names, calibration_bins=15)
 
     p, y = probabilities.numpy(), labels.numpy()
     guess = p.argmax(1)
@@ -54,7 +54,7 @@ def test_the_metrics_agree_with_their_definitions(images: int, classes: int) -> 
 def test_certain_predictions_belong_to_the_last_bin() -> None:
     # 0.95 and 1 share the bin from 0.9 to 1, where one of two is right; in bins of their own they would make 0.525.
     probabilities = torch.tensor([[0.95, 0.05], [1.0, 0.0]])
-    measured = measure(probabilities, torch.tensor([0, 1]), 0.0, ["a", "b"], calibration_bins=10)
+    measured = compute_metrics(probabilities, torch.tensor([0, 1]), 0.0, ["a", "b"], calibration_bins=10)
     assert measured["test"]["calibration_error"] == pytest.approx(abs(0.5 - 0.975), abs=1e-5)
 
 
@@ -63,26 +63,26 @@ def test_a_probability_rounded_above_one_is_not_taken_for_a_logit() -> None:
     above = exact.clone()
     above[0, 0] = 1.0000002
     labels, names = torch.tensor([0, 1]), ["a", "b", "c"]
-    assert measure(above, labels, 0.0, names, 15) == measure(exact, labels, 0.0, names, 15)
+    assert compute_metrics(above, labels, 0.0, names, 15) == compute_metrics(exact, labels, 0.0, names, 15)
 
 
 def test_a_class_that_is_missing_counts_zero_without_warning() -> None:
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measured = measure(probabilities, torch.tensor([0, 0]), 0.1, ["a", "b", "c"], calibration_bins=15)
+        measured = compute_metrics(probabilities, torch.tensor([0, 0]), 0.1, ["a", "b", "c"], calibration_bins=15)
     assert measured["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
     assert measured["test"]["accuracy"] == 1.0
 
 
 def test_two_classes_have_a_full_top3() -> None:
     probabilities, labels = drawn(50, 2)
-    assert measure(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]["top3_accuracy"] == 1.0
+    assert compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]["top3_accuracy"] == 1.0
 
 
 def test_the_numbers_survive_json_and_are_the_flat_ones() -> None:
     probabilities, labels = drawn(137, 3)
-    measured = measure(probabilities, labels, 1 / 3, ["cat", "dog", "ship"], 15)
+    measured = compute_metrics(probabilities, labels, 1 / 3, ["cat", "dog", "ship"], 15)
     back = json.loads(json.dumps(measured))
     assert back == measured
     flat = flatten(back)
@@ -116,4 +116,4 @@ def test_refuses_what_cannot_be_measured(
     probabilities: torch.Tensor, labels: torch.Tensor, loss: float, classes: list[str], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        measure(probabilities, labels, loss, classes, 15)
+        compute_metrics(probabilities, labels, loss, classes, 15)

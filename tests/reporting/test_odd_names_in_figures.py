@@ -8,11 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from cifar_pipeline.reporting.comparison.tables import short
-from cifar_pipeline.reporting.confusion import confusion_matrix
-from cifar_pipeline.reporting.mistakes import surest_mistakes
-from cifar_pipeline.reporting.samples import contact_sheet
+from cifar_pipeline.reporting.image_figures import contact_sheet, error_figure
+from cifar_pipeline.reporting.plots import confusion_figure
 from cifar_pipeline.reporting.style import save
+from cifar_pipeline.reporting.sweep_comparison import shorten_value
 
 NAMES = ["\x1b[31mred\x07", r"$x_1$ \alpha $", "\udcff\u202e"]
 SHOWN = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]
@@ -20,8 +19,8 @@ LABELS, ANSWERS = np.array([0, 1, 2]), np.array([1, 2, 0])
 PICTURES = np.zeros((3, 4, 4, 3), np.uint8)
 FIGURES = {
     "samples": lambda: contact_sheet(PICTURES, LABELS, NAMES, NAMES[0]),
-    "confusion": lambda: confusion_matrix(LABELS, ANSWERS, NAMES, NAMES[0]),
-    "mistakes": lambda: surest_mistakes(PICTURES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
+    "confusion": lambda: confusion_figure(LABELS, ANSWERS, NAMES, NAMES[0]),
+    "mistakes": lambda: error_figure(PICTURES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
 }
 
 
@@ -42,4 +41,4 @@ def test_every_name_is_in_the_figure_escaped(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_values_of_a_sweep_are_escaped_for_its_figures() -> None:
-    assert [short(name) for name in NAMES] == SHOWN
+    assert [shorten_value(name) for name in NAMES] == SHOWN

@@ -8,8 +8,8 @@ from browser import Page, chromium, opened
 from evaluated import BINS, evaluation
 from test_comparison_figures import sweep
 
-from cifar_pipeline.reporting.comparison.show import write
-from cifar_pipeline.reporting.pages.report import write_report
+from cifar_pipeline.reporting.html_report import write_report
+from cifar_pipeline.reporting.sweep_report import write
 
 PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome is installed to open the pages in")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cifar_pipeline.reporting.pages.published import compared
+from cifar_pipeline.reporting.html_report import compare_with_published
 
 
 def metrics(accuracy: float, name: str = "cifar10", data: str = "d") -> dict[str, Any]:
@@ -27,7 +27,7 @@ def published(accuracy: float, **others: Any) -> dict[str, Any]:
     ],
 )
 def test_above_below_or_within_chance(ours: float, theirs: float, says: str) -> None:
-    found = compared(metrics(ours), published(theirs))
+    found = compare_with_published(metrics(ours), published(theirs))
     assert says in found.words.replace("\N{NO-BREAK SPACE}", " ")
     assert found.origin == "experiment tutorial, commit 7c78472 of 2026-11-25"
     assert found.rows[0] == (
@@ -38,16 +38,16 @@ def test_above_below_or_within_chance(ours: float, theirs: float, says: str) -> 
 
 
 def test_another_split_is_said() -> None:
-    assert "different parts of the data set" in compared(metrics(0.6), published(0.6, data="e")).words
-    assert "different parts" not in compared(metrics(0.6), published(0.6)).words
+    assert "different parts of the data set" in compare_with_published(metrics(0.6), published(0.6, data="e")).words
+    assert "different parts" not in compare_with_published(metrics(0.6), published(0.6)).words
 
 
 def test_another_data_set_is_not_compared() -> None:
-    found = compared(metrics(0.97, name="digits"), published(0.6105))
+    found = compare_with_published(metrics(0.97, name="digits"), published(0.6105))
     assert found.rows == [] and "is 61.05" in found.words and found.words.endswith("this one is on DIGITS.")
 
 
 @pytest.mark.parametrize("metrics_there", [{"test": {}}, {"dataset": []}, {}])
 def test_what_another_commit_wrote_otherwise_is_not_compared(metrics_there: dict[str, Any]) -> None:
     there = published(0.6) | {"metrics": metrics_there}
-    assert "is written in another way" in compared(metrics(0.6), there).words
+    assert "is written in another way" in compare_with_published(metrics(0.6), there).words

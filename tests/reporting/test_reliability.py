@@ -5,12 +5,12 @@ import pytest
 from evaluated import evaluation
 from matplotlib.container import BarContainer
 
-from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.calibration import reliability, reliability_diagram
+from cifar_pipeline.reporting.metrics import Predictions
+from cifar_pipeline.reporting.plots import reliability, reliability_diagram
 
 
-def answers(confidence: list[float], right: list[int]) -> Answers:
-    return Answers(["a", "b"], np.zeros(len(right), int), 1 - np.array(right), np.array(confidence, np.float32))
+def answers(confidence: list[float], right: list[int]) -> Predictions:
+    return Predictions(["a", "b"], np.zeros(len(right), int), 1 - np.array(right), np.array(confidence, np.float32))
 
 
 @pytest.mark.parametrize("images", [40, 300, 2000])

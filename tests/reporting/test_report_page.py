@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from evaluated import BINS, FACTS, HISTORY, evaluation
 
-from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.curves import learning_curve
-from cifar_pipeline.reporting.evidence import Attributions
-from cifar_pipeline.reporting.interval import wilson
-from cifar_pipeline.reporting.pages.embedded import figure_uri, picture_uri
-from cifar_pipeline.reporting.pages.matrix import confusion
-from cifar_pipeline.reporting.pages.origin import provenance
-from cifar_pipeline.reporting.pages.report import Evaluation, report, write_report
-from cifar_pipeline.reporting.pages.words import about_curve
+from cifar_pipeline.reporting.html_report import (
+    Evaluation,
+    confusion_table,
+    describe_curve,
+    figure_uri,
+    image_uri,
+    provenance,
+    report,
+    write_report,
+)
+from cifar_pipeline.reporting.image_figures import AttributionMaps
+from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
+from cifar_pipeline.reporting.plots import learning_curve
 
 
 class Read(HTMLParser):
@@ -60,7 +64,7 @@ def test_the_report_says_the_numbers_of_metrics_json(made: Evaluation, page: str
     words, test = Read(page).words, made.metrics["test"]
     for key in ("accuracy", "top3_accuracy", "calibration_error"):
         assert f"{100 * test[key]:.2f} %" in words, key
-    low, high = wilson(int(made.answers.right.sum()), 300)
+    low, high = wilson_interval(int(made.answers.right.sum()), 300)
     assert f"95 % interval {100 * low:.2f} % to {100 * high:.2f} %" in words
     for name, row in made.metrics["per_class"].items():
         said = f"{name} {100 * row['recall']:.1f} % {100 * row['precision']:.1f} % {row['f1']:.3f} {row['support']}"
@@ -90,7 +94,7 @@ def test_the_confusion_matrix_is_a_table_of_the_answers(made: Evaluation, page: 
 
 def test_a_few_images_of_many_are_not_none() -> None:
     labels, predictions = np.array([0] * 300 + [1] * 4 + [2]), np.array([0] * 299 + [1] + [1, 1, 0, 0] + [2])
-    found = confusion(Answers(["cat", "dog", "ship"], labels, predictions, np.ones(305)), "drawn")
+    found = confusion_table(Predictions(["cat", "dog", "ship"], labels, predictions, np.ones(305)), "drawn")
     cells = {name: [cell.text for cell in row] for name, row in found.rows}
     assert cells == {"cat": ["100", "<1", ""], "dog": ["50", "50", ""], "ship": ["", "", "100"]}
     assert [words.replace("\N{NO-BREAK SPACE}", " ") for words in found.most] == [
@@ -100,7 +104,7 @@ def test_a_few_images_of_many_are_not_none() -> None:
 
 def test_many_classes_make_a_picture() -> None:
     made = evaluation(images=200, classes=21)
-    found = confusion(made.answers, made.caption)
+    found = confusion_table(made.answers, made.caption)
     assert not found.rows and found.source.startswith("data:image/png;") and len(found.most) == 5
 
 
@@ -145,13 +149,13 @@ def test_the_same_evaluation_gives_the_same_bytes(page: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("side", "kind"), [(32, "png"), (160, "png"), (161, "jpeg"), (400, "jpeg")])
 def test_large_pictures_are_brought_to_the_size_that_is_shown(side: int, kind: str) -> None:
-    source = picture_uri(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+    source = image_uri(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     assert source.startswith(f"data:image/{kind};") and len(source) < 120_000
 
 
 def test_a_report_with_nothing_to_show_says_why() -> None:
     nothing = np.zeros(0, np.int64)
-    made = evaluation(filters=None, attributions=Attributions(nothing, None), facts={"identity": "0"})
+    made = evaluation(filters=None, attributions=AttributionMaps(nothing, None), facts={"identity": "0"})
     perfect = dataclasses.replace(made.answers, predictions=made.answers.labels)
     dataset = made.metrics["dataset"] | {"fallback": True, "title": "digits"}
     words = read(dataclasses.replace(made, answers=perfect, metrics=made.metrics | {"dataset": dataset})).words
@@ -163,11 +167,11 @@ def test_a_report_with_nothing_to_show_says_why() -> None:
     assert "There is no published result to compare with" in words
     # That it is the fallback is never in doubt.
     assert "This is the fallback data set, digits: no source of the real data answered. make cifar10" in words
-    unseen = Attributions(np.arange(2), None)
+    unseen = AttributionMaps(np.arange(2), None)
     assert unseen.why_none == "No gradient comes from this network's answers to the pixels."
 
 
 def test_one_epoch_without_a_validation_part_is_described_and_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
-    assert about_curve(history, "accuracy") == "Accuracy in epoch 1: training from 20.0 % to 20.0 %."
+    assert describe_curve(history, "accuracy") == "Accuracy in epoch 1: training from 20.0 % to 20.0 %."
     assert figure_uri(learning_curve(history, "accuracy")).startswith("data:image/svg+xml;")

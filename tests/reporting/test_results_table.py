@@ -8,11 +8,10 @@ import mlflow
 import pytest
 from project import Project, run
 
-from cifar_pipeline.config.compose import composed, decisive
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.reporting.results import BEGIN, END, Result, write_results
-from cifar_pipeline.tracking.results import Measured
-from cifar_pipeline.tracking.runs import training_run
+from cifar_pipeline.config.compose import compose_config, result_config
+from cifar_pipeline.reporting.summary import BEGIN, END, Result, write_results
+from cifar_pipeline.tracking.runs import EvaluatedRun, training_run
+from cifar_pipeline.utils.errors import UserError
 from results import results
 
 PAGE = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
@@ -32,7 +31,7 @@ def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: 
 
 
 def measured(identity: str, accuracy: float, dataset: str, *overrides: str) -> None:
-    config = decisive(composed(list(overrides)))
+    config = result_config(compose_config(list(overrides)))
     data = {"name": dataset, "hash": "0" * 64, "source": "somebody"}
     with training_run(identity, identity, config, data) as opened:
         opened.tag({"device": "cpu, 2 threads", "processor": "abacus"})
@@ -76,7 +75,7 @@ def test_nothing_measured_is_refused_and_writes_nothing(database: Path) -> None:
 
 
 def result(*accuracies: float, target: float | None) -> Result:
-    trainings = [Measured(seed, accuracy, 90.0, "abacus", "abc", {}) for seed, accuracy in enumerate(accuracies)]
+    trainings = [EvaluatedRun(seed, accuracy, 90.0, "abacus", "abc", {}) for seed, accuracy in enumerate(accuracies)]
     return Result("command", True, target, trainings)
 
 
@@ -89,5 +88,5 @@ def test_a_target_that_is_missed_stands_as_it_is() -> None:
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing here")
-    with pytest.raises(Refusal, match="no place for the table"):
+    with pytest.raises(UserError, match="no place for the table"):
         write_results([], page, "en")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from source import SRC
 
-from cifar_pipeline.reporting.summary import mlflow_page
+from cifar_pipeline.reporting.summary import tracking_url
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -164,4 +164,4 @@ def test_the_summary_imports_nothing_heavy() -> None:
     ],
 )
 def test_with_a_server_it_says_where_the_runs_are(tracking_uri: str, page: str) -> None:
-    assert mlflow_page(tracking_uri) == page
+    assert tracking_url(tracking_uri) == page

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_pipeline.reporting.mistakes import surest_mistakes
+from cifar_pipeline.reporting.image_figures import error_figure
 from cifar_pipeline.reporting.style import save
 
 CLASSES = ["cat", "dog", "ship"]
@@ -17,7 +17,7 @@ PROBABILITIES = np.array([0.981, 0.999, 0.4, 0.7, 0.7], np.float32)
 
 
 def captions(count: int, columns: int = 8) -> list[str]:
-    figure = surest_mistakes(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, count, "LeNet on digits", columns)
+    figure = error_figure(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, count, "LeNet on digits", columns)
     return [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.get_title()]
 
 
@@ -33,14 +33,14 @@ def test_surest_first_and_only_the_wrong() -> None:
 
 
 def test_each_caption_has_its_own_picture_and_equals_keep_their_order() -> None:
-    figure = surest_mistakes(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, 4, "LeNet on digits")
+    figure = error_figure(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, 4, "LeNet on digits")
     assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [0, 3, 4, 2]  # type: ignore[union-attr]
 
 
 def test_many_equally_sure_ones_keep_their_order() -> None:
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
     zeros, sure = np.zeros(200, np.int64), np.tile(np.array([0.5, 0.9], np.float32), 100)
-    figure = surest_mistakes(images, zeros, zeros + 1, sure, CLASSES, 6, "LeNet on digits")
+    figure = error_figure(images, zeros, zeros + 1, sure, CLASSES, 6, "LeNet on digits")
     assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [1, 3, 5, 7, 9, 11]  # type: ignore[union-attr]
 
 
@@ -53,14 +53,14 @@ def test_many_equally_sure_ones_keep_their_order() -> None:
     ],
 )
 def test_nothing_to_show_is_said(predictions: np.ndarray, count: int, says: str, tmp_path: Path) -> None:
-    figure = surest_mistakes(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
+    figure = error_figure(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
     assert [text.get_text() for text in figure.axes[0].texts] == [says]
     save(figure, tmp_path / "none.png", dpi=50)
 
 
 def test_grey_pictures_and_long_names_fit() -> None:
     grey, names = IMAGES[..., :1], ["an uncommonly long name of a class"] * 3
-    figure = surest_mistakes(
+    figure = error_figure(
         grey.repeat(8, 0), LABELS.repeat(8), PREDICTIONS.repeat(8), PROBABILITIES.repeat(8), names, 24, ""
     )
     figure.draw_without_rendering()

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from seen import children, points, rows, sweeps, the_sweep, trained
 from workspace import Workspace
 
-from cifar_pipeline.sweeps.conclusion import gather, show
+from cifar_pipeline.sweeps.summary import load_comparison, print_summary
 from cifar_pipeline.tracking.sweeps import find_sweep
 
 SWEEP = ("-m", "optimizer=sgd,adam,adamw", "loss=slow", "trainer.max_epochs=3")
@@ -53,7 +53,7 @@ def test_a_killed_sweep_is_compared_as_far_as_it_came(outcome, inside, capsys):
     inside(outcome(scenario_killed).copy)
     sweep = find_sweep("")
     assert sweep
-    show(gather(sweep.info.run_id), sweep.info.run_id)  # what src/compare.py does
+    print_summary(load_comparison(sweep.info.run_id), sweep.info.run_id)  # what src/compare.py does
     compared = capsys.readouterr().out
     assert "optimizer=sgd,adam,adamw on digits" in compared
     assert "finished" in compared and "running" in compared and "adamw" not in compared.partition("rank")[2]

@@ -13,10 +13,10 @@ from project import Project
 from seen import points, rows, sweeps, trained
 from workspace import Workspace
 
-from cifar_pipeline.config import environment
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.sweeps import basis
-from cifar_pipeline.sweeps.basis import Basis
+from cifar_pipeline.config import source_files
+from cifar_pipeline.sweeps import job
+from cifar_pipeline.sweeps.job import SweepBasis
+from cifar_pipeline.utils.errors import UserError
 
 SWEEP = ("-m", "seed=0,1,2", "loss=slow", "trainer.max_epochs=2")
 
@@ -71,11 +71,11 @@ def other_data(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_torch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "version", lambda name: "9.9")
+    monkeypatch.setattr(source_files, "version", lambda name: "9.9")
 
 
 def other_precision(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(basis, "variables", lambda: {"NVIDIA_TF32_OVERRIDE": "1"})
+    monkeypatch.setattr(job, "variables", lambda: {"NVIDIA_TF32_OVERRIDE": "1"})
 
 
 CHANGES: dict[str, tuple[Callable[[Project, pytest.MonkeyPatch], Any], str]] = {
@@ -92,29 +92,29 @@ def test_each_change_is_another_sweep_and_refused_in_this_one(
     project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     project.write("data/processed/dataset.json", json.dumps({"hash": "one"}))
-    noted, (apply, words) = Basis.now(), CHANGES[change]
+    noted, (apply, words) = SweepBasis.now(), CHANGES[change]
     noted.require_same(project.compose())
     apply(project, monkeypatch)
-    assert Basis.now().identity != noted.identity
-    with pytest.raises(Refusal, match=words):
+    assert SweepBasis.now().identity != noted.identity
+    with pytest.raises(UserError, match=words):
         noted.require_same(project.compose())
 
 
 def test_a_process_that_has_loaded_other_code_trains_no_point(project: Project) -> None:
     """As a launcher's new process does, where a file was edited before it started."""
-    noted = Basis.now()
+    noted = SweepBasis.now()
     old = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/lenet.py": "as it was before"})
-    with pytest.raises(Refusal, match=r"cifar_pipeline/models/lenet.py was edited after the sweep began"):
+    with pytest.raises(UserError, match=r"cifar_pipeline/models/lenet.py was edited after the sweep began"):
         old.require_same(project.compose())
     unused = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/airbench.py": "as it was before"})
     unused.require_same(project.compose())
 
 
 def test_what_decides_nothing_about_a_training_leaves_a_sweep_what_it_is(project: Project) -> None:
-    noted = Basis.now()
+    noted = SweepBasis.now()
     project.edit("conf/evaluate/default.yaml", "bins: 15", "bins: 10")
     project.edit("params.yaml", "evaluate: null", "evaluate: best")
     project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # as before")
     noted.require_same(project.compose())
-    assert Basis.now().identity == noted.identity
+    assert SweepBasis.now().identity == noted.identity
     assert Path("conf/evaluate/default.yaml").as_posix() not in noted.values

@@ -5,15 +5,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, flag_override
 from project import Project
 
-from cifar_pipeline.config.choices import register_choices
-from cifar_pipeline.sweeps.callback import number_of_points, parted
-from cifar_pipeline.sweeps.winner import setting
-from cifar_pipeline.tracking.points import Point, settings
+from cifar_pipeline.config.params import register_params
+from cifar_pipeline.sweeps.callback import num_trials, split_fixed_and_swept
+from cifar_pipeline.sweeps.summary import dvc_override
+from cifar_pipeline.tracking.trial import Trial, parse_overrides
 
 
 def multirun(project: Project, overrides: list[str]) -> DictConfig:
     """As the callback sees a multirun's configuration, which knows of what is swept only as text."""
-    register_choices()
+    register_params()
     of_hydra = [text for text in overrides if text.startswith(("hydra", "sweep="))]
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
         config = compose("config", overrides=of_hydra, return_hydra_config=True)
@@ -40,7 +40,7 @@ def multirun(project: Project, overrides: list[str]) -> DictConfig:
     ],
 )
 def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swept):
-    found_fixed, found_swept = parted(multirun(project, overrides))
+    found_fixed, found_swept = split_fixed_and_swept(multirun(project, overrides))
     assert (sorted(found_fixed), found_swept) == (sorted(fixed), swept)
 
 
@@ -58,29 +58,29 @@ def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swe
     ],
 )
 def test_how_many_points_there_will_be_is_known_beforehand(project, overrides, points):
-    assert number_of_points(multirun(project, overrides)) == points
+    assert num_trials(multirun(project, overrides)) == points
 
 
 def test_a_point_says_which_of_how_many_it_is():
-    assert Point("parent", 3, (), (), 12).place == "point 4 of 12"
-    assert Point("parent", 3, (), ()).place == "point 4"
+    assert Trial("parent", 3, (), (), 12).place == "point 4 of 12"
+    assert Trial("parent", 3, (), ()).place == "point 4"
 
 
 def test_a_point_is_called_by_what_is_swept():
     overrides = ("optimizer=adam", "++optimizer.lr=0.01", "augment=flip_crop", "seed=1", "trainer.max_epochs=2")
-    point = Point("parent", 3, overrides, ("optimizer", "optimizer.lr", "augment", "seed"))
+    point = Trial("parent", 3, overrides, ("optimizer", "optimizer.lr", "augment", "seed"))
     assert point.label == "optimizer=adam optimizer.lr=0.01 augment=flip_crop seed=1"
     # Optimizer, loss and seed stand in every run's name.
     assert point.beside == ["optimizer.lr=0.01", "augment=flip_crop"]
-    assert Point("parent", 0, ("seed=1",), ()).label == ""
+    assert Trial("parent", 0, ("seed=1",), ()).label == ""
 
 
 def test_settings_are_read_from_overrides():
-    assert settings(["a=1", "+b.c=x=y", "~d", "++a=2", "e="]) == {"a": "2", "b.c": "x=y", "e": ""}
+    assert parse_overrides(["a=1", "+b.c=x=y", "~d", "++a=2", "e="]) == {"a": "2", "b.c": "x=y", "e": ""}
 
 
 def test_a_value_is_set_where_params_has_its_place(project):
-    assert setting("optimizer", "adam") == "optimizer=adam"
-    assert setting("seed", "3") == "seed=3"
-    assert setting("optimizer.lr", "0.01") == "++overrides.optimizer.lr=0.01"
-    assert setting("optimizer.betas", "[0.9,0.99]") == "++overrides.optimizer.betas=[0.9,0.99]"
+    assert dvc_override("optimizer", "adam") == "optimizer=adam"
+    assert dvc_override("seed", "3") == "seed=3"
+    assert dvc_override("optimizer.lr", "0.01") == "++overrides.optimizer.lr=0.01"
+    assert dvc_override("optimizer.betas", "[0.9,0.99]") == "++overrides.optimizer.betas=[0.9,0.99]"

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig
 from project import Project
 
-from cifar_pipeline.config.start import output_root
+from cifar_pipeline.config.compose import output_root
 
 
 @pytest.fixture

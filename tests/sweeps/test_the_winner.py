@@ -10,7 +10,7 @@ from seen import children, folder, points, the_sweep
 from workspace import Workspace, make_repository
 
 from cifar_pipeline.config.edit import choose
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.utils.errors import UserError
 
 SWEEP = ("-m", "optimizer.lr=0.001,0.03", "trainer.max_epochs=3")
 
@@ -91,7 +91,7 @@ def test_choices_are_written_into_params_with_its_comments(project):
 )
 def test_bad_choices_are_refused_and_nothing_is_written(project, setting, sentence):
     before = (project.folder / "params.yaml").read_text()
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(UserError) as refused:
         choose([setting])
     assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
     assert (project.folder / "params.yaml").read_text() == before

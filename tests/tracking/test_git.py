@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from repositories import git, leave_repositories
 
-from cifar_pipeline import git as asked
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.git import Kind, find_repository
-from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.addresses import model_folder
-from cifar_pipeline.tracking.published import published
+from cifar_pipeline.tracking import provenance
+from cifar_pipeline.tracking.model_uri import resolve_model
+from cifar_pipeline.tracking.provenance import published_results
+from cifar_pipeline.utils import git as asked
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.git import Kind, find_repository
 
 # Git's own way to let its tests see a repository of somebody else.
 SOMEBODY_ELSES = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
@@ -51,60 +51,60 @@ def test_a_repository_of_somebody_else_is_a_reason_and_no_absence(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(SOMEBODY_ELSES, "1")
-    tags = [lineage.tags() for _ in range(2)][1]
+    tags = [provenance.tags() for _ in range(2)][1]
     assert "git.commit" not in tags and "git.dirty" not in tags
     assert tags["git.error"].startswith("detected dubious ownership in repository at")
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "commit and changes of the code are not noted" in said
     assert f"git config --global --add safe.directory {repository.parents[1]}" in said
-    assert "dubious ownership" in published()["error"]
+    assert "dubious ownership" in published_results()["error"]
 
 
 def test_each_absence_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (find_repository().kind, find_repository().error) == (Kind.OUTSIDE, "")
     git("init", "--quiet")
-    assert (find_repository().kind, lineage.tags()["git.error"]) == (Kind.EMPTY, "no commit yet")
+    assert (find_repository().kind, provenance.tags()["git.error"]) == (Kind.EMPTY, "no commit yet")
     commit_all()
-    assert find_repository().kind is Kind.FOUND and "git.error" not in lineage.tags()
+    assert find_repository().kind is Kind.FOUND and "git.error" not in provenance.tags()
     (folder / ".git" / "HEAD").unlink()
-    assert find_repository().kind is Kind.REFUSED and "not a git repository" in lineage.tags()["git.error"]
+    assert find_repository().kind is Kind.REFUSED and "not a git repository" in provenance.tags()["git.error"]
     monkeypatch.setenv("PATH", str(folder))
-    assert lineage.tags()["git.error"] == "git is not installed"
+    assert provenance.tags()["git.error"] == "git is not installed"
 
 
 def test_a_damaged_commit_is_no_clean_tree(repository: Path) -> None:
     (tree,) = git("rev-parse", "HEAD^{tree}").split()
     (repository.parents[1] / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
-    tags = lineage.tags()
+    tags = provenance.tags()
     assert "git.commit" in tags and "git.dirty" not in tags and "bad tree object" in tags["git.error"]
 
 
 def test_a_project_below_the_top_of_its_repository_has_a_commit(repository: Path) -> None:
-    assert lineage.tags()["git.commit"] == git("rev-parse", "HEAD")
+    assert provenance.tags()["git.commit"] == git("rev-parse", "HEAD")
     (repository.parents[1] / "other").mkdir()
     (repository.parents[1] / "other" / "src.py").write_text("no part of this project\n")
-    assert lineage.tags()["git.dirty"] == "false"
+    assert provenance.tags()["git.dirty"] == "false"
     (repository / "src" / "train.py").write_text("edited\n")
-    assert b"+++ b/projects/pictures/src/train.py" in lineage.diff()
-    assert published()["metrics"] == {"test": 1}
+    assert b"+++ b/projects/pictures/src/train.py" in provenance.diff()
+    assert published_results()["metrics"] == {"test": 1}
 
 
 def test_a_worktree_and_a_repository_that_ignores_the_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git("worktree", "add", "--quiet", str(repository.parents[2] / "second"))
     monkeypatch.chdir(repository.parents[2] / "second" / "projects" / "pictures")
-    assert lineage.tags()["git.dirty"] == "false"
+    assert provenance.tags()["git.dirty"] == "false"
     shutil.copytree(repository, repository.parents[1] / "ignored" / "project")
     (repository.parents[1] / ".gitignore").write_text("/ignored/\n")
     monkeypatch.chdir(repository.parents[1] / "ignored" / "project")
-    assert "git.commit" not in lineage.tags()
+    assert "git.commit" not in provenance.tags()
 
 
 def test_bytes_that_are_no_utf_8_are_kept_as_they_are(repository: Path) -> None:
     (repository / "src" / "train.py").write_bytes(b"# caf\xe9\n")
     (repository / "src" / "new.py").write_bytes(b"# na\xefve\n")
     (repository / "conf").rename(os.fsdecode(os.fsencode(repository) + b"/src/conf\xff"))
-    assert lineage.tags()["git.dirty"] == "true"
-    patch = lineage.diff()
+    assert provenance.tags()["git.dirty"] == "true"
+    patch = provenance.diff()
     assert b"+# caf\xe9\n" in patch and b"+# na\xefve\n" in patch
     # It makes the same tree again from the commit.
     git("stash", "--quiet", "--include-untracked")
@@ -116,19 +116,19 @@ def test_bytes_that_are_no_utf_8_are_kept_as_they_are(repository: Path) -> None:
 def test_a_large_difference_is_cut_and_a_binary_file_is_named(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asked, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(asked, "MAX_DIFF_BYTES", 100_000)
     (repository / "src" / "weights.bin").write_bytes(bytes(1_000_000))
-    assert lineage.diff() == b"New file: src/weights.bin\n"
+    assert provenance.diff() == b"New file: src/weights.bin\n"
     git("add", "--all")
-    assert b"Binary files" in lineage.diff() and len(lineage.diff()) < 1000
+    assert b"Binary files" in provenance.diff() and len(provenance.diff()) < 1000
     (repository / "src" / "train.py").write_text("x = 1\n" * 100_000)
-    patch = lineage.diff()
+    patch = provenance.diff()
     assert len(patch) < 101_000 and b"cut here" in patch
 
 
 def test_neither_settings_nor_hooks_change_what_is_said(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (repository / "src" / "train.py").write_text("edited\n")
-    commit, patch = lineage.tags()["git.commit"], lineage.diff()
+    commit, patch = provenance.tags()["git.commit"], provenance.diff()
     trap = repository.parents[2] / "trap"
     trap.write_text("#!/bin/sh\ntouch trapped\necho trapped\n")
     trap.chmod(0o755)
@@ -150,8 +150,8 @@ def test_neither_settings_nor_hooks_change_what_is_said(repository: Path, monkey
         "GIT_EXTERNAL_DIFF": str(trap), "GIT_PAGER": str(trap), "LC_ALL": "de_DE.UTF-8", "LANGUAGE": "de",
     }.items():  # fmt: skip
         monkeypatch.setenv(variable, value)
-    assert lineage.tags()["git.commit"] == commit and lineage.diff() == patch
-    assert published()["metrics"] == {"test": 1}
+    assert provenance.tags()["git.commit"] == commit and provenance.diff() == patch
+    assert published_results()["metrics"] == {"test": 1}
     assert not list(repository.parents[2].rglob("trapped"))
 
 
@@ -160,15 +160,15 @@ def test_a_damaged_lock_of_dvc_is_a_reason_and_no_absence(
     folder: Path, content: str | bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "dvc.lock").write_bytes(content if isinstance(content, bytes) else content.encode())
-    tags = lineage.tags()
+    tags = provenance.tags()
     assert "dvc.data" not in tags and "\n" not in tags["dvc.error"] and tags["dvc.error"]
-    assert lineage.dvc_hash("train", "models") == ""
+    assert provenance.dvc_hash("train", "models") == ""
     assert "dvc.lock says nothing about models" in capsys.readouterr().err
 
 
 def test_bytes_of_the_command_line_that_are_no_utf_8_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["src/train.py", os.fsdecode(b"data.root=/caf\xe9")])
-    assert lineage.tags()["command"].encode() == rb"python src/train.py 'data.root=/caf\xe9'"
+    assert provenance.tags()["command"].encode() == rb"python src/train.py 'data.root=/caf\xe9'"
 
 
 def test_a_revision_of_a_project_below_the_top_of_its_repository_has_its_model(repository: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_revision_of_a_project_below_the_top_of_its_repository_has_its_model(r
         subprocess.run([sys.executable, "-m", "dvc", *words], check=True)
     commit_all()
     shutil.rmtree("models")
-    with model_folder("models", "HEAD", "last") as folder:
+    with resolve_model("models", "HEAD", "last") as folder:
         assert (folder / "MLmodel").read_text() == "metadata: kept\n"
-    with pytest.raises(Refusal, match="There is no revision v9"), model_folder("models", "v9", "last"):
+    with pytest.raises(UserError, match="There is no revision v9"), resolve_model("models", "v9", "last"):
         pass

@@ -11,15 +11,13 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from cifar_pipeline.tracking.addresses import model_folder
-from cifar_pipeline.tracking.candidates import of_run
-from cifar_pipeline.tracking.champions import Rule
-from cifar_pipeline.tracking.moved import PLACES, former_root
+from cifar_pipeline.tracking.champion import PromotionPolicy, from_run
+from cifar_pipeline.tracking.client import PATH_COLUMNS, connect, previous_root
+from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import promote
 from cifar_pipeline.tracking.runs import training_run
-from cifar_pipeline.tracking.store import connect
 
-RULE = Rule("digits", "champion", 0.0)
+RULE = PromotionPolicy("digits", "champion", 0.0)
 CHAMPION = "models:/digits@champion"
 
 
@@ -31,7 +29,7 @@ def original(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(empty_database, root)
     enter(monkeypatch, root)
     before = mlflow.get_tracking_uri()
-    promote(of_run(train(0.5), "last"), RULE, False)
+    promote(from_run(train(0.5), "last"), RULE, False)
     yield root
     mlflow.set_tracking_uri(before)
 
@@ -57,7 +55,7 @@ def train(accuracy: float) -> str:
 
 
 def content_of(address: str) -> str:
-    with model_folder(address, "", "last") as folder:
+    with resolve_model(address, "", "last") as folder:
         return (folder / "MLmodel").read_text()
 
 
@@ -70,7 +68,7 @@ def places(root: Path) -> list[str]:
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         return [
             value
-            for table, columns, rows in PLACES
+            for table, columns, rows in PATH_COLUMNS
             for column in columns
             for (value,) in database.execute(f"SELECT {column} FROM {table} {rows}")
             if value
@@ -86,7 +84,7 @@ def test_a_moved_project_finds_its_model_and_writes_into_its_new_folder(
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"This project was in {original} before" in said and str(moved) in said
     run = train(0.6)
-    promote(of_run(run, "last"), RULE, False)
+    promote(from_run(run, "last"), RULE, False)
     assert content_of(CHAMPION) == "metadata: 0.6\n" and content_of("models:/digits/1") == "metadata: 0.5\n"
     assert not original.exists()
     assert (moved / "mlruns" / run / "artifacts" / "training.json").is_file()
@@ -102,7 +100,7 @@ def test_a_copy_and_its_original_go_on_apart(original: Path, monkeypatch: pytest
     shutil.copytree(original, copy)
     before = files(original)
     enter(monkeypatch, copy)
-    promote(of_run(train(0.7), "last"), RULE, False)
+    promote(from_run(train(0.7), "last"), RULE, False)
     assert content_of(CHAMPION) == "metadata: 0.7\n"
     assert files(original) == before
     enter(monkeypatch, original)
@@ -140,4 +138,4 @@ def test_a_store_outside_the_workspace_is_left_alone(original: Path, monkeypatch
 
 @pytest.mark.parametrize("location", ["s3://bucket/mlruns", "mlflow-artifacts:/1", "file:///other/runs", "mlruns", ""])
 def test_a_place_that_somebody_chose_is_left_alone(location: str) -> None:
-    assert former_root(location, Path("/here")) is None
+    assert previous_root(location, Path("/here")) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from repositories import git, leave_repositories
 
-from cifar_pipeline.tracking.published import published
+from cifar_pipeline.tracking.provenance import published_results
 
 METRICS = {"test": {"accuracy": 0.6105}}
 
@@ -31,7 +31,7 @@ def committed(folder: Path, metrics: str, params: str) -> str:
 
 
 def test_without_git_no_results_are_published(folder: Path) -> None:
-    assert published() == {}
+    assert published_results() == {}
 
 
 def test_the_newest_committed_results_and_not_those_of_the_working_tree(folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_newest_committed_results_and_not_those_of_the_working_tree(folder: 
     git("commit", "--quiet", "--message", "words")
     (folder / "reports" / "metrics.json").write_text("{}")
     (folder / "params.yaml").write_text("experiment: mine\n")
-    found = published()
+    found = published_results()
     assert (found["commit"], found["experiment"], found["metrics"]) == (commit, "tutorial", METRICS)
     assert found["date"] == git("log", "-1", "--format=%cs")
 
@@ -51,19 +51,19 @@ def test_a_repository_without_results_publishes_none(folder: Path) -> None:
     git("init", "--quiet")
     git("add", "--all")
     git("commit", "--quiet", "--message", "words")
-    assert published() == {}
+    assert published_results() == {}
 
 
 @pytest.mark.parametrize("metrics", ["no json", "[]", ""])
 def test_what_is_no_metrics_file_is_a_reason_and_no_absence(folder: Path, metrics: str) -> None:
     committed(folder, metrics, "experiment: tutorial\n")
-    found = published()
+    found = published_results()
     assert "metrics" not in found and "the committed " in found["error"]
 
 
 def test_removed_results_are_published_no_more(folder: Path) -> None:
     committed(folder, json.dumps(METRICS), "- no mapping\n")
-    assert published()["experiment"] == ""
+    assert published_results()["experiment"] == ""
     git("rm", "--quiet", "reports/metrics.json")
     git("commit", "--quiet", "--message", "removed")
-    assert published() == {}
+    assert published_results() == {}

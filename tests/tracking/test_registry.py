@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.tracking import candidates
-from cifar_pipeline.tracking.addresses import model_folder
-from cifar_pipeline.tracking.candidates import Candidate, data_of_pipeline, of_pipeline, of_run
-from cifar_pipeline.tracking.champions import Rule
+from cifar_pipeline.tracking import champion
+from cifar_pipeline.tracking.champion import Candidate, PromotionPolicy, from_pipeline, from_run, pipeline_dataset_name
+from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
-from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.utils.errors import UserError
 
 ANSWER = "sgd-mse-0"
 
@@ -25,7 +24,7 @@ ANSWER = "sgd-mse-0"
 class Shop:
     """A registry with trainings to put into it; each test has a name of its own in the one database."""
 
-    rule: Rule
+    rule: PromotionPolicy
     folder: Path
 
     def train(self, accuracies: Sequence[float], name: str = ANSWER, data: str = "a") -> str:
@@ -46,7 +45,7 @@ class Shop:
 
     def enter(self, *accuracies: float, data: str = "a", asked_for: bool = False) -> str:
         """Train and promote; the line that is said."""
-        return promote(of_run(self.train(accuracies, data=data), "last"), self.rule, asked_for)
+        return promote(from_run(self.train(accuracies, data=data), "last"), self.rule, asked_for)
 
     @property
     def champion(self) -> str:
@@ -56,7 +55,7 @@ class Shop:
 
 @pytest.fixture
 def shop(workspace: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Shop:
-    return Shop(Rule(re.sub(r"\W+", "-", request.node.name), "champion", 0.0), tmp_path)
+    return Shop(PromotionPolicy(re.sub(r"\W+", "-", request.node.name), "champion", 0.0), tmp_path)
 
 
 def test_the_first_is_the_champion_and_a_better_one_follows(shop: Shop) -> None:
@@ -87,14 +86,14 @@ def test_without_validation_nothing_is_compared(shop: Shop) -> None:
 
 
 def test_the_margin_must_be_passed_exactly(shop: Shop) -> None:
-    shop = Shop(Rule(shop.rule.name, "champion", 0.01), shop.folder)
+    shop = Shop(PromotionPolicy(shop.rule.name, "champion", 0.01), shop.folder)
     shop.enter(0.60)
     assert "(60.00%) by more than 1 points" in shop.enter(0.61)
     assert "is the champion now" in shop.enter(0.6101)
 
 
 def test_a_promotion_typed_again_does_nothing(shop: Shop) -> None:
-    first, second = of_run(shop.train([0.6]), "last"), of_run(shop.train([0.5]), "last")
+    first, second = from_run(shop.train([0.6]), "last"), from_run(shop.train([0.5]), "last")
     promote(first, shop.rule, False)
     promote(second, shop.rule, False)
     before = read_versions(shop.rule.name)
@@ -106,20 +105,20 @@ def test_a_promotion_typed_again_does_nothing(shop: Shop) -> None:
 def test_one_goes_back_and_stays_back(shop: Shop) -> None:
     shop.enter(0.5)
     run = shop.train([0.6])
-    promote(of_run(run, "last"), shop.rule, False)
+    promote(from_run(run, "last"), shop.rule, False)
     assert "Version 1 of " in (said := roll_back(shop.rule)) and "in place of version 2 (60.00%)" in said
     assert shop.champion == "1"
-    with pytest.raises(Refusal, match="There was no champion of .* before version 1"):
+    with pytest.raises(UserError, match="There was no champion of .* before version 1"):
         roll_back(shop.rule)
     # What `make` types again must not undo it; who names the run means it.
-    assert f"was sent back: `python src/promote.py {run}`" in promote(of_run(run, "last"), shop.rule, False)
+    assert f"was sent back: `python src/promote.py {run}`" in promote(from_run(run, "last"), shop.rule, False)
     assert shop.champion == "1"
-    assert "is the champion now" in promote(of_run(run, "last"), shop.rule, True)
+    assert "is the champion now" in promote(from_run(run, "last"), shop.rule, True)
     assert "Version 1 of " in roll_back(shop.rule)
 
 
 def test_without_a_champion_there_is_nothing_to_go_back_from(shop: Shop) -> None:
-    with pytest.raises(Refusal, match=r"has no champion: `python src/promote\.py` makes one"):
+    with pytest.raises(UserError, match=r"has no champion: `python src/promote\.py` makes one"):
         roll_back(shop.rule)
     assert read_versions(shop.rule.name) == []
 
@@ -127,7 +126,7 @@ def test_without_a_champion_there_is_nothing_to_go_back_from(shop: Shop) -> None
 def test_a_version_says_where_it_comes_from(shop: Shop) -> None:
     run = shop.train([0.7, 0.6])
     for checkpoint in ("last", "best"):
-        promote(of_run(run, checkpoint), shop.rule, False)
+        promote(from_run(run, checkpoint), shop.rule, False)
     best, last = read_versions(shop.rule.name)
     assert (best.address, last.address) == (f"{shop.rule.name}/2", f"{shop.rule.name}/1")
     assert (last.facts["val/accuracy"], best.facts["val/accuracy"]) == ("0.6", "0.7")
@@ -143,42 +142,42 @@ def test_the_pipelines_model_is_registered_with_dvcs_hash(shop: Shop, monkeypatc
     models.mkdir()
     (models / "run.json").write_text(json.dumps({"id": run}))
     (models / "training.json").write_text(json.dumps({"dataset": {"name": "digits"}}))
-    assert data_of_pipeline(models) == "digits"
-    monkeypatch.setattr(candidates, "dvc_hash", lambda stage, output: f"{stage} {Path(output).name}")
-    candidate = of_pipeline(models, "last")
+    assert pipeline_dataset_name(models) == "digits"
+    monkeypatch.setattr(champion, "dvc_hash", lambda stage, output: f"{stage} {Path(output).name}")
+    candidate = from_pipeline(models, "last")
     assert (candidate.run_id, candidate.tags["dvc.models"]) == (run, "train models")
     (models / "run.json").write_text(json.dumps({"id": 32 * "0"}))
-    with pytest.raises(Refusal, match=r"is not in this MLflow database.*`dvc repro --force --single-item train`"):
-        of_pipeline(models, "last")
+    with pytest.raises(UserError, match=r"is not in this MLflow database.*`dvc repro --force --single-item train`"):
+        from_pipeline(models, "last")
     (models / "run.json").write_text("{")
-    with pytest.raises(Refusal, match=r"models/run\.json is damaged .*`dvc checkout "):
-        of_pipeline(models, "last")
-    with pytest.raises(Refusal, match="There is no finished training in"):
-        of_pipeline(shop.folder / "nowhere", "last")
+    with pytest.raises(UserError, match=r"models/run\.json is damaged .*`dvc checkout "):
+        from_pipeline(models, "last")
+    with pytest.raises(UserError, match="There is no finished training in"):
+        from_pipeline(shop.folder / "nowhere", "last")
 
 
 def test_a_run_is_found_by_its_name_the_newest_first(shop: Shop) -> None:
     name = f"{shop.rule.name} trainer.batch_size=4"
     shop.train([0.5], name)
     newest = shop.train([0.6], name)
-    assert of_run(name, "last").run_id == newest
+    assert from_run(name, "last").run_id == newest
     for wanted in ("nobody's", 32 * "f"):
-        with pytest.raises(Refusal, match="No finished training is called"):
-            of_run(wanted, "last")
+        with pytest.raises(UserError, match="No finished training is called"):
+            from_run(wanted, "last")
 
 
 def test_what_has_no_model_is_no_candidate(shop: Shop) -> None:
     client, experiment = connect()
     sweep = client.create_run(experiment, run_name="a sweep").info.run_id
-    with pytest.raises(Refusal, match="has not finished"):
-        of_run(sweep, "last")
+    with pytest.raises(UserError, match="has not finished"):
+        from_run(sweep, "last")
     client.set_terminated(sweep, "FINISHED")
-    with pytest.raises(Refusal, match="has no model: it is no training"):
-        of_run(sweep, "last")
+    with pytest.raises(UserError, match="has no model: it is no training"):
+        from_run(sweep, "last")
 
 
 def test_of_many_at_once_the_best_is_the_champion(shop: Shop) -> None:
-    entered = [of_run(shop.train([0.1 * number]), "last") for number in (3, 5, 4, 2)]
+    entered = [from_run(shop.train([0.1 * number]), "last") for number in (3, 5, 4, 2)]
 
     def enter(candidate: Candidate) -> None:
         promote(candidate, shop.rule, False)
@@ -195,9 +194,9 @@ def test_of_many_at_once_the_best_is_the_champion(shop: Shop) -> None:
 
 def test_the_champion_and_a_runs_model_come_from_mlflow(shop: Shop) -> None:
     run = shop.train([0.4])
-    promote(of_run(run, "best"), shop.rule, False)
+    promote(from_run(run, "best"), shop.rule, False)
     for address in (shop.rule.champion, f"models:/{shop.rule.name}/1", f"runs:/{run}/best"):
-        with model_folder(address, "", "last") as folder:
+        with resolve_model(address, "", "last") as folder:
             assert (folder / "MLmodel").read_text() == "metadata: best\n"
         assert not folder.exists()
 
@@ -205,8 +204,8 @@ def test_the_champion_and_a_runs_model_come_from_mlflow(shop: Shop) -> None:
 @pytest.mark.parametrize("address", ["models:/none@champion", "models:/none/1", "runs:/none/last"])
 def test_what_mlflow_does_not_have_is_refused(shop: Shop, address: str) -> None:
     with (
-        pytest.raises(Refusal, match=f"MLflow has no {address} .*: `make models` lists those it has"),
-        model_folder(address, "", "last"),
+        pytest.raises(UserError, match=f"MLflow has no {address} .*: `make models` lists those it has"),
+        resolve_model(address, "", "last"),
     ):
         pass
 
@@ -218,5 +217,5 @@ def test_a_folder_is_a_model_or_holds_the_checkpoint(shop: Shop) -> None:
         ("result/last", "best", "last"),
         ("result", "third", "last"),
     ):
-        with model_folder(str(shop.folder / address), "", checkpoint) as folder:
+        with resolve_model(str(shop.folder / address), "", checkpoint) as folder:
             assert folder == shop.folder / "result" / found

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from cifar_pipeline.config import environment
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.tracking.points import Point
-from cifar_pipeline.tracking.runs import LONGEST_PARAMETER, finished_run, reopened_run, run_name, training_run
-from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.config import source_files
+from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.tracking.runs import MAX_PARAM_LENGTH, finished_run, resume_run, run_name, training_run
+from cifar_pipeline.tracking.trial import Trial
+from cifar_pipeline.utils.errors import UserError
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
 DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
@@ -53,7 +53,7 @@ def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path)
 
 
 def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
-    monkeypatch.setattr(environment, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
+    monkeypatch.setattr(source_files, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
     with opened("variables") as run:
         pass
     tags = client.get_run(run.id).data.tags
@@ -61,13 +61,13 @@ def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
 
 
 def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, tmp_path):
-    value = "x" * (LONGEST_PARAMETER + 1)
-    with opened("long", config={"augment": {"policy": value}, "exact": "y" * LONGEST_PARAMETER}) as run:
+    value = "x" * (MAX_PARAM_LENGTH + 1)
+    with opened("long", config={"augment": {"policy": value}, "exact": "y" * MAX_PARAM_LENGTH}) as run:
         pass
     parameters = client.get_run(run.id).data.params
-    assert parameters["exact"] == "y" * LONGEST_PARAMETER
+    assert parameters["exact"] == "y" * MAX_PARAM_LENGTH
     shortened = parameters["augment.policy"]
-    assert len(shortened) == LONGEST_PARAMETER and shortened.endswith(" ... (the whole value: artifact config.yaml)")
+    assert len(shortened) == MAX_PARAM_LENGTH and shortened.endswith(" ... (the whole value: artifact config.yaml)")
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text())["augment"]["policy"] == value
 
@@ -119,7 +119,7 @@ def test_a_training_that_ends_while_another_looks_is_not_taken_for_killed(client
             client.set_terminated(ending.id, "FINISHED")  # which it does before it lets go of its folder
         return False
 
-    monkeypatch.setattr("cifar_pipeline.tracking.left.is_held", is_held)
+    monkeypatch.setattr("cifar_pipeline.tracking.stale_runs.is_held", is_held)
     with opened("looking"):
         assert status(client, ending.id) == "FINISHED"
 
@@ -153,7 +153,7 @@ def test_a_killed_run_that_a_rerun_leaves_alone_is_ended(client):
 
 def test_a_rerun_that_has_killed_its_process_twice_is_passed_over_once_and_then_tried_in_another_run(client):
     parent = client.create_run(connect()[1]).info.run_id
-    point = Point(parent, 0, (), (), rerun="s")
+    point = Trial(parent, 0, (), (), rerun="s")
 
     def again():
         return training_run("deadly", "sgd-mse-0", CONFIG, DATA, "a", point)
@@ -162,7 +162,7 @@ def test_a_rerun_that_has_killed_its_process_twice_is_passed_over_once_and_then_
         with again() as run:
             pass
         client.update_run(run.id, status="RUNNING")  # as a process that was killed leaves it
-    with pytest.raises(Refusal, match="the next start with rerun=true tries again"), again():
+    with pytest.raises(UserError, match="the next start with rerun=true tries again"), again():
         pass
     assert status(client, run.id) == "FAILED" and finished_run("deadly", "s") is None
     with again() as other:
@@ -205,14 +205,14 @@ def test_results_become_models_and_files_once(client, tmp_path):
 def test_results_that_come_later_go_to_the_run_that_was_there(client, capsys):
     with opened("later") as run:
         pass
-    with reopened_run(run.id, "sgd-mse-0") as later:
+    with resume_run(run.id, "sgd-mse-0") as later:
         later.log_metrics({"test/accuracy": 0.5})
     assert later.id == run.id and status(client, run.id) == "FINISHED"
     assert capsys.readouterr().out == ""
 
 
 def test_results_go_to_a_new_run_where_theirs_is_not_in_this_database(client, capsys):
-    with reopened_run("0" * 32, "adam-mse-1") as run:
+    with resume_run("0" * 32, "adam-mse-1") as run:
         pass
     assert "is not in this MLflow database: a new one, adam-mse-1, takes the results" in capsys.readouterr().out
     assert client.get_run(run.id).info.run_name == "adam-mse-1" and status(client, run.id) == "FINISHED"

@@ -10,18 +10,18 @@ from mlflow import MlflowClient
 from mounts import OWN_MOUNTS, needs_mounts
 from source import SRC
 
-from cifar_pipeline.config.workspace import sweep_place, trainings_cache
-from cifar_pipeline.files import only_one
-from cifar_pipeline.tracking.left import end_left
+from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.runs import training_run
-from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.tracking.stale_runs import close_stale_runs
 from cifar_pipeline.tracking.sweeps import open_sweep
+from cifar_pipeline.utils.atomic import exclusive_lock
+from cifar_pipeline.utils.paths import runs_cache_dir, sweep_dir
 
 # A container's process: in its workspace, which has the same path in each, at a training until its input ends.
 TRAINING = """
 import sys
-from cifar_pipeline.config.workspace import trainings_cache
-from cifar_pipeline.files import only_one
+from cifar_pipeline.utils.paths import trainings_cache
+from cifar_pipeline.utils.atomic import only_one
 from cifar_pipeline.tracking.runs import training_run
 data = {"name": "digits", "hash": "0" * 64, "source": "scikit-learn"}
 with only_one(trainings_cache() / sys.argv[1]), training_run(sys.argv[1], "sgd-mse-0", {"seed": 0}, data, "") as run:
@@ -124,14 +124,14 @@ def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monke
     experiment = connect()[1]
     (run,) = client.search_runs([experiment], "tags.identity = 'just made'")
     assert run.info.status == "RUNNING"
-    end_left(client, experiment, "another", "")
+    close_stale_runs(client, experiment, "another", "")
     assert status(client, run.info.run_id) == "KILLED"
 
 
 def test_a_sweep_whose_process_is_gone_is_ended_and_one_that_is_held_is_not(client, elsewhere):
     left, _ = open_sweep("left", "sweep", {})
     held, _ = open_sweep("held", "sweep", {})
-    with only_one(sweep_place("held")), opened("beside them"):
+    with exclusive_lock(sweep_dir("held")), opened("beside them"):
         assert (status(client, left), status(client, held)) == ("KILLED", "RUNNING")
         elsewhere()
         other, _ = open_sweep("held", "sweep", {})
@@ -151,5 +151,5 @@ def test_a_copied_workspace_ends_the_runs_in_its_copied_database(workspace, monk
 
 def test_a_training_that_is_held_is_not_ended(client):
     run = left_running(client, "held training")
-    with only_one(trainings_cache() / "held training"), opened("beside it"):
+    with exclusive_lock(runs_cache_dir() / "held training"), opened("beside it"):
         assert status(client, run) == "RUNNING"

@@ -9,10 +9,10 @@ from contextlib import closing
 import pytest
 from source import SRC
 
-from cifar_pipeline.tracking.store import EXPERIMENT, connect, tracking_uri
+from cifar_pipeline.tracking.client import DEFAULT_EXPERIMENT_NAME, connect, tracking_uri
 
 AT_ONCE = 3
-CONNECT = "from cifar_pipeline.tracking.store import connect; print(connect()[1])"
+CONNECT = "from cifar_pipeline.tracking.client import connect; print(connect()[1])"
 
 
 def test_processes_that_all_find_no_database_make_one(tmp_path):
@@ -35,7 +35,7 @@ def test_processes_that_all_find_no_database_make_one(tmp_path):
     assert len({printed for printed, _, _ in ends}) == 1
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
-        assert names == [EXPERIMENT]
+        assert names == [DEFAULT_EXPERIMENT_NAME]
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

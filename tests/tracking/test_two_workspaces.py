@@ -14,14 +14,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from cifar_pipeline.tracking import registry, store
-from cifar_pipeline.tracking.candidates import Candidate, of_run
-from cifar_pipeline.tracking.champions import PENDING, Rule
+from cifar_pipeline.tracking import registry
+from cifar_pipeline.tracking.champion import PENDING, Candidate, PromotionPolicy, from_run
+from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
-from cifar_pipeline.tracking.store import connect
 
-RULE = Rule("digits", "champion", 0.0)
+RULE = PromotionPolicy("digits", "champion", 0.0)
 # More steps than any promotion takes.
 ALL = 40
 
@@ -83,7 +82,7 @@ class Office:
     def at_once(self, order: Sequence[int], *works: Callable[[], str]) -> list[str]:
         """What each of the works says, their calls of MLflow in this order."""
         turns, said, local = Turns(order, len(works)), [""] * len(works), threading.local()
-        client, experiment = store.connect()
+        client, experiment = connect()
 
         def run(who: int, work: Callable[[], str]) -> None:
             local.client = Stepping(client, turns, who)
@@ -125,7 +124,7 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
             run.log_metrics({"val/accuracy": accuracy}, 1)
             run.log_result(result, {})
-        made.append(of_run(run.id, "last"))
+        made.append(from_run(run.id, "last"))
         promote(made[-1], RULE, False)
     return tuple(made)
 
@@ -202,9 +201,9 @@ def test_an_alias_that_a_person_set_stays(office: Office) -> None:
 
 
 def test_two_that_register_the_same_model_make_one_version(office: Office) -> None:
-    rule = Rule("another name", "champion", 0.0)
+    rule = PromotionPolicy("another name", "champion", 0.0)
     for steps in range(2, 8):
-        name = Rule(f"{rule.name} {steps}", rule.alias, rule.margin)
+        name = PromotionPolicy(f"{rule.name} {steps}", rule.alias, rule.margin)
         work = partial(promote, office.candidates[0], name, False)
         said = office.at_once([0] * steps + [1] * ALL, work, work)
         (version,) = read_versions(name.name)

@@ -9,13 +9,19 @@ from omegaconf import DictConfig
 from project import Project
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.build import build_average, build_module, build_pictures
-from cifar_pipeline.training.datamodule import Pictures
-from cifar_pipeline.training.fit import Fitted, Plan, fit
-from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.callbacks import EpochMetrics
+from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.hardware import Hardware
-from cifar_pipeline.training.history import Row
 from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.trainer import (
+    TrainingResult,
+    TrainingSetup,
+    build_datamodule,
+    build_module,
+    build_weight_averaging,
+    fit,
+)
 
 CPU = Hardware("cpu", 1, 1, "32-true", "tested")
 
@@ -44,24 +50,24 @@ class Training:
 
     config: DictConfig
     module: Classifier
-    pictures: Pictures
-    folder: TrainingFolder
+    pictures: ImageDataModule
+    folder: RunDir
     logger: Logged
     steps: int = 0
     rates: tuple[float, ...] = ()
 
-    def run(self) -> Fitted:
+    def run(self) -> TrainingResult:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "tested")
-        average = build_average(self.config)
-        plan = Plan(self.module, self.pictures, self.config.trainer, hardware, self.folder, average)
+        average = build_weight_averaging(self.config)
+        plan = TrainingSetup(self.module, self.pictures, self.config.trainer, hardware, self.folder, average)
         return fit(plan, self.logger)
 
 
 def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None) -> Training:
     """Everything built; `steps` and `rates` then count the optimizer's steps and remember their learning rates."""
-    place = TrainingFolder(folder or project.folder / "training")
+    place = RunDir(folder or project.folder / "training")
     place.path.mkdir(exist_ok=True)
-    module, pictures = build_module(config, dataset), build_pictures(config, dataset)
+    module, pictures = build_module(config, dataset), build_datamodule(config, dataset)
     training = Training(config, module, pictures, place, Logged())
 
     def note(module: Classifier, *_: Any) -> None:
@@ -79,6 +85,6 @@ def batch_limit(batches: int) -> list[str]:
     return [f"trainer.limit_train_batches={batches}", f"trainer.limit_val_batches={batches}"]
 
 
-def without_speed(rows: list[Row]) -> list[Row]:
+def without_speed(rows: list[EpochMetrics]) -> list[EpochMetrics]:
     """What of a training's rows is the same each time."""
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]

@@ -5,10 +5,10 @@ import torch
 from project import Project
 from small_training import Training, start
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.average import Equal, Exponential
 from cifar_pipeline.training.checkpoints import load_weights
+from cifar_pipeline.training.weight_averaging import ExponentialMovingAverage, StochasticWeightAveraging
+from cifar_pipeline.utils.errors import UserError
 
 NAME = "net.net.fc3.weight"
 
@@ -56,7 +56,10 @@ def test_the_best_weights_are_averages_too(project: Project, digits: Dataset) ->
     assert (steps[-1] - steps[0]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("make", "key"), [(lambda: Exponential(1.0), "decay"), (lambda: Equal(-0.1), "start")])
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [(lambda: ExponentialMovingAverage(1.0), "decay"), (lambda: StochasticWeightAveraging(-0.1), "start")],
+)
 def test_what_is_no_average_is_refused(make: object, key: str) -> None:
-    with pytest.raises(Refusal, match=rf"average\.{key}="):
+    with pytest.raises(UserError, match=rf"average\.{key}="):
         make()  # type: ignore[operator]

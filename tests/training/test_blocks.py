@@ -11,17 +11,15 @@ from small_training import CPU, without_speed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.targets import arguments
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.training.build import build_module, build_pictures
-from cifar_pipeline.training.engines import blocks
-from cifar_pipeline.training.engines.blocks import Block
-from cifar_pipeline.training.engines.choice import Engine, choose_engine
-from cifar_pipeline.training.engines.cuda_graphs import keep_state_on_the_device
-from cifar_pipeline.training.fit import Plan, fit
-from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.optimizers import choose_optimizer
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.validation import target_config
+from cifar_pipeline.training.compiled import step
+from cifar_pipeline.training.compiled.engine import Engine, select_engine
+from cifar_pipeline.training.compiled.step import CompiledSteps, make_capturable
+from cifar_pipeline.training.optimizers import build_optimizer_config
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit
+from cifar_pipeline.utils.errors import UserError
 
 STEPS, PER_BLOCK, BATCH, CLASSES = 200, 5, 4, 3
 
@@ -42,7 +40,7 @@ class Small(nn.Module):
 def make(optimizer: str, device: str = "cpu") -> tuple[nn.Module, Optimizer]:
     torch.manual_seed(0)
     net = Small().double().to(device)
-    chosen = choose_optimizer(OmegaConf.load(ROOT / "conf" / "optimizer" / f"{optimizer}.yaml"))
+    chosen = build_optimizer_config(OmegaConf.load(ROOT / "conf" / "optimizer" / f"{optimizer}.yaml"))
     return net, chosen.build(net.parameters())
 
 
@@ -75,15 +73,15 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
     optimizer: str, loss: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is compared is what was traced; that inductor compiles it rightly is tested once, below.
-    monkeypatch.setattr(blocks, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
     images, labels = data
-    criterion = instantiate(arguments(OmegaConf.load(ROOT / "conf" / "loss" / f"{loss}.yaml"), "loss"))
+    criterion = instantiate(target_config(OmegaConf.load(ROOT / "conf" / "loss" / f"{loss}.yaml"), "loss"))
     expected, stepper = make(optimizer)
     total = one_by_one(expected, criterion, stepper, images, labels)
 
     net, chosen = make(optimizer)
     summed = one_by_one(net, criterion, chosen, images[:PER_BLOCK], labels[:PER_BLOCK])
-    block = Block(net, criterion, chosen, PER_BLOCK)
+    block = CompiledSteps(net, criterion, chosen, PER_BLOCK)
     lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * STEPS, dtype=torch.float64)
     for part in (slice(PER_BLOCK, 2 * PER_BLOCK), slice(2 * PER_BLOCK, STEPS)):
         summed += float(block(images[part], labels[part], lrs[part])[0])
@@ -104,8 +102,8 @@ def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the
     images, labels = data
     net, chosen = make(optimizer)
     one_by_one(net, nn.CrossEntropyLoss(), chosen, images[:1], labels[:1])
-    keep_state_on_the_device(chosen)
-    block = Block(net, nn.CrossEntropyLoss(), chosen, 1)
+    make_capturable(chosen)
+    block = CompiledSteps(net, nn.CrossEntropyLoss(), chosen, 1)
     block.device = "cuda"
     lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]])
     with torch.no_grad():
@@ -128,7 +126,7 @@ def test_two_hundred_steps_in_cuda_graphs_are_the_steps_one_by_one(optimizer: st
     summed = one_by_one(net, criterion, chosen, images[:PER_BLOCK], labels[:PER_BLOCK])
     lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]] * STEPS, device="cuda")
     rest = slice(PER_BLOCK, STEPS)
-    summed += float(Block(net, criterion, chosen, PER_BLOCK)(images[rest], labels[rest], lrs[rest])[0])
+    summed += float(CompiledSteps(net, criterion, chosen, PER_BLOCK)(images[rest], labels[rest], lrs[rest])[0])
     assert summed == pytest.approx(total, rel=1e-5)
     for mine, theirs in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
@@ -138,15 +136,15 @@ def test_two_hundred_steps_in_cuda_graphs_are_the_steps_one_by_one(optimizer: st
 def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
     project, digits, tmp_path: Path, per_block: int
 ) -> None:
-    config = composed(
+    config = compose_config(
         ["data=digits", "trainer.max_epochs=2", "trainer.batch_size=16", "schedule=cosine", "model=lenet"]
     )
     weights, rows = [], []
     for engine in (Engine("plain", "", 1, 0), Engine("block", "", per_block, 5)):
-        folder = TrainingFolder(tmp_path / engine.name)
+        folder = RunDir(tmp_path / engine.name)
         folder.path.mkdir()
-        module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
-        fitted = fit(Plan(module, pictures, config.trainer, CPU, folder), None)
+        module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
+        fitted = fit(TrainingSetup(module, pictures, config.trainer, CPU, folder), None)
         assert (getattr(module, "block", None) is not None) == engine.is_block
         weights.append([parameter.detach() for parameter in module.parameters()])
         rows.append(without_speed(fitted.rows))
@@ -167,13 +165,13 @@ class Picky(nn.CrossEntropyLoss):
 
 
 def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits, tmp_path: Path, capsys) -> None:
-    config = composed(["data=digits", "trainer.max_epochs=1", "trainer.batch_size=16"])
+    config = compose_config(["data=digits", "trainer.max_epochs=1", "trainer.batch_size=16"])
     engine = Engine("block", "", 2, 5)
-    folder = TrainingFolder(tmp_path / "picky")
+    folder = RunDir(tmp_path / "picky")
     folder.path.mkdir()
-    module, pictures = build_module(config, digits, engine), build_pictures(config, digits, engine)
+    module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
     module.loss = Picky()
-    assert len(fit(Plan(module, pictures, config.trainer, CPU, folder), None).rows) == 1
+    assert len(fit(TrainingSetup(module, pictures, config.trainer, CPU, folder), None).rows) == 1
     assert "one by one" in capsys.readouterr().err
 
 
@@ -193,13 +191,13 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
     ],
 )
 def test_auto_picks_the_engine_that_pays_and_says_why(project, settings: list[str], name: str, reason: str) -> None:
-    engine = choose_engine(composed(settings), CPU, train_images=50_000)
+    engine = select_engine(compose_config(settings), CPU, train_images=50_000)
     assert (engine.name, reason in engine.reason) == (name, True), engine
 
 
 def test_blocks_that_cannot_be_had_are_refused_or_passed_over(project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert choose_engine(composed(), CPU, 50_000).reason == "there is no C++ compiler"
-    with pytest.raises(Refusal, match=r"machine\.engine=block .* C\+\+ compiler"):
-        choose_engine(composed(["machine.engine=block"]), CPU, 50_000)
+    assert select_engine(compose_config(), CPU, 50_000).reason == "there is no C++ compiler"
+    with pytest.raises(UserError, match=r"machine\.engine=block .* C\+\+ compiler"):
+        select_engine(compose_config(["machine.engine=block"]), CPU, 50_000)

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from project import ROOT, options_of
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.training.class_weights import build_loss
-from cifar_pipeline.training.engines import blocks
-from cifar_pipeline.training.engines.blocks import Block
+from cifar_pipeline.training.compiled import step
+from cifar_pipeline.training.compiled.step import CompiledSteps
+from cifar_pipeline.training.losses import build_loss
+from cifar_pipeline.utils.errors import UserError
 
 LOSSES = [name for name in options_of("loss") if name != "fast94"]
 COUNTS = (8, 1, 3)
@@ -62,7 +62,7 @@ def test_a_loss_of_ones_own_file_may_have_no_such_key() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_steps_in_blocks_are_weighted_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
     images = torch.randint(0, 256, (4, 5, 2, 2, 1), generator=torch.Generator().manual_seed(0)).float()
     labels = torch.randint(0, 3, (4, 5), generator=torch.Generator().manual_seed(1))
 
@@ -71,7 +71,7 @@ def test_steps_in_blocks_are_weighted_too(name: str, monkeypatch: pytest.MonkeyP
         net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         optimizer, weighted = torch.optim.SGD(net.parameters(), lr=1e-5), loss(name, "balanced")
         if in_blocks:
-            Block(net, weighted, optimizer, 2)(images, labels, torch.full((4, 1), 1e-5))
+            CompiledSteps(net, weighted, optimizer, 2)(images, labels, torch.full((4, 1), 1e-5))
         else:
             for pictures, truth in zip(images, labels, strict=True):
                 optimizer.zero_grad()
@@ -97,11 +97,11 @@ class Unreduced(nn.Module):
     ],
 )
 def test_weights_that_fit_no_class_are_refused(weights: Any, counts: tuple[int, ...], said: str) -> None:
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         loss("mse", weights, counts)
 
 
 def test_a_loss_that_gives_a_mean_alone_is_refused() -> None:
     options = OmegaConf.create({"_target_": f"{__name__}.Unreduced", "class_weights": "balanced"})
-    with pytest.raises(Refusal, match="needs a loss that takes `reduction`"):
+    with pytest.raises(UserError, match="needs a loss that takes `reduction`"):
         build_loss(options, dataset())

@@ -14,13 +14,13 @@ import pytest
 import torch
 from source import SRC
 
-from cifar_pipeline.training.engines import compiled_cache as module
-from cifar_pipeline.training.engines.compiled_cache import VARIABLE, compiled_cache, machine_key
-from cifar_pipeline.training.engines.small_convolutions import OPTIONS, SOURCE
+from cifar_pipeline.training.compiled import cache as module
+from cifar_pipeline.training.compiled.cache import VARIABLE, compiled_cache, machine_key
+from cifar_pipeline.training.compiled.small_conv import OPTIONS, SOURCE
 
 BUILD = f"""
 import sys; sys.path.insert(0, {str(SRC)!r})
-from cifar_pipeline.training.engines.small_convolutions import load
+from cifar_pipeline.training.compiled.small_conv import load
 load()
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 print(cache_dir())

@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 from project import ROOT, Project
 from small_training import start, without_speed
 
-from cifar_pipeline.config.compose import composed
+from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training import checkpoints
-from cifar_pipeline.training.checkpoints import BEFORE, LAST, checkpoint_path, read_checkpoint
-from cifar_pipeline.training.history import Row
+from cifar_pipeline.training.callbacks import EpochMetrics
+from cifar_pipeline.training.checkpoints import LAST, PREVIOUS, checkpoint_path, read_checkpoint
 
 EPOCHS = 3
 
@@ -35,11 +35,11 @@ def put_something_else(path: Path) -> None:
 def config() -> DictConfig:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return composed(["optimizer=adam", "trainer.batch_size=9", f"trainer.max_epochs={EPOCHS}"])
+        return compose_config(["optimizer=adam", "trainer.batch_size=9", f"trainer.max_epochs={EPOCHS}"])
 
 
 @pytest.fixture(scope="module")
-def whole(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def whole(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[EpochMetrics]:
     """What the training comes to that nothing happens to."""
     return without_speed(start(Project(tmp_path_factory.mktemp("whole")), config, digits).run().rows)
 
@@ -73,7 +73,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
     copy: Project,
     config: DictConfig,
     digits: Dataset,
-    whole: list[Row],
+    whole: list[EpochMetrics],
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
 ) -> None:
@@ -81,16 +81,16 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
     damage(checkpoint_path(again.folder.path, LAST))
     rows = again.run().rows
     said = capsys.readouterr()
-    before = checkpoint_path(again.folder.path, BEFORE)
+    before = checkpoint_path(again.folder.path, PREVIOUS)
     assert "passed over" in said.err and f"Going on from the checkpoint {before}" in said.out
     assert without_speed(rows) == whole
 
 
 def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
-    copy: Project, config: DictConfig, digits: Dataset, whole: list[Row], capsys: pytest.CaptureFixture[str]
+    copy: Project, config: DictConfig, digits: Dataset, whole: list[EpochMetrics], capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = start(copy, config, digits)
-    for name in (LAST, BEFORE):
+    for name in (LAST, PREVIOUS):
         cut_off(checkpoint_path(again.folder.path, name))
     assert without_speed(again.run().rows) == whole
     assert capsys.readouterr().err.count("passed over") == 2
@@ -105,4 +105,4 @@ def test_a_disk_that_fails_says_nothing_about_a_checkpoint(tmp_path: Path, monke
 
     monkeypatch.setattr(checkpoints, "ZipFile", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        checkpoints.resume_point(tmp_path, {}, 1)
+        checkpoints.find_resume_checkpoint(tmp_path, {}, 1)

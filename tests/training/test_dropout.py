@@ -10,8 +10,8 @@ from small_training import start
 from torch import Tensor, nn
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.build import build_module
 from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.training.trainer import build_module
 
 
 class Dropping(nn.Module):

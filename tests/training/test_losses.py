@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from project import ROOT, options_of
 from torch import Tensor, nn
 
-from cifar_pipeline.config.targets import arguments
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.training.losses import BinaryCrossEntropy, Focal, MeanSquaredError
+from cifar_pipeline.config.validation import target_config
+from cifar_pipeline.training.losses import BinaryCrossEntropy, FocalLoss, MeanSquaredError
+from cifar_pipeline.utils.errors import UserError
 
 IMAGES, CLASSES = 7, 10
 
@@ -30,7 +30,7 @@ def batch() -> tuple[Array, Array]:
 def chosen(name: str) -> nn.Module:
     """The loss as a training builds it from its file, all images alike."""
     options: Any = OmegaConf.load(ROOT / "conf" / "loss" / f"{name}.yaml")
-    loss: nn.Module = hydra.utils.instantiate(arguments(options, "loss"))
+    loss: nn.Module = hydra.utils.instantiate(target_config(options, "loss"))
     return loss
 
 
@@ -119,23 +119,23 @@ def test_each_gradient_is_the_formulas_slope(name: str) -> None:
 
 def test_focal_weighs_an_images_own_class_by_alpha() -> None:
     z, y = batch()
-    found = Focal(alpha=0.25, gamma=1.5)(torch.from_numpy(z), torch.from_numpy(y))
+    found = FocalLoss(alpha=0.25, gamma=1.5)(torch.from_numpy(z), torch.from_numpy(y))
     assert found.item() == pytest.approx(focal(z, y, alpha=0.25, gamma=1.5), rel=1e-10)
 
 
 def test_focal_without_focus_is_binary_cross_entropy() -> None:
     z, y = batch()
-    found = Focal(alpha=-1, gamma=0)(torch.from_numpy(z), torch.from_numpy(y))
+    found = FocalLoss(alpha=-1, gamma=0)(torch.from_numpy(z), torch.from_numpy(y))
     assert found.item() == pytest.approx(binary_cross_entropy(z, y), rel=1e-10)
 
 
 @pytest.mark.parametrize(("alpha", "gamma", "key"), [(1.5, 2.0, "alpha"), (-0.5, 2.0, "alpha"), (0.25, -1.0, "gamma")])
 def test_focal_refuses_what_its_formula_does_not_allow(alpha: float, gamma: float, key: str) -> None:
-    with pytest.raises(Refusal, match=rf"loss\.{key}="):
-        Focal(alpha, gamma)
+    with pytest.raises(UserError, match=rf"loss\.{key}="):
+        FocalLoss(alpha, gamma)
 
 
-@pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy(), Focal(-1, 2.0)])
+@pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy(), FocalLoss(-1, 2.0)])
 @pytest.mark.parametrize("count", [1, 256])
 def test_half_precision_logits_are_summed_in_single_precision(loss: nn.Module, count: int) -> None:
     torch.manual_seed(0)

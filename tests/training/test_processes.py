@@ -3,10 +3,10 @@
 import pytest
 from project import Project
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.identity import identity
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.training.processes import ALONE, find_processes
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.fingerprint import fingerprint
+from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed
+from cifar_pipeline.utils.errors import UserError
 
 VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
@@ -29,12 +29,12 @@ def nobody_has_started_any(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def find(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
-    return find_processes(composed(list(overrides)).trainer, accelerator, in_sweep)
+    return detect_distributed(compose_config(list(overrides)).trainer, accelerator, in_sweep)
 
 
 def test_a_training_is_one_process_unless_more_are_asked_for(project: Project) -> None:
-    assert find() is ALONE
-    assert find("trainer=ddp") is ALONE  # a CPU
+    assert find() is SINGLE_PROCESS
+    assert find("trainer=ddp") is SINGLE_PROCESS  # a CPU
     two = find("trainer=ddp", "trainer.devices=2")
     assert (two.count, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
 
@@ -47,9 +47,9 @@ def test_who_started_them_says_how_many_there_are(
         monkeypatch.setenv(name, value)
     found = find("trainer=ddp")
     assert (found.rank, found.here, found.machines, found.is_first) == (3, 2, 2, False)
-    with pytest.raises(Refusal, match=r"trainer.devices=4, but torchrun or srun started 2"):
+    with pytest.raises(UserError, match=r"trainer.devices=4, but torchrun or srun started 2"):
         find("trainer=ddp", "trainer.devices=4")
-    assert find() is ALONE
+    assert find() is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_who_started_them_says_how_many_there_are(
     ],
 )
 def test_a_number_of_processes_that_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         find(*overrides, **options)
 
 
 def test_how_many_share_a_training_is_no_part_of_what_it_is(project: Project) -> None:
     one, two, more = (
-        identity(composed(overrides), "data")
+        fingerprint(compose_config(overrides), "data")
         for overrides in ([], ["trainer=ddp", "trainer.devices=2"], ["trainer.batch_size=8"])
     )
     assert one == two != more

@@ -5,7 +5,7 @@ from project import Project
 from small_training import CPU, start
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.fit import PROFILERS, Plan, fit
+from cifar_pipeline.training.trainer import PROFILERS, TrainingSetup, fit
 
 
 @pytest.mark.parametrize(("profiler", "told"), [("simple", "run_training_epoch"), ("pytorch", "Self CPU time total")])
@@ -14,7 +14,7 @@ def test_a_profile_names_what_took_the_time(
 ) -> None:
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
-    plan = Plan(made.module, made.pictures, made.config.trainer, CPU, made.folder, profiler=profiler)
+    plan = TrainingSetup(made.module, made.pictures, made.config.trainer, CPU, made.folder, profiler=profiler)
     fit(plan, made.logger)
     profile = made.folder.path / "fit-profile.txt"
     assert told in profile.read_text()

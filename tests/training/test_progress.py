@@ -7,7 +7,7 @@ from project import Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training import progress
+from cifar_pipeline.training import callbacks
 
 TRAIN = 90
 
@@ -30,8 +30,8 @@ def test_each_epoch_says_how_long_the_others_will_take(
 def test_an_epoch_that_takes_long_says_how_far_it_is(
     project: Project, digits: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(callbacks, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
     lines = said(project, digits, capsys)
     tenths = [line for line in lines if line.startswith("epoch 2/3, images: ")]
     assert [re.findall(r"images: (\d+) %", line)[0] for line in tenths] == [str(tenth) for tenth in range(10, 101, 10)]

@@ -7,9 +7,9 @@ import lightning.pytorch  # noqa: F401  (before a fixture says that there is no 
 import pytest
 from project import Project
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.files import is_busy
-from cifar_pipeline.training.folder import TrainingFolder
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.utils.atomic import is_locked
+from cifar_pipeline.utils.errors import UserError
 from evaluate import evaluate
 from train import train
 
@@ -19,24 +19,24 @@ QUICK = ("data=digits", "trainer.batch_size=45", "trainer.max_epochs=1")
 def test_the_training_is_held_until_its_result_is_published_and_that_while_it_is_read(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, usual = [], TrainingFolder.publish
+    held, usual = [], RunDir.publish
 
-    def publish(self: TrainingFolder, root: Path, run: Mapping[str, str]) -> None:
-        held.append(is_busy(self.path))
+    def publish(self: RunDir, root: Path, run: Mapping[str, str]) -> None:
+        held.append(is_locked(self.path))
         usual(self, root, run)
-        held.append(is_busy(self.path))
+        held.append(is_locked(self.path))
 
-    monkeypatch.setattr(TrainingFolder, "publish", publish)
+    monkeypatch.setattr(RunDir, "publish", publish)
     ended = ready.start(train, *QUICK)
     assert ended.code == 0, ended.err
     assert held == [True, True]
     (folder,) = (path for path in (ready.folder / ".cache" / "trainings").iterdir() if path.is_dir())
-    assert not is_busy(folder)
+    assert not is_locked(folder)
     assert (ready.folder / "models" / "run.json").is_file() and (ready.folder / "reports" / "history.csv").is_file()
 
     def load(*_: object) -> None:
-        held.append(is_busy(Path("models")))
-        raise Refusal("That is enough.")
+        held.append(is_locked(Path("models")))
+        raise UserError("That is enough.")
 
     monkeypatch.setattr("cifar_pipeline.inference.predictor.Predictor.open", load)
     assert ready.start(evaluate, "data=digits").err == "That is enough.\n"

@@ -10,9 +10,9 @@ from project import Project
 from small_training import Training, batch_limit, start
 from torch import Tensor, nn
 
-from cifar_pipeline.console import Refusal
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training import schedules
+from cifar_pipeline.training import schedulers
+from cifar_pipeline.utils.errors import UserError
 
 
 def batches_of(training: Training, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,7 +71,7 @@ def test_each_steps_rate_is_the_schedules(project: Project, digits: Dataset, opt
     training = start(project, config, digits)
     rows = training.run().rows
     steps = 4 if options else 12
-    wanted = [0.1 * schedules.one_cycle(step, steps, warmup=0.25, start=0.04, final=0.0) for step in range(steps)]
+    wanted = [0.1 * schedulers.one_cycle(step, steps, warmup=0.25, start=0.04, final=0.0) for step in range(steps)]
     assert training.rates == pytest.approx(wanted, rel=1e-12)
     assert [row["lr"] for row in rows] == pytest.approx(wanted[steps // 4 - 1 :: steps // 4], abs=1e-6)
 
@@ -95,13 +95,13 @@ def test_a_loss_that_is_no_number_is_refused_by_its_learning_rate(
 ) -> None:
     config = project.compose(f"optimizer={optimizer}", "optimizer.lr=1e12", "trainer.batch_size=9")
     training = start(project, config, digits)
-    with pytest.raises(Refusal, match=r"no finite number.*learning rate 1e\+12.*smaller optimizer\.lr"):
+    with pytest.raises(UserError, match=r"no finite number.*learning rate 1e\+12.*smaller optimizer\.lr"):
         training.run()
     assert all(math.isfinite(value) for row in training.logger.epochs.values() for value in row.values())
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_training(project: Project, digits: Dataset) -> None:
-    with pytest.raises(Refusal, match=r"trainer\.batch_size=91 is larger than the 90 training images of digits"):
+    with pytest.raises(UserError, match=r"trainer\.batch_size=91 is larger than the 90 training images of digits"):
         start(project, project.compose("trainer.batch_size=91"), digits)
 
 
@@ -145,5 +145,5 @@ def test_a_batch_in_parts_is_the_batch_at_once(project: Project, digits: Dataset
 
 def test_parts_that_make_no_batch_are_refused(project: Project, digits: Dataset) -> None:
     config = project.compose("trainer.batch_size=48", "trainer.micro_batch_size=20")
-    with pytest.raises(Refusal, match=r"micro_batch_size=20 does not divide trainer\.batch_size=48"):
+    with pytest.raises(UserError, match=r"micro_batch_size=20 does not divide trainer\.batch_size=48"):
         start(project, config, digits)

@@ -16,11 +16,11 @@ from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.inference.trained import Trained
-from cifar_pipeline.training.engines.blocks import Block
-from cifar_pipeline.training.fit import Plan, fit
+from cifar_pipeline.inference.trained_model import TrainedModel
+from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.training.trainer import TrainingSetup, fit
 from train import train
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "machine.accelerator=cpu", "machine.threads=1")
@@ -51,7 +51,7 @@ def test_single_steps_in_place_of_blocks_are_recorded_as_such(ready: Project, mo
     def impossible(*_: Any) -> None:
         raise NotImplementedError("no such operation")
 
-    monkeypatch.setattr(Block, "compile", impossible)
+    monkeypatch.setattr(CompiledSteps, "compile", impossible)
     ended = trained(ready, *COMPILED)
     assert "engine plain (planned: block)" in ended.err
     facts, tags = recorded(ready)
@@ -62,7 +62,9 @@ def test_single_steps_in_place_of_blocks_are_recorded_as_such(ready: Project, mo
 def test_precision_is_recorded_as_lightning_takes_it(project: Project, digits: Dataset) -> None:
     """`train` refuses this one; whatever else Lightning may change is seen in the same way."""
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=45"), digits)
-    plan = Plan(made.module, made.pictures, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder)
+    plan = TrainingSetup(
+        made.module, made.pictures, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder
+    )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
         assert fit(plan, made.logger).ran["precision"] == "bf16-mixed"
 
@@ -91,7 +93,7 @@ def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkey
 
 def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: Project) -> None:
     trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
-    models = Trained.open(Path("models"), "last")
+    models = TrainedModel.open(Path("models"), "last")
     images, labels = Dataset.open(Path("data/processed")).part("val")
     logits = torch.from_numpy(Predictor.open(models.model).session.answers(images, 30)[0])
     history = pandas.read_csv("reports/history.csv")

@@ -12,10 +12,10 @@ import torch
 from broken_files import cut_off, empty, flip_a_bit
 from project import ROOT, Project
 
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.build import build_network
+from cifar_pipeline.models.build import build_model
+from cifar_pipeline.utils.errors import UserError
 from evaluate import evaluate
 from train import train
 
@@ -73,8 +73,8 @@ def test_a_network_that_cannot_be_exported_is_refused_before_its_first_step(
 
 
 def test_pictures_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
-    with pytest.raises(Refusal, match="digits are 16 wide and 32 high"):
-        build_network(composed(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))
+    with pytest.raises(UserError, match="digits are 16 wide and 32 high"):
+        build_model(compose_config(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))
 
 
 def test_train_without_processed_data_says_what_makes_it(project: Project) -> None:

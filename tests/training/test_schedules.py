@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from project import ROOT, options_of
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.training.schedules import constant, cosine, one_cycle
+from cifar_pipeline.training.schedulers import constant, cosine, one_cycle
+from cifar_pipeline.utils.errors import UserError
 
 STEPS = 200
 
@@ -101,5 +101,5 @@ def test_one_cycle_is_two_lines() -> None:
 def test_fractions_that_make_no_schedule_are_refused(
     schedule: Callable[..., float], options: dict[str, float], key: str
 ) -> None:
-    with pytest.raises(Refusal, match=rf"schedule\.{key}="):
+    with pytest.raises(UserError, match=rf"schedule\.{key}="):
         schedule(0, STEPS, **options)

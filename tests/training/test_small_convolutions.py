@@ -7,7 +7,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv2d
 
-from cifar_pipeline.training.engines.small_convolutions import load, use_small_convolutions
+from cifar_pipeline.training.compiled.small_conv import load_ops, use_small_convolutions
 
 SHAPES = [
     (4, 3, 32, 32, 6, 5, 5),
@@ -26,7 +26,7 @@ def drawn(*shape: int, last: bool) -> Tensor:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_small_convolution_and_its_gradients_are_those_of_torch(shape: tuple[int, ...], channels_last: bool) -> None:
-    load()
+    load_ops()
     n, c, h, w, o, kh, kw = shape
     x, weight = drawn(n, c, h, w, last=channels_last), drawn(o, c, kh, kw, last=channels_last)
     gradient = drawn(n, o, h - kh + 1, w - kw + 1, last=channels_last)

@@ -14,11 +14,11 @@ from project import ROOT, Project
 from small_training import start, without_speed
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.interruption import Interrupted
 from cifar_pipeline.training import checkpoints
-from cifar_pipeline.training.checkpoints import AtomicCheckpoints, load_weights
-from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.history import write_history
+from cifar_pipeline.training.callbacks import write_history
+from cifar_pipeline.training.checkpoints import AtomicCheckpointIO, load_weights
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.utils.process import Interrupted
 
 
 def restless(project: Project, *more: str) -> DictConfig:
@@ -137,7 +137,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpoints("abc").save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    AtomicCheckpointIO("abc").save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
 
     def full(checkpoint: object, file: Any) -> None:
         file.write(b"half of it")
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
     with pytest.raises(OSError, match="no space"):
-        AtomicCheckpoints("abc").save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
+        AtomicCheckpointIO("abc").save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
     monkeypatch.undo()
     assert torch.equal(load_weights(path)["w"], torch.ones(2))
 
@@ -156,8 +156,8 @@ def test_a_checkpoint_that_holds_anything_but_tensors_is_not_loaded(tmp_path: Pa
         load_weights(tmp_path / "bad.ckpt")
 
 
-def finished(path: Path, age: int) -> TrainingFolder:
-    folder = TrainingFolder(path)
+def finished(path: Path, age: int) -> RunDir:
+    folder = RunDir(path)
     path.mkdir(parents=True)
     with folder.finishing({}, []):
         pass
@@ -179,10 +179,10 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
 def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp_path: Path) -> None:
     for name in ("held", "rerun", "free"):
         finished(tmp_path / name, 0)
-    with pytest.raises(KeyboardInterrupt), TrainingFolder(tmp_path / "rerun").held(rerun=True):
+    with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").held(rerun=True):
         raise KeyboardInterrupt
     code = (
-        "import sys; from pathlib import Path; from cifar_pipeline.files import only_one\n"
+        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\n"
         "with only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -204,10 +204,10 @@ def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     code = (
         # What `held` does; without torch, which takes seconds to load.
-        "import sys; from pathlib import Path; from cifar_pipeline.files import only_one\n"
+        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\n"
         "with only_one(Path(sys.argv[1])): print('held', flush=True)"
     )
-    folder = TrainingFolder(tmp_path / "abc")
+    folder = RunDir(tmp_path / "abc")
     with folder.held(rerun=False):
         (folder.path / "last.ckpt").touch()
         second = subprocess.Popen(
@@ -240,7 +240,7 @@ def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) ->
 
 
 def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path: Path) -> None:
-    folder = TrainingFolder(tmp_path / "abc")
+    folder = RunDir(tmp_path / "abc")
     with pytest.raises(KeyboardInterrupt), folder.held(rerun=True) as begun:
         raise KeyboardInterrupt
     with folder.held(rerun=False) as again:
@@ -249,7 +249,7 @@ def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path
 
 
 def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:
-    folder = TrainingFolder(tmp_path / "abc")
+    folder = RunDir(tmp_path / "abc")
     folder.path.mkdir()
     with pytest.raises(RuntimeError), folder.finishing({}, []) as part:
         (part / "last").mkdir()

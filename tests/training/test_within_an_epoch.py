@@ -11,13 +11,12 @@ from small_training import CPU, Logged, without_speed
 from torch import nn
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.interruption import Interrupted
-from cifar_pipeline.training.build import build_average, build_module, build_pictures
-from cifar_pipeline.training.engines import blocks
-from cifar_pipeline.training.engines.choice import PLAIN, Engine
-from cifar_pipeline.training.fit import Plan, fit
-from cifar_pipeline.training.folder import TrainingFolder
-from cifar_pipeline.training.history import Row
+from cifar_pipeline.training.callbacks import EpochMetrics
+from cifar_pipeline.training.compiled import step
+from cifar_pipeline.training.compiled.engine import EAGER, Engine
+from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, build_weight_averaging, fit
+from cifar_pipeline.utils.process import Interrupted
 
 BLOCK = Engine("block", "tested", 2, 3)
 AFTER_EACH_STEP = 1e-9  # seconds
@@ -42,7 +41,7 @@ CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(grou
 @pytest.fixture(autouse=True)
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compile takes long, and tests/training/test_blocks.py does it."""
-    monkeypatch.setattr(blocks, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
 
 
 def restless(project: Project, *more: str) -> DictConfig:
@@ -55,10 +54,10 @@ class Trained:
 
     def __init__(self, config: DictConfig, dataset: Dataset, engine: Engine, folder: Path, stop_after: int = 0) -> None:
         folder.mkdir(exist_ok=True)
-        self.module, pictures = build_module(config, dataset, engine), build_pictures(config, dataset, engine)
+        self.module, pictures = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
         network = WithDropout(3, dataset.shape[0], len(dataset.classes))
         self.module.net.net = network  # type: ignore[assignment]
-        self.rows: list[Row] = []
+        self.rows: list[EpochMetrics] = []
         seen, usual = [], self.module.on_train_batch_start
 
         def begin(batch: Any, index: int) -> None:
@@ -69,8 +68,10 @@ class Trained:
 
         self.module.on_train_batch_start = begin  # type: ignore[method-assign]
         try:
-            average, place = build_average(config), TrainingFolder(folder)
-            plan = Plan(self.module, pictures, config.trainer, CPU, place, average, checkpoint_every=AFTER_EACH_STEP)
+            average, place = build_weight_averaging(config), RunDir(folder)
+            plan = TrainingSetup(
+                self.module, pictures, config.trainer, CPU, place, average, checkpoint_every=AFTER_EACH_STEP
+            )
             self.rows = fit(plan, Logged()).rows
         except Interrupted:
             assert stop_after
@@ -83,7 +84,7 @@ def is_equal(one: Trained, other: Trained) -> None:
         assert torch.equal(other.module.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("engine", [PLAIN, BLOCK], ids=["plain", "block"])
+@pytest.mark.parametrize("engine", [EAGER, BLOCK], ids=["plain", "block"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means(
     project: Project, digits: Dataset, engine: Engine, choice: str

@@ -7,12 +7,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from ruamel.yaml import YAML
 
-from cifar_pipeline.config.check import check
-from cifar_pipeline.config.choices import PARAMS, is_choice
-from cifar_pipeline.config.compose import composed
-from cifar_pipeline.config.sentences import sentence
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.files import require_writable, whole_file
+from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.params import PARAMS, is_params_key
+from cifar_pipeline.config.schema import validate
+from cifar_pipeline.config.validation import format_error
+from cifar_pipeline.utils.atomic import atomic_write, require_writable
+from cifar_pipeline.utils.errors import UserError
 
 
 def choose(settings: list[str]) -> None:
@@ -22,9 +22,9 @@ def choose(settings: list[str]) -> None:
     """
     require_writable(PARAMS, is_file=True)
     try:
-        check(composed(settings))
+        validate(compose_config(settings))
     except (HydraException, OmegaConfBaseException) as error:
-        raise Refusal(sentence(error)) from None
+        raise UserError(format_error(error)) from None
     form = YAML()
     form.width = 120
     form.representer.add_representer(
@@ -33,8 +33,8 @@ def choose(settings: list[str]) -> None:
     params = form.load(PARAMS)
     for setting in settings:
         key, _, text = setting.lstrip("+").partition("=")
-        _set(params, key if is_choice(key) else f"overrides.{key}", yaml.safe_load(text))
-    with whole_file(PARAMS) as part:
+        _set(params, key if is_params_key(key) else f"overrides.{key}", yaml.safe_load(text))
+    with atomic_write(PARAMS) as part:
         form.dump(params, part)
 
 

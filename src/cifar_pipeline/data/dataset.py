@@ -6,23 +6,44 @@
     dataset.json                           what it is, where it comes from, its statistics and its content's hash
 
 The arrays are memory-mapped to read and to write, so a set larger than memory takes the same code.
+
+What was asked for and what is there: the values of `data` that decide which images are trained on.
+
+An array that may be larger than memory, a piece at a time.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.official import PARTS, Images, Labels
-from cifar_pipeline.data.pieces import pieces
-from cifar_pipeline.documents import json_of
+from cifar_pipeline.config.params import to_yaml_inline
+from cifar_pipeline.data.sources.base import SPLITS, Images, Labels
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.safe_io import parse_json
+from cifar_pipeline.utils.text import flatten_dict
 
-REMEDY = "`dvc repro -f preprocess` writes it again"
+CHUNK_BYTES = 16 << 20
+
+
+def row_slices(array: np.ndarray) -> Iterator[slice]:
+    """Consecutive slices of an array's rows, each of some 16 MB and of at least one row."""
+    count, step = len(array), rows_per_chunk(array.itemsize * prod(array.shape[1:]))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def rows_per_chunk(item_bytes: int) -> int:
+    """How many items of so many bytes make a piece, at least one."""
+    return max(1, CHUNK_BYTES // item_bytes)
+
+
+REBUILD_HINT = "`dvc repro -f preprocess` writes it again"
 
 
 @dataclass(frozen=True)
@@ -61,19 +82,19 @@ class Dataset:
         """Open what `write` wrote. Raises Refusal where a file is missing, cut off or of another data set."""
         path = folder / "dataset.json"
         try:
-            values = json_of(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             if values.pop("checksum") != checksum(values):
                 raise ValueError("wrong checksum")
             for key in ("classes", "shape", "mean", "std"):
                 values[key] = tuple(values[key])
             dataset = Dataset(folder=folder, **values)
-            if set(dataset.sizes) != set(PARTS):
+            if set(dataset.sizes) != set(SPLITS):
                 raise ValueError(f"parts {list(dataset.sizes)}")
         except FileNotFoundError:
-            raise Refusal(f"{path} is missing; {REMEDY}.") from None
+            raise UserError(f"{path} is missing; {REBUILD_HINT}.") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Refusal(f"{path} is damaged or not of this version; {REMEDY}.") from error
-        for part in PARTS:
+            raise UserError(f"{path} is damaged or not of this version; {REBUILD_HINT}.") from error
+        for part in SPLITS:
             dataset.part(part)
         return dataset
 
@@ -114,12 +135,12 @@ class Dataset:
         if not path.is_file():
             return None
         try:
-            names = json_of(path.read_text(encoding="utf-8"))
+            names = parse_json(path.read_text(encoding="utf-8"))
             is_whole = isinstance(names, list) and len(names) == self.sizes[part] and all(map(_is_text, names))
         except ValueError:
             is_whole = False
         if not is_whole:
-            raise Refusal(f"{path} is damaged or of another data set; {REMEDY}.")
+            raise UserError(f"{path} is damaged or of another data set; {REBUILD_HINT}.")
         return list(names)
 
     def leaks(self) -> Iterator[str]:
@@ -133,19 +154,19 @@ class Dataset:
 
     def verify(self) -> None:
         """Read every byte and compare it with the hashes. Raises Refusal naming the file that differs."""
-        for part in PARTS:
+        for part in SPLITS:
             images, labels = self.part(part)
             for kind, found in (("images", content_hash(images)), ("labels", content_hash(labels))):
                 if found != self.hashes[f"{part}/{kind}"]:
                     path = self.folder / part / f"{kind}.npy"
-                    raise Refusal(f"{path} has other content than it was written with; {REMEDY}.")
+                    raise UserError(f"{path} has other content than it was written with; {REBUILD_HINT}.")
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def mapped(path: Path) -> np.ndarray:
+def open_memmap(path: Path) -> np.ndarray:
     """An array in a file, read as far as it is asked for."""
     # Copy on write: torch warns about arrays that cannot be written to, and the file must stay as it is.
     array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -154,15 +175,15 @@ def mapped(path: Path) -> np.ndarray:
 
 def _load(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
     try:
-        array = mapped(path)
+        array = open_memmap(path)
     except FileNotFoundError:
-        raise Refusal(f"{path} is missing; {REMEDY}.") from None
+        raise UserError(f"{path} is missing; {REBUILD_HINT}.") from None
     except Exception as error:  # NumPy lets through whatever it meets in a header that is damaged.
-        raise Refusal(f"{path} is cut off or no array; {REMEDY}.") from error
+        raise UserError(f"{path} is cut off or no array; {REBUILD_HINT}.") from error
     if array.shape != shape or array.dtype != kind:
-        raise Refusal(
+        raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)} where dataset.json says {np.dtype(kind)} {list(shape)}; "
-            f"{REMEDY}."
+            f"{REBUILD_HINT}."
         )
     return array
 
@@ -175,6 +196,61 @@ def checksum(values: dict[str, Any]) -> str:
 def content_hash(array: np.ndarray) -> str:
     """SHA-256 of an array: its type, its shape and its values, the same on every machine."""
     digest = sha256(f"{array.dtype.newbyteorder('<').str} {array.shape}".encode())
-    for piece in pieces(array):
+    for piece in row_slices(array):
         digest.update(np.ascontiguousarray(array[piece]).data)
     return digest.hexdigest()
+
+
+# Mirrors and timeouts change the route, not the images.
+DATASET_KEYS = ("source", "fallback", "val_fraction", "split_seed")
+
+
+def dataset_config(data: DictConfig) -> dict[str, Any]:
+    """The values of the configuration's `data` that decide about the images, as plain dictionaries and numbers."""
+    values = OmegaConf.to_container(data, resolve=True)
+    assert isinstance(values, dict)
+    return {key: values[key] for key in DATASET_KEYS}
+
+
+def effective_dataset_config(asked: dict[str, Any], by_fallback: bool) -> dict[str, Any]:
+    """The values that were used: the fallback has stepped into the source's place, or it was not needed."""
+    return {**asked, "source": asked["fallback"] if by_fallback else asked["source"]}
+
+
+def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
+    """Refuse to go on where `dataset` was made for other values than the configuration's `data` asks for."""
+    wanted, made = dataset_config(data), dict(dataset.asked)
+    for role in ("source", "fallback"):
+        if _target(wanted[role]) != _target(made.get(role)):  # then its further values need no comparison
+            wanted[role], made[role] = _option_name(wanted[role]), _option_name(made.get(role))
+    wanted, made = flatten_dict(wanted), flatten_dict(made)
+    differing = [key for key in dict.fromkeys([*wanted, *made]) if wanted.get(key) != made.get(key)]
+    if not differing:
+        return
+    key = differing[0]
+    value = wanted.get(key)
+    if key == "source":
+        remedy = f"`data: {value}`"
+    elif key == "fallback" and value is not None:
+        remedy = "the option of `data` that has this fallback"
+    else:
+        remedy = f"`overrides: {_nested_yaml('data.' + key, value)}`"
+    raise UserError(
+        f"{dataset.folder} was made for data.{key}={to_yaml_inline(made.get(key))}, but this configuration asks for "
+        f"data.{key}={to_yaml_inline(value)}: write {remedy} in params.yaml and run `dvc repro preprocess`, or train with what "
+        "it was made for."
+    )
+
+
+def _target(source: Any) -> Any:
+    return source["_target_"] if source else None
+
+
+def _option_name(source: Any) -> str | None:
+    """An option of conf/data bears the name of the module that its source lives in."""
+    return _target(source).split(".")[-2] if source else None
+
+
+def _nested_yaml(key: str, value: Any) -> str:
+    head, _, rest = key.partition(".")
+    return f"{{{head}: {_nested_yaml(rest, value) if rest else to_yaml_inline(value)}}}"

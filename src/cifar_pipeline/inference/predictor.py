@@ -1,18 +1,28 @@
-"""A model in use: picture files in, classes with probabilities out, by the code that the training is measured by."""
+"""A model in use: picture files in, classes with probabilities out, by the code that the training is measured by.
+
+A model file's answers for the test part; on a GPU that ONNX Runtime can't use, those of the network itself.
+
+The number that is reported is the file's: where torch computes it, the file has to give the same answers.
+"""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.pictures import Unreadable, read_picture
-from cifar_pipeline.inference.facts import ModelFacts
-from cifar_pipeline.inference.session import Session
+from cifar_pipeline.data.images import UnreadableImage, load_image
+from cifar_pipeline.inference.metadata import ModelMetadata
+from cifar_pipeline.inference.onnx_session import CUDA, MODEL_FILE, OnnxSession
+from cifar_pipeline.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 DECIMALS = 6
 
@@ -39,8 +49,8 @@ class Prediction:
 class Predictor:
     """An open model with what its outputs mean."""
 
-    facts: ModelFacts
-    session: Session
+    facts: ModelMetadata
+    session: OnnxSession
 
     @staticmethod
     def open(folder: Path, threads: int = 1, accelerator: str = "auto") -> "Predictor":
@@ -48,8 +58,8 @@ class Predictor:
 
         Raises `Refusal` where there is none, where it is damaged or unsafe, or where it is not as it says.
         """
-        session = Session.open(folder, threads, accelerator)
-        return Predictor(ModelFacts.of(session, folder), session)
+        session = OnnxSession.open(folder, threads, accelerator)
+        return Predictor(ModelMetadata.of(session, folder), session)
 
     def checked_top(self, asked: int | None, usual: int) -> int:
         """How many classes to rank: as many as were asked for, or the usual number where nobody asked.
@@ -58,7 +68,7 @@ class Predictor:
         """
         known = len(self.facts.classes)
         if asked is not None and not 1 <= asked <= known:
-            raise Refusal(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
+            raise UserError(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
         return min(usual, known) if asked is None else asked
 
     def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
@@ -84,7 +94,7 @@ class Predictor:
         waiting: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for batch in _batches(files, batch_size):
-                waiting.append((batch, reader.submit(_read_all, batch, self.facts)))
+                waiting.append((batch, reader.submit(_load_images, batch, self.facts)))
                 if len(waiting) > 1:
                     yield from self._answers(*waiting.popleft(), top)
             for batch, read in waiting:
@@ -109,15 +119,15 @@ def threads_for(machine_threads: int | str, cores: int, reading: int = 0) -> int
     return max(1, cores - reading) if machine_threads == "auto" else int(machine_threads)
 
 
-def _read_all(paths: list[Path], facts: ModelFacts) -> list[np.ndarray | str]:
-    return [_read(path, facts) for path in paths]
+def _load_images(paths: list[Path], facts: ModelMetadata) -> list[np.ndarray | str]:
+    return [_load_image(path, facts) for path in paths]
 
 
-def _read(path: Path, facts: ModelFacts) -> np.ndarray | str:
+def _load_image(path: Path, facts: ModelMetadata) -> np.ndarray | str:
     """The picture, or why there is none."""
     try:
-        return read_picture(path, facts.shape, facts.fit)
-    except Unreadable as error:
+        return load_image(path, facts.shape, facts.fit)
+    except UnreadableImage as error:
         return str(error)
 
 
@@ -125,3 +135,95 @@ def _batches(files: Iterable[Path], size: int) -> Iterator[list[Path]]:
     waiting = iter(files)
     while batch := list(islice(waiting, size)):
         yield batch
+
+
+# How many images the file and the network have to agree on, and how far their probabilities may be apart.
+NUM_COMPARED = 1000
+TOLERANCE = 1e-4
+
+Outputs = tuple[str, np.ndarray, np.ndarray]
+
+
+def compute_outputs(
+    predictor: Predictor,
+    images: np.ndarray,
+    batch_size: int,
+    advance: Callable[[float], None],
+    accelerator: str,
+    network: Callable[[], "nn.Module"],
+) -> Outputs:
+    """The device, and logits and probabilities, each `[N, K] float32`, of raw pictures `[N, H, W, C] uint8`.
+
+    Args:
+        accelerator: as conf/machine chooses it.
+        network: makes the network that the file was exported from; called only where a GPU is left to torch.
+
+    Raises:
+        Refusal: the network on the GPU and the file give different answers.
+    """
+    if gpu_for_torch(accelerator):
+        return compute_on_gpu(predictor, images, batch_size, advance, network(), "cuda")
+    logits, probabilities = predictor.session.answers(images, batch_size, advance)
+    return predictor.session.device, logits, probabilities
+
+
+def gpu_for_torch(accelerator: str) -> bool:
+    """Whether this machine has a GPU that torch can use and the installed ONNX Runtime can't."""
+    if accelerator not in ("auto", "gpu", "cuda") or CUDA in onnxruntime.get_available_providers():
+        return False
+    # Without torch, which takes seconds to load.
+    if accelerator == "auto" and not any(
+        Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+    ):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def compute_on_gpu(
+    predictor: Predictor,
+    images: np.ndarray,
+    batch_size: int,
+    advance: Callable[[float], None],
+    network: "nn.Module",
+    device: str,
+) -> Outputs:
+    """What `network` answers on torch's `device`, once the file has given the same for the first `COMPARED` images."""
+    import torch
+
+    from cifar_pipeline.inference.torch_model import predict_logits
+    from cifar_pipeline.models.wrappers import get_activation
+
+    logits = predict_logits(network.to(device).eval(), images, batch_size, advance, device)
+    network.to("cpu")
+    probabilities = get_activation(predictor.facts.probabilities)(logits)
+    _, found = predictor.session.answers(images[:NUM_COMPARED], batch_size)
+    apart = float(np.abs(found - probabilities[:NUM_COMPARED].numpy()).max(initial=0.0))
+    if not apart <= TOLERANCE:
+        raise UserError(
+            f"{MODEL_FILE} answers differently from its weights on the GPU (probabilities differ by {apart:.1g} among the "
+            f"first {len(found)} pictures): machine.accelerator=cpu measures the file itself."
+        )
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return f"{name}, by torch", logits.numpy(), probabilities.numpy()
+
+
+def require_same_outputs(
+    network: "nn.Module",
+    way: Callable[["Tensor"], "Tensor"],
+    images: np.ndarray,
+    probabilities: np.ndarray,
+    folder: Path,
+) -> None:
+    """Refuse a network that gives other `probabilities` `[N, K]` than the model file in `folder` for some images."""
+    from cifar_pipeline.inference.torch_model import predict_logits
+
+    if not len(images):
+        return
+    apart = float(np.abs(way(predict_logits(network, images, len(images))).numpy() - probabilities).max())
+    if not apart <= 10 * TOLERANCE:
+        raise UserError(
+            f"The model in {folder} answers differently from the network that conf/ and params.yaml describe "
+            f"(probabilities differ by {apart:.1g}): `dvc repro` trains that one."
+        )

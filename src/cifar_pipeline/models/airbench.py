@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.utils.errors import UserError
 
 PATCH, POOL = 2, 2
 
@@ -47,10 +47,10 @@ class AirbenchNet(nn.Module):
     ) -> None:
         super().__init__()
         if not widths:
-            raise Refusal("model.widths=[] makes no network: write at least one number of channels.")
+            raise UserError("model.widths=[] makes no network: write at least one number of channels.")
         smallest = POOL ** len(widths) + PATCH - 1
         if size < smallest:
-            raise Refusal(
+            raise UserError(
                 f"model.widths={list(widths)} needs images of at least {smallest}x{smallest} pixels, and these are "
                 f"{size}x{size}: write fewer widths, or choose another model."
             )
@@ -92,7 +92,7 @@ class Stage(nn.Module):
     def __init__(self, before: int, width: int, depth: int, norm_momentum: float) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(_convolution(before if i == 0 else width, width) for i in range(depth))
-        self.norms = nn.ModuleList(Shift(width, momentum=norm_momentum) for _ in range(depth))
+        self.norms = nn.ModuleList(BiasOnlyBatchNorm2d(width, momentum=norm_momentum) for _ in range(depth))
         self.adds = depth > 2
 
     def forward(self, features: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Stage(nn.Module):
         return features
 
 
-class Shift(nn.BatchNorm2d):
+class BiasOnlyBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that learns a shift alone: the next convolution would undo a scale."""
 
     def __init__(self, width: int, momentum: float) -> None:

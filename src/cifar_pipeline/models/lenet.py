@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from cifar_pipeline.console import Refusal
+from cifar_pipeline.utils.errors import UserError
 
 KERNEL, POOL, FILTERS = 5, 2, (6, 16)
 
@@ -23,7 +23,7 @@ class LeNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, FILTERS[0], KERNEL)
         self.conv2 = nn.Conv2d(FILTERS[0], FILTERS[1], KERNEL)
-        self.fc1 = nn.Linear(FILTERS[1] * _side(size) ** 2, 120)
+        self.fc1 = nn.Linear(FILTERS[1] * _feature_size(size) ** 2, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, classes)
 
@@ -39,7 +39,7 @@ class LeNet(nn.Module):
         return logits
 
 
-def _side(size: int) -> int:
+def _feature_size(size: int) -> int:
     """Height and width of the second pooling's output, for images of this height and width."""
     side = size
     for _ in FILTERS:
@@ -48,7 +48,7 @@ def _side(size: int) -> int:
         smallest = 1
         for _ in FILTERS:
             smallest = smallest * POOL + KERNEL - 1
-        raise Refusal(
+        raise UserError(
             f"model=lenet needs images of at least {smallest}x{smallest} pixels, and these are {size}x{size}: "
             "choose another model, or data with larger images."
         )

@@ -7,25 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from cifar_pipeline.files import whole_file
-from cifar_pipeline.reporting.answers import Answers
-from cifar_pipeline.reporting.confusion import confusion_matrix
-from cifar_pipeline.reporting.curves import learning_curves
-from cifar_pipeline.reporting.filters import first_layer
-from cifar_pipeline.reporting.mistakes import surest_mistakes
-from cifar_pipeline.reporting.pages.report import Evaluation
+from cifar_pipeline.reporting.html_report import Evaluation
+from cifar_pipeline.reporting.image_figures import error_figure, first_layer_figure
+from cifar_pipeline.reporting.metrics import Predictions
+from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.tables import write_confusion, write_predictions
-from cifar_pipeline.visible import visible_json
+from cifar_pipeline.utils.atomic import atomic_write
+from cifar_pipeline.utils.text import escape_control_json
 
 
-def write_numbers(reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], answers: Answers) -> list[Path]:
+def write_numbers(
+    reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], answers: Predictions
+) -> list[Path]:
     """Write metrics.json, timing.json, confusion.csv and predictions.csv; returns their paths."""
     names = ("metrics.json", "timing.json", "confusion.csv", "predictions.csv")
     paths = [reports / name for name in names]
     for path, values in zip(paths, (metrics, timing), strict=False):
-        with whole_file(path) as part:
-            part.write_text(visible_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+        with atomic_write(path) as part:
+            part.write_text(
+                escape_control_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
+            )
     write_confusion(paths[2], answers.labels, answers.predictions, answers.classes)
     write_predictions(paths[3], answers.labels, answers.predictions, answers.confidence, answers.classes)
     return paths
@@ -37,8 +39,8 @@ def write_figures(reports: Path, evaluation: Evaluation, mistakes: int) -> list[
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
         "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),
-        "confusion.png": confusion_matrix(answers.labels, answers.predictions, answers.classes, f"Confusion: {title}"),
-        "mistakes.png": surest_mistakes(
+        "confusion.png": confusion_figure(answers.labels, answers.predictions, answers.classes, f"Confusion: {title}"),
+        "mistakes.png": error_figure(
             evaluation.images,
             answers.labels,
             answers.predictions,
@@ -47,7 +49,7 @@ def write_figures(reports: Path, evaluation: Evaluation, mistakes: int) -> list[
             mistakes,
             f"The surest mistakes: {title}",
         ),
-        "filters.png": first_layer(filters, f"First layer: {title}"),
+        "filters.png": first_layer_figure(filters, f"First layer: {title}"),
     }
     for name, figure in figures.items():
         save(figure, reports / name)

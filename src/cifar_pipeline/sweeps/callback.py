@@ -2,11 +2,16 @@
 
 Hydra sends the callback along to wherever a job runs, other processes and machines included; environment variables
 would not get there.
+
+What a launcher needs of the machine on which a sweep is started, asked for before the sweep is opened.
 """
 
 import json
 import logging
 import os
+import re
+import shutil
+import socket
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -21,18 +26,46 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import decisive
-from cifar_pipeline.config.identity import digest
-from cifar_pipeline.config.sentences import sentence
-from cifar_pipeline.console import Refusal, complain, doing
-from cifar_pipeline.redaction import holds_secret, print_traceback, redacted_values
-from cifar_pipeline.sweeps import job, launchers, multirun
-from cifar_pipeline.sweeps.basis import Basis
-from cifar_pipeline.sweeps.folder import own_folder
-from cifar_pipeline.tracking.points import Point
+from cifar_pipeline.config.compose import result_config
+from cifar_pipeline.config.fingerprint import digest
+from cifar_pipeline.config.validation import format_error
+from cifar_pipeline.sweeps import job, multirun
+from cifar_pipeline.sweeps.job import SweepBasis
+from cifar_pipeline.sweeps.multirun import sweep_subdir
+from cifar_pipeline.tracking.trial import Trial
+from cifar_pipeline.utils.console import log_error, status
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_values
+
+TIMEOUT_SECONDS = 5
 
 
-class SweepParent(Callback):
+def check_launcher(config: DictConfig) -> None:
+    """Refuse a launcher that can start no job from here."""
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise UserError(
+            "Slurm's `sbatch` is not on this machine: start the sweep where it is, or take launcher=submitit_local."
+        )
+    if launcher == "ray":
+        _require_cluster(config.hydra.launcher.ray.init.get("address") or os.environ.get("RAY_ADDRESS", ""))
+
+
+def _require_cluster(address: str) -> None:
+    """Refuse the address of a cluster where nobody listens: Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=TIMEOUT_SECONDS).close()
+    except OSError:
+        raise UserError(
+            f"No Ray cluster answers at {address}: start it, or leave hydra.launcher.ray.init.address and RAY_ADDRESS "
+            "empty for this machine alone."
+        ) from None
+
+
+class SweepCallback(Callback):
     """Opens the parent run of a multirun and tells each job about it."""
 
     def __init__(self) -> None:
@@ -42,38 +75,38 @@ class SweepParent(Callback):
         self.swept: tuple[str, ...] = ()
         self.points = 0
         self.rerun = ""
-        self.basis: Basis | None = None
+        self.basis: SweepBasis | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find the sweep's parent run by its identity, or make it."""
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
-            _refuse_secrets(config)
-            launchers.require(config)
-            with own_folder(config) as folder:
+            _reject_secrets(config)
+            check_launcher(config)
+            with sweep_subdir(config) as folder:
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would make a warning of it, and go on.
-            if not isinstance(error, Refusal | HydraException | OmegaConfBaseException):
+            if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
                 print_traceback(error)
-            complain(sentence(error))
+            log_error(format_error(error))
             raise SystemExit(2) from None
-        multirun.started(self.parent, folder)
+        multirun.register_sweep(self.parent, folder)
 
     def _open(self, config: DictConfig) -> tuple[str, str]:
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
             import_module("optuna").logging.set_verbosity(logging.WARNING)
-        fixed, swept = parted(config)
-        self.swept, self.points = tuple(swept), number_of_points(config)
+        fixed, swept = split_fixed_and_swept(config)
+        self.swept, self.points = tuple(swept), num_trials(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         composed = compose("config", overrides=fixed)
-        base = decisive(composed)
-        doing("Opening the sweep in MLflow")
+        base = result_config(composed)
+        status("Opening the sweep in MLflow")
         from cifar_pipeline.tracking.sweeps import open_sweep
 
-        self.basis = Basis.now()
+        self.basis = SweepBasis.now()
         identity = digest([base, swept, search, self.basis.identity])
-        multirun.hold(identity)
+        multirun.lock_sweep_dir(identity)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
         return open_sweep(identity, name, facts, composed.rerun)
@@ -84,8 +117,8 @@ class SweepParent(Callback):
             # A Ray node's processes are where the node was started.
             os.chdir(self.folder)
             settings = HydraConfig.get()
-            job.begin(
-                Point(
+            job.start_trial(
+                Trial(
                     self.parent,
                     int(settings.job.num),
                     tuple(settings.overrides.task),
@@ -98,24 +131,24 @@ class SweepParent(Callback):
             )
 
 
-def _refuse_secrets(config: DictConfig) -> None:
+def _reject_secrets(config: DictConfig) -> None:
     """Refuse a command line with secrets, and redact the configuration that Hydra writes to multirun.yaml.
 
     Jobs compose their configuration anew from the files and the command line.
     """
     for word in config.hydra.overrides.task:
-        if holds_secret(word):
-            raise Refusal(
+        if contains_secret(word):
+            raise UserError(
                 f"A sweep keeps its command line in files, and {word} holds a secret: put it into an environment "
                 "variable, and write '${oc.env:NAME}' in its place in params.yaml."
             )
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     for key in plain.keys() - {"hydra"}:
-        OmegaConf.update(config, str(key), redacted_values(plain[key]), merge=False)
+        OmegaConf.update(config, str(key), redact_values(plain[key]), merge=False)
 
 
-def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
+def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]]:
     """What is the same for every job, and what is swept: each key with its values as they were written.
 
     Of two for a key the last counts: the command line's beats that of a file in conf/sweep/.
@@ -130,7 +163,7 @@ def parted(config: DictConfig) -> tuple[list[str], dict[str, str]]:
     return fixed, swept
 
 
-def number_of_points(config: DictConfig) -> int:
+def num_trials(config: DictConfig) -> int:
     """How many points a multirun will have; 0 where that is not known beforehand."""
     if trials := config.hydra.sweeper.get("n_trials"):
         return int(trials)

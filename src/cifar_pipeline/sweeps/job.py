@@ -1,68 +1,171 @@
-"""A job of a sweep: which point it is, and how it fails without stopping the others."""
+"""A job of a sweep: which point it is, and how it fails without stopping the others.
+
+What all points of a sweep have in common: code, conf/ and params.yaml, packages, variables, data.
+
+A sweep notes it at its start: its identity holds it, and no point is trained on anything else.
+"""
 
 import functools
+import io
 import os
 import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.start import Stage, output_root
-from cifar_pipeline.console import Refusal, complain, say, speak_as
-from cifar_pipeline.faults import fault_sentence
-from cifar_pipeline.files import whole_file
-from cifar_pipeline.interruption import end_with, listen
-from cifar_pipeline.redaction import clean, guard_output
-from cifar_pipeline.sweeps.basis import Basis
-from cifar_pipeline.tracking.points import Point
+from cifar_pipeline.config.compose import NON_RESULT_GROUPS, Stage, output_root, stage_targets
+from cifar_pipeline.config.fingerprint import digest
+from cifar_pipeline.config.params import CONF, PARAMS
+from cifar_pipeline.config.source_files import loaded_sources, variables, versions
+from cifar_pipeline.config.validation import target_names
+from cifar_pipeline.tracking.trial import Trial
+from cifar_pipeline.utils.atomic import atomic_write
+from cifar_pipeline.utils.console import info, log_error, set_log_prefix
+from cifar_pipeline.utils.errors import UserError, describe_environment_error
+from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
+from cifar_pipeline.utils.safe_io import parse_json, require_bounded
+from cifar_pipeline.utils.text import redact_and_escape, redact_logging
 
-_point: Point | None = None
-_basis: Basis | None = None
+DATASET = Path("data/processed/dataset.json")
+# Groups of conf/ that decide nothing about a training.
+TRIAL_SECTIONS = {*NON_RESULT_GROUPS, "evaluate", "launcher", "sweep"}
 
 
-def begin(point: Point, sweep_process: int, basis: Basis | None = None) -> None:
+@dataclass(frozen=True)
+class SweepBasis:
+    """`code` has the hash of each file of the project, `values` what the files of conf/ and params.yaml hold."""
+
+    code: dict[str, str]
+    values: dict[str, Any]
+    versions: dict[str, str]
+    variables: dict[str, str]
+    data: str
+
+    @staticmethod
+    def now() -> "SweepBasis":
+        """What is there now; the code is that of this process."""
+        values = dict(_values())
+        used = loaded_sources().used("train", target_names(list(values.values())))
+        return SweepBasis(
+            code=loaded_sources().hashes() | used.hashes,
+            values=values,
+            versions=versions("train", used.packages),
+            variables=variables(),
+            data=_data_hash(),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Stands for everything that a point may use."""
+        used = loaded_sources().used("train", target_names(list(self.values.values())))
+        return digest([used.hashes, self.values, self.versions, self.variables, self.data])
+
+    def require_same(self, config: DictConfig) -> None:
+        """Refuse to train a point where what it uses is not what the sweep began with."""
+        if what := next(self._changes(config), None):
+            raise UserError(
+                f"{what} after the sweep began, and its points would not be of one kind: undo that and type the same "
+                "command again, which does the rest; or type it as it is, for a new sweep."
+            )
+
+    def _changes(self, config: DictConfig) -> Iterator[str]:
+        now = SweepBasis.now()
+        used = loaded_sources().used("train", stage_targets(config, "train"))
+        yield from (f"{name} was edited" for name, hashed in used.hashes.items() if self.code.get(name) != hashed)
+        if changed := used.changed():  # this process has loaded the old code, the next may load the new
+            yield f"{changed} was edited"
+        yield from (f"{name} was edited" for name in _differing(self.values, now.values))
+        yield from (f"The version of {name} was changed" for name in _differing(self.versions, now.versions))
+        yield from (f"The variable {name} was changed" for name in _differing(self.variables, now.variables))
+        if now.data != self.data:
+            yield "data/processed was changed"
+
+
+def _values() -> Iterator[tuple[str, Any]]:
+    """The values in the files of conf/ and in params.yaml that may decide about a training, by the file's path."""
+    for path in (*sorted(CONF.rglob("*.yaml")), PARAMS):
+        if path.relative_to(CONF).parts[0] in TRIAL_SECTIONS if path.is_relative_to(CONF) else False:
+            continue
+        yield path.as_posix(), _parsed(path.read_bytes())
+
+
+@functools.cache
+def _parsed(content: bytes) -> Any:
+    """The values in a file of YAML, less those that decide nothing about a training."""
+    try:
+        require_bounded(content)
+        values = OmegaConf.to_container(OmegaConf.load(io.BytesIO(content)))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        return str(error)  # whoever composes it says what is wrong
+    if not isinstance(values, dict):
+        return values
+    return {str(key): value for key, value in values.items() if key not in TRIAL_SECTIONS}
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
+
+
+def _data_hash() -> str:
+    """What stands for the data set that is there; empty where there is none, which the points refuse."""
+    try:
+        return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+_trial: Trial | None = None
+_basis: SweepBasis | None = None
+
+
+def start_trial(point: Trial, sweep_process: int, basis: SweepBasis | None = None) -> None:
     """Let this process know which point it is at, and what the sweep began with.
 
     Called by the callback, in the job's process. A process of its own ends with that of the sweep, if it was started on
     the same machine.
     """
-    global _point, _basis
-    _point, _basis = point, basis
-    guard_output()
+    global _trial, _basis
+    _trial, _basis = point, basis
+    redact_logging()
     if os.getpid() != sweep_process:
-        listen()
-        end_with(sweep_process)
+        install_sigterm_handler()
+        exit_when_process_dies(sweep_process)
 
 
-def current_point() -> Point | None:
+def current_trial() -> Trial | None:
     """The point that this process is at; none outside a multirun."""
-    return _point
+    return _trial
 
 
-def require_val(images: int) -> None:
+def require_validation_split(images: int) -> None:
     """Refuse a sweep that has nothing to choose by: the test part is never used for that."""
     if images == 0:
-        raise Refusal("data.val_fraction=0 leaves a sweep nothing to choose by: write a fraction such as 0.1.")
+        raise UserError("data.val_fraction=0 leaves a sweep nothing to choose by: write a fraction such as 0.1.")
 
 
-def finished_value(point: Point, identity: str) -> float | None:
+def cached_objective(point: Trial, identity: str) -> float | None:
     """The validation accuracy of the run that has this identity, if it has finished; the point is linked to it.
 
     In a rerun of the sweep, only a run that has finished in it counts.
     """
     from cifar_pipeline.tracking.runs import finished_run
-    from cifar_pipeline.tracking.sweeps import note_point
+    from cifar_pipeline.tracking.sweeps import record_trial
 
     run = finished_run(identity, point.rerun)
     if run is None:
         return None
-    note_point(point, run.info.run_id)
+    record_trial(point, run.info.run_id)
     more = "this rerun of the sweep trained it already" if point.rerun else "`rerun=true` trains it again"
-    say(f"finished before (run {run.info.run_name}); {more}")
+    info(f"finished before (run {run.info.run_name}); {more}")
     return float(run.data.metrics["val/accuracy"])
 
 
-def surviving(stage: Stage) -> Stage:
+def isolate_failures(stage: Stage) -> Stage:
     """In a multirun, note a failure on the point and tell the search that there is no value: the other jobs go on.
 
     Optuna's sweeper takes what is no number for a failed trial, but ends with an error for NaN.
@@ -71,24 +174,24 @@ def surviving(stage: Stage) -> Stage:
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
         # Asked anew in the job's process: a launcher copies this function's own names as they were before.
-        point = current_point()
+        point = current_trial()
         if point is None:
             return stage(config)
-        from cifar_pipeline.tracking.sweeps import fail_point, note_point
+        from cifar_pipeline.tracking.sweeps import record_failure, record_trial
 
-        speak_as(f"[{point.number}] ")
-        say(f"{point.place}: {' '.join(point.overrides)}")
-        note_point(point)
+        set_log_prefix(f"[{point.number}] ")
+        info(f"{point.place}: {' '.join(point.overrides)}")
+        record_trial(point)
         try:
             _require_same_basis(config)
             return stage(config)
         except Exception as error:
-            reason = failure_sentence(error)
-            fail_point(point, reason)
-            complain(reason)
+            reason = describe_failure(error)
+            record_failure(point, reason)
+            log_error(reason)
             return None
         finally:
-            speak_as("")
+            set_log_prefix("")
 
     return run
 
@@ -98,13 +201,13 @@ def _require_same_basis(config: DictConfig) -> None:
         _basis.require_same(config)
 
 
-def failure_sentence(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Why a job failed, in a sentence; the traceback of what is a bug goes to error.txt in the job's folder."""
-    if isinstance(error, Refusal):
+    if isinstance(error, UserError):
         return str(error)
-    if fault := fault_sentence(error):
+    if fault := describe_environment_error(error):
         return fault
     path = output_root() / "error.txt"
-    with whole_file(path) as part:
-        part.write_text(clean("".join(traceback.format_exception(error))), encoding="utf-8")
+    with atomic_write(path) as part:
+        part.write_text(redact_and_escape("".join(traceback.format_exception(error))), encoding="utf-8")
     return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"

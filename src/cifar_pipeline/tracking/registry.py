@@ -13,27 +13,27 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from cifar_pipeline.config.workspace import main_workspace
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.tracking.candidates import Candidate
-from cifar_pipeline.tracking.champions import (
-    BEFORE,
+from cifar_pipeline.tracking.champion import (
     PENDING,
-    SENT_BACK,
-    Rule,
+    PREVIOUS,
+    ROLLED_BACK,
+    Candidate,
+    PromotionPolicy,
     find_champion,
     find_version,
+    format_percent,
     make_champion,
     now,
-    percent,
     read_claims,
-    reason_against,
+    rejection_reason,
     settle,
 )
-from cifar_pipeline.tracking.store import connect
+from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import main_workspace
 
 
-def promote(candidate: Candidate, rule: Rule, asked_for: bool) -> str:
+def promote(candidate: Candidate, rule: PromotionPolicy, asked_for: bool) -> str:
     """Register the candidate, let it become the champion where it beats the present one, and say so in one line.
 
     A version that was sent back by `roll_back` stays so unless it is `asked_for` by name. Asked again, nothing changes.
@@ -51,19 +51,19 @@ def promote(candidate: Candidate, rule: Rule, asked_for: bool) -> str:
             if PENDING in champion.tags:  # whoever set it was killed before it looked at what others did
                 settle(client, rule, str(champion.version), claims)
             return f"{what} is the champion already."
-        if version.tags.get(SENT_BACK) and not asked_for:
+        if version.tags.get(ROLLED_BACK) and not asked_for:
             return f"{what} was sent back: `python src/promote.py {candidate.run_id}` lets it compete again."
-        reason = reason_against(version, champion, rule)
+        reason = rejection_reason(version, champion, rule)
         if reason:
             return f"{what} {'is registered' if new else 'stays as it is'}: {reason}"
         make_champion(client, version, champion, rule)
         now_it_is = settle(client, rule, str(version.version), claims)
         if now_it_is is not None and now_it_is.version != version.version:
-            return f"{what} is registered: {_meanwhile(now_it_is)}"
-        return f"{what} is the champion now: {_beaten(champion)}"
+            return f"{what} is registered: {_changed_meanwhile(now_it_is)}"
+        return f"{what} is the champion now: {_previous_summary(champion)}"
 
 
-def roll_back(rule: Rule) -> str:
+def roll_back(rule: PromotionPolicy) -> str:
     """Put the champion's predecessor back, and say so in one line.
 
     Raises:
@@ -74,29 +74,29 @@ def roll_back(rule: Rule) -> str:
         claims = read_claims(client, rule)
         champion = find_champion(client, rule)
         if champion is None:
-            raise Refusal(
+            raise UserError(
                 f"{rule.name} has no {rule.alias}: `python src/promote.py` makes one of the pipeline's model."
             )
-        former = find_version(client, rule.name, champion.tags.get(BEFORE, ""))
+        former = find_version(client, rule.name, champion.tags.get(PREVIOUS, ""))
         if former is None:
-            raise Refusal(
+            raise UserError(
                 f"There was no {rule.alias} of {rule.name} before version {champion.version}: `make models` lists what "
                 "there is, `python src/promote.py RUN` lets another one compete."
             )
         # The tag first: who promotes at the same time does not bring it back.
-        client.set_model_version_tag(rule.name, champion.version, SENT_BACK, now())
+        client.set_model_version_tag(rule.name, champion.version, ROLLED_BACK, now())
         client.set_registered_model_alias(rule.name, rule.alias, former.version)
         now_it_is = settle(client, rule, str(former.version), claims)
         if now_it_is is not None and now_it_is.version != former.version:
-            return f"Version {champion.version} of {rule.name} was sent back: {_meanwhile(now_it_is)}"
+            return f"Version {champion.version} of {rule.name} was sent back: {_changed_meanwhile(now_it_is)}"
         return (
-            f"Version {former.version} of {rule.name} ({percent(former.tags)}) is the champion again, in place of "
-            f"version {champion.version} ({percent(champion.tags)})."
+            f"Version {former.version} of {rule.name} ({format_percent(former.tags)}) is the champion again, in place of "
+            f"version {champion.version} ({format_percent(champion.tags)})."
         )
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredVersion:
     """A registered version: NAME/NUMBER, what it is called besides, when it came, and the facts that stand on it."""
 
     address: str
@@ -105,14 +105,14 @@ class Registered:
     facts: dict[str, str]
 
 
-def read_versions(name: str | None) -> list[Registered]:
+def read_versions(name: str | None) -> list[RegisteredVersion]:
     """Every version under `name`, or under any, the newest first."""
     client, _ = connect()
     versions = client.search_model_versions(f"name = '{name}'" if name else None)
     # A search tells nothing of aliases.
     aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in versions}}
     return [
-        Registered(
+        RegisteredVersion(
             address=f"{version.name}/{version.version}",
             aliases=tuple(alias for alias, number in aliases[version.name].items() if number == version.version),
             date=datetime.fromtimestamp(version.creation_timestamp / 1000),
@@ -158,14 +158,14 @@ def _register(client: MlflowClient, candidate: Candidate, name: str) -> ModelVer
     return first
 
 
-def _meanwhile(champion: ModelVersion) -> str:
+def _changed_meanwhile(champion: ModelVersion) -> str:
     return (
-        f"version {champion.version} ({percent(champion.tags)}), which was promoted elsewhere at the same time, is the "
+        f"version {champion.version} ({format_percent(champion.tags)}), which was promoted elsewhere at the same time, is the "
         "champion now."
     )
 
 
-def _beaten(champion: ModelVersion | None) -> str:
+def _previous_summary(champion: ModelVersion | None) -> str:
     if champion is None:
         return "there was none."
-    return f"version {champion.version} had {percent(champion.tags)} (`make rollback` puts it back)."
+    return f"version {champion.version} had {format_percent(champion.tags)} (`make rollback` puts it back)."

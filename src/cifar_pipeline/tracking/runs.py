@@ -1,4 +1,7 @@
-"""One MLflow run per training: opened, continued, and ended with what really happened."""
+"""One MLflow run per training: opened, continued, and ended with what really happened.
+
+Trainings that have been measured on the test part, as MLflow's database has them.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,21 +16,28 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
-from cifar_pipeline.config.environment import variables
-from cifar_pipeline.config.workspace import main_workspace, workspace_id
-from cifar_pipeline.console import Refusal, say
-from cifar_pipeline.nested import flat
-from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.left import WORKSPACE, deaths_of, end_left, is_ours, logged_epochs
-from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SECONDS, SWEEP_RERUN, Point
-from cifar_pipeline.tracking.store import connect, known_run, tracking_uri
-from cifar_pipeline.tracking.sweeps import note_point
+from cifar_pipeline.config.source_files import variables
+from cifar_pipeline.tracking import provenance
+from cifar_pipeline.tracking.client import connect, get_run_or_none, tracking_uri
+from cifar_pipeline.tracking.stale_runs import (
+    WORKSPACE_TAG,
+    belongs_to_workspace,
+    close_stale_runs,
+    crash_count,
+    logged_epochs,
+)
+from cifar_pipeline.tracking.sweeps import record_trial
+from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial
+from cifar_pipeline.utils.console import info
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import main_workspace, workspace_id
+from cifar_pipeline.utils.text import flatten_dict
 
-LONGEST_PARAMETER = 6000
+MAX_PARAM_LENGTH = 6000
 # The experiment that runs are taken to be of where their names don't say.
-RECIPE = "tutorial"
+DEFAULT_EXPERIMENT = "tutorial"
 # How often a sweep lets a point end its process without a word.
-MOST_DEATHS = 2
+MAX_CRASHES = 2
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,13 @@ class TrainingRun:
         self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
 
 
-def run_name(choices: Mapping[str, str], seed: int, point: Point | None = None) -> str:
+def run_name(choices: Mapping[str, str], seed: int, point: Trial | None = None) -> str:
     """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept.
 
     An experiment of another recipe comes first, unless its optimizer is called like it: `debug-sgd-cross_entropy-0`.
     """
     words = [choices["optimizer"], choices["loss"], str(seed)]
-    if choices.get("experiment", "null") not in (RECIPE, "null", words[0]):
+    if choices.get("experiment", "null") not in (DEFAULT_EXPERIMENT, "null", words[0]):
         words.insert(0, choices["experiment"])
     return " ".join(["-".join(words), *(point.beside if point else [])])
 
@@ -96,7 +106,7 @@ def training_run(
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
     rerun: str = "",
-    point: Point | None = None,
+    point: Trial | None = None,
 ) -> Iterator[TrainingRun]:
     """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
@@ -108,45 +118,47 @@ def training_run(
     """
     client, experiment = connect()
     found = _find(client, experiment, identity, rerun)
-    if found and found.info.status == "RUNNING" and not is_ours(found):
+    if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
         found = None  # Another workspace is at the same training.
-    end_left(client, experiment, identity, found.info.run_id if found else "")
+    close_stale_runs(client, experiment, identity, found.info.run_id if found else "")
     run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, rerun, point)
     if point:
-        note_point(point, run_id)
+        record_trial(point, run_id)
         if point.rerun:
             client.set_tag(run_id, SWEEP_RERUN, point.rerun)
-    deaths = deaths_of(client, found) if found else 0
-    if point and deaths >= MOST_DEATHS:
+    deaths = crash_count(client, found) if found else 0
+    if point and deaths >= MAX_CRASHES:
         client.set_terminated(run_id, "FAILED")
         if rerun:
             client.delete_tag(run_id, RERUN)  # the next start opens another run, which has killed nothing
-        raise Refusal(
+        raise UserError(
             f"It has killed its process {deaths} times and is passed over; the next start with rerun=true tries again."
         )
-    if found and FAILURE in found.data.tags:
-        client.delete_tag(run_id, FAILURE)
-    spent = float(found.data.tags.get(SECONDS, 0)) if found else 0.0
-    with _apart(suspect=point is not None and deaths > 0):
+    if found and FAILURE_TAG in found.data.tags:
+        client.delete_tag(run_id, FAILURE_TAG)
+    spent = float(found.data.tags.get(SECONDS_TAG, 0)) if found else 0.0
+    with _run_alone(suspect=point is not None and deaths > 0):
         client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, WORKSPACE, workspace_id())
-        with _ended(client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"):
+        client.set_tag(run_id, WORKSPACE_TAG, workspace_id())
+        with _terminate_run(
+            client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"
+        ):
             yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
 
 @contextmanager
-def reopened_run(run_id: str, name: str) -> Iterator[TrainingRun]:
+def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
     """The run of a training that has ended, for results that come after it.
 
     A new one, and a line that says so, where this store doesn't have it: the model may come from DVC's cache.
     """
     client, experiment = connect()
-    if known_run(client, run_id):
+    if get_run_or_none(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
         return
-    say(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
-    run_id = client.create_run(experiment, run_name=name, tags=lineage.tags()).info.run_id
-    with _ended(client, run_id):
+    info(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
+    run_id = client.create_run(experiment, run_name=name, tags=provenance.tags()).info.run_id
+    with _terminate_run(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
 
 
@@ -157,7 +169,7 @@ def finished_run(identity: str, sweep_rerun: str = "") -> Run | None:
     return _newest(client, experiment, {"identity": identity, **within}, finished=True)
 
 
-def _apart(suspect: bool) -> AbstractContextManager[Any]:
+def _run_alone(suspect: bool) -> AbstractContextManager[Any]:
     """Let points that may have killed their process run one at a time.
 
     Where one process dies, joblib kills the others: the guilty point is the one that dies again without them.
@@ -166,7 +178,9 @@ def _apart(suspect: bool) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _ended(client: MlflowClient, run_id: str, spent: float = 0.0, finished_before: bool = False) -> Iterator[None]:
+def _terminate_run(
+    client: MlflowClient, run_id: str, spent: float = 0.0, finished_before: bool = False
+) -> Iterator[None]:
     """End the run with what became of the block, and with its seconds added to those spent before.
 
     A training that had finished keeps its seconds: to take it again, or to make it again, is no part of them.
@@ -180,7 +194,7 @@ def _ended(client: MlflowClient, run_id: str, spent: float = 0.0, finished_befor
         raise
     finally:
         if not finished_before:
-            client.set_tag(run_id, SECONDS, round(spent + time.perf_counter() - start, 2))
+            client.set_tag(run_id, SECONDS_TAG, round(spent + time.perf_counter() - start, 2))
         client.set_terminated(run_id, status)
 
 
@@ -213,21 +227,21 @@ def _create(
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
     rerun: str,
-    point: Point | None,
+    point: Trial | None,
 ) -> str:
-    parent = {PARENT: point.parent} if point else {}
+    parent = {PARENT_KEY: point.parent} if point else {}
     # Given as it is made: a process that is killed right after finds it again by them.
     tags = {"identity": identity, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
-    tags |= {WORKSPACE: workspace_id(), **lineage.tags()}
+    tags |= {WORKSPACE_TAG: workspace_id(), **provenance.tags()}
     tags |= {f"env.{name}": value for name, value in variables().items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    client.log_batch(run_id, params=[Param(key, _shortened(str(value))) for key, value in flat(config).items()])
+    client.log_batch(run_id, params=[Param(key, _truncate(str(value))) for key, value in flatten_dict(config).items()])
     entity = Dataset(
         name=dataset["name"], digest=dataset["hash"][:36], source_type="local", source=dataset["source"], profile=None
     )
     client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
     client.log_text(run_id, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
-    if changes := lineage.diff():
+    if changes := provenance.diff():
         _log_bytes(client, run_id, changes, "code.diff")
     return run_id
 
@@ -240,7 +254,63 @@ def _log_bytes(client: MlflowClient, run_id: str, content: bytes, name: str) -> 
         client.log_artifact(run_id, str(path))
 
 
-def _shortened(value: str) -> str:
+def _truncate(value: str) -> str:
     """MLflow cuts longer values without a word; the whole stands in the artifact config.yaml."""
     notice = " ... (the whole value: artifact config.yaml)"
-    return value if len(value) <= LONGEST_PARAMETER else value[: LONGEST_PARAMETER - len(notice)] + notice
+    return value if len(value) <= MAX_PARAM_LENGTH else value[: MAX_PARAM_LENGTH - len(notice)] + notice
+
+
+ACCURACY = "test/accuracy"
+# What decides a result, less the seed.
+RESULT_KEYS = (
+    "data.source", "data.val_fraction", "model", "normalize", "augment", "loss", "optimizer", "schedule", "average",
+    "precision", "trainer", "views",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A finished training: its seed, its accuracy on the test part, its seconds, what it ran on, and its commit."""
+
+    seed: int
+    accuracy: float
+    seconds: float
+    hardware: str
+    commit: str
+    values: Mapping[str, str]
+
+
+def list_evaluated_runs(dataset: str) -> list[EvaluatedRun]:
+    """Those on the data set of this name, the oldest first; of a training measured again, the last result."""
+    client, experiment = connect()
+    runs = client.search_runs(
+        [experiment],
+        "attributes.status = 'FINISHED' and tags.identity LIKE '%'",
+        ViewType.ACTIVE_ONLY,
+        max_results=10_000,
+        order_by=["attributes.start_time ASC"],
+    )
+    of_data = [run for run in runs if run.data.tags.get("dataset") == dataset and ACCURACY in run.data.metrics]
+    return list({run.data.tags["identity"]: _evaluated_run(run) for run in of_data}.values())
+
+
+def result_params(config: Mapping[str, Any]) -> dict[str, str]:
+    """What of a configuration decides a result but for chance, as the parameters of a run."""
+    return {key: str(value) for key, value in flatten_dict(config).items() if _affects_result(key)}
+
+
+def _evaluated_run(run: Run) -> EvaluatedRun:
+    tags, values = run.data.tags, run.data.params
+    device, processor = tags.get("device", "unknown"), tags.get("processor", "")
+    return EvaluatedRun(
+        seed=int(values["seed"]),
+        accuracy=run.data.metrics[ACCURACY],
+        seconds=float(tags.get(SECONDS_TAG, "nan")),
+        hardware=f"{processor}, {device}" if processor and device.startswith("cpu") else device,
+        commit=tags.get("git.commit", "")[:7] + ("+" if tags.get("git.dirty") == "true" else ""),
+        values={key: value for key, value in values.items() if _affects_result(key)},
+    )
+
+
+def _affects_result(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in RESULT_KEYS)

@@ -13,18 +13,18 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
-from cifar_pipeline.config.workspace import workspace_id
-from cifar_pipeline.documents import json_of
-from cifar_pipeline.tracking import lineage
-from cifar_pipeline.tracking.left import WORKSPACE, end_if_left, is_ours
-from cifar_pipeline.tracking.points import FAILURE, PARENT, RERUN, SWEEP_RERUN, Point
-from cifar_pipeline.tracking.store import connect, known_run
+from cifar_pipeline.tracking import provenance
+from cifar_pipeline.tracking.client import connect, get_run_or_none
+from cifar_pipeline.tracking.stale_runs import WORKSPACE_TAG, belongs_to_workspace, close_if_stale
+from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SWEEP_RERUN, Trial
+from cifar_pipeline.utils.paths import workspace_id
+from cifar_pipeline.utils.safe_io import parse_json
 
-POINT = "point."
+TRIAL_TAG = "point."
 
 
 @dataclass(frozen=True)
-class PointRecord:
+class TrialRecord:
     """What is known about a point: its overrides and, once there is one, its run."""
 
     number: int
@@ -45,11 +45,11 @@ def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = Fa
     has finished yet, or a new one.
     """
     client, experiment = connect()
-    tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **lineage.tags()}
-    tags[WORKSPACE] = workspace_id()
+    tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **provenance.tags()}
+    tags[WORKSPACE_TAG] = workspace_id()
     runs = client.search_runs([experiment], f"tags.sweep = '{sweep}'", ViewType.ACTIVE_ONLY, max_results=1)
     found = runs[0] if runs else None
-    if found and found.info.status == "RUNNING" and not is_ours(found):
+    if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
         found = None  # Another workspace is at the same sweep.
     current = (found.data.tags.get(RERUN) if found else None) or uuid.uuid4().hex
     if rerun:
@@ -61,7 +61,7 @@ def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = Fa
     return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), current if rerun else ""
 
 
-def note_point(point: Point, run_id: str = "") -> None:
+def record_trial(point: Trial, run_id: str = "") -> None:
     """Let the parent know the point and, once it is open, the point's run.
 
     A run that only says why the point failed before, where it came to none of its own, has had its time.
@@ -74,7 +74,7 @@ def note_point(point: Point, run_id: str = "") -> None:
     client.set_tag(point.parent, key, json.dumps({"overrides": point.overrides, "run": run_id}))
 
 
-def fail_point(point: Point, reason: str) -> None:
+def record_failure(point: Trial, reason: str) -> None:
     """Note why a point failed: on its run, or on a FAILED one of its own where it came to none."""
     client, experiment = connect()
     key = _key(point.number)
@@ -82,14 +82,14 @@ def fail_point(point: Point, reason: str) -> None:
     if record and record.run and not record.reused:
         run_id = record.run_id
     else:
-        tags = {PARENT: point.parent, **lineage.tags()}
+        tags = {PARENT_KEY: point.parent, **provenance.tags()}
         run_id = client.create_run(experiment, run_name=point.label or point.place, tags=tags).info.run_id
         client.set_terminated(run_id, "FAILED")
-        note_point(point, run_id)
-    client.set_tag(run_id, FAILURE, reason[:5000])
+        record_trial(point, run_id)
+    client.set_tag(run_id, FAILURE_TAG, reason[:5000])
 
 
-def read_points(parent: str) -> list[PointRecord]:
+def read_trials(parent: str) -> list[TrialRecord]:
     """Every point of the sweep, in the order of their numbers."""
     client, _ = connect()
     tags = sorted(client.get_run(parent).data.tags.items())
@@ -114,12 +114,12 @@ def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def end_left_points(parent: str) -> None:
+def close_stale_trials(parent: str) -> None:
     """End the runs of points whose process is gone."""
     client, _ = connect()
-    for record in read_points(parent):
+    for record in read_trials(parent):
         if record.run is not None:
-            end_if_left(client, record.run)
+            close_if_stale(client, record.run)
 
 
 def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
@@ -128,32 +128,32 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
     for path in artifacts:
         client.log_artifact(parent, str(path))
     rerun = client.get_run(parent).data.tags.get(RERUN)
-    if rerun and status == "FINISHED" and all(_is_finished_in(record, rerun) for record in read_points(parent)):
+    if rerun and status == "FINISHED" and all(_is_finished_in(record, rerun) for record in read_trials(parent)):
         client.delete_tag(parent, RERUN)
     client.set_terminated(parent, status)
 
 
-def _is_finished_in(record: PointRecord, rerun: str) -> bool:
+def _is_finished_in(record: TrialRecord, rerun: str) -> bool:
     """Whether a point has finished in this rerun of the sweep."""
     run = record.run
     return run is not None and run.info.status == "FINISHED" and run.data.tags.get(SWEEP_RERUN) == rerun
 
 
-def forget_sweep(parent: str) -> None:
+def delete_sweep(parent: str) -> None:
     """Drop a sweep that has come to nothing."""
     client, _ = connect()
     client.delete_run(parent)
 
 
 def _key(number: int) -> str:
-    return f"{POINT}{number:04}"
+    return f"{TRIAL_TAG}{number:04}"
 
 
-def _record(client: MlflowClient, parent: str, key: str, text: str) -> PointRecord | None:
+def _record(client: MlflowClient, parent: str, key: str, text: str) -> TrialRecord | None:
     """What a tag of the parent says about a point; None where it is about something else."""
-    if not key.startswith(POINT) or not text:
+    if not key.startswith(TRIAL_TAG) or not text:
         return None
-    content = json_of(text)
-    run = known_run(client, content["run"])
-    reused = run is not None and run.data.tags.get(PARENT) != parent
-    return PointRecord(int(key.removeprefix(POINT)), tuple(content["overrides"]), run, reused)
+    content = parse_json(text)
+    run = get_run_or_none(client, content["run"])
+    reused = run is not None and run.data.tags.get(PARENT_KEY) != parent
+    return TrialRecord(int(key.removeprefix(TRIAL_TAG)), tuple(content["overrides"]), run, reused)

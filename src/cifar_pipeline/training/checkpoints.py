@@ -17,13 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from cifar_pipeline.console import Refusal, say, warn
-from cifar_pipeline.files import whole_file
+from cifar_pipeline.utils.atomic import atomic_write
+from cifar_pipeline.utils.console import info, warning
+from cifar_pipeline.utils.errors import UserError
 
 # Batches between two looks at the clock, where several processes have to agree.
-ASK_EVERY = 10
-UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-WITHIN, LAST, BEFORE, BEST = "within", "last", "before", "best"
+CLOCK_SYNC_BATCHES = 10
+UNREADABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+MID_EPOCH, LAST, PREVIOUS, BEST = "within", "last", "before", "best"
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -31,7 +32,7 @@ def checkpoint_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.ckpt"
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Killed at any moment, the old file or the new one is there; Lightning's own way copies, and does not sync.
 
     Args:
@@ -44,16 +45,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             with part.open("wb") as file:
                 torch.save({**checkpoint, "identity": self.identity}, file)
             if path.stem == LAST and path.exists():
-                path.replace(checkpoint_path(path.parent, BEFORE))
+                path.replace(checkpoint_path(path.parent, PREVIOUS))
         if path.stem == LAST:
-            checkpoint_path(path.parent, WITHIN).unlink(missing_ok=True)
+            checkpoint_path(path.parent, MID_EPOCH).unlink(missing_ok=True)
 
 
-class MovableCheckpoint(ModelCheckpoint):
+class RelocatableModelCheckpoint(ModelCheckpoint):
     """Lightning's callback, for a training that goes on in a folder that was moved or copied since.
 
     Lightning itself drops the best score where the folder has another path, and takes a worse epoch for the best.
@@ -75,14 +76,14 @@ def checkpoint_callbacks(folder: Path, has_val: bool, averaged: bool) -> list[Mo
 
     Where weights are `averaged`, Lightning puts the average into whole checkpoints only.
     """
-    checkpoint = partial(MovableCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
+    checkpoint = partial(RelocatableModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
     last = checkpoint(filename=LAST)
     if not has_val:
         return [last]
     return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=not averaged), last]
 
 
-class WithinEpoch(Callback):
+class TimedCheckpoint(Callback):
     """Writes a checkpoint within an epoch, so many seconds after the last one.
 
     Lightning's own callback does it by the clock only where Lightning itself steps the optimizer.
@@ -93,7 +94,7 @@ class WithinEpoch(Callback):
     """
 
     def __init__(self, folder: Path, seconds: float | None) -> None:
-        self.path, self.seconds = checkpoint_path(folder, WITHIN), seconds
+        self.path, self.seconds = checkpoint_path(folder, MID_EPOCH), seconds
         self.when = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,37 +114,37 @@ class WithinEpoch(Callback):
         is_due = time.monotonic() - self.when >= self.seconds
         if trainer.world_size > 1:
             # All take part in a checkpoint, so the first one's clock counts. Asking it takes as long as a small step.
-            is_due = (batch_idx + 1) % ASK_EVERY == 0 and trainer.strategy.broadcast(is_due)
+            is_due = (batch_idx + 1) % CLOCK_SYNC_BATCHES == 0 and trainer.strategy.broadcast(is_due)
         if not is_due:
             return
         trainer.save_checkpoint(self.path)
         self.when = time.monotonic()
 
 
-def resume_point(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps: int) -> Path | None:
+def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps: int) -> Path | None:
     """The newest checkpoint in `folder` that a training can go on from; None where it begins anew.
 
     What is damaged, or of another training, is passed over and named. One from within an epoch counts the steps in
     chunks: with chunks of another size, the end of the epoch before is taken.
     """
     damaged = False
-    for name in (WITHIN, LAST, BEFORE):
+    for name in (MID_EPOCH, LAST, PREVIOUS):
         path = checkpoint_path(folder, name)
         if not path.is_file():
             continue
         try:
             checkpoint = read_checkpoint(path)
-            _require_fitting(checkpoint, folder.name, weights)
-        except Refusal as refusal:
-            warn(f"{refusal} It is passed over.")
+            _check_compatible(checkpoint, folder.name, weights)
+        except UserError as refusal:
+            warning(f"{refusal} It is passed over.")
             damaged = True
             continue
-        if name == WITHIN and checkpoint["epoch_so_far"]["chunk_steps"] != chunk_steps:
-            say("The steps were run in another way when this epoch was broken off: it begins again.")
+        if name == MID_EPOCH and checkpoint["epoch_so_far"]["chunk_steps"] != chunk_steps:
+            info("The steps were run in another way when this epoch was broken off: it begins again.")
             continue
         return path
     if damaged:
-        warn("No checkpoint is whole: the training begins anew.")
+        warning("No checkpoint is whole: the training begins anew.")
     return None
 
 
@@ -161,9 +162,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("no checkpoint")
     except Exception as error:
         # A disk or a right that fails says nothing about the file: to begin anew would replace it.
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) in UNREADABLE:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in UNREADABLE_ERRNOS:
             raise
-        raise Refusal(f"{path} is damaged ({' '.join(str(error).split())[:100]}).") from error
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:100]}).") from error
     return content
 
 
@@ -173,9 +174,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _require_fitting(checkpoint: Mapping[str, Any], identity: str, weights: Mapping[str, torch.Tensor]) -> None:
+def _check_compatible(checkpoint: Mapping[str, Any], identity: str, weights: Mapping[str, torch.Tensor]) -> None:
     shapes = {name: value.shape for name, value in weights.items()}
     if checkpoint.get("identity") != identity or shapes != {
         name: value.shape for name, value in checkpoint["state_dict"].items()
     }:
-        raise Refusal("A checkpoint of another training lies in its place.")
+        raise UserError("A checkpoint of another training lies in its place.")

@@ -4,16 +4,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.batches import Augment, Batches
-from cifar_pipeline.data.chunks import Chunks
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.data.loader import Augment, ChunkedLoader, TensorLoader
+from cifar_pipeline.utils.errors import UserError
 
 # A part that takes at most one such share of a GPU's free memory lives there: a batch is then gathered without a copy.
-SHARE_OF_MEMORY = 4
+GPU_MEMORY_DIVISOR = 4
 
 
-class Pictures(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """Batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
 
     Args:
@@ -34,7 +33,7 @@ class Pictures(LightningDataModule):
         super().__init__()
         size = dataset.sizes["train"]
         if batch_size > size:
-            raise Refusal(
+            raise UserError(
                 f"trainer.batch_size={batch_size} is larger than the {size} training images of {dataset.title}."
             )
         self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
@@ -50,10 +49,10 @@ class Pictures(LightningDataModule):
         """Batches per epoch."""
         return -(-self.dataset.sizes["train"] // self.batch_size)
 
-    def train_dataloader(self) -> Batches | Chunks:
+    def train_dataloader(self) -> TensorLoader | ChunkedLoader:
         images, labels = self._part("train")
         rank, processes = self._share()
-        batches = Batches(
+        batches = TensorLoader(
             images,
             labels,
             self.batch_size,
@@ -63,14 +62,14 @@ class Pictures(LightningDataModule):
             rank=rank,
             world_size=processes,
         )
-        return Chunks(batches, self.chunk) if self.chunk else batches
+        return ChunkedLoader(batches, self.chunk) if self.chunk else batches
 
-    def val_dataloader(self) -> Batches | list[Batches]:
+    def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
         if not self.has_val:
             return []
         images, labels = self._part("val")
         rank, processes = self._share()
-        return Batches(
+        return TensorLoader(
             images, labels, self.eval_batch_size, seed=self.seed, shuffle=False, rank=rank, world_size=processes
         )
 
@@ -81,6 +80,6 @@ class Pictures(LightningDataModule):
     def _part(self, name: str) -> tuple[Tensor, Tensor]:
         images, labels = map(torch.from_numpy, self.dataset.part(name))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // SHARE_OF_MEMORY:
+        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // GPU_MEMORY_DIVISOR:
             return images.to(device), labels.to(device)
         return images, labels

@@ -1,6 +1,11 @@
-"""What a training is to run on, chosen once and said in one line. What it ran on is read back (`ran.py`)."""
+"""What a training is to run on, chosen once and said in one line. What it ran on is read back (`ran.py`).
+
+Reads back on what, and how, a training really ran: Lightning and torch may take something else than asked for.
+"""
 
 import os
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -8,13 +13,104 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_pipeline.console import Refusal, warn
-from cifar_pipeline.training.processes import ALONE, Processes
-from cifar_pipeline.training.ran import device_name
+from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
+from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.utils.console import warning
+from cifar_pipeline.utils.errors import UserError
+
+# A name and a value each: device, threads, precision, strategy, processes, engine, images_per_step, processor, cores.
+Facts = dict[str, str]
+
+
+class RuntimeReader(Callback):
+    """Keeps, in the checkpoints too, with what each process of a training that was broken off has taken its steps."""
+
+    def __init__(self) -> None:
+        self.parts: list[Facts] = []
+        self.seconds_before = 0.0
+        self.start = time.perf_counter()
+        self.current: tuple[Trainer, Classifier] | None = None
+        self.first_step = 0
+
+    @property
+    def seconds(self) -> float:
+        """Those of all processes up to their last checkpoints, and of this one until now."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self.current, self.first_step = (trainer, pl_module), trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From here on Lightning takes the network back from where it was trained.
+        self.parts, self.current = self._all_parts(), None
+
+    def facts(self) -> Facts:
+        """What ran; where it changed from one process to the next, one value after the other: `1, then 2`."""
+        values: dict[str, list[str]] = {}
+        for part in self._all_parts():
+            for key, value in part.items():
+                kept = values.setdefault(key, [])
+                if kept[-1:] != [value]:
+                    kept.append(value)
+        return {key: ", then ".join(kept) for key, kept in values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": self._all_parts(), "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.parts, self.seconds_before = state_dict["parts"], state_dict["seconds"]
+
+    def _all_parts(self) -> list[Facts]:
+        if self.current is None or self.current[0].global_step == self.first_step:
+            return self.parts
+        return [*self.parts, read_runtime_facts(*self.current)]
+
+
+def read_runtime_facts(trainer: Trainer, module: Classifier) -> Facts:
+    """What the training runs on at this moment."""
+    device, threads = next(module.parameters()).device, torch.get_num_threads()
+    return {
+        "device": device_name(device, threads),
+        "threads": str(threads),
+        "precision": str(trainer.precision),
+        "strategy": str(getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)),
+        "processes": str(trainer.world_size),
+        "engine": module.engine,
+        "images_per_step": str(module.step_images),
+        "processor": processor(),
+        "cores": str(os.cpu_count() or 1),
+    }
+
+
+def report_differences(planned: Facts, ran: Facts) -> None:
+    """Warn of what did not run as planned, which is recorded as it ran."""
+    found = [f"{key} {ran[key]} (planned: {value})" for key, value in planned.items() if ran.get(key, value) != value]
+    if found:
+        warning(f"The training ran in another way than this command planned, and is recorded so: {'; '.join(found)}.")
+
+
+def device_name(device: torch.device, threads: int) -> str:
+    """What to call a device in a report: the GPU's name, or the CPU with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
 
 # Precisions that an accelerator does not have: why, and what to write instead.
-IMPOSSIBLE = {
+UNSUPPORTED = {
     ("cpu", "16-mixed"): ("torch has no float16 there, and Lightning would take bf16-mixed", "bf16-mixed, or 32-true"),
     ("mps", "64-true"): ("Apple's GPUs have no float64", "32-true"),
 }
@@ -52,8 +148,12 @@ class Hardware:
         return f"{several}{self.device} ({self.reason}), precision {self.precision}"
 
 
-def choose_hardware(
-    machine: Mapping[str, Any], precision: Mapping[str, str], cores: int, images: int, processes: Processes = ALONE
+def select_hardware(
+    machine: Mapping[str, Any],
+    precision: Mapping[str, str],
+    cores: int,
+    images: int,
+    processes: DistributedContext = SINGLE_PROCESS,
 ) -> Hardware:
     """Choose by conf/machine and conf/precision, and set torch's number of threads accordingly.
 
@@ -62,11 +162,11 @@ def choose_hardware(
 
     Raises `Refusal` where the accelerator asked for is not here, or can't compute in that precision.
     """
-    accelerator, reason = choose_accelerator(str(machine["accelerator"]))
+    accelerator, reason = select_accelerator(str(machine["accelerator"]))
     key, asked = f"precision.{accelerator}", precision[accelerator]
-    if (accelerator, asked) in IMPOSSIBLE:
-        why, instead = IMPOSSIBLE[accelerator, asked]
-        raise Refusal(f"{key}={asked} cannot be had: {why}; write {key}={instead}.")
+    if (accelerator, asked) in UNSUPPORTED:
+        why, instead = UNSUPPORTED[accelerator, asked]
+        raise UserError(f"{key}={asked} cannot be had: {why}; write {key}={instead}.")
     worth = max(1, images // processes.count // int(machine["images_per_thread"]))
     own = max(1, cores // processes.here)
     threads = min(own, worth) if machine["threads"] == "auto" else int(machine["threads"])
@@ -77,7 +177,7 @@ def choose_hardware(
     return Hardware(accelerator, processes.count, threads, asked, reason)
 
 
-def choose_accelerator(asked: str) -> tuple[str, str]:
+def select_accelerator(asked: str) -> tuple[str, str]:
     """The accelerator, and why it was chosen.
 
     Raises `Refusal` where the one asked for is not here.
@@ -91,7 +191,7 @@ def choose_accelerator(asked: str) -> tuple[str, str]:
     trouble = gpu_trouble() if "cuda" not in there else ""
     if accelerator not in there:
         but = f" (and an NVIDIA GPU that torch can't use: {trouble})" if trouble else ""
-        raise Refusal(
+        raise UserError(
             f"machine.accelerator={asked}: this machine has {' and '.join(there)}{but}; write auto to take the best."
         )
     if asked == "auto" and trouble:
@@ -116,4 +216,4 @@ def gpu_trouble() -> str:
 
 @cache
 def _warn_once(line: str) -> None:
-    warn(line)
+    warning(line)

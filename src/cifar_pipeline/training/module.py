@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.batches import share
-from cifar_pipeline.data.seeds import Purpose, seed_torch
+from cifar_pipeline.data.loader import RandomStream, rank_batch_size, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
-from cifar_pipeline.training.optimizers import OptimizerChoice
+from cifar_pipeline.training.optimizers import OptimizerConfig
+from cifar_pipeline.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
-Schedule = Callable[[int, int], float]
+Scheduler = Callable[[int, int], float]
 
 # Batches between two looks at whether the loss is still a number: a look makes a GPU wait.
-LOOK_EVERY = 100
+NAN_CHECK_INTERVAL = 100
 
 
 class Classifier(LightningModule):
@@ -39,13 +38,13 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerChoice, schedule: Schedule, seed: int
+        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerConfig, schedule: Scheduler, seed: int
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
         self.loss, self.optimizer, self.schedule, self.seed = loss, optimizer, schedule, seed
-        self.train_sums = Sums()
-        self.val_sums = Sums()
+        self.train_sums = RunningMetrics()
+        self.val_sums = RunningMetrics()
         self.left_off: dict[str, Any] | None = None
 
     @property
@@ -91,8 +90,8 @@ class Classifier(LightningModule):
             self.go_on(self.left_off)
 
     def on_train_epoch_start(self) -> None:
-        seed_torch(self.seed, Purpose.NETWORK, self.current_epoch, self.trainer.global_rank)
-        self.train_sums = Sums()
+        seed_torch(self.seed, RandomStream.NETWORK, self.current_epoch, self.trainer.global_rank)
+        self.train_sums = RunningMetrics()
         self.epoch_steps = self.steps_per_epoch()
         self.all_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
 
@@ -122,7 +121,7 @@ class Classifier(LightningModule):
         own = self.own_images(len(labels), self.epoch_images - batch_index * self.part_images, self.part_images)
         if own:
             self.train_sums.add(loss, logits, labels)
-        if batch_index % LOOK_EVERY == 0:
+        if batch_index % NAN_CHECK_INTERVAL == 0:
             self.refuse_infinite_loss()
         parts, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
         if parts * processes > 1:
@@ -132,7 +131,7 @@ class Classifier(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.val_sums = Sums()
+        self.val_sums = RunningMetrics()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images, labels = batch
@@ -150,9 +149,9 @@ class Classifier(LightningModule):
         `left` are those of the epoch from this batch on, `together` those of a whole batch in all processes.
         """
         processes = self.trainer.world_size
-        return images if processes == 1 else share(min(left, together), self.trainer.global_rank, processes)
+        return images if processes == 1 else rank_batch_size(min(left, together), self.trainer.global_rank, processes)
 
-    def of_all(self, sums: "Sums") -> "Sums":
+    def of_all(self, sums: "RunningMetrics") -> "RunningMetrics":
         """The sums of all processes together."""
         if self.trainer.world_size == 1:
             return sums
@@ -160,7 +159,7 @@ class Classifier(LightningModule):
             [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in vars(sums).values()]
         )
         dist.all_reduce(values)
-        total = Sums()
+        total = RunningMetrics()
         total.add_sums(values[0], values[1].long(), int(values[2]))
         return total
 
@@ -176,7 +175,7 @@ class Classifier(LightningModule):
         total = float(self.of_all(self.train_sums).loss + self.of_all(self.val_sums).loss)
         if total != total or abs(total) == float("inf"):
             lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
-            raise Refusal(
+            raise UserError(
                 f"The loss is no finite number any more in epoch {self.current_epoch + 1} (learning rate {lr:g}): "
                 "write a smaller optimizer.lr, or a trainer.gradient_clip_val."
             )
@@ -194,7 +193,7 @@ def set_random_state(device: torch.device, states: list[Tensor]) -> None:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
-class Sums:
+class RunningMetrics:
     """Loss and right answers, added up as tensors on the device, so that no step waits for a number."""
 
     def __init__(self) -> None:

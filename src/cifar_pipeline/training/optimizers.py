@@ -1,25 +1,120 @@
-"""An optimizer as conf/optimizer/ describes it: a torch optimizer's arguments, and `full_batch`."""
+"""An optimizer as conf/optimizer/ describes it: a torch optimizer's arguments, and `full_batch`.
+
+Muon for a convolutional network whose filters keep their length, with plain SGD for the few other parameters.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
-from torch import nn
+from timm.optim.muon import zeropower_via_newtonschulz
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cifar_pipeline.config.targets import arguments
+from cifar_pipeline.config.validation import target_config
 
 
 @dataclass(frozen=True)
-class OptimizerChoice:
+class OptimizerConfig:
     """How to build the optimizer, and whether a step is taken over the whole train part (`full_batch`)."""
 
     build: Callable[[Iterable[nn.Parameter]], Optimizer]
     full_batch: bool
 
 
-def choose_optimizer(options: Mapping[str, Any]) -> OptimizerChoice:
+def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:
     """Split `options` into the constructor's arguments and `full_batch`."""
-    build = instantiate(arguments(options, "optimizer"), _convert_="all")
-    return OptimizerChoice(build, bool(options.get("full_batch", False)))
+    build = instantiate(target_config(options, "optimizer"), _convert_="all")
+    return OptimizerConfig(build, bool(options.get("full_batch", False)))
+
+
+# Those of K. Jordan's Muon, which brings singular values near 1 in few iterations.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+class NormedMuon(Optimizer):
+    """Orthogonalised steps for convolutions, which batch norm makes independent of their filters' length.
+
+    For the filters, as a matrix `[out, in * h * w]`, with gradient g and momentum m:
+
+        v <- m * v + g;   theta <- theta * sqrt(out) / |theta|;   theta <- theta - lr * orthogonalised(g + m * v)
+
+    For everything else, Nesterov's SGD with weight decay w, as torch's, with rates of their own:
+
+        g <- g + w * theta;   v <- m * v + g;   theta <- theta - lr * (g + m * v)
+
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, and the CIFAR-10 recipe there.
+
+    Args:
+        params: convolutions `[out, in, h, w]`, matrices `[out, in]`, vectors.
+        lr: of the convolutions.
+        momentum: of the convolutions.
+        iterations: of Newton and Schulz, by which a matrix is orthogonalised.
+        bias_lr: of the vectors.
+        matrix_lr: of the matrices.
+        other_momentum: of vectors and matrices.
+        weight_decay: of vectors and matrices: the part of them that a step takes away. It is not multiplied by their
+            rates, but moves with the schedule as they do.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        iterations: int,
+        bias_lr: float,
+        matrix_lr: float,
+        other_momentum: float,
+        weight_decay: float,
+    ) -> None:
+        given = list(params)
+        filters = [parameter for parameter in given if parameter.ndim == 4]
+        matrices = [parameter for parameter in given if parameter.ndim in (2, 3)]
+        vectors = [parameter for parameter in given if parameter.ndim < 2]
+        other = {"momentum": other_momentum, "orthogonal": False}
+        groups = [
+            {"params": filters, "lr": lr, "momentum": momentum, "orthogonal": True, "weight_decay": 0.0},
+            {"params": vectors, "lr": bias_lr, "weight_decay": weight_decay / bias_lr, **other},
+            {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay / matrix_lr, **other},
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+        self.iterations = iterations
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; `closure` computes the loss anew, which is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    step = self._momentum(parameter, self._gradient(parameter, group["weight_decay"]), group)
+                    if group["orthogonal"]:
+                        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                        step = self._orthogonalised(step)
+                    parameter.sub_(step * group["lr"])
+        return loss
+
+    @staticmethod
+    def _gradient(parameter: Tensor, weight_decay: float) -> Tensor:
+        assert parameter.grad is not None
+        return parameter.grad + weight_decay * parameter if weight_decay else parameter.grad
+
+    def _momentum(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov's direction: the gradient with the momentum that it will have in the next step."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].mul_(group["momentum"]).add_(gradient)
+        direction: Tensor = gradient + group["momentum"] * state["momentum"]
+        return direction
+
+    def _orthogonalised(self, step: Tensor) -> Tensor:
+        matrix = step.reshape(len(step), -1)
+        coefficients = [COEFFICIENTS] * self.iterations
+        return zeropower_via_newtonschulz(matrix, self.iterations, coefficients).to(step.dtype).view_as(step)

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.failures import Unavailable
-from cifar_pipeline.data.official import Images, Official
-from cifar_pipeline.data.split import stratified_split
-from cifar_pipeline.files import whole_folder
+from cifar_pipeline.data.preprocessing import stratified_split
+from cifar_pipeline.data.sources.base import AllSourcesFailed, Images, RawDataset
+from cifar_pipeline.utils.atomic import atomic_replace_dir
+from cifar_pipeline.utils.errors import UserError
 
 # MD5 of each array's bytes, so that another release of scikit-learn cannot change the data unseen.
 CHECKSUMS = {"images": "fa70cba135d4cdd4cde65da70dbffde2", "labels": "1041ea9b393a866c07fc3ca1c2bb06cd"}
-BRIGHTEST = 16
+MAX_VALUE = 16
 SPLIT_SEED = 0  # of the test part: there is no published one
 
 
@@ -34,7 +33,7 @@ class Digits:
 
     def __init__(self, test_fraction: float, size: int) -> None:
         if size < 1:
-            raise Refusal(f"Digits of {size} pixels cannot be made: data.source.size must be at least 1.")
+            raise UserError(f"Digits of {size} pixels cannot be made: data.source.size must be at least 1.")
         self.test_fraction, self.size = test_fraction, size
 
     def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
@@ -48,8 +47,8 @@ class Digits:
         arrays = {"images": table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), "labels": table[:, -1]}
         for name, array in arrays.items():
             if _md5(array) != CHECKSUMS[name]:
-                raise Unavailable(self.title, [("scikit-learn", f"its digits' {name} are not the known ones")])
-        with whole_folder(folder) as new:
+                raise AllSourcesFailed(self.title, [("scikit-learn", f"its digits' {name} are not the known ones")])
+        with atomic_replace_dir(folder) as new:
             for name, array in arrays.items():
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
         return "scikit-learn"
@@ -63,17 +62,17 @@ class Digits:
         except (ValueError, EOFError, OSError):
             return False
 
-    def read(self, folder: Path) -> Official:
+    def read(self, folder: Path) -> RawDataset:
         """Read the digits and part them: images `[N, size, size, 3] uint8`, classes "0" to "9".
 
         Raises Refusal where the files in `folder` are not the right ones.
         """
         if not self.is_complete(folder):
-            raise Refusal(f"{folder} does not hold the digits; `dvc repro -f download` brings them again.")
-        images = enlarge(_array(folder, "images"), self.size)
+            raise UserError(f"{folder} does not hold the digits; `dvc repro -f download` brings them again.")
+        images = upscale(_array(folder, "images"), self.size)
         labels = np.array(_array(folder, "labels"))
         train, test = stratified_split(labels, self.test_fraction, SPLIT_SEED)
-        return Official(tuple("0123456789"), images[train], labels[train], images[test], labels[test])
+        return RawDataset(tuple("0123456789"), images[train], labels[train], images[test], labels[test])
 
 
 def _array(folder: Path, name: str) -> np.ndarray:
@@ -82,14 +81,14 @@ def _array(folder: Path, name: str) -> np.ndarray:
     return array
 
 
-def enlarge(digits: Images, size: int) -> Images:
+def upscale(digits: Images, size: int) -> Images:
     """Bring `[N, h, w]` grey from 0 to 16 to `[N, size, size, 3]` from 0 to 255, each pixel by its nearest.
 
     In integers only: the bytes are the same on every machine.
     """
     rows = np.arange(size) * digits.shape[1] // size
     columns = np.arange(size) * digits.shape[2] // size
-    bright = (digits.astype(np.uint16) * 255 + BRIGHTEST // 2) // BRIGHTEST
+    bright = (digits.astype(np.uint16) * 255 + MAX_VALUE // 2) // MAX_VALUE
     large = bright.astype(np.uint8)[:, rows[:, None], columns[None, :]]
     return np.repeat(large[..., None], 3, axis=-1)
 
@@ -101,12 +100,12 @@ def _table_in_scikit_learn() -> np.ndarray:
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise Unavailable(Digits.title, [("scikit-learn", "it is not installed")])
+        raise AllSourcesFailed(Digits.title, [("scikit-learn", "it is not installed")])
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         return np.loadtxt(file, delimiter=",", dtype=np.int64)
     except FileNotFoundError:
-        raise Unavailable(Digits.title, [("scikit-learn", f"it has no {file.name} any more")]) from None
+        raise AllSourcesFailed(Digits.title, [("scikit-learn", f"it has no {file.name} any more")]) from None
 
 
 def _md5(array: np.ndarray) -> str:

@@ -11,16 +11,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from cifar_pipeline.console import Refusal
-from cifar_pipeline.data.official import Images, Labels, Official
-from cifar_pipeline.data.sources.published import Published
+from cifar_pipeline.data.sources.base import Images, Labels, RawDataset
+from cifar_pipeline.data.sources.download import DownloadedSource
+from cifar_pipeline.utils.errors import UserError
 
 # An IDX file begins with two zero bytes, the type of its numbers and how many dimensions it has; their sizes follow, as
 # four bytes each, the highest first (http://yann.lecun.com/exdb/mnist/).
 UNSIGNED_BYTES = b"\x00\x00\x08"
 
 
-class FashionMnist(Published):
+class FashionMnist(DownloadedSource):
     """The source of Fashion-MNIST."""
 
     name = "fashion_mnist"
@@ -41,13 +41,13 @@ class FashionMnist(Published):
     most_per_member = 64 << 20  # bytes; the largest has 26 MB, unpacked 47 MB
     most_per_archive = 128 << 20  # bytes; the four have 31 MB
 
-    def read(self, folder: Path) -> Official:
+    def read(self, folder: Path) -> RawDataset:
         """Read the files in `folder`: images `[60000, 28, 28, 1]` and `[10000, 28, 28, 1]`, classes by name.
 
         Raises Refusal where a file is not the published one.
         """
         train, test = (self._part(folder, part) for part in ("train", "t10k"))
-        return Official(self.classes, *train, *test)
+        return RawDataset(self.classes, *train, *test)
 
     def _part(self, folder: Path, part: str) -> tuple[Images, Labels]:
         images = self._array(folder, f"{part}-images-idx3-ubyte.gz", dimensions=3)
@@ -61,7 +61,7 @@ class FashionMnist(Published):
             unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, self.most_per_member + 1)
             return idx_array(unpacked, dimensions)
         except (zlib.error, ValueError) as error:
-            raise Refusal(f"{folder / name} is no array of images or labels ({error}).") from error
+            raise UserError(f"{folder / name} is no array of images or labels ({error}).") from error
 
 
 def idx_array(content: bytes, dimensions: int) -> np.ndarray:

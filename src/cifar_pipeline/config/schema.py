@@ -1,0 +1,238 @@
+"""What a composed configuration may hold: the type and the range of each key's values."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_pipeline.config.params import CONF, groups, suggest, to_yaml_inline
+from cifar_pipeline.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the values of a key may be, as a test and in words."""
+
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _or_null(rule: Constraint) -> Constraint:
+    return Constraint(f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value))
+
+
+POSITIVE = Constraint("a number above 0", lambda value: _is_number(value) and 0 < value < float("inf"))
+NOT_NEGATIVE = Constraint("a number of at least 0", lambda value: _is_number(value) and 0 <= value < float("inf"))
+NUMBER = Constraint("a number", _is_number)
+FRACTION = Constraint("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+HALF_OPEN_UNIT = Constraint("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1)
+OPEN_UNIT_INTERVAL = Constraint("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1)
+NON_NEGATIVE_INT = Constraint("a whole number of at least 0", lambda value: _is_int(value) and value >= 0)
+POSITIVE_INT = Constraint("a whole number of at least 1", lambda value: _is_int(value) and value >= 1)
+SEED = Constraint("a whole number from 0 to 4294967295", lambda value: _is_int(value) and 0 <= value < 2**32)
+BOOL = Constraint("true or false", lambda value: isinstance(value, bool))
+NON_EMPTY_STR = Constraint("a word", lambda value: isinstance(value, str) and bool(value))
+# MLflow takes more, but its addresses don't: models:/NAME@ALIAS.
+NAME = Constraint(
+    "a word of letters, digits, - and _",
+    lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) is not None,
+)
+PORT = Constraint("a whole number from 1 to 65535", lambda value: _is_int(value) and 1 <= value <= 65535)
+MIRRORS = Constraint(
+    "a list of addresses", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
+BETAS = Constraint(
+    "two numbers of at least 0 and below 1",
+    lambda value: isinstance(value, list) and len(value) == 2 and all(HALF_OPEN_UNIT.holds(beta) for beta in value),
+)
+WIDTHS = Constraint(
+    "a list of whole numbers of at least 1",
+    lambda value: isinstance(value, list) and all(map(POSITIVE_INT.holds, value)),
+)
+CHANNELS = Constraint(
+    "a number, or one for each channel, or null",
+    lambda value: value is None or _is_number(value) or (isinstance(value, list) and all(map(_is_number, value))),
+)
+STD = Constraint(
+    "a number above 0, or one for each channel, or null",
+    lambda value: value is None or all(map(POSITIVE.holds, value if isinstance(value, list) else [value])),
+)
+WEIGHTS = Constraint(
+    "balanced, a list of numbers above 0 (one for each class), or null",
+    lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.holds, value))),
+)
+AUTO_OR_COUNT = Constraint(
+    "auto or a whole number of at least 1", lambda value: value == "auto" or POSITIVE_INT.holds(value)
+)
+STRATEGY = Constraint("auto, ddp or fsdp", lambda value: value in ("auto", "ddp", "fsdp"))
+PRECISION = Constraint(
+    "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
+)
+ENGINE = Constraint("auto, plain or block", lambda value: value in ("auto", "plain", "block"))
+PROFILER = Constraint("simple, pytorch, or null", lambda value: value in (None, "simple", "pytorch"))
+RESIZE_MODE = Constraint("crop or pad", lambda value: value in ("crop", "pad"))
+CHECKPOINT = Constraint("last or best", lambda value: value in ("last", "best"))
+TARGET_CONFIG = Constraint(
+    "an option of conf/ that names a class or function as `_target_`",
+    lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str),
+)
+
+# In a part of the configuration without a `_target_` these are all the keys there are.
+SCHEMA: dict[str, Constraint] = {
+    "seed": SEED,
+    "pictures": NON_EMPTY_STR,
+    "rerun": BOOL,
+    "data.source": TARGET_CONFIG,
+    "data.fallback": _or_null(TARGET_CONFIG),
+    "data.mirrors": MIRRORS,
+    "data.timeout": POSITIVE,
+    "data.val_fraction": HALF_OPEN_UNIT,
+    "data.split_seed": SEED,
+    "data.*.test_fraction": OPEN_UNIT_INTERVAL,
+    "data.*.size": POSITIVE_INT,
+    "data.root": NON_EMPTY_STR,
+    "data.table": NON_EMPTY_STR,
+    "data.size": POSITIVE_INT,
+    "data.fit": RESIZE_MODE,
+    "data.test_fraction": OPEN_UNIT_INTERVAL,
+    "data.max_bad": NON_NEGATIVE_INT,
+    "data.most_megapixels": POSITIVE,
+    "normalize.mean": CHANNELS,
+    "normalize.std": STD,
+    "augment": TARGET_CONFIG,
+    "augment.padding": NON_NEGATIVE_INT,
+    "augment.flip": BOOL,
+    "augment.alternating": BOOL,
+    "model": TARGET_CONFIG,
+    "model.name": NON_EMPTY_STR,
+    "model.depth": POSITIVE_INT,
+    "model.norm_momentum": FRACTION,
+    "model.widths": WIDTHS,
+    "loss": TARGET_CONFIG,
+    "loss.probabilities": NON_EMPTY_STR,
+    "loss.class_weights": WEIGHTS,
+    "loss.label_smoothing": HALF_OPEN_UNIT,
+    "loss.gamma": NOT_NEGATIVE,
+    "loss.alpha": NUMBER,
+    "optimizer": TARGET_CONFIG,
+    "optimizer.lr": POSITIVE,
+    "optimizer.fallback_lr_scale": POSITIVE,
+    "optimizer.bias_lr": POSITIVE,
+    "optimizer.matrix_lr": POSITIVE,
+    "optimizer.other_momentum": HALF_OPEN_UNIT,
+    "optimizer.iterations": POSITIVE_INT,
+    "optimizer.momentum": HALF_OPEN_UNIT,
+    "optimizer.alpha": HALF_OPEN_UNIT,
+    "optimizer.betas": BETAS,
+    "optimizer.eps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.nesterov": BOOL,
+    "optimizer.full_batch": BOOL,
+    "average": TARGET_CONFIG,
+    "average.every_step": BOOL,
+    "average.decay": HALF_OPEN_UNIT,
+    "average.start": HALF_OPEN_UNIT,
+    "schedule": TARGET_CONFIG,
+    "schedule.warmup": FRACTION,
+    "schedule.start": FRACTION,
+    "schedule.final": FRACTION,
+    "precision.cpu": PRECISION,
+    "precision.cuda": PRECISION,
+    "precision.mps": PRECISION,
+    "trainer.max_epochs": POSITIVE_INT,
+    "trainer.batch_size": POSITIVE_INT,
+    "trainer.micro_batch_size": _or_null(POSITIVE_INT),
+    "trainer.eval_batch_size": POSITIVE_INT,
+    "trainer.gradient_clip_val": _or_null(POSITIVE),
+    "trainer.limit_train_batches": _or_null(POSITIVE_INT),
+    "trainer.limit_val_batches": _or_null(POSITIVE_INT),
+    "trainer.strategy": STRATEGY,
+    "trainer.devices": AUTO_OR_COUNT,
+    "trainer.num_nodes": AUTO_OR_COUNT,
+    "views.flip": BOOL,
+    "views.shift": NON_NEGATIVE_INT,
+    "evaluate.checkpoint": CHECKPOINT,
+    "evaluate.batch_size": POSITIVE_INT,
+    "evaluate.calibration_bins": POSITIVE_INT,
+    "evaluate.mistakes": POSITIVE_INT,
+    "evaluate.attributions": NON_NEGATIVE_INT,
+    "machine.accelerator": NON_EMPTY_STR,
+    "machine.threads": AUTO_OR_COUNT,
+    "machine.images_per_thread": POSITIVE_INT,
+    "machine.engine": ENGINE,
+    "machine.block_steps": POSITIVE_INT,
+    "machine.chunk_steps": POSITIVE_INT,
+    "machine.block_from_steps": POSITIVE_INT,
+    "machine.block_up_to_images": POSITIVE_INT,
+    "machine.graph_steps": POSITIVE_INT,
+    "machine.graph_from_steps": POSITIVE_INT,
+    "machine.graph_up_to_images": POSITIVE_INT,
+    "machine.checkpoint_every": _or_null(POSITIVE),
+    "machine.profiler": PROFILER,
+    "machine.keep_trainings": NON_NEGATIVE_INT,
+    "registry.name": _or_null(NAME),
+    "registry.alias": NAME,
+    "registry.margin": HALF_OPEN_UNIT,
+    "predict.model": NON_EMPTY_STR,
+    "predict.batch_size": POSITIVE_INT,
+    "predict.top": POSITIVE_INT,
+    "predict.most_megapixels": POSITIVE,
+    "serve.host": NON_EMPTY_STR,
+    "serve.port": PORT,
+    "serve.most_pictures": POSITIVE_INT,
+}
+
+# Those that some options of a group have and others do without.
+OPTIONAL = {f"data.{name}" for name in ("root", "table", "size", "fit", "test_fraction", "max_bad", "most_megapixels")}
+
+
+def validate(config: DictConfig) -> None:
+    """Refuse, in one sentence, a key that nothing reads or that is missing, or a value that is not allowed."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    _check_keys("", plain, _child_keys("") | set(groups()))
+    for key, value in _walk(plain):
+        for pattern, rule in SCHEMA.items():
+            if fnmatch(key, pattern) and not rule.holds(value):
+                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {rule.allowed}.")
+    for part in _child_keys(""):
+        if _child_keys(f"{part}.") and "_target_" not in plain[part]:
+            _check_keys(f"{part}.", plain[part], _child_keys(f"{part}."))
+    if "probabilities" not in plain["loss"]:
+        raise UserError("loss.probabilities is missing; the loss's file says how its outputs become probabilities.")
+
+
+def _check_keys(path: str, node: Any, known: set[str]) -> None:
+    if not isinstance(node, dict):
+        raise UserError(
+            f"{path[:-1]}={to_yaml_inline(node)} is not allowed; it must be an option of {CONF}/{path[:-1]}/."
+        )
+    for key in node:
+        if key not in known:
+            raise UserError(f"{path}{key}: nothing reads this key of {CONF}/; {suggest(str(key), sorted(known))}")
+    for key in sorted(_child_keys(path)):
+        if key not in node and f"{path}{key}" not in OPTIONAL:
+            raise UserError(f"{path}{key} is missing; a file of {CONF}/ must give it a value.")
+
+
+def _child_keys(path: str) -> set[str]:
+    """The names that follow `path` in the keys of RULES."""
+    return {key.removeprefix(path).partition(".")[0] for key in SCHEMA if key.startswith(path) and "*" not in key}
+
+
+def _walk(node: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        yield f"{path}{key}", value
+        if isinstance(value, dict):
+            yield from _walk(value, f"{path}{key}.")

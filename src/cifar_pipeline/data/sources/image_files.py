@@ -1,0 +1,287 @@
+"""Pictures of one's own, which stay where they are: listed by a subclass, brought to one size by `preprocess`.
+
+What a source of pictures lists before any of them is opened, and what must be left of it once all were.
+"""
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_pipeline.config.dvc_inputs import reject_linked_folders
+from cifar_pipeline.data.image_paths import HIDDEN, NOT_A_FILE, SkipCounts, SkippedFile
+from cifar_pipeline.data.images import set_max_megapixels
+from cifar_pipeline.data.preprocessing import stratified_split
+from cifar_pipeline.data.resize_cache import ResizedImageCache, ShardRow
+from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Indices, RawDataset
+from cifar_pipeline.utils.console import info, warning
+from cifar_pipeline.utils.errors import UserError
+
+MAX_SHOWN = 10
+NO_IMAGES_OUTSIDE = "it lies in no class's folder, and is not named like a picture"
+# Reasons that are counted on the screen without a name: no picture was meant.
+UNLABELED = (HIDDEN, NO_IMAGES_OUTSIDE)
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """A picture's path below the root, its class, and its part ("": not said)."""
+
+    path: str
+    label: str
+    part: str = ""
+
+
+class Group(NamedTuple):
+    """The pictures of one class in one part ("": not said), and the place that names it."""
+
+    label: str
+    part: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All pictures by their names, what was skipped, and the groups that were named, those without pictures too."""
+
+    pictures: list[ImageEntry]
+    skipped: list[SkippedFile] = field(default_factory=list)
+    groups: dict[tuple[str, str], Group] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; their order is that of the labels."""
+        return sorted({label for label, _ in self.groups} | {one.label for one in self.pictures})
+
+
+def require_usable_images(listing: Listing, left: Iterable[ImageEntry], bad: Sequence[SkippedFile]) -> None:
+    """Refuse where a class, or a class of a part that was given, has lost all its pictures.
+
+    `left` are the pictures that could be read, `bad` those that could not. Raises Refusal with the reasons.
+    """
+    kept = {(one.label, one.part) for one in left}
+    lost = [group for key, group in listing.groups.items() if key not in kept]
+    if not lost:
+        return
+    group_of = {one.path: (one.label, one.part) for one in listing.pictures}
+    sentences = []
+    for group in lost[:MAX_SHOWN]:
+        own = [one for one in bad if group_of.get(one.path) == (group.label, group.part)]
+        own += [one for one in listing.skipped if one.path.startswith(f"{group.place}/")]
+        why = f"{len(own):,} {'file' if len(own) == 1 else 'files'}: {SkipCounts(own)}" if own else "nothing is in it"
+        sentences.append(f"{group.place} [{why}]")
+    more = f" and {len(lost) - MAX_SHOWN:,} more" if len(lost) > MAX_SHOWN else ""
+    raise UserError(
+        f"No picture is left in {', '.join(sentences)}{more}: mend these files, add pictures, or remove the class."
+    )
+
+
+def report_skipped(skipped: Sequence[SkippedFile], table: str) -> None:
+    """Name up to ten of the files that are not taken, and count all of them by reason; `table` has the whole list."""
+    named = SkipCounts(one for one in skipped if one.reason not in UNLABELED)
+    for path, reason in named.named():
+        warning(f"{path}: {reason}.")
+    if named:
+        warning(f"Not taken: {len(named):,} files, all in {table}: {named}.")
+    if others := SkipCounts(one for one in skipped if one.reason in UNLABELED):
+        info(f"Passed over: {len(others):,} files: {others}.")
+
+
+def reject_unreadable_by_dvc(skipped: Sequence[SkippedFile]) -> None:
+    """Refuse pipes, sockets and devices among the pictures: DVC reads whatever lies there, and waits for ever."""
+    for path, reason in skipped:
+        if reason.endswith(NOT_A_FILE):
+            raise UserError(f"{path}: {reason}. DVC, which reads all that lies there, would wait for it: remove it.")
+
+
+def reject_undecodable(paths: Iterable[str], root: Path) -> None:
+    """Refuse a name below `root` that is no UTF-8: DVC cannot hash it, and no text file can hold it."""
+    for path in paths:
+        if not path.isascii() and path != (readable := path.encode(errors="backslashreplace").decode()):
+            raise UserError(f"{root / readable}: this name is not UTF-8, which DVC cannot read: rename it.")
+
+
+def reject_similar_names(classes: Collection[str]) -> None:
+    """Refuse two names of classes that look the same, and warn about two that differ in case alone."""
+    looks: dict[str, str] = {}
+    folded: dict[str, str] = {}
+    for name in sorted(classes):
+        look = " ".join(unicodedata.normalize("NFC", name).split())
+        if (other := looks.setdefault(look, name)) != name:
+            raise UserError(f"The classes {other!a} and {name!a} look the same ({look}): give both one name.")
+        if (other := folded.setdefault(look.casefold(), name)) != name:
+            warning(f"The classes {other} and {name} differ in upper and lower case alone; they are two classes.")
+
+
+def warn_missing_classes(parts: dict[str, set[str]], classes: Sequence[str]) -> None:
+    """Warn where a part that was given lacks a class, which is then neither chosen by nor measured."""
+    for part, present in parts.items():
+        missing = [name for name in classes if name not in present]
+        if missing and present and part != TRAIN:
+            what = "measured" if part == TEST else "chosen by"
+            warning(f"The {part} part has no picture of {', '.join(missing[:MAX_SHOWN])}: it is not {what} there.")
+
+
+CACHE = Path(".cache/pictures")
+# What data/raw holds in place of files.
+MARKER_FILE = "place.txt"
+MARKER_TEXT = "The pictures stay in the folder that `pictures` in params.yaml names.\n"
+CHANNELS = 3
+# What `preprocess` makes of `skipped`.
+SKIPPED_TABLE = "reports/skipped.csv"
+
+
+class ImageFilesSource(ABC):
+    """A source of pictures in a folder.
+
+    `root` is the folder; `size` the height and width that pictures are brought to, by `fit` ("crop" or "pad").
+    `test_fraction` of them, drawn by `split_seed` evenly from every class, is the test part where none is named.
+    Up to `max_bad` files that give no picture are left out; a picture has at most `most_megapixels`.
+    `skipped` has all files that the last `read` did not take, each with its reason.
+    """
+
+    name: str
+    origin = "pictures of one's own"
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        fit: str,
+        test_fraction: float,
+        split_seed: int,
+        max_bad: int,
+        most_megapixels: float,
+    ) -> None:
+        self.root, self.shape, self.fit = Path(root).expanduser(), (size, size, CHANNELS), fit
+        self.test_fraction, self.split_seed = test_fraction, split_seed
+        self.max_bad, self.most_megapixels = max_bad, most_megapixels
+        self.skipped: list[SkippedFile] = []
+
+    @property
+    def title(self) -> str:
+        # The folder that a link leads to may have a name that is no UTF-8.
+        return self.root.resolve().name.encode(errors="backslashreplace").decode()
+
+    @abstractmethod
+    def listed(self) -> Listing:
+        """All pictures, in an order that follows from their names alone. Raises Refusal where that can't be said."""
+
+    def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
+        """Look whether the pictures are there, and leave a note in `folder`. Raises Refusal where they aren't."""
+        listing = self._checked()
+        reject_unreadable_by_dvc(self.skipped)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER_FILE).write_text(MARKER_TEXT)
+        return f"{self.root} ({len(listing.pictures):,} files of {len(listing.classes)} classes, which stay there)"
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether the note lies in `folder`."""
+        note = folder / MARKER_FILE
+        return note.is_file() and note.read_text() == MARKER_TEXT
+
+    def read(self, folder: Path) -> RawDataset:
+        """Bring all pictures to one size; those that haven't changed since the last time were kept.
+
+        Raises Refusal where too many files are unreadable, or a part or a class is left without pictures.
+        """
+        listing = self._checked()
+        set_max_megapixels(self.most_megapixels, "data.most_megapixels")
+        resized = ResizedImageCache(CACHE, self.shape, self.fit)
+        found = resized.take([self.root / one.path for one in listing.pictures])
+        pairs = list(zip(listing.pictures, found, strict=True))
+        bad = [SkippedFile(one.path, place) for one, place in pairs if isinstance(place, str)]
+        good = [(one, place) for one, place in pairs if isinstance(place, ShardRow)]
+        self.skipped += self._named(bad)
+        report_skipped(self.skipped, SKIPPED_TABLE)
+        # Before the number of bad files is looked at, because this says more.
+        require_usable_images(listing, (one for one, _ in good), bad)
+        self._refuse_bad(len(bad))
+        return self._parted([one for one, _ in good], [place for _, place in good], resized)
+
+    def _checked(self) -> Listing:
+        if not self.root.is_dir():
+            raise UserError(
+                f"There is no folder {self.root}: write `pictures: FOLDER` in params.yaml, with your pictures in it."
+            )
+        reject_linked_folders(self.root)
+        listing = self.listed()
+        places = [group.place for group in listing.groups.values()]
+        paths = ((one.path for one in listing.pictures), (one.path for one in listing.skipped))
+        reject_undecodable(chain(places, *paths), self.root)
+        self.skipped = self._named(listing.skipped)
+        classes = listing.classes
+        if len(classes) < 2:
+            only = f" but {classes[0]}" if classes else ""
+            raise UserError(f"{self.root} holds no class{only}: {self.wanted}")
+        reject_similar_names(classes)
+        require_usable_images(listing, listing.pictures, [])
+        return listing
+
+    def _named(self, skipped: Sequence[SkippedFile]) -> list[SkippedFile]:
+        """The same with paths that a person can open."""
+        return [SkippedFile(str(self.root / path), reason) for path, reason in skipped]
+
+    @property
+    @abstractmethod
+    def wanted(self) -> str:
+        """What the root must hold, as the end of a sentence."""
+
+    def _refuse_bad(self, bad: int) -> None:
+        if bad > self.max_bad:
+            raise UserError(
+                f"{bad:,} files give no picture, more than data.max_bad={self.max_bad}: mend or remove them, or "
+                f"write `overrides: {{data: {{max_bad: {bad}}}}}` in params.yaml to leave them out."
+            )
+        if bad:
+            warning(f"Left out: {bad:,} of at most {self.max_bad:,} (data.max_bad).")
+
+    def _parted(self, listed: list[ImageEntry], places: list[ShardRow], resized: ResizedImageCache) -> RawDataset:
+        classes = sorted({one.label for one in listed})
+        number_of = {name: number for number, name in enumerate(classes)}
+        labels = np.array([number_of[one.label] for one in listed], np.int64)
+        parts = np.array([one.part for one in listed])
+        test = np.flatnonzero(parts == TEST)
+        train = np.flatnonzero(parts != TEST)
+        if not len(test):
+            candidates = np.flatnonzero(parts != VAL)
+            _, drawn = stratified_split(
+                labels[candidates], self.test_fraction, self.split_seed, classes, "data.test_fraction"
+            )
+            test = candidates[drawn]
+            train = np.setdiff1d(train, test)
+        held_back = np.flatnonzero(parts[train] == VAL)
+        self._refuse_untrained(classes, labels[train][parts[train] != VAL])
+        warn_missing_classes(
+            {part: {classes[label] for label in set(labels[parts == part].tolist())} for part in (VAL, TEST)}, classes
+        )
+
+        def of(indices: Indices) -> tuple[tuple[str, ...], list[ShardRow]]:
+            return tuple(listed[index].path for index in indices), [places[index] for index in indices]
+
+        (train_names, train_places), (test_names, test_places) = of(train), of(test)
+        return RawDataset(
+            classes=tuple(classes),
+            train_images=resized.rows(train_places),
+            train_labels=labels[train],
+            test_images=resized.rows(test_places),
+            test_labels=labels[test],
+            held_back=held_back if len(held_back) else None,
+            train_names=train_names,
+            test_names=test_names,
+            fit=self.fit,
+        )
+
+    def _refuse_untrained(self, classes: Sequence[str], labels: np.ndarray) -> None:
+        trained = set(labels.tolist())
+        untrained = [name for number, name in enumerate(classes) if number not in trained]
+        if untrained:
+            raise UserError(
+                f"{self.root} has no training pictures of {', '.join(untrained)}: add some, or remove the class from "
+                "the other parts."
+            )

@@ -1,0 +1,55 @@
+"""Averages of the weights over a training's steps, by Lightning's callback, as conf/average/ chooses them.
+
+The average is validated and exported in place of the last weights, and belongs to the checkpoint: a training that is
+taken up again ends with the same one.
+"""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_avg_fn
+
+from cifar_pipeline.utils.errors import UserError
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """`average <- decay * average + (1 - decay) * theta` after each step, from the first step's weights on.
+
+    Raises:
+        Refusal: `decay` is not at least 0 and below 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"average.decay={decay} must be at least 0 and below 1.")
+        super().__init__(avg_fn=get_ema_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+class StochasticWeightAveraging(WeightAveraging):
+    """The mean over all steps from the fraction `start` of them on; before it, the weights themselves.
+
+    Raises:
+        Refusal: `start` is not at least 0 and below 1.
+    """
+
+    def __init__(self, start: float) -> None:
+        if not 0 <= start < 1:
+            raise UserError(f"average.start={start} must be at least 0 and below 1: it is a fraction of all steps.")
+        super().__init__()
+        self.start = start
+        self.first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first_step = int(self.start * float(trainer.estimated_stepping_batches))
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After each step; until the mean begins, the step's weights are all of it."""
+        if step_idx is not None and step_idx <= self.first_step and self._average_model is not None:
+            self._average_model.n_averaged.zero_()
+        return step_idx is not None
+
+
+def is_average(callback: Any) -> bool:
+    """Whether other weights than the last are validated and exported."""
+    return isinstance(callback, WeightAveraging)
