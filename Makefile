@@ -49,19 +49,19 @@ moved:
 .PHONY: setup
 setup: $(SETUP) ## set up only
 
-# A sweep's points beside each other: `make sweep JOBS=2`.
+# A sweep's trials beside each other: `make sweep JOBS=2`.
 SWEEP ?= optimizer_loss
 JOBS ?= 1
 BESIDE := $(if $(filter-out 1,$(JOBS)),launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
 	$(if $(filter search,$(SWEEP)),hydra.sweeper.n_jobs=$(JOBS)))
 
 .PHONY: sweep
-sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and compare its points
+sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and compare its trials
 	@dvc repro preprocess
 	@python src/train.py -m sweep=$(SWEEP) $(BESIDE)
 
 .PHONY: compare
-compare: $(SETUP) ## compare the points of the newest sweep, at any time
+compare: $(SETUP) ## compare the trials of the newest sweep, at any time
 	@python src/compare.py
 
 .PHONY: test
@@ -84,7 +84,7 @@ bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and
 	@python benchmarks/run.py
 
 # Which races (those of benchmarks/race.py); seeds, if not as many as the leaderboard's rules want: `SEEDS="0 1"`.
-RACE ?= quick fast94
+RACE ?= quick airbench94
 
 .PHONY: race
 race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=quick, SEEDS="0 1 2"; half an hour or more for both)
@@ -116,7 +116,7 @@ ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 .PHONY: serve
-serve: $(SETUP) ## answer for pictures over HTTP with the champion, on http://127.0.0.1:5001 (MODEL=models:/cifar10/3)
+serve: $(SETUP) ## answer for images over HTTP with the champion, on http://127.0.0.1:5001 (MODEL=models:/cifar10/3)
 	@python src/serve.py $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: models

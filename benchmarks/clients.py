@@ -1,6 +1,6 @@
-"""Side: clients that ask `python src/serve.py` for pictures, a small bounded load; answers how long they wait.
+"""Side: clients that ask `python src/serve.py` for images, a small bounded load; answers how long they wait.
 
-python benchmarks/clients.py --clients 4 --requests 50 --pictures 1
+python benchmarks/clients.py --clients 4 --requests 50 --images 1
 
 Each client has one connection and sends its next request when the last one is answered.
 """
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("--clients", type=int, nargs="+", required=True)
     arguments.add_argument("--requests", type=int, required=True, help="of each client")
-    arguments.add_argument("--pictures", type=int, default=1, help="in each request")
+    arguments.add_argument("--images", type=int, default=1, help="in each request")
     arguments.add_argument("--data", type=Path, default=Path("data/processed"))
     options = arguments.parse_args()
     images = np.load(options.data / "test" / "images.npy", mmap_mode="r")[: options.pictures]

@@ -44,7 +44,7 @@ def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
                 sys.exit(f"CIFAR10_SOURCE={workspace.variables['CIFAR10_SOURCE']} does not give CIFAR-10: unset it.")
             workspace.run("python", "src/preprocess.py")
         else:
-            workspace.run("python", "benchmarks/random_pictures.py", "--images", str(sizes.images))
+            workspace.run("python", "benchmarks/random_images.py", "--images", str(sizes.images))
         yield workspace
 
 

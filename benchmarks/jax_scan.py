@@ -37,7 +37,7 @@ def first_weights(generator: np.random.Generator) -> Weights:
 
 
 def logits_of(weights: Weights, images: Any) -> Any:
-    """Logits `[B, K]` of raw pictures `[B, H, W, C] uint8`."""
+    """Logits `[B, K]` of raw images `[B, H, W, C] uint8`."""
     features = (images.astype(jnp.float32) / 255 - HALF) / HALF
     for name in ("conv1", "conv2"):
         kernel = weights[f"{name}.weight"]

@@ -2,7 +2,7 @@
 
     python benchmarks/larger_than_memory.py --images 100000 --size 64
 
-LeNet in large batches asks most of the gathering of pictures: larger networks wait for it less. What is told is the
+LeNet in large batches asks most of the gathering of images: larger networks wait for it less. What is told is the
 peak of anonymous memory (RssAnon). Pages of the map are no part of it: the system takes them back when it needs them.
 """
 
@@ -26,15 +26,15 @@ def main() -> int:
     hardware = machine()
     gigabytes = options.images * options.size**2 * 3 / 1e9
     say(f"{hardware['processor']}, {hardware['cores']} cores, load {hardware['load_at_start']}, commit {commit()}")
-    say(f"{options.images:,} pictures of {options.size} x {options.size}: {gigabytes:.2f} GB")
+    say(f"{options.images:,} images of {options.size} x {options.size}: {gigabytes:.2f} GB")
     rows = []
     with copy_of_the_project(TINY) as workspace:
         try:
             size = ("--images", str(options.images), "--size", str(options.size), "--data", "large")
-            workspace.run("python", "benchmarks/random_pictures.py", *size)
+            workspace.run("python", "benchmarks/random_images.py", *size)
             for augment in AUGMENTATIONS:
                 words = ("--data", "large", "--steps", "0", "--epochs", str(options.epochs))
-                choices = (f"augment={augment}", "trainer.batch_size=256")
+                choices = (f"augmentation={augment}", "trainer.batch_size=256")
                 mapped, copied = [], []
                 for _ in range(options.repetitions):
                     mapped.append(workspace.side("ours", *words, *choices))

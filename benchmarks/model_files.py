@@ -1,4 +1,4 @@
-"""Side: 10,000 pictures asked of a model file, from the start of the process to the last answer.
+"""Side: 10,000 images asked of a model file, from the start of the process to the last answer.
 
 python benchmarks/model_files.py --write exported --network resnet18     both formats, with new weights
 python benchmarks/model_files.py --ask exported/model.onnx --images 10000     or model.pt2, which torch opens
@@ -40,7 +40,7 @@ def ask_onnx(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float
     imported = since_start()
     session = OnnxSession.open(path.parent, threads, "cpu")
     loaded = since_start()
-    session.answers(images, BATCH)
+    session.predict(images, BATCH)
     return imported, loaded
 
 

@@ -49,7 +49,7 @@ class EpochFile(Logger):
 class InMemory(Dataset):
     """A data set that is copied into memory before anything is taken from it."""
 
-    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         images, labels = super().part(name)
         return np.array(images), np.array(labels)
 
@@ -75,13 +75,13 @@ options = arguments.parse_args()
 
 disable_malloc_trim()
 # What `auto` means is asked of the whole recipe, before its epochs are shortened here.
-config = compose_config([*options.overrides, "machine.accelerator=cpu"])
+config = compose_config([*options.overrides, "runtime.accelerator=cpu"])
 anonymous = Anonymous()
 anonymous.start()
 dataset = Dataset.open(options.data)
 if options.in_memory:
     dataset = InMemory(**vars(dataset))
-hardware = select_hardware(config.machine, config.precision, available_cores(), micro_batch_size(config))
+hardware = select_hardware(config.runtime, config.precision, available_cores(), micro_batch_size(config))
 engine = select_engine(config, hardware, dataset.sizes["train"])
 module = build_module(config, dataset, engine)
 pictures = build_datamodule(config, dataset, engine)

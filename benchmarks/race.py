@@ -32,9 +32,9 @@ class Race:
 RACES = {
     "tutorial": Race((), 0.0, 1, "the tutorial's recipe"),
     "quick": Race(("experiment=quick",), 62.0, 5, "Muon, one cycle, batch 128, twice three quarters of the images"),
-    "lenet_best": Race(("experiment=lenet_best",), 79.5, 3, "the tutorial's network, 100 epochs, six views"),
-    "fast94": Race(("experiment=fast94", "data.val_fraction=0"), 94.0, 3, "airbench network, Muon, six views"),
-    "accurate": Race(("experiment=accurate", "data.val_fraction=0"), 95.5, 1, "a wider one, 40 epochs"),
+    "lenet_tuned": Race(("experiment=lenet_tuned",), 79.5, 3, "the tutorial's network, 100 epochs, six views"),
+    "airbench94": Race(("experiment=airbench94", "data.val_fraction=0"), 94.0, 3, "airbench network, Muon, six views"),
+    "accurate": Race(("experiment=airbench96", "data.val_fraction=0"), 95.5, 1, "a wider one, 40 epochs"),
 }
 NUMBER = "Test accuracy: "
 
@@ -54,7 +54,7 @@ def lap(workspace: Workspace, race: Race, seed: int, more: list[str]) -> Lap:
     words = [*race.overrides, f"seed={seed}", *more]
     trained = workspace.run("python", "src/train.py", *words, "rerun=true")
     evaluated = workspace.run("python", "src/evaluate.py", *words)
-    facts = json.loads((workspace.root / "models" / "training.json").read_text())
+    facts = json.loads((workspace.root / "models" / "metadata.json").read_text())
     accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text())["test"]["accuracy"]
     return Lap(seed, trained.seconds + until_number(evaluated), facts["timing"]["seconds"], 100 * accuracy)
 

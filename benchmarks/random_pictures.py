@@ -1,6 +1,6 @@
 """Writes random pixels as a processed data set, for a machine without CIFAR-10: the same shapes, so the same work.
 
-python benchmarks/random_pictures.py --images 45000
+python benchmarks/random_images.py --images 45000
 """
 
 from argparse import ArgumentParser

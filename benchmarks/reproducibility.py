@@ -32,7 +32,7 @@ class Trained:
 
 def trained(workspace: Workspace, engine: str, threads: int, more: list[str]) -> Trained:
     """Train one epoch anew with this engine and so many threads."""
-    words = [f"machine.engine={engine}", f"machine.threads={threads}", "trainer.max_epochs=1", "rerun=true", *more]
+    words = [f"runtime.engine={engine}", f"runtime.threads={threads}", "trainer.max_epochs=1", "rerun=true", *more]
     workspace.run("python", "src/train.py", *words)
     root: Path = workspace.root
     (checkpoint,) = root.glob(".cache/trainings/*/last.ckpt")

@@ -1,4 +1,4 @@
-"""What the sides share: their arguments, the pictures, the clock, and the line of JSON that each answers with."""
+"""What the sides share: their arguments, the images, the clock, and the line of JSON that each answers with."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def parser(about: str | None) -> ArgumentParser:
     return arguments
 
 
-def pictures(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The images `[N, H, W, C]` and labels `[N]` of the train part, in memory."""
     return np.load(folder / "train" / "images.npy"), np.load(folder / "train" / "labels.npy")
 

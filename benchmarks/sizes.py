@@ -20,7 +20,7 @@ class Sizes:
     network_batch: int = 128
     network_steps: int = 12
     recipe_steps: int = 8
-    recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 128, "lenet_best": 128, "fast94": 500})
+    recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 128, "lenet_tuned": 128, "airbench94": 500})
     sweep_steps: int = 500
     predicted_files: int = 10_000
     requests: int = 100
@@ -41,7 +41,7 @@ TINY = Sizes(
     network_batch=4,
     network_steps=1,
     recipe_steps=1,
-    recipe_batches={"quick": 8, "lenet_best": 8, "fast94": 8},
+    recipe_batches={"quick": 8, "lenet_tuned": 8, "airbench94": 8},
     sweep_steps=2,
     predicted_files=10,
     requests=2,

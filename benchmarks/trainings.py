@@ -17,11 +17,11 @@ JOBS, BESIDE = 4, 2
 def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     """The tutorial's recipe: batch 4, SGD, one process."""
     steps = sizes.images // 4
-    cold = workspace.run("python", "src/train.py", "trainer.max_epochs=1", f"machine.engine={sizes.engine}")
+    cold = workspace.run("python", "src/train.py", "trainer.max_epochs=1", f"runtime.engine={sizes.engine}")
     say(f"    whole process {cold.seconds:.1f} s, peak memory {cold.peak_gigabytes:.2f} GB")
 
     # `auto` picks the engine, except in a smoke test.
-    engine = [] if sizes.engine == "block" else [f"machine.engine={sizes.engine}"]
+    engine = [] if sizes.engine == "block" else [f"runtime.engine={sizes.engine}"]
     sides = {
         "ours": ["--steps", str(sizes.whole_epochs), *engine],
         "tutorial_loop": ["--steps", str(sizes.tutorial_steps)],
@@ -156,12 +156,12 @@ def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             "trainer.max_epochs=1",
             f"trainer.limit_train_batches={steps}",
             "trainer.limit_val_batches=1",
-            "machine.threads=1",
+            "runtime.threads=1",
             "rerun=true",
             f"hydra.sweep.dir={folder}",
             *launcher,
         ).seconds
-        facts = [json.loads(path.read_text()) for path in (workspace.root / folder).glob("*/models/training.json")]
+        facts = [json.loads(path.read_text()) for path in (workspace.root / folder).glob("*/models/metadata.json")]
         if len(facts) != JOBS:
             raise Failed(f"{len(facts)} of {JOBS} points have finished {way}")
         training = sum(fact["timing"]["seconds"] for fact in facts) / (BESIDE if launcher else 1)
@@ -179,7 +179,7 @@ def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     )
 
 
-LOOPS = {"quick": [], "lenet_best": [], "fast94": ["--network", "AirbenchNet", "--bf16"]}
+LOOPS = {"quick": [], "lenet_tuned": [], "airbench94": ["--network", "AirbenchNet", "--bf16"]}
 
 
 def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
@@ -189,7 +189,7 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
         short = [*ours, "trainer.max_epochs=2", f"trainer.limit_train_batches={steps}"]
         trained = workspace.run("python", "src/train.py", *short, "rerun=true")
-        timing = json.loads((workspace.root / "models" / "training.json").read_text())["timing"]
+        timing = json.loads((workspace.root / "models" / "metadata.json").read_text())["timing"]
         with (workspace.root / "reports" / "history.csv").open(newline="") as file:
             speed = float(list(csv.DictReader(file))[-1]["images_per_second"])
         evaluated = workspace.run("python", "src/evaluate.py", *short)

@@ -12,7 +12,7 @@ from torchvision import transforms
 WORKERS = 2
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Tensor, int]]):
     """What torchvision's CIFAR10 does with its arrays; without its unpickling, which is not measured."""
 
     def __init__(self, folder: Path) -> None:
@@ -32,4 +32,4 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 def usual_loader(folder: Path, batch_size: int) -> "DataLoader[tuple[Tensor, int]]":
     """The tutorial's DataLoader."""
     torch.manual_seed(0)
-    return DataLoader(Pictures(folder), batch_size=batch_size, shuffle=True, num_workers=WORKERS)
+    return DataLoader(Images(folder), batch_size=batch_size, shuffle=True, num_workers=WORKERS)

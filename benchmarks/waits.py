@@ -65,7 +65,7 @@ def model_file(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             for name, answers in (("ours", ours), ("theirs", theirs))
         )
         yield Row(
-            f"{images:,} pictures asked of {network}'s model.onnx; of its pt2 file by torch",
+            f"{images:,} images asked of {network}'s model.onnx; of its pt2 file by torch",
             "s",
             column(ours, "seconds"),
             column(theirs, "seconds"),
@@ -74,25 +74,25 @@ def model_file(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 
 def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """The model in use: on picture files, and over HTTP."""
+    """The model in use: on image files, and over HTTP."""
     with_a_model(workspace)
     files = sizes.predicted_files
-    workspace.run("python", "benchmarks/picture_files.py", "pictures", "--count", str(files))
-    asked = [workspace.run("python", "src/predict.py", "pictures", "--csv", "answers.csv") for _ in range(2)]
+    workspace.run("python", "benchmarks/image_files.py", "images", "--count", str(files))
+    asked = [workspace.run("python", "src/predict.py", "images", "--csv", "answers.csv") for _ in range(2)]
     seconds = [end.seconds for end in asked]
     yield Row(
         f"`python src/predict.py` on {files:,} files of 32x32",
         "s",
         seconds,
         at_most=files / 1000,
-        note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} pictures/s with its start-up, "
+        note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} images/s with its start-up, "
         f"peak memory {max(end.peak_gigabytes for end in asked):.2f} GB.",
     )
     waits = [workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests))]
     for clients in CLIENTS:
         for percent in (50, 99):
             yield Row(
-                f"`make serve`, a picture a request, {clients} client{'s' if clients > 1 else ''}: p{percent}",
+                f"`make serve`, an image a request, {clients} client{'s' if clients > 1 else ''}: p{percent}",
                 "ms",
                 column(waits, f"p{percent}_of_{clients}"),
                 note=f"the time from question to answer that {percent} % of {clients * sizes.requests} requests "

@@ -1,4 +1,4 @@
-"""Compare the points of a sweep, finished or not: the newest, or the one whose run id or name follows.
+"""Compare the trials of a sweep, finished or not: the newest, or the one whose run id or name follows.
 
 The table and the figures go to multirun/ and onto the sweep's run in MLflow when the sweep ends; this shows the table.
 """

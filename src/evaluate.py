@@ -33,7 +33,7 @@ def evaluate(config: DictConfig) -> None:
 
     start = time.perf_counter()
     disable_malloc_trim()
-    options, machine = config.evaluate, config.machine
+    options, machine = config.evaluation, config.runtime
     require_writable(REPORTS)
     dataset = Dataset.open(PROCESSED)
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
@@ -42,7 +42,7 @@ def evaluate(config: DictConfig) -> None:
     # A training that ends meanwhile must not replace one part of its result before the other is read.
     with exclusive_lock(MODELS):
         trained = TrainedModel.open(MODELS, options.checkpoint)
-        trained.require(dataset)
+        trained.require_same_dataset(dataset)
         predictor = Predictor.open(trained.model, threads_for(machine.threads, available_cores()), machine.accelerator)
         weights = (trained.model / WEIGHTS_FILE).read_bytes()
         history = (REPORTS / "history.csv").read_text(encoding="utf-8", errors="replace")
@@ -56,14 +56,14 @@ def evaluate(config: DictConfig) -> None:
         load_weights(deployed, weights, trained.model / WEIGHTS_FILE)
         return deployed
 
-    images, labels = dataset.part("test")
+    images, labels = dataset.split("test")
     with progress_bar("Test images", len(images), transient=True) as advance:
         device, logits, probabilities = compute_outputs(
             predictor, images, options.batch_size, advance, machine.accelerator, network
         )
     answers = Predictions(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
     info(
-        f"Test accuracy: {answers.right.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on "
+        f"Test accuracy: {answers.correct.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on "
         f"{device})"
     )
 
@@ -85,19 +85,19 @@ def evaluate(config: DictConfig) -> None:
     loss = trained.loss(torch.from_numpy(logits), truth)
     measured = compute_metrics(torch.from_numpy(probabilities), truth, loss, dataset.classes, options.calibration_bins)
     metrics = measured | {
-        "parameters": trained.facts["parameters"],
+        "parameters": trained.metadata["parameters"],
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
     }
-    looked_into = answers.telling(options.attributions)
-    model, way = network().eval(), get_activation(trained.facts["probabilities"])
+    looked_into = answers.examples_to_explain(options.attributions)
+    model, way = network().eval(), get_activation(trained.metadata["output_activation"])
     require_same_outputs(model, way, images[looked_into], probabilities[looked_into], trained.model)
     evaluation = Evaluation(
         run=trained.run,
-        facts=trained.facts,
+        facts=trained.metadata,
         metrics=metrics,
         caption=dataset.caption,
-        answers=answers,
+        predictions=answers,
         images=images,
         history=read_history(history, str(REPORTS / "history.csv")),
         filters=first_conv_weights(model),
@@ -110,7 +110,7 @@ def evaluate(config: DictConfig) -> None:
     with atomic_update_dir(REPORTS) as part:
         written = write_figures(part, evaluation, options.mistakes)
         written.append(write_report(part / "report.html", evaluation, options.calibration_bins, options.mistakes))
-        timing = {"train": trained.facts["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
+        timing = {"train": trained.metadata["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
         written += write_numbers(part, metrics, timing, answers)
         require_unchanged()
 

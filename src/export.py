@@ -20,7 +20,7 @@ def export() -> None:
     from cifar_pipeline.utils.console import info
 
     require_writable(asked.to)
-    with resolve_model(asked.model or config.predict.model, asked.rev, config.evaluate.checkpoint) as folder:
+    with resolve_model(asked.model or config.predict.model, asked.rev, config.evaluation.checkpoint) as folder:
         written = export_portable(folder, asked.to)
         if asked.pt2:
             from cifar_pipeline.inference.metadata import ModelMetadata
@@ -31,7 +31,7 @@ def export() -> None:
             written.append(
                 write_pt2(folder, build_inference_model(build_bare_model(config, facts), config, facts), asked.to)
             )
-    info(f"Written: {', '.join(map(str, written))}; pictures in, probabilities out, class names inside.")
+    info(f"Written: {', '.join(map(str, written))}; images in, probabilities out, class names inside.")
     info(f"In a browser: `python -m http.server --directory {asked.to}`, then http://127.0.0.1:8000.")
 
 

@@ -34,11 +34,11 @@ def preprocess(config: DictConfig) -> None:
     require_writable(SKIPPED, is_file=True)
     wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     watch(str(RAW), lambda: state_of(RAW))
-    watch(config.pictures, lambda: state_of(Path(config.pictures)))
+    watch(config.image_dir, lambda: state_of(Path(config.image_dir)))
     source = available_source(RAW, wanted, fallback)
     asked = dataset_config(config.data)
     used = effective_dataset_config(asked, by_fallback=source is fallback)
-    # From here on, because the arrays are written from the cache of pictures, which another process would clear.
+    # From here on, because the arrays are written from the cache of images, which another process would clear.
     with exclusive_lock(PROCESSED):
         status(f"Reading {source.title}")
         try:
@@ -58,9 +58,9 @@ def preprocess(config: DictConfig) -> None:
 
     status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
-    for leak in dataset.leaks():
+    for leak in dataset.describe_duplicates():
         warning(leak)
-    images, labels = dataset.part("train")
+    images, labels = dataset.split("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
     info(f"{dataset.caption}: " + ", ".join(f"{size:,} {part}" for part, size in dataset.sizes.items()) + " images.")
 

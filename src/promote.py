@@ -20,7 +20,7 @@ def promote() -> None:
     from cifar_pipeline.tracking.registry import promote as promoted
     from cifar_pipeline.utils.console import info
 
-    checkpoint = config.evaluate.checkpoint
+    checkpoint = config.evaluation.checkpoint
     candidate = from_run(asked.run, checkpoint) if asked.run else from_pipeline(Path("models"), checkpoint)
     info(promoted(candidate, PromotionPolicy.of(config.registry, candidate.dataset), asked_for=bool(asked.run)))
 

@@ -1,4 +1,4 @@
-"""Answer for pictures over HTTP with the champion, in MLflow's protocol, on the host and port of conf/serve/."""
+"""Answer for images over HTTP with the champion, in MLflow's protocol, on the host and port of conf/serve/."""
 
 import argparse
 
@@ -18,15 +18,15 @@ def serve() -> None:
     from cifar_pipeline.tracking.model_uri import resolve_model
 
     listener = bind(config.serve.host, config.serve.port)
-    model, machine = asked.model, config.machine
+    model, machine = asked.model, config.runtime
     if not model:
         # Imported here, because MLflow takes seconds that a model in a folder doesn't need.
         from cifar_pipeline.tracking.champion import PromotionPolicy, pipeline_dataset_name
 
         model = PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models"))).champion
-    with resolve_model(model, "", config.evaluate.checkpoint) as folder:
+    with resolve_model(model, "", config.evaluation.checkpoint) as folder:
         predictor = open_predictor(folder, threads_for(machine.threads, available_cores()), machine.accelerator)
-    serve(predictor, model, listener, config.serve.most_pictures)
+    serve(predictor, model, listener, config.serve.max_images)
 
 
 if __name__ == "__main__":

@@ -48,30 +48,30 @@ def train(config: DictConfig) -> float | None:
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
     dataset.verify()
     require_matching_config(dataset, config.data)
-    point = current_trial()
-    accelerator, _ = select_accelerator(config.machine.accelerator)
-    processes = detect_distributed(config.trainer, accelerator, in_sweep=point is not None)
-    hardware = select_hardware(config.machine, config.precision, available_cores(), micro_batch_size(config), processes)
+    trial = current_trial()
+    accelerator, _ = select_accelerator(config.runtime.accelerator)
+    processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
+    hardware = select_hardware(config.runtime, config.precision, available_cores(), micro_batch_size(config), processes)
     engine = select_engine(config, hardware, dataset.sizes["train"])
-    if point:
+    if trial:
         require_validation_split(dataset.sizes["val"])
-    if not point or point.number == 0:
+    if not trial or trial.number == 0:
         info(f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images, {dataset.sizes['val']:,} more held back")
         info(f"Device: {hardware}; steps {engine}")
 
     this = fingerprint(config, dataset.hash)
-    name, folder = run_name(chosen_options(), config.seed, point), RunDir(runs_cache_dir() / this)
+    name, folder = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / this)
     plan = build_training(config, dataset, hardware, engine, folder, processes)
-    if point and (point.rerun or not config.rerun) and (value := cached_objective(point, this)) is not None:
+    if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, this)) is not None:
         return value
-    if not processes.is_first:
+    if not processes.is_rank_zero:
         fit(plan, logger=None)
         return None
 
     def graph() -> OnnxTemplate:
         status("Exporting the network")
         return OnnxTemplate.of(
-            build_inference_model(plan.module.net, config, dataset), dataset.shape, config.loss.probabilities
+            build_inference_model(plan.module.net, config, dataset), dataset.shape, config.loss.output_activation
         )
 
     # Before the training, so that hours of it don't end in a network that can't be exported.
@@ -79,8 +79,8 @@ def train(config: DictConfig) -> float | None:
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     status("Opening the run in MLflow")
     # The folder is held until its result is published: no other process may clear or replace it before.
-    with folder.held(config.rerun) as rerun:
-        with training_run(this, name, result_config(config), data, rerun, point) as run:
+    with folder.lock(config.rerun) as rerun:
+        with training_run(this, name, result_config(config), data, rerun, trial) as run:
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id, run.logged_epochs)
             if folder.is_finished and not rerun:
                 info(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
@@ -91,7 +91,7 @@ def train(config: DictConfig) -> float | None:
                 fitted = fit(plan, logger)
                 status("Writing the models")
                 facts = training_metadata(plan, fitted, config, chosen_options(), dataset, provenance.commit())
-                with folder.finishing(facts, fitted.rows) as result:
+                with folder.write_result(facts, fitted.rows) as result:
                     for checkpoint in folder.checkpoints():
                         plan.module.load_checkpoint(folder.checkpoint(checkpoint))
                         deployed = build_inference_model(plan.module.net, config, dataset)
@@ -101,8 +101,8 @@ def train(config: DictConfig) -> float | None:
             logger.send_kept()
             run.log_result(folder.result, run_tags(folder.facts()))
         require_unchanged()
-        folder.publish(output_root(), {"id": run.id, "name": name})
-        folder.clear_others(config.machine.keep_trainings)
+        folder.copy_to(output_root(), {"id": run.id, "name": name})
+        folder.prune(config.runtime.max_cached_runs)
         return folder.rows()[-1].get("val/accuracy")
 
 

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a project to break, and a small processed data set."""
+"""What several packages' tests share: a project to break, and a small processed data set."""
 
 import dataclasses
 import os

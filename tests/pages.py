@@ -56,7 +56,7 @@ def anchors(text: str) -> set[str]:
 
 
 def links(text: str) -> list[str]:
-    """The targets of all links and pictures."""
+    """The targets of all links and images."""
     return [*re.findall(r"\]\(([^)\s]+)\)", prose(text)), *re.findall(r'src="([^"]+)"', prose(text))]
 
 

@@ -15,7 +15,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(SRC).as_posix().removeprefix(f"{PACKAGE}/")
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """`training` for cifar_pipeline/training/fit.py, `console` for cifar_pipeline/console.py, empty for a script."""
     parts = path.relative_to(SRC).parts
     return parts[1].removesuffix(".py") if parts[0] == PACKAGE else ""

@@ -32,11 +32,11 @@ BY_FILE = {
     },
     "tests/pipeline/test_five_minutes.py": {
         "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
-        "test_the_five_minutes_end_with_a_model_that_knows_the_pictures": (
-            "python src/choose.py data=image_folder experiment=own_pictures"
+        "test_the_five_minutes_end_with_a_model_that_knows_the_images": (
+            "python src/choose.py data=image_folder experiment=custom_images"
         ),
-        "test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere": (
-            r"python src/choose.py pictures=\S+( data=image_folder)?"
+        "test_ones_own_images_are_swept_and_come_from_a_table_elsewhere": (
+            r"python src/choose.py image_dir=\S+( data=image_folder)?"
         ),
     },
     "tests/pipeline/test_what_reruns.py": {
@@ -66,7 +66,7 @@ BY_FILE = {
         ),
     },
     "tests/training/test_profile.py": {
-        "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true machine.profiler=\w+",
+        "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true runtime.profiler=\w+",
     },
     "tests/sweeps/test_a_sweep.py": {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",

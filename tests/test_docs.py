@@ -1,4 +1,4 @@
-"""What the documentation says is there: tests, files, headings, keys, messages, rooms; both READMEs say the same."""
+"""What the documentation says is there: tests, files, headings, keys, messages, packages; both READMEs say the same."""
 
 import ast
 import re
@@ -92,9 +92,9 @@ def test_every_message_that_is_quoted_is_one_of_the_programs():
         assert any(pattern.search(text) for text in printed), message
 
 
-def test_the_rooms_are_those_of_the_layout():
+def test_the_packages_are_those_of_the_layout():
     rows = re.findall(r"^\| `(\w+)` \| .* \| .* \| (.+) \|$", read(ROOT / "docs" / "architecture.md"), re.MULTILINE)
-    assert {room: set(re.findall(r"`(\w+)`", known)) for room, known in rows} == MAY_KNOW
+    assert {package: set(re.findall(r"`(\w+)`", known)) for package, known in rows} == MAY_KNOW
 
 
 def test_the_readme_is_read_in_a_few_minutes():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from source import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, room_of
+from source import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS
 from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS as IDENTITY
@@ -18,14 +18,14 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Where a user's own code lies that a stage uses: data sources before the training, everything from there on.
 OWN_SOURCES, OWN = {"src/project/__init__.py", "src/project/data"}, {"src/project"}
 OF_USERS = {"download": OWN_SOURCES, "preprocess": OWN_SOURCES, "train": OWN, "evaluate": OWN}
-# Packages that bring, keep, show or check: what they do changes no number, no picture and no table.
+# Packages that bring, keep, show or check: what they do changes no number, no image and no table.
 NOT_COMPUTING_PACKAGES = {
     "filelock", "google", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich",
     "safetensors", "yaml",
 }  # fmt: skip
-# What is imported in a stage and can't change what it leaves: a training reads no picture files, and its table of
+# What is imported in a stage and can't change what it leaves: a training reads no image files, and its table of
 # epochs is the same by any pandas; ONNX Runtime checks what it exports, and onnx what is
-# measured. (`preprocess` depends on pillow-heif where there are pictures that it may read.)
+# measured. (`preprocess` depends on pillow-heif where there are images that it may read.)
 UNUSED = {
     "preprocess": {"pillow-heif"},
     "train": {"onnxruntime", "pandas", "pillow", "pillow-heif"},
@@ -33,7 +33,7 @@ UNUSED = {
 }
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
-    "identity": IDENTITY,
+    "fingerprint": IDENTITY,
     "require": [f"data.{key}" for key in ASKED],
     "asked_values": [f"data.{key}" for key in ASKED],
     # These refuse values, or write all of them down: they read everything and decide nothing.
@@ -58,8 +58,8 @@ def params(stage: str) -> set[str]:
 @each_stage
 def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
     named = {dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")}
-    rooms = computing_rooms(script(stage)) | ({"config"} if stage == "configure" else set())
-    ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{room}" for room in rooms)}
+    packages = computing_packages(script(stage)) | ({"config"} if stage == "configure" else set())
+    ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{package}" for package in packages)}
     assert named == ours | OF_USERS.get(stage, set())
 
 
@@ -81,7 +81,7 @@ def test_a_stage_names_the_keys_that_it_reads(stage):
 def test_a_stage_depends_on_the_versions_of_the_packages_that_compute_in_it(stage):
     files = computing_files(script(stage))
     if stage == "train":  # and what conf/ chooses from there
-        files |= {path for path in FILES if room_of(path) in ("models", "training")}
+        files |= {path for path in FILES if package_of(path) in ("models", "training")}
     imported = {IMPORTED_AS.get(name, name) for path in files for name in imported_packages(path)}
     imported -= {PACKAGE, *sys.stdlib_module_names, *NOT_COMPUTING_PACKAGES, *UNUSED.get(stage, ())}
     assert imported == set(PACKAGES[stage])
@@ -103,7 +103,7 @@ def test_stages_take_and_give_the_same_files():
     written = {path for stage in STAGES.values() for path in outputs(stage)}
     for name, stage in STAGES.items():
         taken = {path for path in stage["deps"] if not path.startswith("src/")}
-        assert taken <= written | {"conf", "constraints.txt", "params.yaml", "${pictures}"}, name
+        assert taken <= written | {"conf", "constraints.txt", "params.yaml", "${image_dir}"}, name
 
 
 def test_every_output_survives_until_it_is_replaced():
@@ -116,9 +116,9 @@ def outputs(stage: dict) -> dict[str, dict]:
     return {path: options for entry in [*stage["outs"], *stage.get("metrics", [])] for path, options in entry.items()}
 
 
-def computing_rooms(start: Path) -> set[str]:
-    """The rooms whose code a script runs to come to its result."""
-    return {room_of(path) for path in computing_files(start)} - {"", "__init__"}
+def computing_packages(start: Path) -> set[str]:
+    """The packages whose code a script runs to come to its result."""
+    return {package_of(path) for path in computing_files(start)} - {"", "__init__"}
 
 
 def computing_files(start: Path) -> set[Path]:
@@ -126,7 +126,7 @@ def computing_files(start: Path) -> set[Path]:
     seen, waiting = set(), [start]
     while waiting:
         path = waiting.pop()
-        if path not in seen and room_of(path) not in NON_RESULT_PACKAGES:
+        if path not in seen and package_of(path) not in NON_RESULT_PACKAGES:
             seen.add(path)
             waiting += imported_files(path)
     return seen

@@ -1,4 +1,4 @@
-"""The house keeps its order: which room may know which, and what no file of src/ does."""
+"""The house keeps its order: which package may know which, and what no file of src/ does."""
 
 import ast
 import json
@@ -15,10 +15,10 @@ from source import (
     imported_names,
     imported_packages,
     name_of,
-    room_of,
+    package_of,
 )
 
-# Each room with those that it may import from.
+# Each package with those that it may import from.
 MAY_KNOW = {
     "redaction": {"visible"},
     "visible": set(),
@@ -55,7 +55,7 @@ MAY_KNOW = {
         "documents",
     },
 }
-# Packages that a room does without.
+# Packages that a package does without.
 NEVER = {
     "config": {"lightning", "mlflow"},
     "console": {"torch", "lightning", "mlflow", "hydra"},
@@ -72,17 +72,17 @@ NEVER = {
 MOST_LINES = 300
 
 
-def test_every_room_has_its_place():
-    assert {room_of(path) for path in FILES} - {"", "__init__"} == set(MAY_KNOW)
+def test_every_package_has_its_place():
+    assert {package_of(path) for path in FILES} - {"", "__init__"} == set(MAY_KNOW)
 
 
-@pytest.mark.parametrize("room", MAY_KNOW)
-def test_a_room_imports_from_those_it_may_know(room):
+@pytest.mark.parametrize("package", MAY_KNOW)
+def test_a_package_imports_from_those_it_may_know(package):
     for path in FILES:
-        if room_of(path) == room:
-            known = {room_of(file) for file in imported_files(path)} - {room, "__init__"}
-            assert known <= MAY_KNOW[room], f"{name_of(path)} imports from {sorted(known - MAY_KNOW[room])}"
-            forbidden = imported_packages(path) & NEVER.get(room, set())
+        if package_of(path) == package:
+            known = {package_of(file) for file in imported_files(path)} - {package, "__init__"}
+            assert known <= MAY_KNOW[package], f"{name_of(path)} imports from {sorted(known - MAY_KNOW[package])}"
+            forbidden = imported_packages(path) & NEVER.get(package, set())
             assert not forbidden, f"{name_of(path)} imports {sorted(forbidden)}"
 
 

@@ -160,7 +160,7 @@ def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
     workspace.edit("conf/data/cifar10.yaml", "".join(f"  - {url}\n" for url in mirrors), f"  - {NOWHERE}\n")
     workspace.edit("params.yaml", "overrides: {}", f"overrides: {{trainer: {{max_epochs: {EPOCHS}}}}}")
     # Two threads would wait for each other wherever something else runs on the machine.
-    workspace.edit("conf/machine/default.yaml", "threads: auto", "threads: 1")
+    workspace.edit("conf/runtime/default.yaml", "threads: auto", "threads: 1")
     return workspace
 
 

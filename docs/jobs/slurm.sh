@@ -1,5 +1,5 @@
 #!/bin/bash
-# A training on two machines with four GPUs each: `sbatch docs/jobs/slurm.sh experiment=fast94 seed=1`, from the project's
+# A training on two machines with four GPUs each: `sbatch docs/jobs/slurm.sh experiment=airbench94 seed=1`, from the project's
 # folder, which all machines must see. Arguments are those of src/train.py.
 #SBATCH --job-name=cifar-pipeline
 #SBATCH --nodes=2

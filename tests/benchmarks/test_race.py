@@ -15,7 +15,7 @@ def test_the_row_has_time_accuracy_and_what_was_not_training() -> None:
 
 
 def test_a_mark_that_is_missed_is_said() -> None:
-    assert "(missed: 94 % was the aim)" in row("fast94", Race((), 94.0, 3, ""), LAPS)
+    assert "(missed: 94 % was the aim)" in row("airbench94", Race((), 94.0, 3, ""), LAPS)
 
 
 def test_the_clock_stops_at_the_number() -> None:

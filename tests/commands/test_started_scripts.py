@@ -135,8 +135,8 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     loaded = {Path(line).resolve().relative_to(copy.folder.resolve()).as_posix() for line in ended.stdout.split()}
 
     def computing(paths: set[str]) -> set[str]:
-        rooms = {path: path.removeprefix("src/cifar_pipeline/").partition("/")[0].removesuffix(".py") for path in paths}
+        packages = {path: path.removeprefix("src/cifar_pipeline/").partition("/")[0].removesuffix(".py") for path in paths}
         others = {*NON_RESULT_PACKAGES, "__init__", "src"}
-        return {path for path, room in rooms.items() if room not in others and path.endswith(".py")}
+        return {path for path, package in packages.items() if package not in others and path.endswith(".py")}
 
     assert computing(loaded) == computing(found)

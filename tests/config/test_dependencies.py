@@ -47,7 +47,7 @@ def test_code_in_another_place_is_refused(
 
 
 def test_a_data_source_among_the_networks_is_refused(started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit of a network must not read all pictures again, so `preprocess` watches a folder of its own."""
+    """An edit of a network must not read all images again, so `preprocess` watches a folder of its own."""
     monkeypatch.setattr("configure.check_targets", lambda config: None)
     started_by_dvc.write("src/project/mine.py", "class Stripes: ...\n")
     words = "src/project/mine.py is used by", "src/project/data/", "`_target_=project.data.mine.Stripes`"

@@ -1,4 +1,4 @@
-"""The identity of a training changes with all that decides its outcome, and with nothing else."""
+"""The fingerprint of a training changes with all that decides its outcome, and with nothing else."""
 
 import shutil
 from collections.abc import Callable
@@ -65,15 +65,15 @@ def test_equal_choices_have_one_identity_however_they_are_written(project: Proje
     [
         "seed=1",
         "model=lenet model._target_=cifar_pipeline.models.other.LeNet",
-        "normalize=statistics",
-        "normalize.mean=0.4",
-        "augment=flip_crop",
+        "normalization=per_channel",
+        "normalization.mean=0.4",
+        "augmentation=flip_crop",
         "loss=mse",
         "loss=label_smoothing",
         "optimizer=adam",
         "optimizer.lr=0.002",
-        "schedule=cosine",
-        "schedule.warmup=0.1",
+        "scheduler=cosine",
+        "scheduler.warmup_fraction=0.1",
         "precision=bf16",
         "trainer.max_epochs=11",
         "trainer.batch_size=8",
@@ -86,7 +86,7 @@ def test_each_decisive_value_has_its_own_identity(sources: Path, override: str) 
 
 @pytest.mark.parametrize(
     "override",
-    ["machine.threads=1", "machine.accelerator=cpu", "machine.keep_trainings=0", "rerun=true", "evaluate=best"],
+    ["runtime.threads=1", "runtime.accelerator=cpu", "runtime.max_cached_runs=0", "rerun=true", "evaluation=best"],
 )
 def test_what_decides_nothing_leaves_the_identity(sources: Path, override: str) -> None:
     assert of(sources, override) == of(sources)

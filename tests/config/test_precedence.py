@@ -85,10 +85,10 @@ def test_every_option_composes_and_is_allowed(project: Project, group: str) -> N
         validate(project.compose(f"{group}={option}"))
 
 
-FREE = ("optimizer", "loss", "schedule")
+FREE = ("optimizer", "loss", "scheduler")
 EACH_ONCE = list(islice(zip(*(cycle(OPTIONS[group]) for group in FREE), strict=False), max(map(len, OPTIONS.values()))))
 EACH_PAIR = [
-    (optimizer, loss, OPTIONS["schedule"][(i + j) % len(OPTIONS["schedule"])])
+    (optimizer, loss, OPTIONS["scheduler"][(i + j) % len(OPTIONS["scheduler"])])
     for i, optimizer in enumerate(OPTIONS["optimizer"])
     for j, loss in enumerate(OPTIONS["loss"])
 ]
@@ -123,7 +123,7 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else")
-    assert project.start(configure, "machine.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
+    assert project.start(configure, "runtime.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
     found = OmegaConf.create(text)
     assert set(found) == {*GROUPS, "seed", "versions"} - set(NON_RESULT_GROUPS)
@@ -136,5 +136,5 @@ def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
 def test_composing_twice_writes_the_same_bytes(project: Project) -> None:
     project.start(configure)
     before = (project.folder / "composed.yaml").read_bytes()
-    project.start(configure, "machine.accelerator=cpu")
+    project.start(configure, "runtime.accelerator=cpu")
     assert (project.folder / "composed.yaml").read_bytes() == before

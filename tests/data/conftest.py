@@ -6,7 +6,7 @@ from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from small_cifar10 import META, batch, pack
+from tiny_cifar10 import META, batch, pack
 
 from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10
 

@@ -51,7 +51,7 @@ def cmyk_profile(first_ink: tuple[float, float, float]) -> bytes:
 
     corners = [lab(100, 0, 0)] + 15 * [lab(0, 0, 0)]
     corners[0b1000] = lab(*first_ink)
-    identity = b"".join(struct.pack(">i", 65536 * (place % 4 == 0)) for place in range(9))
+    fingerprint = b"".join(struct.pack(">i", 65536 * (place % 4 == 0)) for place in range(9))
     tables = bytes(range(256))
-    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + 4 * tables + b"".join(corners) + 3 * tables
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + fingerprint + 4 * tables + b"".join(corners) + 3 * tables
     return _profile(b"CMYK", {b"A2B0": table}, b"Lab ")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from small_cifar10 import pack
+from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.base import AllSourcesFailed, fetch_or_fallback
 from cifar_pipeline.data.sources.cifar import Cifar100, unpickle

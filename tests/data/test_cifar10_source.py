@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folders import content_of
-from small_cifar10 import pack
+from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.base import AllSourcesFailed
 from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10, unpickle
@@ -124,7 +124,7 @@ def test_a_missing_changed_or_foreign_file_is_not_taken_for_complete(change, sma
     assert not small.is_complete(tmp_path / "nowhere")
 
 
-def test_reads_pictures_as_pictures_are(small, files, tmp_path):
+def test_reads_images_as_images_are(small, files, tmp_path):
     official = small.read(unpacked(tmp_path / "x", files))
     assert official.classes == ("cat", "dog")
     assert official.train_images.shape == (20, 32, 32, 3)

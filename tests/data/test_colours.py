@@ -1,4 +1,4 @@
-"""A picture's colours are those that an image viewer shows: its ICC profile, or a PNG's gamma, is converted to sRGB."""
+"""An image's colours are those that an image viewer shows: its ICC profile, or a PNG's gamma, is converted to sRGB."""
 
 import struct
 import zlib
@@ -68,7 +68,7 @@ def test_transparency_and_palettes_keep_their_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 100), ("LA", (100, 255))])
-def test_the_profile_of_a_grey_picture_counts(tmp_path: Path, mode: str, colour) -> None:
+def test_the_profile_of_a_grey_image_counts(tmp_path: Path, mode: str, colour) -> None:
     wanted = float(encoded(np.array((100 / 255) ** 1.0)))  # a gamma of 1: linear light
     path = saved(tmp_path / "a.png", mode, colour, icc_profile=grey_profile(1.0))
     np.testing.assert_allclose(colour_of(path), [wanted] * 3, atol=2)
@@ -81,7 +81,7 @@ def test_sixteen_bits_of_grey_keep_their_profile(tmp_path: Path) -> None:
     np.testing.assert_allclose(colour_of(tmp_path / "a.png"), [float(encoded(np.array(100 / 255)))] * 3, atol=2)
 
 
-def test_a_colour_profile_of_a_grey_picture_counts(tmp_path: Path) -> None:
+def test_a_colour_profile_of_a_grey_image_counts(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", "L", 100, icc_profile=rgb_profile(DISPLAY_P3, 1.0))
     np.testing.assert_allclose(colour_of(path), [float(encoded(np.array(100 / 255)))] * 3, atol=2)
 

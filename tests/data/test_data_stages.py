@@ -55,8 +55,8 @@ def test_offline_from_nothing_to_processed_data(project):
     assert preprocess.returncode == 0, preprocess.stderr
     assert "digits, in place of CIFAR-10: 1,294 train, 144 val, 359 test images." in preprocess.stdout
     values = json.loads((project / "data" / "processed" / "dataset.json").read_text())
-    assert values["asked"]["source"]["_target_"].endswith("Cifar10")
-    assert values["used"]["source"] == values["asked"]["fallback"]
+    assert values["requested"]["source"]["_target_"].endswith("Cifar10")
+    assert values["effective"]["source"] == values["requested"]["fallback"]
     assert (project / "reports" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 

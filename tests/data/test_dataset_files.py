@@ -39,14 +39,14 @@ def test_what_is_written_is_read_again(tmp_path):
         "test": (data.test_images, data.test_labels),
     }
     for part in SPLITS:
-        for found, wanted in zip(dataset.part(part), expected[part], strict=True):
+        for found, wanted in zip(dataset.split(part), expected[part], strict=True):
             np.testing.assert_array_equal(found, wanted)
             assert found.dtype == wanted.dtype
             assert isinstance(found, np.memmap)
     assert dataset.sizes == {"train": 30, "val": 10, "test": 8}
     assert dataset.shape == (5, 4, 3)
     assert dataset.classes == ("cat", "dog")
-    assert (dataset.name, dataset.asked) == ("digits", ASKED)
+    assert (dataset.name, dataset.requested) == ("digits", ASKED)
     scaled = expected["train"][0] / 255
     np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(dataset.std, scaled.std((0, 1, 2)), rtol=1e-12)
@@ -63,7 +63,7 @@ def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_pipeline.data.dataset.CHUNK_BYTES", 1000)
     data = official(40)
     dataset = make(tmp_path / "x", 0, data=data)
-    np.testing.assert_array_equal(dataset.part("train")[0], data.train_images)
+    np.testing.assert_array_equal(dataset.split("train")[0], data.train_images)
     np.testing.assert_allclose(dataset.mean, data.train_images.mean((0, 1, 2)) / 255, rtol=1e-12)
     dataset.verify()
 
@@ -73,12 +73,12 @@ def test_a_piece_holds_an_image_of_any_size():
     assert rows_per_chunk(2 * CHUNK_BYTES) == 1
 
 
-def test_pictures_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
+def test_images_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
     data = official()
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
     assert list(make(tmp_path / "x", data=data).leaks()) == [
-        "3 pictures of the test part are in the train part as well."
+        "3 images of the test part are in the train part as well."
     ]
     assert make(tmp_path / "y", data=data).equal["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").leaks()) == []
@@ -97,7 +97,7 @@ def test_nothing_held_back_is_an_empty_part(tmp_path):
 
 def test_torch_takes_the_arrays_without_a_warning_and_cannot_change_the_files(tmp_path, recwarn):
     dataset = make(tmp_path / "x")
-    torch.from_numpy(dataset.part("train")[0]).zero_()
+    torch.from_numpy(dataset.split("train")[0]).zero_()
     assert not recwarn.list
     dataset.verify()
 

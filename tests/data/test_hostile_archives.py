@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cifar10 import pack
+from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.archive import iter_members
 from cifar_pipeline.data.sources.base import SourceError

@@ -1,4 +1,4 @@
-"""One picture many times: threads that write the same file at once."""
+"""One image many times: threads that write the same file at once."""
 
 from PIL import Image
 
@@ -8,7 +8,7 @@ from cifar_pipeline.data.resize_cache import ResizedImageCache
 COPIES = 300
 
 
-def test_many_copies_of_one_picture_are_kept_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
+def test_many_copies_of_one_image_are_kept_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
     monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 1)  # a block for each copy
     monkeypatch.setattr(resize_cache, "available_cores", lambda: 8)
     files = [tmp_path / f"{number}.png" for number in range(COPIES)]
@@ -19,5 +19,5 @@ def test_many_copies_of_one_picture_are_kept_once_by_threads_that_all_write_it(t
     places = kept.take(files)
     assert len(set(places)) == 1
     assert sorted(path.suffix for path in kept.folder.iterdir()) == [".json", ".npy"]
-    (picture,) = kept.rows(places[:1])[[0]]
-    assert (picture == (200, 100, 50)).all()
+    (image,) = kept.rows(places[:1])[[0]]
+    assert (image == (200, 100, 50)).all()

@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder for each class or a table, any size, brought to one size once."""
+"""Images of one's own: a folder for each class or a table, any size, brought to one size once."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from cifar_pipeline.data.sources.image_folder import ImageFolder
 from cifar_pipeline.utils.errors import UserError
 
 OPTIONS = {
-    "root": "mine", "size": 8, "fit": "crop", "test_fraction": 0.25, "split_seed": 0, "max_bad": 0,
-    "most_megapixels": 200,
+    "root": "mine", "size": 8, "resize_mode": "crop", "test_fraction": 0.25, "split_seed": 0, "max_unreadable": 0,
+    "max_megapixels": 200,
 }  # fmt: skip
 COLOURS = {"ant": (200, 0, 0), "bee": (0, 200, 0), "cat": (0, 0, 200)}
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """The project's root, in which the pictures lie in mine/."""
+    """The project's root, in which the images lie in mine/."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,7 +40,7 @@ def picture(path: str, colour=(9, 9, 9), size=(20, 12)) -> Path:
 
 
 def tree(prefix: str = "", count: int = 8, start: int = 0) -> None:
-    """So many pictures of each class, each of a size and a shade of its own, one of three in a folder further down."""
+    """So many images of each class, each of a size and a shade of its own, one of three in a folder further down."""
     for name, colour in COLOURS.items():
         for number in range(start, start + count):
             below = "deep/" if number % 3 == 0 else ""
@@ -53,8 +53,8 @@ def read(source=ImageFolder, **options) -> RawDataset:
 
 
 def kept() -> Path:
-    """Where the resized pictures are kept, as the code of today makes them."""
-    return Path(".cache/pictures", resize_cache.cache_key(), "8x8x3-crop")
+    """Where the resized images are kept, as the code of today makes them."""
+    return Path(".cache/images", resize_cache.cache_key(), "8x8x3-crop")
 
 
 def pixels(official: RawDataset, part: str) -> np.ndarray:
@@ -62,7 +62,7 @@ def pixels(official: RawDataset, part: str) -> np.ndarray:
     return images[np.arange(len(images))]
 
 
-def test_a_tree_is_parted_evenly_and_every_picture_keeps_its_class():
+def test_a_tree_is_parted_evenly_and_every_image_keeps_its_class():
     tree()
     official = read()
     assert official.classes == ("ant", "bee", "cat")
@@ -82,7 +82,7 @@ def test_a_tree_is_parted_evenly_and_every_picture_keeps_its_class():
             assert abs(int(image[4, 4].max()) - (200 - number)) <= 1
 
 
-def test_the_same_pictures_are_parted_alike_and_another_seed_parts_otherwise():
+def test_the_same_images_are_parted_alike_and_another_seed_parts_otherwise():
     tree()
     assert read().test_names == read().test_names != read(split_seed=1).test_names
 
@@ -98,7 +98,7 @@ def test_parts_that_stand_in_folders_are_taken_as_they_are():
     assert {official.train_names[index].split("/")[0] for index in train} == {"train"} and len(train) == 12
 
 
-def test_without_a_test_folder_a_fraction_of_the_training_pictures_is_kept_apart():
+def test_without_a_test_folder_a_fraction_of_the_training_images_is_kept_apart():
     tree("train/", 8)
     tree("val/", 2, start=8)
     official = read()
@@ -107,11 +107,11 @@ def test_without_a_test_folder_a_fraction_of_the_training_pictures_is_kept_apart
 
 
 @pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0))])
-def test_the_whole_picture_is_kept_or_its_middle(fit, top):
+def test_the_whole_image_is_kept_or_its_middle(fit, top):
     tree()
     picture("ant/0.png", (200, 0, 0), (40, 10))
     official = read(fit=fit)
-    assert official.fit == fit
+    assert official.resize_mode == fit
     everything = dict(zip(official.train_names, pixels(official, "train"), strict=True))
     everything |= zip(official.test_names, pixels(official, "test"), strict=True)
     assert tuple(everything["ant/0.png"][0, 4]) == top
@@ -119,7 +119,7 @@ def test_the_whole_picture_is_kept_or_its_middle(fit, top):
 
 
 class Counted:
-    """Counts the pictures that are decoded."""
+    """Counts the images that are decoded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.number, self.lock, self.real = 0, threading.Lock(), resize_cache.load_image
@@ -176,25 +176,25 @@ def test_a_damaged_shard_is_made_again(damage):
     np.testing.assert_array_equal(pixels(read(), "train"), before)
 
 
-def test_files_that_give_no_picture_are_listed_and_left_out_up_to_a_limit(capsys):
+def test_files_that_give_no_image_are_listed_and_left_out_up_to_a_limit(capsys):
     tree()
-    Path("mine/ant/broken.jpg").write_bytes(b"no picture")
+    Path("mine/ant/broken.jpg").write_bytes(b"no image")
     Path("mine/bee/empty.png").write_bytes(b"")
     Path("mine/bee/notes.txt").write_text("not meant")
-    with pytest.raises(UserError, match=r"2 files give no picture, more than data\.max_bad=1: .*max_bad: 2"):
-        read(max_bad=1)
+    with pytest.raises(UserError, match=r"2 files give no image, more than data\.max_unreadable=1: .*max_unreadable: 2"):
+        read(max_unreadable=1)
     said = capsys.readouterr().err
     assert "mine/ant/broken.jpg: it is no image of a known format." in said
     assert "mine/bee/empty.png: it is empty." in said
-    assert len(read(max_bad=2).train_names) == 18
-    assert "Left out: 2 of at most 2 (data.max_bad)." in capsys.readouterr().err
+    assert len(read(max_unreadable=2).train_names) == 18
+    assert "Left out: 2 of at most 2 (data.max_unreadable)." in capsys.readouterr().err
 
 
-def test_a_picture_bomb_is_left_out(capsys):
+def test_a_image_bomb_is_left_out(capsys):
     tree()
     Image.new("1", (3000, 3000)).save("mine/ant/large.png")
-    read(max_bad=1, most_megapixels=1)
-    assert "more than 1 million pixels (data.most_megapixels)" in capsys.readouterr().err
+    read(max_unreadable=1, max_megapixels=1)
+    assert "more than 1 million pixels (data.max_megapixels)" in capsys.readouterr().err
 
 
 def skipped_of(**options) -> dict[str, str]:
@@ -209,11 +209,11 @@ def test_every_file_that_is_not_taken_is_counted_with_its_reason(capsys):
     for name in ("ant/notes.txt", "ant/deep/more.txt", "bee/NOSUFFIX", "bee/Thumbs.db", "cat/.DS_Store"):
         Path("mine", name).write_bytes(b"x")
     os.mkfifo("mine/cat/pipe.png")
-    Path("mine/cat/broken.jpg").write_bytes(b"no picture")
-    assert skipped_of(max_bad=1) == {
-        "README.md": "it lies in no class's folder, and is not named like a picture",
-        "ant/notes.txt": "no picture's name ends in .txt",
-        "ant/deep/more.txt": "no picture's name ends in .txt",
+    Path("mine/cat/broken.jpg").write_bytes(b"no image")
+    assert skipped_of(max_unreadable=1) == {
+        "README.md": "it lies in no class's folder, and is not named like an image",
+        "ant/notes.txt": "no image's name ends in .txt",
+        "ant/deep/more.txt": "no image's name ends in .txt",
         "bee/NOSUFFIX": "its name has no suffix, such as .jpg",
         "bee/Thumbs.db": "it is hidden, or a system's own",
         "cat/.DS_Store": "it is hidden, or a system's own",
@@ -221,8 +221,8 @@ def test_every_file_that_is_not_taken_is_counted_with_its_reason(capsys):
         "cat/broken.jpg": "it is no image of a known format",
     }
     said = capsys.readouterr()
-    assert "mine/ant/notes.txt: no picture's name ends in .txt." in said.err
-    assert "Not taken: 5 files, all in reports/skipped.csv: no picture's name ends in .txt (2); " in said.err
+    assert "mine/ant/notes.txt: no image's name ends in .txt." in said.err
+    assert "Not taken: 5 files, all in reports/skipped.csv: no image's name ends in .txt (2); " in said.err
     assert "Passed over: 3 files: it is hidden, or a system's own (2); " in said.out
 
 
@@ -237,7 +237,7 @@ def test_ten_files_are_named_and_of_each_reason_some(capsys):
 
 
 def test_hidden_names_are_skipped_at_every_depth():
-    """A network drive puts a thumbnail of each picture there: small copies would lie in both parts."""
+    """A network drive puts a thumbnail of each image there: small copies would lie in both parts."""
     tree()
     for place in ("@eaDir", "__MACOSX", ".thumbnails", "#recycle"):
         for name in ("1.png", "deep/2.png"):
@@ -252,7 +252,7 @@ def broken(*classes: str) -> None:
     tree()
     for name in classes:
         for path in Path("mine", name).rglob("*.png"):
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
 
 
 def all_heic() -> None:
@@ -277,9 +277,9 @@ def empty_part() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: broken("cat"), r"No picture is left in cat \[8 files: it is no image of a known format \(8\)\]: mend"),
+        (lambda: broken("cat"), r"No image is left in cat \[8 files: it is no image of a known format \(8\)\]: mend"),
         (lambda: broken("ant", "bee"), r"left in ant \[8 files: .*\], bee \[8 files: "),
-        (lambda: [tree(), Path("mine/dog").mkdir()], r"No picture is left in dog \[nothing is in it\]"),
+        (lambda: [tree(), Path("mine/dog").mkdir()], r"No image is left in dog \[nothing is in it\]"),
         (
             all_heic,
             r"left in dog \[3 files: it is HEIC, which needs the extra heif: `pip install .*'\.\[heif\]'` \(3\)\]",
@@ -290,10 +290,10 @@ def empty_part() -> None:
         (empty_part, "mine/test holds no folder of a class"),
     ],
 )
-def test_a_class_that_loses_all_its_pictures_ends_it_with_the_reasons(made, words, monkeypatch):
+def test_a_class_that_loses_all_its_images_ends_it_with_the_reasons(made, words, monkeypatch):
     monkeypatch.setattr(decoding, "HEIC_PLUGIN", "not_installed")
     made()
-    source = ImageFolder(**{**OPTIONS, "max_bad": 100})
+    source = ImageFolder(**{**OPTIONS, "max_unreadable": 100})
     with pytest.raises(UserError, match=words):
         source.read(Path("raw"))
 
@@ -301,9 +301,9 @@ def test_a_class_that_loses_all_its_pictures_ends_it_with_the_reasons(made, word
 def test_what_is_left_after_bad_files_is_what_is_parted():
     tree(count=2)
     Path("mine/ant/0.png").unlink(missing_ok=True)
-    Path("mine/ant/1.png").write_bytes(b"no picture")
+    Path("mine/ant/1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"Of class ant there is a single image left.*data\.test_fraction"):
-        read(max_bad=1)
+        read(max_unreadable=1)
 
 
 def test_a_part_that_lacks_a_class_is_said(capsys):
@@ -314,10 +314,10 @@ def test_a_part_that_lacks_a_class_is_said(capsys):
     for folder in ("deep", ""):
         Path("mine/test/bee", folder).rmdir()
     assert len(read().test_names) == 16
-    assert "The test part has no picture of bee: it is not measured there." in capsys.readouterr().err
+    assert "The test part has no image of bee: it is not measured there." in capsys.readouterr().err
 
 
-def test_a_pipe_among_the_pictures_is_refused_before_dvc_waits_for_it(tmp_path):
+def test_a_pipe_among_the_images_is_refused_before_dvc_waits_for_it(tmp_path):
     tree()
     os.mkfifo("mine/cat/deep/pipe.png")
     with pytest.raises(UserError, match=r"mine/cat/deep/pipe\.png: it is a named pipe, not a file\. DVC.* remove it"):
@@ -333,25 +333,25 @@ def test_other_code_or_other_libraries_find_nothing_kept(monkeypatch):
     made = resize_cache.decoders
     monkeypatch.setattr(resize_cache, "decoders", lambda: {**made(), "pillow": "99.0"})
     assert cache_of(read()) != before and counted.since() == 24
-    assert len(list(Path(".cache/pictures").iterdir())) == 1
+    assert len(list(Path(".cache/images").iterdir())) == 1
 
 
 def cache_of(official: RawDataset) -> str:
     assert len(official.train_labels) == 18
-    (place,) = Path(".cache/pictures").iterdir()
+    (place,) = Path(".cache/images").iterdir()
     return place.name
 
 
-def test_a_picture_beyond_a_lower_limit_is_no_longer_taken():
+def test_a_image_beyond_a_lower_limit_is_no_longer_taken():
     tree()
     picture("ant/large.png", size=(1500, 1000))
     assert "ant/large.png" not in skipped_of()
-    assert skipped_of(most_megapixels=1, max_bad=1) == {
-        "ant/large.png": "it has more than 1 million pixels (data.most_megapixels)"
+    assert skipped_of(max_megapixels=1, max_unreadable=1) == {
+        "ant/large.png": "it has more than 1 million pixels (data.max_megapixels)"
     }
 
 
-def test_pictures_outside_of_the_classes_are_said(capsys):
+def test_images_outside_of_the_classes_are_said(capsys):
     tree()
     picture("lonely.png")
     assert len(read().train_names) == 18
@@ -386,13 +386,13 @@ def untrained() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: None, r"There is no folder mine: write `pictures: FOLDER`"),
-        (lambda: Path("mine").mkdir(), "mine holds no class: put the pictures of each class"),
+        (lambda: None, r"There is no folder mine: write `images: FOLDER`"),
+        (lambda: Path("mine").mkdir(), "mine holds no class: put the images of each class"),
         (one_class, "mine holds no class but ant"),
         (single, r"Of class dog there is a single image.*data\.test_fraction"),
         (mixed, r"folders of parts \(train\) beside others \(ant, bee, cat\)"),
         (only_test, "mine has test and no `train`"),
-        (untrained, "no training pictures of dog"),
+        (untrained, "no training images of dog"),
     ],
 )
 def test_what_makes_no_data_set_is_refused(made, words):
@@ -423,8 +423,8 @@ def test_the_download_stage_looks_before_anything_is_resized(tmp_path):
     tree()
     assert source.fetch(tmp_path / "raw", [], 1, tmp_path) == "mine (24 files of 3 classes, which stay there)"
     assert source.is_complete(tmp_path / "raw")
-    # The note must not say where: the same pictures elsewhere are the same data.
-    assert "mine" not in (tmp_path / "raw" / "place.txt").read_text()
+    # The note must not say where: the same images elsewhere are the same data.
+    assert "mine" not in (tmp_path / "raw" / "source.txt").read_text()
 
 
 def table(*rows: str, head: str = "path,label,split") -> None:
@@ -436,7 +436,7 @@ def read_table(**options) -> RawDataset:
     return read(CsvTable, table="labels.csv", **options)
 
 
-def test_a_table_names_pictures_classes_and_parts():
+def test_a_table_names_images_classes_and_parts():
     for number in range(6):
         picture(f"files/{number}.jpg", (40 * number, 0, 0))
     rows = ["train,dog", "test,dog", "train,äpfel", "val,äpfel", "train,dog", "test,äpfel"]
@@ -475,7 +475,7 @@ def test_a_table_without_parts_is_parted_like_a_tree():
         ([" ,x"], "path,label", "line 2: the row has no path"),
         (["a.png,x", "", "b.png,y"], "path,label", "line 3: the line is blank, and rows follow"),
         (["a.png,x", ","], "path,label", "line 3: the row has no path"),
-        ([], "path,label", "names no picture"),
+        ([], "path,label", "names no image"),
         (["a.png,x", '"b.png,y', "c.png,z"], "path,label", "line 3: this is no CSV .a quote opens here and is never"),
         (["a.png,x", '"b.png,y', 'c.png,z"'], "path,label", "line 3: a cell goes on in the next line"),
         (["a.png,x", '"b.png,y', '"c.png",z'], "path,label", "line 3: this is no CSV"),
@@ -541,11 +541,11 @@ def test_without_a_table_the_sentence_says_what_it_must_be():
         read_table()
 
 
-def test_a_row_without_its_file_counts_as_one_that_gives_no_picture(capsys):
+def test_a_row_without_its_file_counts_as_one_that_gives_no_image(capsys):
     tree()
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{path[:3]}" for path in [*paths, "ant/gone.png"]], head="path,label")
-    assert len(read_table(max_bad=1).train_names) == 18
+    assert len(read_table(max_unreadable=1).train_names) == 18
     assert "mine/ant/gone.png: there is no such file." in capsys.readouterr().err
 
 
@@ -554,5 +554,5 @@ def test_the_kept_list_names_each_file_by_its_content(monkeypatch):
     tree()
     Path("mine/ant/copy.png").write_bytes(Path("mine/ant/1.png").read_bytes())
     read()
-    kept = [digest for path in Path(".cache/pictures").rglob("*.json") for digest in json.loads(path.read_text())]
+    kept = [digest for path in Path(".cache/images").rglob("*.json") for digest in json.loads(path.read_text())]
     assert len(kept) - len(set(kept)) <= 1 and len(set(kept)) == 24

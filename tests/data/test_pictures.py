@@ -1,4 +1,4 @@
-"""A picture file becomes what an image viewer would show, at the data set's size; what is none says why in a line."""
+"""An image file becomes what an image viewer would show, at the data set's size; what is none says why in a line."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ ORIENTATION = 0x112
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # put back afterwards
     with warnings.catch_warnings():
-        set_max_megapixels(1, "predict.most_megapixels")
+        set_max_megapixels(1, "predict.max_megapixels")
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -37,7 +37,7 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pa
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
-def test_a_picture_of_the_right_size_is_its_pixels(tmp_path: Path, suffix: str) -> None:
+def test_a_image_of_the_right_size_is_its_pixels(tmp_path: Path, suffix: str) -> None:
     read = load_image(saved(tmp_path / f"a.{suffix}", picture()), SHAPE)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, picture())
@@ -50,13 +50,13 @@ def test_formats_that_lose_a_little_are_read(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_allclose(read.astype(int), plain, atol=6)
 
 
-def test_a_picture_with_another_formats_name_is_read(tmp_path: Path) -> None:
+def test_a_image_with_another_formats_name_is_read(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", picture()).rename(tmp_path / "photo.JPG")
     np.testing.assert_array_equal(load_image(tmp_path / "photo.JPG", SHAPE), picture())
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_camera_held_upright_gives_an_upright_picture(tmp_path: Path, turn: int) -> None:
+def test_a_camera_held_upright_gives_an_upright_image(tmp_path: Path, turn: int) -> None:
     """Each orientation of EXIF: how the stored pixels must be turned to be seen upright."""
     undo: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
@@ -131,7 +131,7 @@ def test_inks_of_a_printer_become_colours(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_image(path, SHAPE)[0, 0].astype(int), RED, atol=6)
 
 
-def test_the_middle_of_a_long_picture_is_taken(tmp_path: Path) -> None:
+def test_the_middle_of_a_long_image_is_taken(tmp_path: Path) -> None:
     pixels = np.zeros((64, 256, 3), np.uint8)
     pixels[:, 96:160] = RED
     pixels[:, :96] = pixels[:, 160:] = [0, 0, 255]
@@ -156,20 +156,20 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif", "ppm", "jp2", "tga"])
-def test_a_picture_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_image_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
     whole = saved(tmp_path / f"a.{suffix}", picture()).read_bytes()
     for part in (3 * len(whole) // 4, len(whole) // 2, 20):
         (tmp_path / f"part.{suffix}").write_bytes(whole[:part])
         refusal(tmp_path / f"part.{suffix}")
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("a text")
     assert refusal(tmp_path / "empty.png") == "it is empty"
     assert refusal(tmp_path / "text.png") == "it is no image of a known format"
     assert refusal(tmp_path / "none.png") == "there is no such file"
-    assert refusal(tmp_path) == "it is a folder without pictures"
+    assert refusal(tmp_path) == "it is a folder without images"
 
 
 def test_a_format_that_starts_a_program_stays_shut(tmp_path: Path) -> None:
@@ -179,15 +179,15 @@ def test_a_format_that_starts_a_program_stays_shut(tmp_path: Path) -> None:
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     bomb = saved(tmp_path / "bomb.png", Image.new("1", (5000, 5000)))
     assert bomb.stat().st_size < 10_000
-    assert refusal(bomb) == "it has more than 1 million pixels (predict.most_megapixels)"
+    assert refusal(bomb) == "it has more than 1 million pixels (predict.max_megapixels)"
     assert load_image(saved(tmp_path / "a.png", Image.new("1", (1000, 1000))), SHAPE).shape == SHAPE
 
 
-def test_a_file_larger_than_any_allowed_picture_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_allowed_image_is_not_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", picture())
     content = path.read_bytes()
     os.truncate(path, 1 << 40)  # a hole, which takes no place on the disk
-    with pytest.raises(UnreadableImage, match=r"it has 1,099,511,627,776 bytes, more than .*most_megapixels"):
+    with pytest.raises(UnreadableImage, match=r"it has 1,099,511,627,776 bytes, more than .*max_megapixels"):
         read_bytes(path)
     os.truncate(path, len(content))
     assert read_bytes(path) == content

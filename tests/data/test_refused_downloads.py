@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from folders import content_of
-from small_cifar10 import pack
+from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.cifar import FOLDER, unpickle
 from download import download

@@ -10,7 +10,7 @@ from configure import configure
 from download import download
 
 
-def pictures(folder: Path) -> None:
+def images(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(4):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"{number}.png")
@@ -18,23 +18,23 @@ def pictures(folder: Path) -> None:
 
 @pytest.fixture
 def flowers(project: Project) -> Project:
-    """A project with pictures of two classes, and those of a third elsewhere."""
-    for name in ("pictures/ant", "pictures/bee", "elsewhere/cat"):
-        pictures(project.folder / name)
+    """A project with images of two classes, and those of a third elsewhere."""
+    for name in ("images/ant", "images/bee", "elsewhere/cat"):
+        images(project.folder / name)
     return project
 
 
 @pytest.mark.parametrize("place", ["cat", "ant/more"])
-def test_a_link_to_a_folder_among_the_pictures_is_refused(flowers: Project, place: str) -> None:
-    (flowers.folder / "pictures" / place).symlink_to(flowers.folder / "elsewhere" / "cat")
+def test_a_link_to_a_folder_among_the_images_is_refused(flowers: Project, place: str) -> None:
+    (flowers.folder / "images" / place).symlink_to(flowers.folder / "elsewhere" / "cat")
     flowers.start(download, "data=image_folder").assert_refused(
-        f"pictures/{place} is a link to a folder, in which DVC sees no change", "put the folder itself in its place"
+        f"images/{place} is a link to a folder, in which DVC sees no change", "put the folder itself in its place"
     )
     assert not (flowers.folder / "data" / "raw").exists()
 
 
 def test_links_to_files_and_a_folder_that_is_one_link_are_taken(flowers: Project) -> None:
-    folder = flowers.folder / "pictures"
+    folder = flowers.folder / "images"
     (folder / "ant" / "link.png").symlink_to(flowers.folder / "elsewhere" / "cat" / "0.png")
     folder.rename(flowers.folder / "all")
     folder.symlink_to(flowers.folder / "all")
@@ -45,13 +45,13 @@ def test_links_to_files_and_a_folder_that_is_one_link_are_taken(flowers: Project
 @pytest.mark.parametrize("table", ["/elsewhere/labels.csv", "../elsewhere/labels.csv"])
 @pytest.mark.parametrize("stage", [configure, download])
 def test_a_table_elsewhere_is_refused(flowers: Project, stage, table: str) -> None:
-    flowers.start(stage, "data=csv", f"data.table={table}").assert_refused(
-        f"data.table={table} lies outside of pictures, where DVC sees no change", "write data.table=labels.csv"
+    flowers.start(stage, "data=csv", f"data.csv_file={table}").assert_refused(
+        f"data.csv_file={table} lies outside of images, where DVC sees no change", "write data.csv_file=labels.csv"
     )
 
 
 @pytest.mark.parametrize("key", ["data.root", "data.source.root"])
-def test_configure_refuses_a_folder_of_pictures_that_dvc_does_not_watch(flowers: Project, key: str) -> None:
+def test_configure_refuses_a_folder_of_images_that_dvc_does_not_watch(flowers: Project, key: str) -> None:
     flowers.start(configure, "data=image_folder", f"{key}=elsewhere").assert_refused(
-        f"{key}=elsewhere, but DVC watches pictures", "`pictures: elsewhere` in params.yaml"
+        f"{key}=elsewhere, but DVC watches images", "`images: elsewhere` in params.yaml"
     )

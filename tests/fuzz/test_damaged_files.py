@@ -7,7 +7,7 @@ import pytest
 import torch
 from damage import damaged, repeat, tried
 from hypothesis import strategies as st
-from small_cifar10 import META, batch, pack
+from tiny_cifar10 import META, batch, pack
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.sources.base import SPLITS, AllSourcesFailed
@@ -25,7 +25,7 @@ SMALL = Cifar10({name: md5(content).hexdigest() for name, content in PUBLISHED.i
 
 def values(dataset):
     """All that is read from a data set."""
-    arrays = [array.tobytes() for part in SPLITS for array in dataset.part(part)]
+    arrays = [array.tobytes() for part in SPLITS for array in dataset.split(part)]
     return dataclasses.asdict(dataset), arrays
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_processed_file_is_refused_or_read_as_it_was(cases, file, digi
 def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(cases, tmp_path):
     path = tmp_path / "last.ckpt"
     weights = {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)}
-    torch.save({"state_dict": weights, "identity": "abc", "epoch": 3}, path)
+    torch.save({"state_dict": weights, "fingerprint": "abc", "epoch": 3}, path)
     content = path.read_bytes()
 
     @repeat(cases, damaged(content))
@@ -106,6 +106,6 @@ def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(cases, tmp_path):
         except UserError as refusal:
             assert "\n" not in str(refusal)
             return
-        assert (read["identity"], read["epoch"]) == ("abc", 3) and set(read["state_dict"]) == set(weights)
+        assert (read["fingerprint"], read["epoch"]) == ("abc", 3) and set(read["state_dict"]) == set(weights)
         for name, value in weights.items():
             assert torch.equal(read["state_dict"][name], value)

@@ -23,9 +23,9 @@ class Server:
 
     port: int
 
-    def ask(self, pictures: np.ndarray) -> tuple[int, Any]:
-        """Status and answer for pictures in MLflow's JSON: a list of predictions, or the error's message."""
-        return self.post(json.dumps({"inputs": pictures.tolist()}))
+    def ask(self, images: np.ndarray) -> tuple[int, Any]:
+        """Status and answer for images in MLflow's JSON: a list of predictions, or the error's message."""
+        return self.post(json.dumps({"inputs": images.tolist()}))
 
     def post(self, body: str) -> tuple[int, Any]:
         """Status and answer for a request's body."""
@@ -36,9 +36,9 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)["message"]
 
-    def latency(self, pictures: np.ndarray, times: int) -> float:
-        """The median of the seconds that one request with these pictures takes."""
-        body, seconds = json.dumps({"inputs": pictures.tolist()}), []
+    def latency(self, images: np.ndarray, times: int) -> float:
+        """The median of the seconds that one request with these images takes."""
+        body, seconds = json.dumps({"inputs": images.tolist()}), []
         for _ in range(times):
             start = time.perf_counter()
             self.post(body)

@@ -1,4 +1,4 @@
-"""A small model as a training leaves it, and pictures to ask it about."""
+"""A small model as a training leaves it, and images to ask it about."""
 
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,13 @@ def network() -> NormalizedModel:
 def facts(**others: Any) -> dict[str, Any]:
     """A training's facts."""
     return {
-        "identity": "0123456789abcdef",
+        "fingerprint": "0123456789abcdef",
         "commit": "c0ffee1" + 33 * "0",
         "dataset": {"name": "drawn", "hash": 64 * "d"},
         "classes": list(CLASSES),
         "shape": list(SHAPE),
-        "fit": "crop",
-        "probabilities": "softmax",
+        "resize_mode": "crop",
+        "output_activation": "softmax",
         **others,
     }
 
@@ -47,5 +47,5 @@ def export(folder: Path, net: NormalizedModel | None = None, **others: Any) -> P
     return folder
 
 
-def pictures(number: int) -> np.ndarray:
+def images(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (number, *SHAPE), np.uint8)

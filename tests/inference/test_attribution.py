@@ -91,5 +91,5 @@ def test_a_network_without_gradients_has_no_attributions() -> None:
     assert attributions(Deciding(), softmax, pictures(2), NAMED[:2], GREY) is None
 
 
-def test_no_pictures_have_no_attributions() -> None:
+def test_no_images_have_no_attributions() -> None:
     assert attributions(network(), softmax, pictures(0), NAMED[:0], GREY) is None

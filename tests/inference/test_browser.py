@@ -18,7 +18,7 @@ import pytest
 from browser import Page, chromium, opened
 from PIL import Image
 from servers import free_port, wait_for_answer
-from small_model import CLASSES, pictures
+from small_model import CLASSES, images
 
 from cifar_pipeline.inference.onnx_export import TEMPLATE, export_portable
 from cifar_pipeline.inference.predictor import Predictor
@@ -70,7 +70,7 @@ def integrities() -> dict[str, str]:
 
 
 def ask(page: Page, content: bytes) -> dict[str, float]:
-    """What the page answers for a picture file."""
+    """What the page answers for an image file."""
     text = base64.b64encode(content).decode()
     code = f"fetch('data:;base64,{text}').then((a) => a.blob()).then((b) => askModel(new File([b], 'a.png')))"
     ranking: list[Any] = page.tell(code)
@@ -94,7 +94,7 @@ def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None
 @pytest.mark.long
 def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
     predictor = Predictor.open(exported)
-    for pixels in pictures(3):
+    for pixels in images(3):
         expected = dict(predictor.ranking(pixels[None], len(CLASSES))[0])
         assert ask(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
     assert "a.png: " in page.tell("document.getElementById('said').textContent")
@@ -104,7 +104,7 @@ def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [(48, 64), (20, 33), (300, 200)])
-def test_pictures_of_other_sizes_are_brought_to_the_models_as_predict_does(
+def test_images_of_other_sizes_are_brought_to_the_models_as_predict_does(
     page: Page, exported: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
@@ -115,8 +115,8 @@ def test_pictures_of_other_sizes_are_brought_to_the_models_as_predict_does(
 
 
 @pytest.mark.long
-def test_what_is_no_picture_is_said(page: Page) -> None:
+def test_what_is_no_image_is_said(page: Page) -> None:
     with pytest.raises(AssertionError):
-        ask(page, b"no picture")
+        ask(page, b"no image")
     assert "a.png can't be read: " in page.tell("document.getElementById('said').textContent")
     assert json.dumps(page.tell("document.title"))

@@ -30,14 +30,14 @@ class Drawn:
 
 
 def learned(net: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Weights and statistics as a training leaves them: none of them neutral, and logits that tell pictures apart."""
+    """Weights and statistics as a training leaves them: none of them neutral, and logits that tell images apart."""
     torch.manual_seed(1)
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-        # Answers that differ: without it, untrained networks say nearly the same of every picture.
+        # Answers that differ: without it, untrained networks say nearly the same of every image.
         pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, *shape), np.uint8))
         last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
         if not last.weight.any():  # some begin with zeros
@@ -54,10 +54,10 @@ def compare(project: Project, size: int, words: list[str], images: int = 1000, w
     graph = OnnxTemplate.of(deployed, (size, size, 3), way)
     learned(deployed, (size, size, 3))
     averaged = torch.optim.swa_utils.AveragedModel(deployed)
-    state = averaged.module.state_dict() if "average=ema" in words else deployed.state_dict()
+    state = averaged.module.state_dict() if "weight_averaging=ema" in words else deployed.state_dict()
     session = open_checked(check_model(graph.filled(state, {})), threads=2)
     pictures = np.random.default_rng(size).integers(0, 256, (images, size, size, 3), np.uint8)
-    logits, found = session.answers(pictures, 100)
+    logits, found = session.predict(pictures, 100)
     expected_logits = predict_logits(deployed.eval(), pictures, 100)
     expected = get_activation(way)(expected_logits).numpy()
     assert np.abs(found - expected).max() <= TOLERANCE
@@ -67,10 +67,10 @@ def compare(project: Project, size: int, words: list[str], images: int = 1000, w
     assert np.abs(logits - expected_logits.numpy()).max() <= 1e-2 * max(1.0, float(expected_logits.abs().max()))
     # Any size of a batch.
     for number in (1, 3):
-        np.testing.assert_allclose(session.answers(pictures[:number], number)[1], found[:number], atol=1e-5)
+        np.testing.assert_allclose(session.predict(pictures[:number], number)[1], found[:number], atol=1e-5)
 
 
-# By option of conf/model the networks that are tried, at which size and how many pictures, and whether it takes long.
+# By option of conf/model the networks that are tried, at which size and how many images, and whether it takes long.
 NETWORKS: dict[str, list[tuple[str, int, int, bool]]] = {
     "lenet": [("", 32, 1000, False)],
     "airbench": [("", 32, 1000, False)],
@@ -100,7 +100,7 @@ def test_every_option_is_tried() -> None:
 
 @pytest.mark.parametrize(("option", "name", "size", "images"), CASES)
 def test_the_file_answers_as_torch(project: Project, option: str, name: str, size: int, images: int) -> None:
-    compare(project, size, [*words_for(option, name), "views=none"], images)
+    compare(project, size, [*words_for(option, name), "tta=none"], images)
 
 
 @pytest.mark.parametrize(("option", "name", "size", "images"), CASES)
@@ -108,16 +108,16 @@ def test_the_file_answers_as_torch(project: Project, option: str, name: str, siz
 def test_the_file_answers_as_torch_with_views_and_averaged_weights(
     project: Project, option: str, name: str, size: int, images: int
 ) -> None:
-    compare(project, size, [*words_for(option, name), "views=six", "average=ema"], min(images, 200))
+    compare(project, size, [*words_for(option, name), "tta=flip_shift", "weight_averaging=ema"], min(images, 200))
 
 
 @pytest.mark.parametrize("way", OUTPUT_ACTIVATIONS)
 def test_each_way_to_probabilities_is_in_the_file(project: Project, way: str) -> None:
-    compare(project, 32, ["model=lenet", "views=none"], 200, way)
+    compare(project, 32, ["model=lenet", "tta=none"], 200, way)
 
 
 def test_six_views_and_the_average_of_weights_are_in_the_file(project: Project) -> None:
-    compare(project, 32, ["model=lenet", "views=six", "average=ema"])
+    compare(project, 32, ["model=lenet", "tta=flip_shift", "weight_averaging=ema"])
 
 
 def test_channels_last_weights_are_exported_as_they_are(project: Project, tmp_path: Path) -> None:

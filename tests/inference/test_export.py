@@ -1,4 +1,4 @@
-"""An exported network answers as the network did, for any number of pictures, from a file that is always the same."""
+"""An exported network answers as the network did, for any number of images, from a file that is always the same."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from cifar_pipeline.utils.errors import UserError
 
 
 def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    return OnnxSession.open(folder, threads=1).answers(images, batch_size)
+    return OnnxSession.open(folder, threads=1).predict(images, batch_size)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
@@ -124,12 +124,12 @@ def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
     assert not [tensor for tensor in model.graph.initializer if tensor.external_data]
     (entry,) = model.metadata_props
     said = json.loads(entry.value)
-    assert tuple(said["classes"]) == CLASSES and said["identity"] == facts()["identity"]
+    assert tuple(said["classes"]) == CLASSES and said["fingerprint"] == facts()["fingerprint"]
     assert "[N, 32, 32, 3] uint8" in said["input"] and "normalisation is in" in said["preprocessing"]
     assert set(said["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
 
 
-def test_a_network_for_grey_pictures_of_another_size_is_exported(tmp_path: Path) -> None:
+def test_a_network_for_grey_images_of_another_size_is_exported(tmp_path: Path) -> None:
     net = NormalizedModel(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
     grey = OnnxTemplate.of(net, (28, 28, 1), "softmax")
     save_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")

@@ -44,19 +44,19 @@ def constant(name: str, values: Any, kind: type = np.int64) -> TensorProto:
 
 
 def model_of(nodes: list[Any], constants: list[TensorProto], inputs: list[Any] | None = None) -> ModelProto:
-    """A model that says all that ours say, and computes `scores` `[N, 10]` by these nodes of `pictures`."""
-    pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["N", *SHAPE])
+    """A model that says all that ours say, and computes `scores` `[N, 10]` by these nodes of `images`."""
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *SHAPE])
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(CLASSES)]) for name in ANSWERS]
     ends = [helper.make_node("Identity", ["scores"], ["logits"]), helper.make_node("Softmax", ["scores"], [ANSWERS[1]])]
-    graph = helper.make_graph([*nodes, *ends], "graph", [pictures, *(inputs or [])], outputs, constants)
+    graph = helper.make_graph([*nodes, *ends], "graph", [images, *(inputs or [])], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, {METADATA_KEY: json.dumps(to_onnx_metadata(facts()))})
     return model
 
 
 ANSWERS = ("logits", "probabilities")
-FLOATS = helper.make_node("Cast", ["pictures"], ["floats"], to=TensorProto.FLOAT)
-# The mean of a picture, [N, 1], and ten times it.
+FLOATS = helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)
+# The mean of an image, [N, 1], and ten times it.
 MEAN = [FLOATS, helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0)]
 TEN = [helper.make_node("Unsqueeze", ["means", "one"], ["column"]), helper.make_node("Mul", ["column", "row"], ["sum"])]
 BASE = [constant("axes", [1, 2, 3]), constant("one", [1]), constant("zero", [0])]
@@ -111,7 +111,7 @@ def looping() -> ModelProto:
 
 
 def computing() -> ModelProto:
-    """One convolution of a month: a kernel as large as the padded picture."""
+    """One convolution of a month: a kernel as large as the padded image."""
     kernel = 3000
     nodes = [
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
@@ -199,7 +199,7 @@ HOSTILE: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "an operator of somebody's": (foreign, "operators other than ONNX's own"),
     "an operator of Microsoft's": (microsofts, "operators other than ONNX's own"),
     "a function under an operator's name": (function, "functions"),
-    "a decoder of pictures": (decoding, "it uses 'ImageDecoder'"),
+    "a decoder of images": (decoding, "it uses 'ImageDecoder'"),
 }
 
 
@@ -211,7 +211,7 @@ def saved(model: ModelProto | bytes, folder: Path) -> Path:
 
 
 def test_the_graphs_here_are_otherwise_models_like_ours(tmp_path: Path) -> None:
-    _, probabilities = OnnxSession.open(saved(plain(), tmp_path), threads=1).answers(np.zeros((3, *SHAPE), np.uint8), 2)
+    _, probabilities = OnnxSession.open(saved(plain(), tmp_path), threads=1).predict(np.zeros((3, *SHAPE), np.uint8), 2)
     np.testing.assert_allclose(probabilities, np.full((3, len(CLASSES)), 0.1))
 
 
@@ -234,10 +234,10 @@ def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_p
     """The second line: the same graph with the first one passed by."""
     content = saved(allocating(), tmp_path) / MODEL_FILE
     checked = check_model(plain())
-    passed = type(checked)(content.read_bytes(), checked.shape, checked.classes, checked.texts, checked.picture_bytes)
+    passed = type(checked)(content.read_bytes(), checked.shape, checked.classes, checked.metadata, checked.bytes_per_image)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="needs more than 4 GB of memory"):
-        open_checked(passed, threads=1).answers(np.zeros((1, *SHAPE), np.uint8), 1)
+        open_checked(passed, threads=1).predict(np.zeros((1, *SHAPE), np.uint8), 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000
 
 
@@ -332,14 +332,14 @@ def test_what_is_no_onnx_file_is_refused_by_predict_and_not_run(project: Project
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_model_that_gives_other_answers_than_it_says_is_refused(tmp_path: Path, rows: int) -> None:
-    """Its sizes are right for the pictures that they were computed for, and wrong for others."""
+    """Its sizes are right for the images that they were computed for, and wrong for others."""
     nodes = [
         helper.make_node("Expand", ["row", "shape"], ["fixed"]),
         helper.make_node("Identity", ["fixed"], ["scores"]),
     ]
     model = model_of([*MEAN, *TEN, *nodes], [*BASE, constant("shape", [2, len(CLASSES)])])
-    with pytest.raises(UserError, match="not give an answer for each picture|does not answer"):
-        OnnxSession.open(saved(model, tmp_path), threads=1).answers(np.zeros((rows, *SHAPE), np.uint8), rows)
+    with pytest.raises(UserError, match="not give an answer for each image|does not answer"):
+        OnnxSession.open(saved(model, tmp_path), threads=1).predict(np.zeros((rows, *SHAPE), np.uint8), rows)
 
 
 @pytest.mark.parametrize("keep", [10, 1000, 100_000, 200_000])
@@ -368,7 +368,7 @@ def test_bytes_changed_at_random_are_answered_or_refused(exported: Path, tmp_pat
             changed[place] = generator.integers(256)
         (tmp_path / "model" / MODEL_FILE).write_bytes(changed)
         try:
-            OnnxSession.open(tmp_path / "model", threads=1).answers(np.zeros((2, *SHAPE), np.uint8), 2)
+            OnnxSession.open(tmp_path / "model", threads=1).predict(np.zeros((2, *SHAPE), np.uint8), 2)
         except UserError as refusal:
             assert "\n" not in str(refusal)
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from project import ROOT, Project
 from serving import Server, running
-from small_model import pictures
+from small_model import images
 
 from cifar_pipeline.inference import server as server_module
 from cifar_pipeline.inference.server import MAX_DEPTH, LimitedRequests, Message, Receive, Send, bind, http_error
@@ -46,7 +46,7 @@ def answering(seconds: float = 10) -> Iterator[int]:
             server.should_exit = True
             thread.join(20)
         assert not thread.is_alive()
-        assert app.held == 0
+        assert app.lock == 0
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +144,16 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("limited")
     Project.made(folder)
     path = folder / "conf" / "serve" / "default.yaml"
-    path.write_text(path.read_text().replace("most_pictures: 256", "most_pictures: 10"))
+    path.write_text(path.read_text().replace("max_images: 256", "max_images: 10"))
     with running(ROOT / "src" / "serve.py", folder, "--model", str(exported)) as server:
         yield server
 
 
-def test_the_server_takes_as_many_pictures_as_its_configuration_says(server: Server) -> None:
-    status, answers = server.ask(pictures(10).astype(float))
+def test_the_server_takes_as_many_images_as_its_configuration_says(server: Server) -> None:
+    status, answers = server.ask(images(10).astype(float))
     assert status == 200 and len(answers) == 10
-    status, message = server.ask(np.tile(pictures(10), (100, 1, 1, 1)))
-    assert status == 413 and "send at most 10 pictures at once" in message and "most_pictures" in message
+    status, message = server.ask(np.tile(images(10), (100, 1, 1, 1)))
+    assert status == 413 and "send at most 10 images at once" in message and "max_images" in message
 
 
 HOSTILE = {
@@ -164,7 +164,7 @@ HOSTILE = {
     "not a number": json.dumps({"inputs": [[[[float("nan")] * 3] * 32] * 32]}),
     "words": json.dumps({"inputs": [[[["a"] * 3] * 32] * 32]}),
     "nothing": '{"inputs": null}',
-    "a ragged picture": json.dumps({"inputs": [[[[1, 2, 3], [1]]]]}),
+    "a ragged image": json.dumps({"inputs": [[[[1, 2, 3], [1]]]]}),
     "no object": "3",
     "empty": "",
 }

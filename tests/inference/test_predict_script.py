@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from project import ROOT, Project, run
-from small_model import CLASSES, pictures
+from small_model import CLASSES, images
 
 from cifar_pipeline.reporting import tables as pages
 from predict import predict
@@ -20,9 +20,9 @@ from predict import predict
 
 @pytest.fixture
 def files(project: Project, exported: Path) -> Project:
-    """Two pictures, one damaged, and the model as the pipeline's."""
+    """Two images, one damaged, and the model as the pipeline's."""
     project.edit("conf/predict/default.yaml", "model: models", f"model: {exported}")
-    for number, pixels in enumerate(pictures(2)):
+    for number, pixels in enumerate(images(2)):
         Image.fromarray(pixels).save(project.folder / f"{number}.png")
     (project.folder / "bad [1].png").write_bytes((project.folder / "0.png").read_bytes()[:500])
     return project
@@ -85,8 +85,8 @@ def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) 
     files.edit("conf/predict/default.yaml", "batch_size: 256", "batch_size: 2")
     ended = run(predict, *["0.png"] * 10, "--json", seconds=0)
     assert [json.loads(line)["class"] for line in ended.out.splitlines()]
-    assert "Pictures: 50 %" in ended.err and "Pictures: 100 %" in ended.err
-    assert "Pictures" not in run(predict, *["0.png"] * 10, "--json").err
+    assert "Images: 50 %" in ended.err and "Images: 100 %" in ended.err
+    assert "Images" not in run(predict, *["0.png"] * 10, "--json").err
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(files: Project, arguments:
 def test_a_wrong_value_in_conf_is_refused(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "top: 2", "top: all")
     ended = run(predict, "0.png")
-    assert ended.code == 2 and "predict.top=all" in ended.err
+    assert ended.code == 2 and "predict.top_k=all" in ended.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
@@ -144,7 +144,7 @@ def test_what_is_skipped_in_a_folder_is_counted_on_standard_error(files: Project
     assert ended.err.startswith(
         "Skipped in folders: 4 files, such as some/.thumbnails: it is hidden, or a system's own (2)"
     )
-    assert "no picture's name ends in .txt (1)" in ended.err and "it is a named pipe, not a file (1)" in ended.err
+    assert "no image's name ends in .txt (1)" in ended.err and "it is a named pipe, not a file (1)" in ended.err
 
 
 def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
@@ -155,7 +155,7 @@ def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
     assert ended.code == 2 and "Line 2 of the list of paths has a NUL byte: write a path a line" in ended.err
 
 
-def test_one_picture_is_answered_for_without_what_trains(files: Project) -> None:
+def test_one_image_is_answered_for_without_what_trains(files: Project) -> None:
     """In 1.5 seconds of typing on a quiet machine; what is counted here is computing time, which others slow less."""
     watch = (
         "import atexit, runpy, sys, time; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"

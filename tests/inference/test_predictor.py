@@ -39,13 +39,13 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
 ) -> None:
     """The test part as files, against what `evaluate` computes of its arrays."""
     images, _ = digits.part("test")
-    _, expected = OnnxSession.open(exported, threads=1).answers(images, 1000)
+    _, expected = OnnxSession.open(exported, threads=1).predict(images, 1000)
     answers = list(predictor.predictions(saved(tmp_path, images), 1000, len(CLASSES)))
     found = np.array([[dict(answer.ranking)[name] for name in CLASSES] for answer in answers], np.float32)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_pictures_are_normalised_as_in_training(predictor: Predictor) -> None:
+def test_images_are_normalised_as_in_training(predictor: Predictor) -> None:
     images = pictures(5)
     with torch.inference_mode():
         net = network().eval().to(memory_format=torch.contiguous_format)
@@ -58,7 +58,7 @@ def test_bad_files_stop_nothing_and_portions_are_no_matter(
     predictor: Predictor, tmp_path: Path, batch_size: int
 ) -> None:
     paths = saved(tmp_path, pictures(7))
-    paths[2].write_bytes(b"no picture")
+    paths[2].write_bytes(b"no image")
     paths[5].write_bytes(paths[4].read_bytes()[:2000])
     answers = list(predictor.predictions([*paths, tmp_path / "none.png"], batch_size, 2))
     assert [answer.file for answer in answers] == [*map(str, paths), str(tmp_path / "none.png")]
@@ -85,7 +85,7 @@ def test_only_a_portion_is_in_memory(predictor: Predictor, tmp_path: Path) -> No
     assert len(asked) == 12  # the portion that is answered for, the one after it, and the one that is read meanwhile
 
 
-def test_a_folder_stands_for_the_pictures_in_it_and_below(tmp_path: Path) -> None:
+def test_a_folder_stands_for_the_images_in_it_and_below(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt", "under/c.webp", "under/deep/d.tiff", "empty/x.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -117,9 +117,9 @@ def changed(exported: Path, folder: Path, edit: Callable[[dict[str, Any]], objec
 
 def test_a_model_says_all_that_it_takes_to_use_it(exported: Path) -> None:
     said = ModelMetadata.read(exported)
-    assert (said.classes, said.shape, said.probabilities) == (CLASSES, (32, 32, 3), "softmax")
+    assert (said.classes, said.shape, said.output_activation) == (CLASSES, (32, 32, 3), "softmax")
     assert (said.dataset, said.dataset_hash) == ("drawn", 64 * "d")
-    assert (said.identity, said.commit) == (facts()["identity"], facts()["commit"])
+    assert (said.fingerprint, said.commit) == (facts()["fingerprint"], facts()["commit"])
 
 
 def test_a_file_that_says_nothing_of_its_classes_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_model_of_a_newer_commit_is_refused_by_its_commit(exported: Path, tmp_
 
 ODD: list[dict[str, Any]] = [
     {"classes": ["a"]}, {"shape": [16, 16, 3]}, {"shape": [32, 32]}, {"shape": "cat"}, {"dataset": None},
-    {"fit": "guess"}, {"format": "new"}, {"classes": None},
+    {"resize_mode": "guess"}, {"format": "new"}, {"classes": None},
 ]  # fmt: skip
 
 
@@ -171,4 +171,4 @@ def test_threads_are_those_of_machine_threads() -> None:
 
 def test_a_session_computes_on_the_threads_that_it_is_given(exported: Path) -> None:
     session = OnnxSession.open(exported, threads=3)
-    assert session.run_on.get_session_options().intra_op_num_threads == 3 and session.device == "cpu, 3 threads"
+    assert session.session.get_session_options().intra_op_num_threads == 3 and session.device == "cpu, 3 threads"

@@ -61,11 +61,11 @@ def test_every_loss_names_a_way_to_probabilities(name: str) -> None:
     """Its own, or that of the loss whose values it changes."""
     others = [other for other in OmegaConf.load(LOSSES / f"{name}.yaml").get("defaults", []) if other != "_self_"]
     assert (
-        get_activation(OmegaConf.load(LOSSES / f"{[name, *others][-1]}.yaml").probabilities)
+        get_activation(OmegaConf.load(LOSSES / f"{[name, *others][-1]}.yaml").output_activation)
         in OUTPUT_ACTIVATIONS.values()
     )
 
 
 def test_an_unknown_name_is_refused_with_those_there_are_and_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"softmx.*softmax, normalised_sigmoid, clipped; did you mean softmax\?"):
+    with pytest.raises(UserError, match=r"softmx.*softmax, normalized_sigmoid, clipped; did you mean softmax\?"):
         get_activation("softmx")

@@ -1,4 +1,4 @@
-"""Over HTTP a picture gets the answer that its file gets; numbers that are no picture get a sentence, and no answer."""
+"""Over HTTP an image gets the answer that its file gets; numbers that are no image get a sentence, and no answer."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from PIL import Image
 from project import ROOT, Project
 from servers import free_port, wait_for_answer
 from serving import Server, running
-from small_model import CLASSES, SHAPE, pictures
+from small_model import CLASSES, SHAPE, images
 
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.server import InvalidInput, bind, open_predictor, serve, to_uint8_images
@@ -32,23 +32,23 @@ from cifar_pipeline.utils.errors import UserError
 SLOWER = 4
 
 
-def test_whole_numbers_are_pictures() -> None:
-    found = to_uint8_images(pictures(3).astype(np.float64), SHAPE)
+def test_whole_numbers_are_images() -> None:
+    found = to_uint8_images(images(3).astype(np.float64), SHAPE)
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, pictures(3))
+    np.testing.assert_array_equal(found, images(3))
 
 
-def test_black_and_white_are_pictures() -> None:
+def test_black_and_white_are_images() -> None:
     for level in (0, 255):
         assert (to_uint8_images(np.full((1, 4, 4, 3), float(level)), (4, 4, 3)) == level).all()
 
 
 UNFIT = {
-    "scaled to [0, 1]": pictures(2) / 255,
-    "only black and white, scaled": (pictures(2) > 99).astype(float),
-    "one of two scaled": np.stack([pictures(1)[0], (pictures(1)[0] > 99)]).astype(float),
-    "normalised": pictures(2) / 127.5 - 1,
-    "too bright": pictures(2) + 1.0,
+    "scaled to [0, 1]": images(2) / 255,
+    "only black and white, scaled": (images(2) > 99).astype(float),
+    "one of two scaled": np.stack([images(1)[0], (images(1)[0] > 99)]).astype(float),
+    "normalised": images(2) / 127.5 - 1,
+    "too bright": images(2) + 1.0,
     "not a number": np.full((1, *SHAPE), np.nan),
 }
 
@@ -60,8 +60,8 @@ def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
     assert refused.value.status == 400
 
 
-def test_no_picture_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="There is no picture"):
+def test_no_image_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="There is no image"):
         to_uint8_images(np.zeros((0, *SHAPE)), SHAPE)
 
 
@@ -81,19 +81,19 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> None:
-    status, answers = server.ask(pictures(3))
+    status, answers = server.ask(images(3))
     assert status == 200
-    expected = Predictor.open(exported).ranking(pictures(3), len(CLASSES))
+    expected = Predictor.open(exported).ranking(images(3), len(CLASSES))
     assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
     for given, ranking in zip(answers, expected, strict=True):
         assert given["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
         assert given["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
 
 
-def test_the_server_refuses_what_is_no_picture_with_400_and_a_sentence(server: Server) -> None:
-    status, message = server.ask(pictures(2) / 255)
+def test_the_server_refuses_what_is_no_image_with_400_and_a_sentence(server: Server) -> None:
+    status, message = server.ask(images(2) / 255)
     assert status == 400 and "send them unscaled" in message and len(message) < 500
-    status, message = server.ask(pictures(2)[:, :16])
+    status, message = server.ask(images(2)[:, :16])
     assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
     odd = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
     for body in (*odd, "[" * 100_000, '{"inputs": ' + 5000 * "9" + "}", '{"inputs": {"a": 1, "b": 2}}'):
@@ -108,7 +108,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
         if "curl" in block
     )
     command = block.partition("$ make serve\n$ ")[2].rpartition("\n{")[0].replace(":5001", f":{server.port}")
-    Image.fromarray(pictures(1)[0]).save(tmp_path / "cat.png")
+    Image.fromarray(images(1)[0]).save(tmp_path / "cat.png")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ended = subprocess.run(
         ["bash", "-c", command],
@@ -118,7 +118,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
         text=True,
         check=True,
     )
-    ((name, _),) = Predictor.open(exported).ranking(pictures(1), 1)[0]
+    ((name, _),) = Predictor.open(exported).ranking(images(1), 1)[0]
     assert json.loads(ended.stdout)["predictions"][0]["class"] == name
 
 
@@ -135,13 +135,13 @@ def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
     for path in ("/ping", "/health", "/version"):
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}") as response:
             assert response.status == 200
-    picture = pictures(1).tolist()
-    expected = server.post(json.dumps({"inputs": picture}))
+    image = images(1).tolist()
+    expected = server.post(json.dumps({"inputs": image}))
     assert expected[0] == 200
-    assert server.post(json.dumps({"instances": picture})) == expected
-    assert server.post(json.dumps({"inputs": {"pictures": picture}})) == expected
-    assert server.post(json.dumps({"inputs": picture, "instances": picture}))[0] == 400
-    asked = json.dumps({"inputs": picture}).encode()
+    assert server.post(json.dumps({"instances": image})) == expected
+    assert server.post(json.dumps({"inputs": {"images": image}})) == expected
+    assert server.post(json.dumps({"inputs": image, "instances": image}))[0] == 400
+    asked = json.dumps({"inputs": image}).encode()
     for path, kind, status in (("/invocations", "text/plain", 415), ("/nowhere", "application/json", 404)):
         request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", asked, {"Content-Type": kind})
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -161,12 +161,12 @@ def test_mlflows_own_server_answers_with_the_folder(exported: Path, tmp_path: Pa
     process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True)
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
-        status, answers = Server(port).ask(pictures(2))
+        status, answers = Server(port).ask(images(2))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
     assert status == 200
-    expected = Predictor.open(exported).probabilities(pictures(2))
+    expected = Predictor.open(exported).probabilities(images(2))
     np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
 
 

@@ -14,8 +14,8 @@ def models(tmp_path):
     folder = tmp_path / "models"
     for name in ("last", "best"):
         (folder / name).mkdir(parents=True)
-    facts = {"dataset": {"name": "digits", "hash": "1234"}, "loss": {}, "parameters": 1, "probabilities": "softmax"}
-    (folder / "training.json").write_text(json.dumps(facts | {"timing": {}}))
+    facts = {"dataset": {"name": "digits", "hash": "1234"}, "loss": {}, "parameters": 1, "output_activation": "softmax"}
+    (folder / "metadata.json").write_text(json.dumps(facts | {"timing": {}}))
     (folder / "run.json").write_text(json.dumps({"id": "5678", "name": "sgd-mse-0"}))
     return folder
 
@@ -33,15 +33,15 @@ def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '{"dataset": {}}', b"\xff\x00"])
 def test_what_no_training_finished_is_refused(models, content):
-    (models / "training.json").unlink()
+    (models / "metadata.json").unlink()
     if content is not None:
-        (models / "training.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (models / "metadata.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=r"There is no finished training in .*: `dvc repro train` makes one"):
         TrainedModel.open(models, "last")
 
 
 def test_a_model_is_not_measured_on_other_data(models, tmp_path):
     trained = TrainedModel.open(models, "last")
-    trained.require(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
+    trained.require_same_dataset(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
     with pytest.raises(UserError, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):
-        trained.require(SimpleNamespace(hash="9", name="cifar10", folder=tmp_path))
+        trained.require_same_dataset(SimpleNamespace(hash="9", name="cifar10", folder=tmp_path))

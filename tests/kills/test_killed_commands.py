@@ -26,10 +26,10 @@ def gone(processes, seconds=SECONDS):
 def slow(copy):
     """A training with time enough to be killed in the middle."""
     add_own(copy, "")
-    for group, option in {"loss": "slow", "optimizer": "adam", "schedule": "cosine", "augment": "flip_crop"}.items():
+    for group, option in {"loss": "slow", "optimizer": "adam", "scheduler": "cosine", "augmentation": "flip_crop"}.items():
         copy.edit("params.yaml", f"\n{group}: null", f"\n{group}: {option}")
     copy.edit("params.yaml", "{max_epochs: 3}", f"{{max_epochs: {EPOCHS}, batch_size: 64}}")
-    copy.edit("conf/machine/default.yaml", "checkpoint_every: 60", "checkpoint_every: 0.1")
+    copy.edit("conf/runtime/default.yaml", "checkpoint_interval_seconds: 60", "checkpoint_interval_seconds: 0.1")
     return copy
 
 

@@ -64,7 +64,7 @@ def test_preprocess_leaves_the_old_data_or_the_new(copy):
 def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
     reports = evaluated.root / "reports"
     before = content_of(reports)
-    killed(evaluated, kind, number, "evaluate", "evaluate.mistakes=5")
+    killed(evaluated, kind, number, "evaluate", "evaluation.num_error_images=5")
     assert content_of(reports) == before
 
 
@@ -72,11 +72,11 @@ def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
 def test_evaluate_killed_after_the_exchange_leaves_all_of_the_new_reports(evaluated):
     reports = evaluated.root / "reports"
     before = content_of(reports)
-    killed(evaluated, "exchanged", 1, "evaluate", "evaluate.mistakes=5")
+    killed(evaluated, "exchanged", 1, "evaluate", "evaluation.num_error_images=5")
     after = content_of(reports)
     assert after.keys() == before.keys()
     changed = {path for path in after if after[path] != before[path]}
     assert changed >= {"mistakes.png", "report.html", "timing.json"} and "history.csv" not in changed
-    evaluated.run("python", "src/evaluate.py", "evaluate.mistakes=5")
+    evaluated.run("python", "src/evaluate.py", "evaluation.num_error_images=5")
     now = content_of(reports)
     assert {path for path in now if now[path] != after[path]} <= {"timing.json", "report.html"}

@@ -62,7 +62,7 @@ def test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice(al
     assert_same_numbers(alone, copy)
     (run,) = copy.runs()
     assert (run.info.status, run.data.tags["processes"]) == ("FINISHED", "2")
-    assert [run.data.tags["identity"] for run in alone.runs()] == [run.data.tags["identity"]]
+    assert [run.data.tags["fingerprint"] for run in alone.runs()] == [run.data.tags["fingerprint"]]
     for metric in METRICS:
         assert copy.logged(run, metric) == [1, 2, 3, 4]
     lines = sentences(said)
@@ -120,10 +120,10 @@ def test_a_stopped_training_of_two_processes_ends_with_one_line(copy, number, co
 
 
 @pytest.mark.long
-def test_a_sweep_refuses_points_in_several_processes_and_starts_none_twice(copy):
+def test_a_sweep_refuses_trials_in_several_processes_and_starts_none_twice(copy):
     said = copy.train("-m", *RECIPE, *TWO, "seed=1,2", code=1)
-    assert said.count("is no choice for the points of a sweep") >= 2
-    assert not [run for run in copy.runs() if run.info.status == "FINISHED" and "identity" in run.data.tags]
+    assert said.count("is no choice for the trials of a sweep") >= 2
+    assert not [run for run in copy.runs() if run.info.status == "FINISHED" and "fingerprint" in run.data.tags]
 
 
 @pytest.mark.long

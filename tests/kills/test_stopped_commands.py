@@ -51,7 +51,7 @@ def test_a_sweep_is_ended_with_its_workers(copy, launcher):
     add_own(copy, "")
     words = ("-m", "seed=0,1", "loss=slow", "trainer.max_epochs=30", f"launcher={launcher}")
     sweep = copy.start("python", "src/train.py", *words)
-    while len([run for run in copy.runs() if "identity" in run.data.tags]) < 2:
+    while len([run for run in copy.runs() if "fingerprint" in run.data.tags]) < 2:
         time.sleep(0.5)
     ended_in_time(sweep)
     assert copy.runs()[0].info.status == "KILLED"

@@ -28,15 +28,15 @@ DRIVER = str(Path(__file__).with_name("driver.py"))
 EPOCHS, STEPS = 4, 21  # an epoch's steps: batches of 64 of the digits
 TRAINING = (
     "optimizer=adam",
-    "schedule=cosine",
-    "augment=flip_crop",
+    "scheduler=cosine",
+    "augmentation=flip_crop",
     f"trainer.max_epochs={EPOCHS}",
     "trainer.batch_size=64",
-    "machine.checkpoint_every=1e-6",  # seconds: after each step, or chunk of them
+    "runtime.checkpoint_interval_seconds=1e-6",  # seconds: after each step, or chunk of them
 )
 ENGINES = {
-    "plain": ("machine.engine=plain",),
-    "block": ("machine.engine=block", "machine.block_steps=1", "machine.chunk_steps=5"),
+    "plain": ("runtime.engine=plain",),
+    "block": ("runtime.engine=block", "runtime.block_steps=1", "runtime.steps_per_chunk=5"),
 }
 # The steps, or chunks of them, that one kill may cost: those since the last checkpoint.
 MOST_REPEATED = 1

@@ -1,4 +1,4 @@
-"""Raw pictures in, logits out: the normalisation in front of every network."""
+"""Raw images in, logits out: the normalisation in front of every network."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_gives_the_networks_logits() -> None:
     net = LeNet(channels=3, size=32, classes=10)
     model = NormalizedModel(net, MEAN, STD)
     images = pictures(4)
-    assert torch.equal(model(images), net(model.normalise(images)))
+    assert torch.equal(model(images), net(model.normalize(images)))
 
 
 def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
@@ -53,7 +53,7 @@ def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
     )
     assert [name for name, _ in model.named_parameters()] == ["net.weight", "net.bias"]
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.normalise(pictures(2)), model.normalise(pictures(2)))
+    assert torch.equal(other.normalize(pictures(2)), model.normalize(pictures(2)))
 
 
 def test_exports_with_any_batch_size() -> None:
@@ -67,7 +67,7 @@ def test_normalises_in_single_precision_under_bf16_autocast() -> None:
     model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD)
     images = pictures(8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.normalise(images).dtype == torch.float32
+        assert model.normalize(images).dtype == torch.float32
         logits = model(images)
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), model(images), rtol=0.05, atol=0.02)

@@ -1,4 +1,4 @@
-"""Several looks at a picture: the mean over all of them, whatever the network."""
+"""Several looks at an image: the mean over all of them, whatever the network."""
 
 import pytest
 import torch
@@ -47,6 +47,6 @@ def test_one_view_is_the_network_itself() -> None:
     assert torch.equal(TestTimeAugmentation(net, flip=False, shift=0, size=6)(images), net(images))
 
 
-def test_a_shift_beyond_the_picture_is_refused() -> None:
+def test_a_shift_beyond_the_image_is_refused() -> None:
     with pytest.raises(UserError, match=r"views\.shift=6 must be smaller"):
         TestTimeAugmentation(Weighted(6), flip=True, shift=6, size=6)

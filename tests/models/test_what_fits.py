@@ -1,4 +1,4 @@
-"""Networks of conf/model take grey and colour pictures of usual sizes, or say which they take."""
+"""Networks of conf/model take grey and colour images of usual sizes, or say which they take."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def network(model: str, channels: int, size: int) -> Any:
 
 @pytest.mark.parametrize("model", SMALLEST)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
-def test_networks_take_grey_and_colour_pictures_of_usual_sizes(
+def test_networks_take_grey_and_colour_images_of_usual_sizes(
     project: Project, model: str, channels: int, size: int
 ) -> None:
     assert {*SMALLEST, *ELSEWHERE} == set(options_of("model"))

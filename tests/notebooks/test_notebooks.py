@@ -115,8 +115,8 @@ def test_a_notebook_is_committed_as_it_ran(file: Path) -> None:
 
 
 @each_notebook
-def test_no_notebook_shows_a_picture_of_cifar10(file: Path) -> None:
-    """No picture of CIFAR-10 may stand in the repository: its photographs are other people's."""
+def test_no_notebook_shows_a_image_of_cifar10(file: Path) -> None:
+    """No image of CIFAR-10 may stand in the repository: its photographs are other people's."""
     said = "".join(text for cell in read(file).cells for text in texts(cell)[1:])
     assert "CIFAR" not in said and re.search(r"digits|labels \[0, 1, 2, 3\]", said)
 

@@ -1,4 +1,4 @@
-"""What the pipeline has trained is used: on picture files, at any revision, as champion."""
+"""What the pipeline has trained is used: on image files, at any revision, as champion."""
 
 import json
 import shutil
@@ -18,17 +18,17 @@ from predict import predict
 
 
 @pytest.fixture(scope="module")
-def pictures(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test part as picture files."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test part as image files."""
+    folder = tmp_path_factory.mktemp("images")
     for number, image in enumerate(np.load(clone.root / "data" / "processed" / "test" / "images.npy")):
         Image.fromarray(image).save(folder / f"{number:04}.png")
     return folder
 
 
-def test_files_of_the_test_part_get_the_answers_that_were_reported(clone: Workspace, pictures: Path) -> None:
+def test_files_of_the_test_part_get_the_answers_that_were_reported(clone: Workspace, images: Path) -> None:
     reported = pandas.read_csv(clone.root / "reports" / "predictions.csv")
-    answers = list(Predictor.open(clone.root / "models" / "last").predictions(sorted(pictures.iterdir()), 256, 1))
+    answers = list(Predictor.open(clone.root / "models" / "last").predictions(sorted(images.iterdir()), 256, 1))
     assert [int(answer.ranking[0][0]) for answer in answers] == list(reported["prediction"])
     found = [answer.ranking[0][1] for answer in answers]
     np.testing.assert_allclose(found, reported["probability"], atol=2e-6)
@@ -44,10 +44,10 @@ def test_a_trained_model_says_what_it_is(clone: Workspace) -> None:
 
 
 def test_the_model_of_any_revision_can_be_asked(
-    copy: Workspace, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Workspace, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(copy.root)
-    picture = pictures / "0000.png"
+    picture = images / "0000.png"
     now = run(predict, picture, "--json")
     shutil.rmtree("models")
     assert now.code == 0 and "There is no model in models: " in run(predict, picture).err
@@ -72,8 +72,8 @@ def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
 
 
 @pytest.mark.long
-def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, pictures: Path) -> None:
-    (copy.root / "shown").symlink_to(pictures)
+def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, images: Path) -> None:
+    (copy.root / "shown").symlink_to(images)
     assert "is the champion now: there was none" in copy.run("python", "src/promote.py")
     copy.train("-m", "optimizer=adam", "trainer.max_epochs=1,4")
     said = copy.run("python", "src/compare.py")
@@ -97,10 +97,10 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
 
 @pytest.mark.long
 def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
-    copy: Workspace, pictures: Path, tmp_path: Path
+    copy: Workspace, images: Path, tmp_path: Path
 ) -> None:
     copy.run("python", "src/promote.py")
-    picture = str(pictures / "0000.png")
+    picture = str(images / "0000.png")
     ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", picture)
     before = sentences(copy.run(*ask))[-1]
     twin = Workspace(tmp_path / "the twin")
@@ -113,7 +113,7 @@ def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
         workspace.train("seed=7", "trainer.max_epochs=1")
         run = workspace.runs()[-1]
         assert run.info.artifact_uri == f"{(workspace.root / 'mlruns').as_uri()}/{run.info.run_id}/artifacts"
-        assert (workspace.root / "mlruns" / run.info.run_id / "artifacts" / "training.json").is_file()
+        assert (workspace.root / "mlruns" / run.info.run_id / "artifacts" / "metadata.json").is_file()
         assert "This training" in workspace.train()  # what had finished before is found
     assert not copy.root.exists()
     assert moved.runs()[-1].info.run_id != twin.runs()[-1].info.run_id

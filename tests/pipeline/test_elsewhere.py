@@ -21,4 +21,4 @@ def test_two_equal_workspaces_come_to_equal_results(clone, tmp_path):
     assert clone.model() == archive.model()
     for file in ("metrics.json", "confusion.csv", "predictions.csv"):
         assert clone.read(f"reports/{file}") == archive.read(f"reports/{file}")
-    assert clone.json("models/training.json")["identity"] == archive.json("models/training.json")["identity"]
+    assert clone.json("models/metadata.json")["fingerprint"] == archive.json("models/metadata.json")["fingerprint"]

@@ -55,7 +55,7 @@ def test_that_it_is_the_fallback_is_never_in_doubt(reproduced, clone):
     assert "digits (fallback)" in summary
     assert "`make cifar10`" in summary and "`git restore dvc.lock reports`" in summary
     dataset = clone.json("data/processed/dataset.json")
-    assert (dataset["name"], dataset["wanted"]) == ("digits", "CIFAR-10")
+    assert (dataset["name"], dataset["requested_title"]) == ("digits", "CIFAR-10")
     assert dataset["sizes"] == {"train": 1294, "val": 144, "test": 359}
     reported = clone.json("reports/metrics.json")["dataset"]
     assert reported["fallback"] is True and reported["name"] == "digits" and reported["hash"] == dataset["hash"]
@@ -69,7 +69,7 @@ def test_the_run_says_all_that_it_takes_to_make_it_again(clone, run):
     assert run.data.params == dict(dotted(composed))
 
     tags = run.data.tags
-    assert tags["identity"] == clone.json("models/training.json")["identity"]
+    assert tags["fingerprint"] == clone.json("models/metadata.json")["fingerprint"]
     assert tags["command"] == "python src/train.py"
     assert tags["git.commit"] == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
     assert tags["git.dirty"] == "false"
@@ -136,7 +136,7 @@ def test_the_models_on_the_run_answer_as_the_files_do(clone, run):
     assert names == {"last", "best"}
     images = np.load(clone.root / "data" / "processed" / "test" / "images.npy")
     from_file = onnxruntime.InferenceSession(clone.root / "models" / "last" / "model.onnx")
-    expected, probabilities = from_file.run(["logits", "probabilities"], {"pictures": images})
+    expected, probabilities = from_file.run(["logits", "probabilities"], {"images": images})
     uri = f"runs:/{run.info.run_id}/last"
     found = mlflow.pyfunc.load_model(uri).predict(images)
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A folder of somebody's pictures goes all the way, by the commands of the README as they stand."""
+"""A folder of somebody's images goes all the way, by the commands of the README as they stand."""
 
 import json
 import re
@@ -15,7 +15,7 @@ EACH = 24
 
 
 def draw(path: Path, colour: tuple[int, ...], random: np.random.Generator) -> None:
-    """A noisy picture of one colour and of an odd size."""
+    """A noisy image of one colour and of an odd size."""
     height, width = random.integers(17, 90, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = random.integers(0, 60, (height, width, 3))
@@ -23,18 +23,18 @@ def draw(path: Path, colour: tuple[int, ...], random: np.random.Generator) -> No
 
 
 def draw_all(folder: Path) -> None:
-    """Three classes, a file that is no picture, and one picture twice."""
+    """Three classes, a file that is no image, and one image twice."""
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         for number in range(EACH):
             draw(folder / name / f"{number:02}.{'jpg' if number % 2 else 'png'}", colour, random)
-    (folder / "cats" / "broken.jpg").write_bytes(b"no picture at all")
+    (folder / "cats" / "broken.jpg").write_bytes(b"no image at all")
     shutil.copy(folder / "dogs" / "04.png", folder / "dogs" / "the same.png")
 
 
 def typed() -> list[str]:
     """What the README says to type, in five minutes."""
-    five_minutes = (ROOT / "README.md").read_text().partition("\n## Your own pictures")[2].partition("\n## ")[0]
+    five_minutes = (ROOT / "README.md").read_text().partition("\n## Your own images")[2].partition("\n## ")[0]
     return re.findall(r"^ *\$ (.+)$", five_minutes, re.MULTILINE)
 
 
@@ -43,22 +43,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[s
     """A workspace without git in which the page's commands were typed, and what each of them said."""
     workspace = workspace_of_tree(tmp_path_factory.mktemp("unpacked archive"))
     do_without_git(workspace)
-    draw_all(workspace.root / "pictures")
+    draw_all(workspace.root / "images")
     # What `make` would set up is there.
     (workspace.root / ".venv").mkdir()
     (workspace.root / ".venv" / ".set-up").touch()
     return workspace, {words: workspace.run("bash", "-c", words) for words in typed()}
 
 
-def test_the_five_minutes_end_with_a_model_that_knows_the_pictures(trained) -> None:
+def test_the_five_minutes_end_with_a_model_that_knows_the_images(trained) -> None:
     workspace, said = trained
     assert list(said) == [
-        "python src/choose.py data=image_folder experiment=own_pictures",
+        "python src/choose.py data=image_folder experiment=custom_images",
         "make",
-        "python src/predict.py pictures/cats/01.jpg",
+        "python src/predict.py images/cats/01.jpg",
     ]
-    assert re.search(r"data set +pictures\b", said["make"]) and "test accuracy" in said["make"]
-    assert "trained on image_folder" in said["python src/predict.py pictures/cats/01.jpg"]
+    assert re.search(r"data set +images\b", said["make"]) and "test accuracy" in said["make"]
+    assert "trained on image_folder" in said["python src/predict.py images/cats/01.jpg"]
     metrics = workspace.json("reports/metrics.json")
     assert list(metrics["per_class"]) == list(COLOURS)
     assert metrics["test"]["accuracy"] > 0.8
@@ -74,11 +74,11 @@ def test_an_unpacked_archive_needs_no_git(trained) -> None:
     assert not any(tag.startswith("git.") for tag in run.data.tags)
 
 
-def test_what_is_no_picture_and_what_stands_twice_is_said(trained) -> None:
+def test_what_is_no_image_and_what_stands_twice_is_said(trained) -> None:
     _, said = trained
-    assert "pictures/cats/broken.jpg: it is no image of a known format." in said["make"]
-    assert "Left out: 1 of at most 10 (data.max_bad)." in said["make"]
-    assert re.search(r"1 pictures of the \w+ part are in the \w+ part as well: (cats|dogs)/[\w .]+ = ", said["make"])
+    assert "images/cats/broken.jpg: it is no image of a known format." in said["make"]
+    assert "Left out: 1 of at most 10 (data.max_unreadable)." in said["make"]
+    assert re.search(r"1 images of the \w+ part are in the \w+ part as well: (cats|dogs)/[\w .]+ = ", said["make"])
 
 
 def test_reports_runs_and_registry_know_the_classes(trained) -> None:
@@ -88,8 +88,8 @@ def test_reports_runs_and_registry_know_the_classes(trained) -> None:
     run = workspace.runs()[-1]
     assert (run.info.status, run.data.tags["dataset"]) == ("FINISHED", "image_folder")
     assert [model.name for model in workspace.mlflow.search_registered_models()].count("image_folder") == 1
-    facts = workspace.json("models/training.json")
-    assert (facts["classes"], facts["shape"], facts["fit"]) == (list(COLOURS), [32, 32, 3], "crop")
+    facts = workspace.json("models/metadata.json")
+    assert (facts["classes"], facts["shape"], facts["resize_mode"]) == (list(COLOURS), [32, 32, 3], "crop")
 
 
 def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> None:
@@ -104,12 +104,12 @@ def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> No
     assert json.loads(said.splitlines()[-1])["class"] == "fish"
 
 
-def test_a_picture_more_reruns_what_depends_on_it_and_is_the_only_one_that_is_read(trained, tmp_path) -> None:
+def test_a_image_more_reruns_what_depends_on_it_and_is_the_only_one_that_is_read(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     assert stages_that(workspace.dvc("repro", "--dry"), "ran") == []
-    (cache,) = (workspace.root / ".cache/pictures").glob("*/32x32x3-crop")
+    (cache,) = (workspace.root / ".cache/images").glob("*/32x32x3-crop")
     kept = {path.name for path in cache.glob("*.npy")}
-    draw(workspace.root / "pictures" / "fish" / "new.png", COLOURS["fish"], np.random.default_rng(8))
+    draw(workspace.root / "images" / "fish" / "new.png", COLOURS["fish"], np.random.default_rng(8))
     said = workspace.dvc("repro", "preprocess")
     assert stages_that(said, "ran") == ["preprocess"]
     (new,) = {path.name for path in cache.glob("*.npy")} - kept
@@ -118,7 +118,7 @@ def test_a_picture_more_reruns_what_depends_on_it_and_is_the_only_one_that_is_re
 
 
 @pytest.mark.long
-def test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere(trained, tmp_path) -> None:
+def test_ones_own_images_are_swept_and_come_from_a_table_elsewhere(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     said = workspace.train("-m", "optimizer=sgd,adam")
     assert "adam" in said and len([run for run in workspace.runs() if "mlflow.parentRunId" in run.data.tags]) >= 2
@@ -127,7 +127,7 @@ def test_ones_own_pictures_are_swept_and_come_from_a_table_elsewhere(trained, tm
     names = sorted(path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*.png"))
     rows = [f"{name},{name[:3]},{'test' if number % 4 == 0 else 'train'}" for number, name in enumerate(names)]
     (elsewhere / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
-    workspace.run("python", "src/choose.py", f"pictures={elsewhere}", "data=csv")
+    workspace.run("python", "src/choose.py", f"image_dir={elsewhere}", "data=csv")
     workspace.dvc("repro")
     assert list(workspace.json("reports/metrics.json")["per_class"]) == ["cat", "dog", "fis"]
     assert stages_that(workspace.dvc("repro"), "ran") == []

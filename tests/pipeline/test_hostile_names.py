@@ -21,13 +21,13 @@ OUTPUTS = ("reports", "data/processed", "models", "composed.yaml")
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Workspace:
-    """A workspace with seven pictures of each class, small enough to train on at once."""
+    """A workspace with seven images of each class, small enough to train on at once."""
     workspace = workspace_of_tree(tmp_path / "workspace")
     workspace.edit("params.yaml", "data: null", "data: image_folder")
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
     numbers = np.random.default_rng(0)
     for label in CLASSES:
-        folder = workspace.root / "pictures" / label
+        folder = workspace.root / "images" / label
         folder.mkdir(parents=True)
         for name in FILES:
             Image.fromarray(numbers.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / name, format="png")
@@ -47,7 +47,7 @@ def raw_in(workspace: Workspace) -> list[str]:
 
 @pytest.mark.long
 def test_they_are_shown_and_written_escaped_and_read_back(hostile: Workspace) -> None:
-    odd = hostile.root / "pictures" / CLASSES[0] / UNDECODABLE
+    odd = hostile.root / "images" / CLASSES[0] / UNDECODABLE
     shutil.copy(odd.parent / FILES[0], odd)
     said = hostile.run("python", "src/download.py", code=2)
     assert r"\udce9.png: this name is not UTF-8, which DVC cannot read: rename it." in said
@@ -62,7 +62,7 @@ def test_they_are_shown_and_written_escaped_and_read_back(hostile: Workspace) ->
     page = hostile.read("reports/report.html")
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
 
-    folder = f"pictures/{CLASSES[0]}"
+    folder = f"images/{CLASSES[0]}"
     files = [UNDECODABLE, *(f"{folder}/{name}" for name in FILES)]
     said += hostile.run("python", "src/predict.py", folder)
     lines = hostile.run("python", "src/predict.py", "--json", *files).splitlines()

@@ -1,4 +1,4 @@
-"""100,000 pictures, more bytes than each process may take, go all the way from their files to a prediction."""
+"""100,000 images, more bytes than each process may take, go all the way from their files to a prediction."""
 
 import io
 import re
@@ -18,21 +18,21 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from side import anonymous_bytes
 
-PICTURES = 100_000
+IMAGES = 100_000
 SIZE = 72
-# Bytes of memory that no file stands behind, in any one process; docs/your-own-pictures.md states it.
+# Bytes of memory that no file stands behind, in any one process; docs/your-own-images.md states it.
 LIMIT = 1_100_000_000
-# What is looked at together takes memory by the pictures' size, whatever their number.
-PORTIONS = ("trainer.eval_batch_size=250", "evaluate.batch_size=250")
+# What is looked at together takes memory by the images' size, whatever their number.
+PORTIONS = ("trainer.eval_batch_size=250", "evaluation.batch_size=250")
 CLASSES = ("dark", "middling", "bright")
 
 
 def draw_all(folder: Path) -> None:
-    """Small pictures of odd sizes, each one of its own, which `preprocess` brings to SIZE."""
+    """Small images of odd sizes, each one of its own, which `preprocess` brings to SIZE."""
     random = np.random.default_rng(0)
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         label = number % len(CLASSES)
         height, width = 12 + number % 7, 12 + number % 5
         pixels = random.integers(70 * label, 70 * label + 100, (height, width, 3), np.uint8)
@@ -61,14 +61,14 @@ def peaks(command: Command) -> dict[str, int]:
 @pytest.mark.timeout(1800)
 def test_no_stage_takes_more_memory_than_the_limit(copy: Workspace, tmp_path: Path) -> None:
     draw_all(tmp_path / "many")
-    copy.run("python", "src/choose.py", f"pictures={tmp_path / 'many'}", "experiment=own_pictures", f"data.size={SIZE}")
-    copy.run("python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.fit=pad", *PORTIONS)
+    copy.run("python", "src/choose.py", f"image_dir={tmp_path / 'many'}", "experiment=custom_images", f"data.size={SIZE}")
+    copy.run("python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.resize_mode=pad", *PORTIONS)
     command = copy.start("dvc", "repro")
     found = peaks(command)
     said = command.end()
     print(found)
     dataset = copy.json("data/processed/dataset.json")
-    assert sum(dataset["sizes"].values()) == PICTURES
+    assert sum(dataset["sizes"].values()) == IMAGES
     assert dataset["sizes"]["train"] * SIZE**2 * 3 > LIMIT
     assert set(found) >= {"preprocess", "train", "evaluate"}
     assert {stage: bytes_ for stage, bytes_ in found.items() if bytes_ >= LIMIT} == {}

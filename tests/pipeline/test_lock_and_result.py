@@ -47,7 +47,7 @@ def test_an_edit_or_other_data_while_it_trains_keeps_it_from_publishing(copy: Wo
     second = copy.runs()[-1]
     assert second.info.status == "FINISHED"
     assert second.data.tags["git.commit"] == copy.run("git", "rev-parse", "HEAD~2").strip()
-    assert copy.json("models/training.json")["commit"] == copy.run("git", "rev-parse", "HEAD").strip()
+    assert copy.json("models/metadata.json")["commit"] == copy.run("git", "rev-parse", "HEAD").strip()
     assert copy.model() != clone.model()
 
 

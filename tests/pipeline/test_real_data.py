@@ -22,7 +22,7 @@ def real(real_data, tmp_path_factory) -> Workspace:
 
 def test_the_data_set_is_the_published_one(real):
     dataset = real.json("data/processed/dataset.json")
-    assert dataset["title"] == "CIFAR-10" and dataset["used"] == dataset["asked"]
+    assert dataset["title"] == "CIFAR-10" and dataset["effective"] == dataset["requested"]
     assert dataset["sizes"] == {"train": 45000, "val": 5000, "test": 10000}
     assert dataset["classes"] == CLASSES and dataset["shape"] == [32, 32, 3]
     # As published over all 50,000 training images; here without the 5,000 that are held back.

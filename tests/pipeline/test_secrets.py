@@ -55,9 +55,9 @@ def test_no_secret_is_in_what_the_stages_say_or_write(secretive: Workspace, monk
     said += secretive.train("seed=5", f"data.mirrors=[http://me:{TYPED}@127.0.0.1:9/a.tar.gz]")
     said += secretive.run("python", "src/evaluate.py", f"data.mirrors=[http://me:{TYPED}@127.0.0.1:9/a.tar.gz]")
     assert (secretive.root / "reports" / "report.html").is_file()
-    picture, answers = "reports/confusion.png", "answers.csv"
-    said += secretive.run("python", "src/predict.py", picture)
-    said += secretive.run("python", "src/predict.py", "--csv", answers, picture)
+    image, answers = "reports/confusion.png", "answers.csv"
+    said += secretive.run("python", "src/predict.py", image)
+    said += secretive.run("python", "src/predict.py", "--csv", answers, image)
     assert in_words(said) == []
     assert found_in(secretive) == []
     # The command is there, and what it held is not.

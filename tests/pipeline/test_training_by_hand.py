@@ -36,13 +36,13 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     assert copy.model() == weights
     first, second = copy.runs()
     assert second.info.status == "FINISHED"
-    assert second.data.tags["identity"] == first.data.tags["identity"]
+    assert second.data.tags["fingerprint"] == first.data.tags["fingerprint"]
     assert copy.json("models/run.json")["id"] == second.info.run_id
     for key in ("train/loss", "val/accuracy", "lr", "images_per_second"):
         assert copy.logged(second, key) == list(range(1, EPOCHS + 1))
     for key in ("train/loss", "val/accuracy"):
         values = [
-            [point.value for point in copy.mlflow.get_metric_history(run.info.run_id, key)] for run in (first, second)
+            [trial.value for trial in copy.mlflow.get_metric_history(run.info.run_id, key)] for run in (first, second)
         ]
         assert values[0] == values[1]
 

@@ -33,7 +33,7 @@ def edited(clone, tmp_path_factory) -> dict[str, tuple[Workspace, Command]]:
     folder = tmp_path_factory.mktemp("edited")
     edits = {
         "not chosen": (["repro"], "conf/optimizer/adam.yaml", "lr: 0.001", "lr: 0.002"),
-        "evaluation": (["repro", "configure"], "conf/evaluate/default.yaml", "bins: 15", "bins: 10"),
+        "evaluation": (["repro", "configure"], "conf/evaluation/default.yaml", "bins: 15", "bins: 10"),
         "other data": (["repro", "preprocess"], "params.yaml", "data: null", "data: digits"),
     }
     copies = {name: clone.copy(folder / name) for name in edits}
@@ -98,5 +98,5 @@ def test_dvc_shows_metrics_plots_and_the_graph(clone, tmp_path):
         assert title in page
     for data in ("train/loss", "val/accuracy", "predicted", "actual"):
         assert data in page
-    for picture in ("learning_curves", "confusion", "filters"):
-        assert f"{picture}.png" in page
+    for image in ("learning_curves", "confusion", "filters"):
+        assert f"{image}.png" in page

@@ -47,7 +47,7 @@ def test_the_recipes_for_ones_own_network_optimizer_loss_and_data_train(ours: Wo
     assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
     assert run.data.tags["dataset"] == "stripes"
     assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
-    facts = ours.json("models/training.json")
+    facts = ours.json("models/metadata.json")
     assert facts["classes"] == ["upright", "lying"]
     launcher = ours.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
     assert "SlurmLauncher" in launcher and "partition: night" in launcher

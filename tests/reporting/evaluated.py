@@ -17,7 +17,7 @@ HISTORY = pd.DataFrame({
     "val/loss": [1.9, 1.4, 1.6], "val/accuracy": [0.25, 0.45, 0.4], "lr": [0.1, 0.1, 0.1],
 })  # fmt: skip
 FACTS = {
-    "identity": "0123456789abcdef",
+    "fingerprint": "0123456789abcdef",
     "commit": "c0ffee1" + 33 * "0",
     "epochs": 3,
     "best_epoch": 2,
@@ -42,18 +42,18 @@ def evaluation(images: int = 300, classes: int = 4, size: int = 8, **others: Any
     names = [f"class {number}" for number in range(classes)]
     answers = Predictions(names, labels, predictions, confidence)
     dataset = {
-        "name": "drawn", "title": "drawn pictures", "source": "a random generator", "fallback": False,
+        "name": "drawn", "title": "drawn images", "source": "a random generator", "fallback": False,
         "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
     }  # fmt: skip
     metrics = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
     metrics |= {"parameters": 62006, "checkpoint": "last", "dataset": dataset}
-    places = answers.telling(2)
+    places = answers.examples_to_explain(2)
     made = Evaluation(
         run={"id": "a1b2c3", "name": "adam-cross_entropy-7"},
         facts=FACTS,
         metrics=metrics,
-        caption="drawn pictures",
-        answers=answers,
+        caption="drawn images",
+        predictions=answers,
         images=generator.integers(0, 256, (images, size, size, 3), np.uint8),
         history=HISTORY,
         filters=generator.normal(size=(6, 3, 5, 5)),

@@ -36,6 +36,6 @@ def test_orange_speaks_for_the_answer_and_blue_against_it() -> None:
     assert np.ptp(drawn[2:], axis=(0, 1, 2)) == 0  # what says nothing stays grey
 
 
-def test_no_evidence_leaves_a_grey_picture() -> None:
+def test_no_evidence_leaves_a_grey_image() -> None:
     drawn = attribution_overlay(np.full((1, 4, 4, 1), 128, np.uint8), np.zeros((1, 4, 4)))
     assert drawn.shape == (1, 4, 4, 3) and len(np.unique(drawn)) == 1

@@ -1,4 +1,4 @@
-"""Ranking and grouping a sweep's points, against plain formulas; and what is written and printed of them."""
+"""Ranking and grouping a sweep's trials, against plain formulas; and what is written and printed of them."""
 
 import csv
 import html
@@ -19,7 +19,7 @@ from cifar_pipeline.reporting.sweep_report import figure, print_comparison, swee
 NAN = float("nan")
 
 
-def point(name: str, accuracy: float = NAN, status: str = "FINISHED", **others: Any) -> dict[str, Any]:
+def trial(name: str, accuracy: float = NAN, status: str = "FINISHED", **others: Any) -> dict[str, Any]:
     known = status == "FINISHED"
     return {
         "run_id": f"run-{name}", "name": name, "status": status, "reason": "", "reused": False,
@@ -35,14 +35,14 @@ def sweep(*points: dict[str, Any], swept: tuple[str, ...] = ("optimizer",), **ot
 def over_seeds() -> Comparison:
     """Three optimizers, three seeds each: all well, one seed lost, all lost. Listed worst first."""
     points = [
-        point(f"muon-{seed}", status="FAILED", reason="The loss is NaN.", optimizer="muon", seed=str(seed))
+        trial(f"muon-{seed}", status="FAILED", reason="The loss is NaN.", optimizer="muon", seed=str(seed))
         for seed in range(3)
     ]
     accuracies = {"sgd": (0.51, 0.55, 0.5), "adam": (0.61, NAN, 0.64)}
     for optimizer, values in accuracies.items():
         for seed, value in enumerate(values):
             lost = {"status": "FAILED", "reason": "out of\nmemory | here"} if math.isnan(value) else {}
-            points.append(point(f"{optimizer}-{seed}", value, optimizer=optimizer, seed=str(seed), **lost))
+            points.append(trial(f"{optimizer}-{seed}", value, optimizer=optimizer, seed=str(seed), **lost))
     return sweep(*points, swept=("optimizer", "seed"))
 
 
@@ -55,12 +55,12 @@ def drawn(comparison: Comparison, width: int = 100) -> str:
 def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
     table = leaderboard(
         sweep(
-            point("failed", 0.9, "FAILED", optimizer="failed"),
-            point("a", 0.5, optimizer="a"),
-            point("nan", NAN, optimizer="nan"),
-            point("b", 0.7, optimizer="b"),
-            point("running", 0.95, "RUNNING", optimizer="running"),
-            point("infinite", math.inf, optimizer="infinite"),
+            trial("failed", 0.9, "FAILED", optimizer="failed"),
+            trial("a", 0.5, optimizer="a"),
+            trial("nan", NAN, optimizer="nan"),
+            trial("b", 0.7, optimizer="b"),
+            trial("running", 0.95, "RUNNING", optimizer="running"),
+            trial("infinite", math.inf, optimizer="infinite"),
         )
     )
     assert list(table["optimizer"]) == ["b", "a", "failed", "nan", "running", "infinite"]
@@ -70,16 +70,16 @@ def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
 
 
 def test_the_lower_loss_is_the_better() -> None:
-    comparison = sweep(point("a", 0.5, optimizer="a"), point("b", 0.7, optimizer="b"), metric="val/loss")
+    comparison = sweep(trial("a", 0.5, optimizer="a"), trial("b", 0.7, optimizer="b"), metric="val/loss")
     assert list(leaderboard(comparison)["optimizer"]) == ["b", "a"]
-    worse = point("c", 0.9, optimizer="c") | {"val/loss": 9.0}
-    best = winner(sweep(worse, point("a", 0.5, optimizer="a"), metric="val/loss"))
+    worse = trial("c", 0.9, optimizer="c") | {"val/loss": 9.0}
+    best = winner(sweep(worse, trial("a", 0.5, optimizer="a"), metric="val/loss"))
     assert best is not None and best["optimizer"] == "a"
 
 
 def test_equals_share_a_rank_and_the_first_listed_wins() -> None:
     comparison = sweep(
-        *(point(name, value, optimizer=name) for name, value in zip("abcd", (0.5, 0.7, 0.7, 0.6), strict=True))
+        *(trial(name, value, optimizer=name) for name, value in zip("abcd", (0.5, 0.7, 0.7, 0.6), strict=True))
     )
     table = leaderboard(comparison)
     assert list(zip(table["name"], table["rank"], strict=True)) == [("b", 1), ("c", 1), ("d", 3), ("a", 4)]
@@ -89,8 +89,8 @@ def test_equals_share_a_rank_and_the_first_listed_wins() -> None:
 
 def test_means_that_differ_in_the_order_of_the_seeds_only_are_equal() -> None:
     values = (0.1, 0.2, 0.3, 0.7)
-    first = [point(f"a{i}", v, optimizer="a", seed=str(i)) for i, v in enumerate(values)]
-    second = [point(f"b{i}", v, optimizer="b", seed=str(i)) for i, v in enumerate(reversed(values))]
+    first = [trial(f"a{i}", v, optimizer="a", seed=str(i)) for i, v in enumerate(values)]
+    second = [trial(f"b{i}", v, optimizer="b", seed=str(i)) for i, v in enumerate(reversed(values))]
     assert list(leaderboard(sweep(*first, *second, swept=("optimizer", "seed")))["rank"]) == [1, 1]
 
 
@@ -99,7 +99,7 @@ def test_groups_over_seeds_have_mean_sample_deviation_and_number() -> None:
     table = leaderboard(comparison).set_index("optimizer")
     assert list(table.index) == ["adam", "sgd", "muon"]
     for optimizer in ("adam", "sgd"):
-        points = comparison.points[comparison.points["optimizer"] == optimizer]
+        points = comparison.trials[comparison.trials["optimizer"] == optimizer]
         for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss"):
             values = [float(value) for value in points[metric] if not math.isnan(value)]
             mean = sum(values) / len(values)
@@ -107,36 +107,36 @@ def test_groups_over_seeds_have_mean_sample_deviation_and_number() -> None:
             assert table.loc[optimizer, metric] == pytest.approx(mean, abs=1e-15)
             assert table.loc[optimizer, f"{metric} std"] == pytest.approx(deviation, abs=1e-15)
             assert table.loc[optimizer, f"{metric} n"] == len(values)
-    assert list(table["points"]) == [3, 3, 3]
+    assert list(table["trials"]) == [3, 3, 3]
     assert list(table["finished"]) == [2, 3, 0]
     assert list(table["failed"]) == [1, 0, 3]
     assert list(table["rank"].isna()) == list(table["val/accuracy"].isna()) == [False, False, True]
 
 
 def test_the_winner_is_the_best_mean_and_of_it_the_first_seed_that_finished() -> None:
-    lost = point("a-2", status="FAILED", optimizer="a", seed="2")
-    a = [point(f"a-{seed}", value, optimizer="a", seed=seed) for seed, value in (("7", 0.6), ("1", 0.62))]
-    lucky = [point(f"b-{seed}", value, optimizer="b", seed=seed) for seed, value in (("7", 0.9), ("1", 0.2))]
+    lost = trial("a-2", status="FAILED", optimizer="a", seed="2")
+    a = [trial(f"a-{seed}", value, optimizer="a", seed=seed) for seed, value in (("7", 0.6), ("1", 0.62))]
+    lucky = [trial(f"b-{seed}", value, optimizer="b", seed=seed) for seed, value in (("7", 0.9), ("1", 0.2))]
     best = winner(sweep(lost, *lucky, *a, swept=("optimizer", "seed")))
     assert best is not None
     assert (best["optimizer"], best["seed"], best["run_id"]) == ("a", "7", "run-a-7")
 
 
 def test_the_seed_alone_is_one_group() -> None:
-    comparison = sweep(*(point(str(i), v, seed=str(i)) for i, v in enumerate((0.5, 0.6))), swept=("seed",))
+    comparison = sweep(*(trial(str(i), v, seed=str(i)) for i, v in enumerate((0.5, 0.6))), swept=("seed",))
     table = leaderboard(comparison)
     assert len(table) == 1 and table["val/accuracy"][0] == pytest.approx(0.55)
     assert "55.00 ± 7.07 % (2)" in drawn(comparison) and "0, 1" in drawn(comparison)
 
 
 def test_a_run_that_the_sweep_met_twice_counts_once() -> None:
-    twice = point("a", 0.5, optimizer="a", seed="0")
-    table = leaderboard(sweep(twice, twice, point("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
+    twice = trial("a", 0.5, optimizer="a", seed="0")
+    table = leaderboard(sweep(twice, twice, trial("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
     assert table["val/accuracy n"][0] == 2 and table["val/accuracy"][0] == pytest.approx(0.55)
 
 
 def test_nothing_finished_has_no_winner() -> None:
-    assert winner(sweep(point("a", status="FAILED", optimizer="a"), point("b", NAN, optimizer="b"))) is None
+    assert winner(sweep(trial("a", status="FAILED", optimizer="a"), trial("b", NAN, optimizer="b"))) is None
     assert winner(sweep(swept=())) is None
 
 
@@ -155,21 +155,21 @@ def test_table_fits_and_says_it_all() -> None:
 def test_numbers_are_never_broken_in_a_wide_table() -> None:
     swept = ("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "data.batch_size")
     values: dict[str, Any] = dict(zip(swept, ("0.00123456789012345", "0.987654321", "0.0005", "64"), strict=True))
-    failed = point("b", status="FAILED", reason="because of " + 30 * "many words ", **values)
-    page = drawn(sweep(point("a", 0.6234, **values), failed, swept=swept))
+    failed = trial("b", status="FAILED", reason="because of " + 30 * "many words ", **values)
+    page = drawn(sweep(trial("a", 0.6234, **values), failed, swept=swept))
     assert max(map(len, page.splitlines())) <= 100
     for cell in ("0.001235", "0.9877", "0.0005", "62.34 %", "weight_decay", "batch_size", "1 min 00 s", "0.7532"):
         assert cell in page
 
 
-def test_reused_points_are_marked() -> None:
-    comparison = sweep(point("a", 0.5, optimizer="a", reused=True), point("b", 0.4, optimizer="b"))
+def test_reused_trials_are_marked() -> None:
+    comparison = sweep(trial("a", 0.5, optimizer="a", reused=True), trial("b", 0.4, optimizer="b"))
     assert drawn(comparison).count("reused") == 1
     assert "finished, reused" in to_markdown(comparison)
 
 
 def test_markup_and_bars_in_values_are_kept_as_they_are() -> None:
-    comparison = sweep(point("a", 0.5, optimizer="[red]x|y[/red]"))
+    comparison = sweep(trial("a", 0.5, optimizer="[red]x|y[/red]"))
     assert "[red]x|y[/red]" in drawn(comparison)
     assert "**[red]x\\|y[/red]**" in to_markdown(comparison)
 
@@ -185,12 +185,12 @@ def test_markdown_has_the_ranking_and_each_failure() -> None:
     assert sum(line.startswith("- ") for line in lines) == 4
 
 
-def test_csv_has_every_point_in_full() -> None:
+def test_csv_has_every_trial_in_full() -> None:
     comparison = over_seeds()
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
-    assert [row["name"] for row in rows] == list(comparison.points["name"])
+    assert [row["name"] for row in rows] == list(comparison.trials["name"])
     assert [row["seed"] for row in rows] == list("012" * 3)
-    for row, value in zip(rows, comparison.points["train/accuracy"], strict=True):
+    for row, value in zip(rows, comparison.trials["train/accuracy"], strict=True):
         assert (float(row["train/accuracy"]) == value) if row["train/accuracy"] else np.isnan(value)
     assert list(rows[0])[:5] == ["name", "optimizer", "seed", "status", "reason"]
 
@@ -198,7 +198,7 @@ def test_csv_has_every_point_in_full() -> None:
 def test_written_twice_gives_equal_bytes(tmp_path: Path) -> None:
     epochs = pd.DataFrame({"epoch": [1, 2], "val/accuracy": [0.3, 0.5]})
     comparison = over_seeds()
-    comparison.histories.update(dict.fromkeys(comparison.points["run_id"], epochs))
+    comparison.histories.update(dict.fromkeys(comparison.trials["run_id"], epochs))
     names = ["comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"]
     for folder in ("one", "two"):
         assert write(comparison, tmp_path / folder) == [tmp_path / folder / name for name in names]
@@ -207,14 +207,14 @@ def test_written_twice_gives_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_prints_a_sentence_for_each_failed_point(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_a_sentence_for_each_failed_trial(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(
         sweep(
-            point("a", 0.5, optimizer="a"),
-            point("b", status="FAILED", reason="The loss is NaN.", optimizer="b"),
-            point("c", status="KILLED", optimizer="c"),
-            point("", status="FAILED", reason="it never began", optimizer="d", run_id=""),
-            point("e", status="RUNNING", optimizer="e"),
+            trial("a", 0.5, optimizer="a"),
+            trial("b", status="FAILED", reason="The loss is NaN.", optimizer="b"),
+            trial("c", status="KILLED", optimizer="c"),
+            trial("", status="FAILED", reason="it never began", optimizer="d", run_id=""),
+            trial("e", status="RUNNING", optimizer="e"),
         )
     )
     lines = capsys.readouterr().out.splitlines()
@@ -227,7 +227,7 @@ def test_prints_a_sentence_for_each_failed_point(capsys: pytest.CaptureFixture[s
 
 def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None:
     comparison = over_seeds()
-    page = sweep_page(comparison, {"Points": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
+    page = sweep_page(comparison, {"Trials": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
     words = html.unescape(page)
     assert "<b>62.50 ± 2.12 % (2)</b>validation accuracy of the best: optimizer=adam" in page
     assert "dvc exp run -S optimizer=adam && echo '<b>'" in words and "echo '<b>'" not in page
@@ -239,12 +239,12 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
     for sentence in ("adam-1 failed: out of memory | here.", "muon-0 failed: The loss is NaN."):
         assert f"<li>{sentence}</li>" in page
     assert (
-        "Points. Validation accuracy from the best, optimizer=adam with 62.50 ± 2.12 % (2), to the last, optimizer=sgd "
+        "Trials. Validation accuracy from the best, optimizer=adam with 62.50 ± 2.12 % (2), to the last, optimizer=sgd "
         "with 52.00 ± 2.65 % (3)." in page
     )
 
 
-def test_the_page_of_a_sweep_without_a_finished_point_says_so() -> None:
-    page = sweep_page(sweep(point("a", status="KILLED", optimizer="a")), {}, "")
-    assert "No point has finished: there is none to choose." in page and "a was killed, and left no reason." in page
+def test_the_page_of_a_sweep_without_a_finished_trial_says_so() -> None:
+    page = sweep_page(sweep(trial("a", status="KILLED", optimizer="a")), {}, "")
+    assert "No trial has finished: there is none to choose." in page and "a was killed, and left no reason." in page
     assert 'id="command"' not in page

@@ -20,7 +20,7 @@ NAN = float("nan")
 
 
 def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **others: Any) -> Comparison:
-    """Make a comparison from each point's values and its accuracy, or its status where it has none."""
+    """Make a comparison from each trial's values and its accuracy, or its status where it has none."""
     points, histories = [], {}
     for place, (values, result) in enumerate(results.items()):
         accuracy, status = (NAN, result) if isinstance(result, str) else (result, "FINISHED")
@@ -34,7 +34,7 @@ def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **others: 
 
 
 def words(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
+    return [text.get_text() for text in axes.metadata]
 
 
 def ticks(axes: Axes) -> tuple[list[str], list[str]]:
@@ -56,7 +56,7 @@ def test_two_choices_make_a_heat_map() -> None:
     results: dict[tuple[str, ...], float | str] = {("sgd", "mse"): 0.456, ("sgd", "ce"): 0.5, ("adam", "mse"): "FAILED"}
     axes = drawn(figure(sweep(("optimizer", "loss"), results)))
     assert ticks(axes) == (["mse", "ce"], ["sgd", "adam"])
-    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.texts}
+    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.metadata}
     assert placed == {(0, 0): "45.6", (1, 0): "50.0", (0, 1): "failed"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("loss", "optimizer")
     framed = [patch.get_x() for patch in axes.patches if patch.get_linewidth() > 2]  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def test_a_heat_maps_numbers_are_in_order_whatever_the_sweeps() -> None:
 
 def test_the_darkest_cell_has_the_lowest_loss() -> None:
     comparison = sweep(("a", "b"), {("x", "y"): 0.2, ("x", "z"): 0.6, ("w", "y"): 0.4, ("w", "z"): 0.3})
-    cells = drawn(figure(Comparison(comparison.title, comparison.points, ("a", "b"), metric="val/loss"))).patches
+    cells = drawn(figure(Comparison(comparison.title, comparison.trials, ("a", "b"), metric="val/loss"))).patches
     brightness = [sum(to_rgb(cell.get_facecolor())) for cell in cells if cell.get_linewidth() == 0]
     assert brightness == sorted(brightness)  # best first
 
@@ -227,7 +227,7 @@ def test_sweeps_of_odd_shapes_are_drawn_within_the_figure(
         drawn(curves(comparison))
 
 
-def test_a_sweep_without_points_or_epochs_says_so(tmp_path: Path) -> None:
+def test_a_sweep_without_trials_or_epochs_says_so(tmp_path: Path) -> None:
     empty = Comparison("nothing", pd.DataFrame(), ("optimizer",))
     assert len(write(empty, tmp_path)) == 5
     unbegun = {"run_id": "", "name": "", "status": "FAILED", "reason": "it never began", "optimizer": "sgd"}

@@ -8,7 +8,7 @@ from cifar_pipeline.reporting.plots import confusion_figure
 
 
 def cells(axes: Axes) -> dict[tuple[int, int], str]:
-    places = {text.get_position(): text.get_text() for text in axes.texts}
+    places = {text.get_position(): text.get_text() for text in axes.metadata}
     return {(int(row), int(column)): text for (column, row), text in places.items()}
 
 
@@ -40,8 +40,8 @@ def test_names_and_numbers_neither_overlap_nor_leave_the_figure(number: int) -> 
     box = axes.get_tightbbox()
     assert box is not None and box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
     cell = axes.get_window_extent().height / number
-    numbers = axes.texts[0].get_window_extent()
+    numbers = axes.metadata[0].get_window_extent()
     assert numbers.width <= cell and numbers.height <= cell
     assert all(text.get_window_extent().height <= cell for text in axes.get_yticklabels())
     assert all(text.get_window_extent().width <= cell for text in axes.get_xticklabels())
-    assert min(float(text.get_fontsize()) for text in axes.texts) >= 6
+    assert min(float(text.get_fontsize()) for text in axes.metadata) >= 6

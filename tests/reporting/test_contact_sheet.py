@@ -10,7 +10,7 @@ from cifar_pipeline.reporting.image_figures import contact_sheet
 
 
 def numbered(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture i is all of level i."""
+    """Image i is all of level i."""
     images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     return images, np.arange(count) % classes
 
@@ -55,7 +55,7 @@ def test_classes_that_do_not_fill_the_last_panel_leave_it_white() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 4), (6, 4, 4, 1), (6, 4, 6, 3)])
-def test_grey_and_oblong_pictures_are_shown(shape: tuple[int, ...]) -> None:
+def test_grey_and_oblong_images_are_shown(shape: tuple[int, ...]) -> None:
     figure = contact_sheet(np.zeros(shape, np.uint8), np.arange(6) % 2, ["cat", "dog"], "digits")
     assert levels(figure, 2, 3) == [[0, 0, 0]] * 2
 
@@ -70,6 +70,6 @@ def test_memory_mapped_images_are_read_where_needed(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_of_floats_are_refused() -> None:
+def test_images_of_floats_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         contact_sheet(np.zeros((2, 4, 4, 3)), np.array([0, 1]), ["cat", "dog"], "digits")

@@ -45,9 +45,9 @@ def test_every_title_names_the_data(name: str) -> None:
 
 def test_the_file_says_nothing_of_when_or_by_what_it_was_made(tmp_path: Path) -> None:
     save(new_figure(6, 2, TITLE), tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert not {"Software", "Creation Time", "date"} & set(picture.info)
-        assert picture.size == (900, 300)
+    with Image.open(tmp_path / "a.png") as image:
+        assert not {"Software", "Creation Time", "date"} & set(image.info)
+        assert image.size == (900, 300)
 
 
 def test_threads_draw_the_same_as_one(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_threads_draw_the_same_as_one(tmp_path: Path) -> None:
     assert {path.read_bytes() for path in tmp_path.glob("*.png")} == {(tmp_path / "alone.png").read_bytes()}
 
 
-def test_a_failed_save_leaves_the_old_picture(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_the_old_image(tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
     save(new_figure(6, 2, TITLE), path)
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Filters as pictures on one scale."""
+"""Filters as images on one scale."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def test_the_scale_is_common_and_symmetric() -> None:
 @pytest.mark.parametrize(
     ("shape", "rows", "columns", "says"),
     [
-        ((6, 3, 5, 5), 1, 6, "a colour picture"),
-        ((64, 3, 3, 3), 4, 16, "a colour picture"),
+        ((6, 3, 5, 5), 1, 6, "a colour image"),
+        ((64, 3, 3, 3), 4, 16, "a colour image"),
         ((7, 1, 5, 5), 1, 7, "a grey plane"),
         ((13, 1, 5, 5), 2, 8, "a grey plane"),
         ((24, 12, 2, 2), 12, 24, "a column of grey planes"),
@@ -55,7 +55,7 @@ def test_filters_of_nothing_but_zeros_are_grey() -> None:
 
 def test_a_network_without_filters_says_so() -> None:
     figure = first_layer_figure(np.zeros((0, 3, 1, 1)), "LeNet on digits")
-    assert [text.get_text() for text in figure.axes[0].texts] == [
+    assert [text.get_text() for text in figure.axes[0].metadata] == [
         "No filters: the network's first layer is no convolution."
     ]
 

@@ -16,11 +16,11 @@ from cifar_pipeline.reporting.sweep_comparison import shorten_value
 NAMES = ["\x1b[31mred\x07", r"$x_1$ \alpha $", "\udcff\u202e"]
 SHOWN = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]
 LABELS, ANSWERS = np.array([0, 1, 2]), np.array([1, 2, 0])
-PICTURES = np.zeros((3, 4, 4, 3), np.uint8)
+IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
 FIGURES = {
-    "samples": lambda: contact_sheet(PICTURES, LABELS, NAMES, NAMES[0]),
+    "samples": lambda: contact_sheet(IMAGES, LABELS, NAMES, NAMES[0]),
     "confusion": lambda: confusion_figure(LABELS, ANSWERS, NAMES, NAMES[0]),
-    "mistakes": lambda: error_figure(PICTURES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
+    "mistakes": lambda: error_figure(IMAGES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
 }
 
 

@@ -16,7 +16,7 @@ def answers(confidence: list[float], right: list[int]) -> Predictions:
 @pytest.mark.parametrize("images", [40, 300, 2000])
 def test_the_diagrams_error_is_that_of_metrics_json(images: int) -> None:
     made = evaluation(images)
-    assert reliability(made.answers, 15).error == pytest.approx(made.metrics["test"]["calibration_error"], abs=1e-6)
+    assert reliability(made.predict, 15).error == pytest.approx(made.metrics["test"]["calibration_error"], abs=1e-6)
 
 
 def test_each_answer_is_in_its_bin() -> None:
@@ -29,7 +29,7 @@ def test_each_answer_is_in_its_bin() -> None:
 
 @pytest.mark.parametrize(("right", "sign"), [([0, 0, 1], 1), ([1, 1, 1], -1)])
 def test_too_sure_is_above_zero(right: list[int], sign: int) -> None:
-    assert np.sign(reliability(answers([0.9, 0.9, 0.9], right), 15).excess) == sign
+    assert np.sign(reliability(answers([0.9, 0.9, 0.9], right), 15).overconfidence) == sign
 
 
 def test_the_diagram_draws_accuracy_above_and_numbers_below() -> None:

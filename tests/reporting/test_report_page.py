@@ -1,4 +1,4 @@
-"""The report page: it says what was measured, stands alone, and is readable without its pictures."""
+"""The report page: it says what was measured, stands alone, and is readable without its images."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ from cifar_pipeline.reporting.plots import learning_curve
 
 
 class Read(HTMLParser):
-    """A page as tags, and as the words that are left when pictures are off."""
+    """A page as tags, and as the words that are left when images are off."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_the_report_says_the_numbers_of_metrics_json(made: Evaluation, page: str
     words, test = Read(page).words, made.metrics["test"]
     for key in ("accuracy", "top3_accuracy", "calibration_error"):
         assert f"{100 * test[key]:.2f} %" in words, key
-    low, high = wilson_interval(int(made.answers.right.sum()), 300)
+    low, high = wilson_interval(int(made.predict.correct.sum()), 300)
     assert f"95 % interval {100 * low:.2f} % to {100 * high:.2f} %" in words
     for name, row in made.metrics["per_class"].items():
         said = f"{name} {100 * row['recall']:.1f} % {100 * row['precision']:.1f} % {row['f1']:.3f} {row['support']}"
@@ -87,7 +87,7 @@ def test_the_report_says_the_recipe_and_where_everything_comes_from(made: Evalua
 def test_the_confusion_matrix_is_a_table_of_the_answers(made: Evaluation, page: str) -> None:
     rows = " ".join(
         f"{name} " + " ".join(f"{100 * count / sum(counts):.0f}" for count in counts)
-        for name, counts in zip(made.answers.classes, made.answers.counts(), strict=True)
+        for name, counts in zip(made.predict.classes, made.predict.confusion_matrix(), strict=True)
     )
     assert rows in Read(page).words
 
@@ -102,9 +102,9 @@ def test_a_few_images_of_many_are_not_none() -> None:
     ]  # fmt: skip
 
 
-def test_many_classes_make_a_picture() -> None:
+def test_many_classes_make_a_image() -> None:
     made = evaluation(images=200, classes=21)
-    found = confusion_table(made.answers, made.caption)
+    found = confusion_table(made.predict, made.caption)
     assert not found.rows and found.source.startswith("data:image/png;") and len(found.most) == 5
 
 
@@ -122,7 +122,7 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     assert anchors == {f"#{attributes['id']}" for tag, attributes in tags if tag == "section"}
 
 
-def test_without_its_pictures_the_report_says_what_they_show(made: Evaluation, page: str) -> None:
+def test_without_its_images_the_report_says_what_they_show(made: Evaluation, page: str) -> None:
     found = Read(page)
     pictures = [attributes["alt"] for tag, attributes in found.tags if tag == "img"]
     assert len(pictures) == 2 + 1 + 5 + 2 * 4 + 6 and all(pictures)
@@ -131,7 +131,7 @@ def test_without_its_pictures_the_report_says_what_they_show(made: Evaluation, p
         "validation accuracy is 45.0 %, in epoch 2." in pictures
     )
     assert "Loss over epochs 1 to 3: training from 2.000 to 1.000; validation from 1.900 to 1.600." in pictures
-    confidence, right = made.answers.confidence, made.answers.right
+    confidence, right = made.predict.confidence, made.predict.correct
     sure = confidence >= 14 / 15
     said = f"of {sure.sum()} answers given with 93 to 100 %, {100 * right[sure].mean():.0f} % are right"
     assert any(said in str(words) for words in pictures)
@@ -148,20 +148,20 @@ def test_the_same_evaluation_gives_the_same_bytes(page: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("side", "kind"), [(32, "png"), (160, "png"), (161, "jpeg"), (400, "jpeg")])
-def test_large_pictures_are_brought_to_the_size_that_is_shown(side: int, kind: str) -> None:
+def test_large_images_are_brought_to_the_size_that_is_shown(side: int, kind: str) -> None:
     source = image_uri(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     assert source.startswith(f"data:image/{kind};") and len(source) < 120_000
 
 
 def test_a_report_with_nothing_to_show_says_why() -> None:
     nothing = np.zeros(0, np.int64)
-    made = evaluation(filters=None, attributions=AttributionMaps(nothing, None), facts={"identity": "0"})
-    perfect = dataclasses.replace(made.answers, predictions=made.answers.labels)
+    made = evaluation(filters=None, attributions=AttributionMaps(nothing, None), facts={"fingerprint": "0"})
+    perfect = dataclasses.replace(made.predict, predictions=made.predict.labels)
     dataset = made.metrics["dataset"] | {"fallback": True, "title": "digits"}
     words = read(dataclasses.replace(made, answers=perfect, metrics=made.metrics | {"dataset": dataset})).words
     assert "No mistakes: all 300 images are recognised." in words
     assert "No image is taken for another class than its own." in words
-    assert "No picture was asked for (evaluate.attributions)." in words
+    assert "No image was asked for (evaluation.num_attributions)." in words
     assert "The network's first layer is no convolution" in words
     assert "The training left no word about its recipe" in words
     assert "There is no published result to compare with" in words

@@ -30,10 +30,10 @@ def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: 
     mlflow.set_tracking_uri(before)
 
 
-def measured(identity: str, accuracy: float, dataset: str, *overrides: str) -> None:
+def measured(fingerprint: str, accuracy: float, dataset: str, *overrides: str) -> None:
     config = result_config(compose_config(list(overrides)))
     data = {"name": dataset, "hash": "0" * 64, "source": "somebody"}
-    with training_run(identity, identity, config, data) as opened:
+    with training_run(fingerprint, fingerprint, config, data) as opened:
         opened.tag({"device": "cpu, 2 threads", "processor": "abacus"})
         opened.log_metrics({"test/accuracy": accuracy})
 

@@ -99,7 +99,7 @@ def test_a_git_clone_is_told_how_to_have_the_published_results_back(root: Path) 
 def test_a_project_below_the_top_of_its_repository_is_told_so_too(root: Path) -> None:
     fall_back(root)
     commit_all(root)
-    project = root / "projects" / "pictures"
+    project = root / "projects" / "images"
     shutil.copytree(root / "reports", project / "reports")
     assert "`git restore dvc.lock reports`" in run(project).stdout
 

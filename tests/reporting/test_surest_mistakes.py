@@ -32,7 +32,7 @@ def test_surest_first_and_only_the_wrong() -> None:
     assert captions(10, columns=3) == captions(10)
 
 
-def test_each_caption_has_its_own_picture_and_equals_keep_their_order() -> None:
+def test_each_caption_has_its_own_image_and_equals_keep_their_order() -> None:
     figure = error_figure(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, 4, "LeNet on digits")
     assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [0, 3, 4, 2]  # type: ignore[union-attr]
 
@@ -54,11 +54,11 @@ def test_many_equally_sure_ones_keep_their_order() -> None:
 )
 def test_nothing_to_show_is_said(predictions: np.ndarray, count: int, says: str, tmp_path: Path) -> None:
     figure = error_figure(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
-    assert [text.get_text() for text in figure.axes[0].texts] == [says]
+    assert [text.get_text() for text in figure.axes[0].metadata] == [says]
     save(figure, tmp_path / "none.png", dpi=50)
 
 
-def test_grey_pictures_and_long_names_fit() -> None:
+def test_grey_images_and_long_names_fit() -> None:
     grey, names = IMAGES[..., :1], ["an uncommonly long name of a class"] * 3
     figure = error_figure(
         grey.repeat(8, 0), LABELS.repeat(8), PREDICTIONS.repeat(8), PROBABILITIES.repeat(8), names, 24, ""

@@ -26,14 +26,14 @@ def children(workspace: Workspace, parent: Run) -> list[Run]:
     return [run for run in workspace.runs() if run.data.tags.get(PARENT) == parent.info.run_id]
 
 
-def points(parent: Run) -> list[str]:
-    """The run id of each point, in their order."""
-    return [json.loads(text)["run"] for key, text in sorted(parent.data.tags.items()) if key.startswith("point.")]
+def trials(parent: Run) -> list[str]:
+    """The run id of each trial, in their order."""
+    return [json.loads(text)["run"] for key, text in sorted(parent.data.tags.items()) if key.startswith("trial.")]
 
 
 def in_order(workspace: Workspace, parent: Run) -> list[Run]:
-    """The run of each point, in their order, whichever began first."""
-    return [workspace.mlflow.get_run(run_id) for run_id in points(parent)]
+    """The run of each trial, in their order, whichever began first."""
+    return [workspace.mlflow.get_run(run_id) for run_id in trials(parent)]
 
 
 def rows(workspace: Workspace, parent: Run) -> list[dict[str, str]]:
@@ -46,7 +46,7 @@ def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
 
 
 def trained(said: str) -> list[int]:
-    """The number of each point that was trained from its first epoch on."""
+    """The number of each trial that was trained from its first epoch on."""
     return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", said, re.MULTILINE)]
 
 
@@ -55,7 +55,7 @@ def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> No
     sweep = the_sweep(workspace)
     jobs = children(workspace, sweep)
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
-    assert {job.info.run_id for job in jobs} == set(points(sweep)) and len(jobs) == count
+    assert {job.info.run_id for job in jobs} == set(trials(sweep)) and len(jobs) == count
     for metric in ("train/loss", "val/accuracy", "lr"):
         assert [workspace.logged(job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
     numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}

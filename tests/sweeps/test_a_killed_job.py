@@ -1,4 +1,4 @@
-"""A job of submitit's that is killed costs a sweep its own point only, and the same command typed again finishes it."""
+"""A job of submitit's that is killed costs a sweep its own trial only, and the same command typed again finishes it."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class KilledJob:
 
 
 def jobs_of(sweep: Command) -> list[psutil.Process]:
-    """The processes in which submitit trains points, without those that watch over them."""
+    """The processes in which submitit trains trials, without those that watch over them."""
     found = []
     for process in psutil.Process(sweep.process.pid).children(recursive=True):
         try:
@@ -58,7 +58,7 @@ def scenario_killed_job(workspace: Workspace) -> KilledJob:
 
 
 @pytest.mark.long
-def test_a_killed_job_costs_its_point_only_and_the_same_command_finishes(outcome):
+def test_a_killed_job_costs_its_trial_only_and_the_same_command_finishes(outcome):
     killed = outcome(scenario_killed_job)
     assert "Traceback" not in killed.said + killed.again
     assert sum(run.info.status == "FINISHED" for run in killed.left) == 1

@@ -53,7 +53,7 @@ class Node:
         wait(has_begun, "a node")
 
     def is_at_work(self) -> bool:
-        """Whether a point is trained here."""
+        """Whether a trial is trained here."""
         return any(process.name().startswith("ray::_run_job") for process in self.process.children(recursive=True))
 
     def kill(self) -> None:
@@ -114,7 +114,7 @@ def started(workspace: Workspace, cluster: Cluster, *words: str) -> Command:
 
 
 def kill_the_one_left(workspace: Workspace, cluster: Cluster, sweep: Command) -> None:
-    """Kill the node of the one point that still trains, in the middle, once the other has finished."""
+    """Kill the node of the one trial that still trains, in the middle, once the other has finished."""
 
     def in_the_middle() -> bool:
         assert sweep.process.poll() is None, sweep.end()
@@ -124,7 +124,7 @@ def kill_the_one_left(workspace: Workspace, cluster: Cluster, sweep: Command) ->
         at_work = [node for node in cluster.nodes if node.is_at_work()]
         return bool(done) and len(running) == len(at_work) == 1 and bool(workspace.logged(running[0]))
 
-    wait(in_the_middle, "a point left alone in the middle of its training")
+    wait(in_the_middle, "a trial left alone in the middle of its training")
     (node,) = [node for node in cluster.nodes if node.is_at_work()]
     node.kill()
     cluster.nodes.remove(node)
@@ -139,7 +139,7 @@ class KilledNodes:
 
 
 def scenario_killed_node(workspace: Workspace) -> KilledNodes:
-    """One try for each point: the sweep ends, and the same command goes on."""
+    """One try for each trial: the sweep ends, and the same command goes on."""
     with cluster_of(2) as cluster:
         sweep = started(workspace, cluster, *ONCE)
         kill_the_one_left(workspace, cluster, sweep)
@@ -158,7 +158,7 @@ def is_whole(killed: KilledNodes) -> None:
 
 @needs_ray
 @pytest.mark.long
-def test_a_killed_node_costs_its_point_only_and_the_same_command_finishes(outcome):
+def test_a_killed_node_costs_its_trial_only_and_the_same_command_finishes(outcome):
     killed = outcome(scenario_killed_node)
     assert sum(run.info.status == "FINISHED" for run in killed.left) == 1
     assert "the same command typed again does the rest" in killed.said

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from mlflow.entities import Run
 from project import run
-from seen import PARENT, artifact, children, folder, in_order, is_whole, points, rows, sweeps, trained
+from seen import PARENT, artifact, children, folder, in_order, is_whole, trials, rows, sweeps, trained
 from workspace import Workspace, sentences
 
 from compare import compare
@@ -88,7 +88,7 @@ def test_the_table_holds_the_numbers_of_the_jobs(outcome):
     _, optimizer, loss, _ = best.info.run_name.split("-")
     assert f"To make {best.info.run_name} the pipeline's choice" in basic.said
     # There is no git in this workspace.
-    chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 machine.threads=1 machine.engine=plain"
+    chosen = f"optimizer={optimizer} loss={loss} trainer.max_epochs=2 runtime.threads=1 runtime.engine=plain"
     command = f"python src/choose.py {chosen} && dvc repro"
     assert f"  {command}\n" in basic.said
     page = (workspace.root / kept / "compare.html").read_text(encoding="utf-8")
@@ -118,16 +118,16 @@ def scenario_larger(workspace: Workspace) -> tuple[Workspace, str]:
 
 
 @pytest.mark.long
-def test_a_larger_sweep_lists_the_points_of_the_first_without_moving_them(outcome):
+def test_a_larger_sweep_lists_the_trials_of_the_first_without_moving_them(outcome):
     workspace, said = outcome(scenario_larger)
     first, larger = sweeps(workspace)
     assert trained(said) == [1] and said.count("finished before") == 2
     assert [job.info.run_name for job in children(workspace, larger)] == ["debug-sgd-focal-0"]
-    cross_entropy, mse = points(first)
-    assert points(larger)[::2] == [mse, cross_entropy] and len(points(larger)) == 3
+    cross_entropy, mse = trials(first)
+    assert trials(larger)[::2] == [mse, cross_entropy] and len(trials(larger)) == 3
     reused = {row["run_id"]: row["reused"] for row in rows(workspace, larger)}
     assert {run for run, was in reused.items() if was == "True"} == {mse, cross_entropy}
-    assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in points(first))
+    assert all(workspace.mlflow.get_run(run).data.tags[PARENT] == first.info.run_id for run in trials(first))
     assert said.count("finished, reused") == 2
 
 
@@ -174,6 +174,6 @@ def test_rerun_trains_again_under_the_same_parent(outcome):
     assert [job.info.run_name for job in jobs] == [
         f"debug-sgd-cross_entropy-0 optimizer.lr={lr}" for lr in ("0.1", "0.001")
     ] * 2
-    assert points(parent) == [job.info.run_id for job in jobs[2:]]
+    assert trials(parent) == [job.info.run_id for job in jobs[2:]]
     values = [job.data.metrics["val/loss"] for job in jobs]
     assert values[:2] == values[2:] and not any(map(math.isnan, values))

@@ -1,4 +1,4 @@
-"""A point that fails stops nobody, and everyone is told why it failed."""
+"""A trial that fails stops nobody, and everyone is told why it failed."""
 
 from dataclasses import dataclass
 
@@ -28,14 +28,14 @@ def scenario_failing(workspace: Workspace) -> Failed:
     return Failed(workspace, said, sweep, jobs, kept)
 
 
-def test_the_points_beside_a_failing_one_go_on(outcome):
+def test_the_trials_beside_a_failing_one_go_on(outcome):
     failed = outcome(scenario_failing)
     assert [job.info.status for job in failed.jobs] == ["FINISHED"] + 5 * ["FAILED"]
     assert failed.sweep.info.status == "FAILED"
-    assert "[0] epoch 1/1" in failed.said and "[5] point 6 of 6: loss=raising optimizer.lr=-1" in failed.said
+    assert "[0] epoch 1/1" in failed.said and "[5] trial 6 of 6: loss=raising optimizer.lr=-1" in failed.said
 
 
-def test_each_failed_point_is_named_with_its_reason(outcome):
+def test_each_failed_trial_is_named_with_its_reason(outcome):
     failed = outcome(scenario_failing)
     _, diverged, refused, raised, *_ = failed.jobs
     path = f"{folder(failed.said)}/3/error.txt"
@@ -52,7 +52,7 @@ def test_each_failed_point_is_named_with_its_reason(outcome):
     assert "Traceback" not in failed.said
 
 
-def test_the_good_point_of_a_failed_sweep_is_still_the_choice(outcome):
+def test_the_good_trial_of_a_failed_sweep_is_still_the_choice(outcome):
     failed = outcome(scenario_failing)
     assert "To make debug-sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
 
@@ -64,7 +64,7 @@ def scenario_mended(workspace: Workspace) -> tuple[Failed, str]:
 
 
 @pytest.mark.long
-def test_a_failed_sweep_typed_again_tries_the_failed_points_again(outcome):
+def test_a_failed_sweep_typed_again_tries_the_failed_trials_again(outcome):
     failed, again = outcome(scenario_mended)
     assert "[0] finished before" in again and trained(again) == [3]
     assert all(f"[{number}] {DIVERGED}" in again for number in (1, 4))
@@ -73,7 +73,7 @@ def test_a_failed_sweep_typed_again_tries_the_failed_points_again(outcome):
     table = rows(failed.workspace, sweep)
     assert [row["status"] for row in table] == ["FINISHED", "FAILED", "FAILED", "FINISHED", "FAILED", "FAILED"]
     assert table[3]["reason"] == "" and table[1]["reason"].startswith(DIVERGED)
-    # A point has one run, however often it fails.
+    # A trial has one run, however often it fails.
     jobs = children(failed.workspace, sweep)
     assert len(jobs) == 6 and {job.info.run_id for job in jobs} == {row["run_id"] for row in table}
     assert "failure" not in next(job for job in jobs if job.info.run_id == table[3]["run_id"]).data.tags

@@ -18,7 +18,7 @@ def scenario_joblib(workspace: Workspace) -> tuple[Workspace, str]:
 
 
 @pytest.mark.long
-def test_joblib_trains_each_point_once_and_loses_no_metric(outcome):
+def test_joblib_trains_each_trial_once_and_loses_no_metric(outcome):
     workspace, said = outcome(scenario_joblib)
     is_whole(workspace, said, 4)
     assert sorted(trained(said)) == [0, 1, 2, 3]
@@ -35,7 +35,7 @@ def scenario_submitit(workspace: Workspace) -> tuple[Workspace, str]:
 
 
 @pytest.mark.long
-def test_submitit_trains_each_point_and_loses_no_metric(outcome):
+def test_submitit_trains_each_trial_and_loses_no_metric(outcome):
     workspace, said = outcome(scenario_submitit)
     is_whole(workspace, said, 2)
     (told,) = [path.read_text() for path in workspace.root.glob("environment-*.txt")]
@@ -48,7 +48,7 @@ def scenario_ray(workspace: Workspace) -> tuple[Workspace, str]:
 
 @pytest.mark.long
 @pytest.mark.skipif(find_spec("ray") is None, reason="hydra-ray-launcher is not installed (the extra `ray`)")
-def test_ray_trains_each_point_and_loses_no_metric(outcome):
+def test_ray_trains_each_trial_and_loses_no_metric(outcome):
     is_whole(*outcome(scenario_ray), 2)
 
 

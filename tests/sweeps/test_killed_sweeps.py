@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
-from seen import children, points, rows, sweeps, the_sweep, trained
+from seen import children, trials, rows, sweeps, the_sweep, trained
 from workspace import Workspace
 
 from cifar_pipeline.sweeps.summary import load_comparison, print_summary
@@ -73,7 +73,7 @@ def scenario_stopped(workspace: Workspace) -> Workspace:
 def test_a_sweep_stopped_by_hand_leaves_nothing_running(outcome):
     workspace = outcome(scenario_stopped)
     assert [run.info.status for run in workspace.runs()] == ["KILLED", "FINISHED", "KILLED"]
-    assert "deaths" not in workspace.runs()[2].data.tags
+    assert "crashes" not in workspace.runs()[2].data.tags
 
 
 def scenario_deadly(workspace: Workspace) -> tuple[Workspace, str]:
@@ -84,7 +84,7 @@ def scenario_deadly(workspace: Workspace) -> tuple[Workspace, str]:
 
 
 @pytest.mark.long
-def test_a_point_that_has_killed_its_process_twice_is_passed_over(outcome):
+def test_a_trial_that_has_killed_its_process_twice_is_passed_over(outcome):
     workspace, said = outcome(scenario_deadly)
     assert workspace.read("deaths.txt") == "once more once more "
     assert "debug-sgd-deadly-0 failed: It has killed its process 2 times and is passed over" in said
@@ -102,7 +102,7 @@ def scenario_joblib(workspace: Workspace) -> tuple[Workspace, list[str]]:
 
 
 @pytest.mark.long
-def test_a_killed_worker_ends_the_sweep_with_a_sentence_and_the_guilty_point_alone_is_passed_over(outcome):
+def test_a_killed_worker_ends_the_sweep_with_a_sentence_and_the_guilty_trial_alone_is_passed_over(outcome):
     workspace, said = outcome(scenario_joblib)
     ended = "A job's process was killed: the same command typed again does the rest."
     assert [text.splitlines()[-1] == ended for text in said] == [True, True, False]
@@ -113,4 +113,4 @@ def test_a_killed_worker_ends_the_sweep_with_a_sentence_and_the_guilty_point_alo
     table = rows(workspace, sweep)
     assert [row["status"] for row in table] == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
     assert all(workspace.logged(job) in ([], list(range(1, 21))) for job in children(workspace, sweep))
-    assert len(points(sweep)) == len(children(workspace, sweep)) == 4
+    assert len(trials(sweep)) == len(children(workspace, sweep)) == 4

@@ -66,9 +66,9 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
     workspace = never_swept.copy(tmp_path / "copy")
     on_server = ("env", f"MLFLOW_TRACKING_URI={server}")
     local = workspace.runs()
-    points = f"seed=range(0,{JOBS})"
+    trials = f"seed=range(0,{JOBS})"
     launcher = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={AT_ONCE}")
-    sweep = (*on_server, "python", "src/train.py", "-m", points, "trainer.max_epochs=2", *launcher)
+    sweep = (*on_server, "python", "src/train.py", "-m", trials, "trainer.max_epochs=2", *launcher)
     # Longer than a command may take elsewhere in the tests.
     command = workspace.start(*sweep)
     command.wait_for(f"[{JOBS - 1}]")

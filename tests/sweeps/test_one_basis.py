@@ -1,4 +1,4 @@
-"""The points of a sweep are trained on one state of code, conf/, packages and data; an edit makes another sweep."""
+"""The trials of a sweep are trained on one state of code, conf/, packages and data; an edit makes another sweep."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 from project import Project
-from seen import points, rows, sweeps, trained
+from seen import trials, rows, sweeps, trained
 from workspace import Workspace
 
 from cifar_pipeline.config import source_files
@@ -30,7 +30,7 @@ class Edited:
 
 
 def scenario_edited(workspace: Workspace) -> Edited:
-    """While the second of three points trains, the loss's code is edited; then the same command again."""
+    """While the second of three trials trains, the loss's code is edited; then the same command again."""
     sweep = workspace.start("python", "src/train.py", *SWEEP)
     sweep.wait_for("[1] epoch 1/2")
     workspace.write(
@@ -41,23 +41,23 @@ def scenario_edited(workspace: Workspace) -> Edited:
     return Edited(workspace, said, left, workspace.train(*SWEEP))
 
 
-def test_no_point_is_trained_on_code_that_was_edited_after_the_sweep_began(outcome):
+def test_no_trial_is_trained_on_code_that_was_edited_after_the_sweep_began(outcome):
     edited = outcome(scenario_edited)
     assert trained(edited.broken_off) == [0, 1]
     assert "own.py was edited while this ran, so nothing was published" in edited.broken_off
-    assert "own.py was edited after the sweep began, and its points would not be of one kind" in edited.broken_off
+    assert "own.py was edited after the sweep began, and its trials would not be of one kind" in edited.broken_off
     assert "Traceback" not in edited.broken_off
     assert [run.info.status for run in edited.left] == ["FAILED", "FINISHED", "FAILED", "FAILED"]
 
 
-def test_after_the_edit_it_is_another_sweep_whose_table_has_its_own_points_alone(outcome):
+def test_after_the_edit_it_is_another_sweep_whose_table_has_its_own_trials_alone(outcome):
     edited = outcome(scenario_edited)
     assert trained(edited.again) == [0, 1, 2] and "finished before" not in edited.again
     first, second = sweeps(edited.workspace)
     assert first.data.tags["sweep"] != second.data.tags["sweep"]
-    assert not set(points(first)) & set(points(second))
-    assert {row["run_id"] for row in rows(edited.workspace, second)} == set(points(second))
-    by_seed = {run.data.params["seed"]: run for run in edited.workspace.runs() if run.info.run_id in points(second)}
+    assert not set(trials(first)) & set(trials(second))
+    assert {row["run_id"] for row in rows(edited.workspace, second)} == set(trials(second))
+    by_seed = {run.data.params["seed"]: run for run in edited.workspace.runs() if run.info.run_id in trials(second)}
     (before,) = [run for run in edited.left if run.info.status == "FINISHED"]
     assert by_seed["0"].data.metrics["train/loss"] != before.data.metrics["train/loss"]
 
@@ -95,12 +95,12 @@ def test_each_change_is_another_sweep_and_refused_in_this_one(
     noted, (apply, words) = SweepBasis.now(), CHANGES[change]
     noted.require_same(project.compose())
     apply(project, monkeypatch)
-    assert SweepBasis.now().identity != noted.identity
+    assert SweepBasis.now().fingerprint != noted.fingerprint
     with pytest.raises(UserError, match=words):
         noted.require_same(project.compose())
 
 
-def test_a_process_that_has_loaded_other_code_trains_no_point(project: Project) -> None:
+def test_a_process_that_has_loaded_other_code_trains_no_trial(project: Project) -> None:
     """As a launcher's new process does, where a file was edited before it started."""
     noted = SweepBasis.now()
     old = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/lenet.py": "as it was before"})
@@ -112,9 +112,9 @@ def test_a_process_that_has_loaded_other_code_trains_no_point(project: Project) 
 
 def test_what_decides_nothing_about_a_training_leaves_a_sweep_what_it_is(project: Project) -> None:
     noted = SweepBasis.now()
-    project.edit("conf/evaluate/default.yaml", "bins: 15", "bins: 10")
+    project.edit("conf/evaluation/default.yaml", "bins: 15", "bins: 10")
     project.edit("params.yaml", "evaluate: null", "evaluate: best")
     project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # as before")
     noted.require_same(project.compose())
-    assert SweepBasis.now().identity == noted.identity
-    assert Path("conf/evaluate/default.yaml").as_posix() not in noted.values
+    assert SweepBasis.now().fingerprint == noted.fingerprint
+    assert Path("conf/evaluation/default.yaml").as_posix() not in noted.values

@@ -1,4 +1,4 @@
-"""What is fixed in a sweep, what is swept, and how a point is written down."""
+"""What is fixed in a sweep, what is swept, and how a trial is written down."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -45,7 +45,7 @@ def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swe
 
 
 @pytest.mark.parametrize(
-    ("overrides", "points"),
+    ("overrides", "trials"),
     [
         (["optimizer=sgd,adam", "seed=3"], 2),
         (["optimizer=sgd,adam", "seed=range(3)"], 6),
@@ -57,21 +57,21 @@ def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swe
         (["sweep=search", "hydra.sweeper.n_trials=7"], 7),
     ],
 )
-def test_how_many_points_there_will_be_is_known_beforehand(project, overrides, points):
-    assert num_trials(multirun(project, overrides)) == points
+def test_how_many_trials_there_will_be_is_known_beforehand(project, overrides, trials):
+    assert num_trials(multirun(project, overrides)) == trials
 
 
-def test_a_point_says_which_of_how_many_it_is():
-    assert Trial("parent", 3, (), (), 12).place == "point 4 of 12"
-    assert Trial("parent", 3, (), ()).place == "point 4"
+def test_a_trial_says_which_of_how_many_it_is():
+    assert Trial("parent", 3, (), (), 12).place == "trial 4 of 12"
+    assert Trial("parent", 3, (), ()).place == "trial 4"
 
 
-def test_a_point_is_called_by_what_is_swept():
-    overrides = ("optimizer=adam", "++optimizer.lr=0.01", "augment=flip_crop", "seed=1", "trainer.max_epochs=2")
-    point = Trial("parent", 3, overrides, ("optimizer", "optimizer.lr", "augment", "seed"))
-    assert point.label == "optimizer=adam optimizer.lr=0.01 augment=flip_crop seed=1"
+def test_a_trial_is_called_by_what_is_swept():
+    overrides = ("optimizer=adam", "++optimizer.lr=0.01", "augmentation=flip_crop", "seed=1", "trainer.max_epochs=2")
+    point = Trial("parent", 3, overrides, ("optimizer", "optimizer.lr", "augmentation", "seed"))
+    assert point.label == "optimizer=adam optimizer.lr=0.01 augmentation=flip_crop seed=1"
     # Optimizer, loss and seed stand in every run's name.
-    assert point.beside == ["optimizer.lr=0.01", "augment=flip_crop"]
+    assert point.beside == ["optimizer.lr=0.01", "augmentation=flip_crop"]
     assert Trial("parent", 0, ("seed=1",), ()).label == ""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
-from seen import children, points, the_sweep, trained
+from seen import children, trials, the_sweep, trained
 from workspace import Workspace
 
 SWEEP = ("-m", "optimizer=sgd,adam", "loss=slow", "trainer.max_epochs=3", "rerun=true")
@@ -36,7 +36,7 @@ def scenario_killed_rerun(workspace: Workspace) -> Rerun:
 
 
 @pytest.mark.long
-def test_a_killed_rerun_of_a_sweep_repeats_no_point_that_has_finished_in_it(outcome):
+def test_a_killed_rerun_of_a_sweep_repeats_no_trial_that_has_finished_in_it(outcome):
     rerun = outcome(scenario_killed_rerun)
     parent, first, second = rerun.left
     assert [run.info.status for run in rerun.left] == ["RUNNING", "FINISHED", "RUNNING"]
@@ -44,7 +44,7 @@ def test_a_killed_rerun_of_a_sweep_repeats_no_point_that_has_finished_in_it(outc
     assert "this rerun of the sweep trained it already" in rerun.again
     assert "[1] Going on from the checkpoint" in rerun.again
     assert rerun.ended.info.status == "FINISHED" and rerun.ended.info.run_id == parent.info.run_id
-    assert points(rerun.ended) == [first.info.run_id, second.info.run_id]
+    assert trials(rerun.ended) == [first.info.run_id, second.info.run_id]
     assert rerun.workspace.logged(second) == [1, 2, 3]
 
 
@@ -53,4 +53,4 @@ def test_a_rerun_of_a_sweep_that_has_ended_is_followed_by_a_new_one(outcome):
     rerun = outcome(scenario_killed_rerun)
     assert trained(rerun.another) == [0] and "finished before" not in rerun.another
     runs = children(rerun.workspace, the_sweep(rerun.workspace))
-    assert len(runs) == 3 and len({run.data.tags["identity"] for run in runs}) == 2
+    assert len(runs) == 3 and len({run.data.tags["fingerprint"] for run in runs}) == 2

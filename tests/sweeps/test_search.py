@@ -1,24 +1,24 @@
-"""A search that was broken off replays to the same points, takes their results and goes on."""
+"""A search that was broken off replays to the same trials, takes their results and goes on."""
 
 import re
 import signal
 
 import pytest
-from seen import children, points, the_sweep, trained
+from seen import children, trials, the_sweep, trained
 from workspace import Workspace
 
 SEARCH = ("-m", "sweep=search", "hydra.sweeper.n_trials=4", "trainer.max_epochs=1", "loss=slow")
 
 
 def proposed(said: str) -> dict[int, str]:
-    """What each point was started with."""
-    found = re.findall(r"^\[(\d+)\] point \d of \d: (optimizer\.lr=.*)$", said, re.MULTILINE)
+    """What each trial was started with."""
+    found = re.findall(r"^\[(\d+)\] trial \d of \d: (optimizer\.lr=.*)$", said, re.MULTILINE)
     return {int(number): overrides for number, overrides in found}
 
 
 def scenario_broken_off(workspace: Workspace) -> tuple[Workspace, str, str]:
     search = workspace.start("python", "src/train.py", *SEARCH)
-    search.wait_for("[2] point 3 of 4")
+    search.wait_for("[2] trial 3 of 4")
     search.process.kill()
     return workspace, search.end(code=-signal.SIGKILL), workspace.train(*SEARCH)
 
@@ -33,7 +33,7 @@ def test_a_search_replays_and_goes_on(outcome):
     assert said.count("finished before") == 2
     sweep = the_sweep(workspace)
     jobs = children(workspace, sweep)
-    assert points(sweep) == [job.info.run_id for job in jobs] and sweep.info.status == "FINISHED"
+    assert trials(sweep) == [job.info.run_id for job in jobs] and sweep.info.status == "FINISHED"
     assert all(workspace.logged(job) == [1] for job in jobs)
     # Each number of the search is in the name, and in the command that takes the winner.
     lr = jobs[0].data.params["optimizer.lr"]
@@ -52,7 +52,7 @@ def scenario_failing(workspace: Workspace) -> tuple[Workspace, str]:
 @pytest.mark.long
 def test_a_search_without_any_result_ends_with_a_sentence(outcome):
     workspace, said = outcome(scenario_failing)
-    assert "No point has finished: there is none to choose." in said and "Traceback" not in said
+    assert "No trial has finished: there is none to choose." in said and "Traceback" not in said
     assert said.count("LookupError: no such label") >= 2
     assert the_sweep(workspace).info.status == "FAILED"
 

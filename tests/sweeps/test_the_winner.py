@@ -1,4 +1,4 @@
-"""The printed command makes the best point what the pipeline runs, with the same weights."""
+"""The printed command makes the best trial what the pipeline runs, with the same weights."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-from seen import children, folder, points, the_sweep
+from seen import children, folder, trials, the_sweep
 from workspace import Workspace, make_repository
 
 from cifar_pipeline.config.edit import choose
@@ -30,7 +30,7 @@ def swept(workspace: Workspace) -> Won:
     name, command = re.findall(r"^To make (.*) the pipeline's choice.*\n  (dvc exp run .*)$", said, re.MULTILINE)[0]
     sweep = the_sweep(workspace)
     (best,) = [job for job in children(workspace, sweep) if job.info.run_name == name]
-    number = points(sweep).index(best.info.run_id)
+    number = trials(sweep).index(best.info.run_id)
     weights = workspace.model(f"{folder(said)}/{number}/models")
     return Won(workspace, weights, shlex.split(command), said)
 
@@ -45,10 +45,10 @@ def scenario_retrained(workspace: Workspace) -> Won:
 def test_the_winners_experiment_trains_to_the_same_weights(outcome):
     won = outcome(scenario_retrained)
     assert "epoch 3/3" in won.said
-    assert "++overrides.machine.threads=1" in won.command
+    assert "++overrides.runtime.threads=1" in won.command
     assert won.workspace.model() == won.weights
     sweep = the_sweep(won.workspace)
-    # It is the point's own run, which has the result on the test part now.
+    # It is the trial's own run, which has the result on the test part now.
     best = next(job for job in children(won.workspace, sweep) if "test/accuracy" in job.data.metrics)
     assert best.data.metrics["test/accuracy"] == won.workspace.json("reports/metrics.json")["test"]["accuracy"]
     assert best.info.run_id == won.workspace.json("models/run.json")["id"] and best.info.status == "FINISHED"

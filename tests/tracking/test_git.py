@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     leave_repositories(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     asked._warned.clear()
-    project = tmp_path / "mono" / "projects" / "pictures"
+    project = tmp_path / "mono" / "projects" / "images"
     for name in ("src/train.py", "conf/config.yaml", "reports/metrics.json"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text('{"test": 1}\n')
@@ -85,13 +85,13 @@ def test_a_project_below_the_top_of_its_repository_has_a_commit(repository: Path
     (repository.parents[1] / "other" / "src.py").write_text("no part of this project\n")
     assert provenance.tags()["git.dirty"] == "false"
     (repository / "src" / "train.py").write_text("edited\n")
-    assert b"+++ b/projects/pictures/src/train.py" in provenance.diff()
+    assert b"+++ b/projects/images/src/train.py" in provenance.diff()
     assert published_results()["metrics"] == {"test": 1}
 
 
 def test_a_worktree_and_a_repository_that_ignores_the_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git("worktree", "add", "--quiet", str(repository.parents[2] / "second"))
-    monkeypatch.chdir(repository.parents[2] / "second" / "projects" / "pictures")
+    monkeypatch.chdir(repository.parents[2] / "second" / "projects" / "images")
     assert provenance.tags()["git.dirty"] == "false"
     shutil.copytree(repository, repository.parents[1] / "ignored" / "project")
     (repository.parents[1] / ".gitignore").write_text("/ignored/\n")

@@ -46,7 +46,7 @@ def train(accuracy: float) -> str:
     model = Path("result", "last")
     model.mkdir(parents=True, exist_ok=True)
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
-    (model.parent / "training.json").write_text(json.dumps({"classes": ["0"]}))
+    (model.parent / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
     dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
     with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
         run.log_metrics({"val/accuracy": accuracy}, 1)
@@ -87,12 +87,12 @@ def test_a_moved_project_finds_its_model_and_writes_into_its_new_folder(
     promote(from_run(run, "last"), RULE, False)
     assert content_of(CHAMPION) == "metadata: 0.6\n" and content_of("models:/digits/1") == "metadata: 0.5\n"
     assert not original.exists()
-    assert (moved / "mlruns" / run / "artifacts" / "training.json").is_file()
+    assert (moved / "mlruns" / run / "artifacts" / "metadata.json").is_file()
     assert "before" not in capsys.readouterr().err
     assert not [place for place in places(moved) if original.as_uri() in place or str(original) in place]
     # Somebody without our code reads it as well.
     client = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
-    assert Path(client.download_artifacts(run, "training.json")).is_file()
+    assert Path(client.download_artifacts(run, "metadata.json")).is_file()
 
 
 def test_a_copy_and_its_original_go_on_apart(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_files_that_stayed_where_they_were_are_still_found(original: Path, monke
     enter(monkeypatch, copy)
     assert content_of("models:/digits/1") == "metadata: 0.5\n"
     run = train(0.6)
-    assert (copy / "mlruns" / run / "artifacts" / "training.json").is_file()
+    assert (copy / "mlruns" / run / "artifacts" / "metadata.json").is_file()
     assert files(original / "mlruns") == before
 
 

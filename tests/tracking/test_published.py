@@ -15,7 +15,7 @@ METRICS = {"test": {"accuracy": 0.6105}}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project that is one folder of a repository."""
     leave_repositories(monkeypatch, tmp_path)
-    project = tmp_path / "projects" / "pictures"
+    project = tmp_path / "projects" / "images"
     (project / "reports").mkdir(parents=True)
     monkeypatch.chdir(project)
     return project

@@ -33,10 +33,10 @@ class Shop:
         for checkpoint in ("last", "best"):
             (result / checkpoint).mkdir(parents=True, exist_ok=True)
             (result / checkpoint / "MLmodel").write_text(f"metadata: {checkpoint}\n")
-        (result / "training.json").write_text(json.dumps({"dataset": {"name": "digits"}, "classes": ["0"]}))
+        (result / "metadata.json").write_text(json.dumps({"dataset": {"name": "digits"}, "classes": ["0"]}))
         dataset = {"name": "digits", "hash": 64 * data, "source": "drawn"}
-        identity = f"{self.rule.name}-{accuracies}-{name}-{data}"
-        with training_run(identity, name, {}, dataset) as run:
+        fingerprint = f"{self.rule.name}-{accuracies}-{name}-{data}"
+        with training_run(fingerprint, name, {}, dataset) as run:
             for epoch, accuracy in enumerate(accuracies, 1):
                 run.log_metrics({"val/accuracy": accuracy}, epoch)
             run.log_metrics({"test/accuracy": 0.5})
@@ -88,7 +88,7 @@ def test_without_validation_nothing_is_compared(shop: Shop) -> None:
 def test_the_margin_must_be_passed_exactly(shop: Shop) -> None:
     shop = Shop(PromotionPolicy(shop.rule.name, "champion", 0.01), shop.folder)
     shop.enter(0.60)
-    assert "(60.00%) by more than 1 points" in shop.enter(0.61)
+    assert "(60.00%) by more than 1 trials" in shop.enter(0.61)
     assert "is the champion now" in shop.enter(0.6101)
 
 
@@ -133,7 +133,7 @@ def test_a_version_says_where_it_comes_from(shop: Shop) -> None:
     assert (last.aliases, best.aliases) == ((), ("champion",))
     for key, value in {"dataset": "digits", "dataset.hash": 36 * "a", "run": ANSWER, "test/accuracy": "0.5"}.items():
         assert last.facts[key] == value
-    assert last.facts["identity"].startswith(shop.rule.name) and "dvc.models" not in last.facts
+    assert last.facts["fingerprint"].startswith(shop.rule.name) and "dvc.models" not in last.facts
 
 
 def test_the_pipelines_model_is_registered_with_dvcs_hash(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_the_pipelines_model_is_registered_with_dvcs_hash(shop: Shop, monkeypatc
     models = shop.folder / "models"
     models.mkdir()
     (models / "run.json").write_text(json.dumps({"id": run}))
-    (models / "training.json").write_text(json.dumps({"dataset": {"name": "digits"}}))
+    (models / "metadata.json").write_text(json.dumps({"dataset": {"name": "digits"}}))
     assert pipeline_dataset_name(models) == "digits"
     monkeypatch.setattr(champion, "dvc_hash", lambda stage, output: f"{stage} {Path(output).name}")
     candidate = from_pipeline(models, "last")

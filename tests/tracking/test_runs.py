@@ -22,12 +22,12 @@ def client(workspace) -> MlflowClient:
     return connect()[0]
 
 
-def opened(identity, rerun="", config=CONFIG):
-    return training_run(identity, "sgd-mse-0", config, DATA, rerun)
+def opened(fingerprint, rerun="", config=CONFIG):
+    return training_run(fingerprint, "sgd-mse-0", config, DATA, rerun)
 
 
-def runs_of(client: MlflowClient, identity: str):
-    return client.search_runs([connect()[1]], f"tags.identity = '{identity}'")
+def runs_of(client: MlflowClient, fingerprint: str):
+    return client.search_runs([connect()[1]], f"tags.fingerprint = '{fingerprint}'")
 
 
 def status(client: MlflowClient, run_id: str) -> str:
@@ -62,14 +62,14 @@ def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
 
 def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, tmp_path):
     value = "x" * (MAX_PARAM_LENGTH + 1)
-    with opened("long", config={"augment": {"policy": value}, "exact": "y" * MAX_PARAM_LENGTH}) as run:
+    with opened("long", config={"augmentation": {"policy": value}, "exact": "y" * MAX_PARAM_LENGTH}) as run:
         pass
     parameters = client.get_run(run.id).data.params
     assert parameters["exact"] == "y" * MAX_PARAM_LENGTH
-    shortened = parameters["augment.policy"]
+    shortened = parameters["augmentation.policy"]
     assert len(shortened) == MAX_PARAM_LENGTH and shortened.endswith(" ... (the whole value: artifact config.yaml)")
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
-    assert yaml.safe_load(Path(path).read_text())["augment"]["policy"] == value
+    assert yaml.safe_load(Path(path).read_text())["augmentation"]["policy"] == value
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, t
     ],
 )
 def test_a_run_ends_as_what_happened(client, exception, expected):
-    identity = f"ends-{expected}-{type(exception).__name__}"
-    with pytest.raises(type(exception)) if exception else nullcontext(), opened(identity) as run:
+    fingerprint = f"ends-{expected}-{type(exception).__name__}"
+    with pytest.raises(type(exception)) if exception else nullcontext(), opened(fingerprint) as run:
         if exception:
             raise exception
     assert status(client, run.id) == expected
@@ -114,8 +114,8 @@ def test_a_training_that_ends_while_another_looks_is_not_taken_for_killed(client
         pass
     client.update_run(ending.id, status="RUNNING")
 
-    def is_held(identity: str) -> bool:
-        if identity == "ending":
+    def is_held(fingerprint: str) -> bool:
+        if fingerprint == "ending":
             client.set_terminated(ending.id, "FINISHED")  # which it does before it lets go of its folder
         return False
 
@@ -189,7 +189,7 @@ def test_metrics_keep_their_names_and_steps(client):
 def test_results_become_models_and_files_once(client, tmp_path):
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "MLmodel").write_text("flavors: {}\n")
-    (tmp_path / "training.json").write_text("{}")
+    (tmp_path / "metadata.json").write_text("{}")
     with opened("result") as run:
         run.log_result(tmp_path, {"device": "cpu"})
         run.log_result(tmp_path, {"device": "cpu"})
@@ -197,7 +197,7 @@ def test_results_become_models_and_files_once(client, tmp_path):
     (output,) = logged.outputs.model_outputs
     assert client.get_logged_model(output.model_id).name == "last"
     assert [artifact.path for artifact in client.list_artifacts(run.id) if artifact.path.endswith(".json")] == [
-        "training.json"
+        "metadata.json"
     ]
     assert logged.data.tags["device"] == "cpu"
 

@@ -45,13 +45,13 @@ def elsewhere(workspace, tmp_path, monkeypatch):
     return lambda: monkeypatch.chdir(tmp_path)
 
 
-def opened(identity: str):
-    return training_run(identity, "sgd-mse-0", {"seed": 0}, DATA)
+def opened(fingerprint: str):
+    return training_run(fingerprint, "sgd-mse-0", {"seed": 0}, DATA)
 
 
-def left_running(client: MlflowClient, identity: str) -> str:
+def left_running(client: MlflowClient, fingerprint: str) -> str:
     """The run of a process that was killed."""
-    with opened(identity) as run:
+    with opened(fingerprint) as run:
         pass
     client.update_run(run.id, status="RUNNING")
     return run.id
@@ -122,7 +122,7 @@ def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monke
         pass
     monkeypatch.undo()
     experiment = connect()[1]
-    (run,) = client.search_runs([experiment], "tags.identity = 'just made'")
+    (run,) = client.search_runs([experiment], "tags.fingerprint = 'just made'")
     assert run.info.status == "RUNNING"
     close_stale_runs(client, experiment, "another", "")
     assert status(client, run.info.run_id) == "KILLED"

@@ -117,7 +117,7 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     result = tmp_path_factory.mktemp("result")
     (result / "last").mkdir()
     (result / "last" / "MLmodel").write_text("metadata: none\n")
-    (result / "training.json").write_text(json.dumps({"classes": ["0"]}))
+    (result / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
     dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
     made = []
     for accuracy in (0.5, 0.6, 0.7):
@@ -175,7 +175,7 @@ def test_a_promotion_during_a_rollback_is_neither_lost_nor_brings_back_what_was_
         office.begin_anew("1")
         office.promotion("2")()
         office.at_once([who] * steps + [1 - who] * ALL, partial(roll_back, RULE), office.promotion("3"))
-        sent_back = [number for number in "123" if "champion.sent_back" in office.tags(number)]
+        sent_back = [number for number in "123" if "champion.rolled_back" in office.tags(number)]
         # As if one had come after the other.
         assert (office.champion, sent_back) in [("3", ["2"]), ("2", ["3"])]
 
@@ -203,7 +203,7 @@ def test_an_alias_that_a_person_set_stays(office: Office) -> None:
 def test_two_that_register_the_same_model_make_one_version(office: Office) -> None:
     rule = PromotionPolicy("another name", "champion", 0.0)
     for steps in range(2, 8):
-        name = PromotionPolicy(f"{rule.name} {steps}", rule.alias, rule.margin)
+        name = PromotionPolicy(f"{rule.name} {steps}", rule.alias, rule.min_improvement)
         work = partial(promote, office.candidates[0], name, False)
         said = office.at_once([0] * steps + [1] * ALL, work, work)
         (version,) = read_versions(name.name)

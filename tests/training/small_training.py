@@ -50,7 +50,7 @@ class Training:
 
     config: DictConfig
     module: Classifier
-    pictures: ImageDataModule
+    images: ImageDataModule
     folder: RunDir
     logger: Logged
     steps: int = 0
@@ -59,7 +59,7 @@ class Training:
     def run(self) -> TrainingResult:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "tested")
         average = build_weight_averaging(self.config)
-        plan = TrainingSetup(self.module, self.pictures, self.config.trainer, hardware, self.folder, average)
+        plan = TrainingSetup(self.module, self.images, self.config.trainer, hardware, self.folder, average)
         return fit(plan, self.logger)
 
 
@@ -67,8 +67,8 @@ def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path |
     """Everything built; `steps` and `rates` then count the optimizer's steps and remember their learning rates."""
     place = RunDir(folder or project.folder / "training")
     place.path.mkdir(exist_ok=True)
-    module, pictures = build_module(config, dataset), build_datamodule(config, dataset)
-    training = Training(config, module, pictures, place, Logged())
+    module, images = build_module(config, dataset), build_datamodule(config, dataset)
+    training = Training(config, module, images, place, Logged())
 
     def note(module: Classifier, *_: Any) -> None:
         optimizer: Any = module.optimizers(use_pl_optimizer=False)

@@ -33,8 +33,8 @@ def kept(training: Training, name: str = "last") -> torch.Tensor:
 
 
 def test_the_exponential_average_is_its_formula(project: Project, digits: Dataset) -> None:
-    _, steps = followed(project, digits, "average=none")
-    training, _ = followed(project, digits, "average=ema", "average.decay=0.8")
+    _, steps = followed(project, digits, "weight_averaging=none")
+    training, _ = followed(project, digits, "weight_averaging=ema", "weight_averaging.decay=0.8")
     average = steps[0]
     for weights in steps[1:]:
         average = 0.8 * average + 0.2 * weights
@@ -43,15 +43,15 @@ def test_the_exponential_average_is_its_formula(project: Project, digits: Datase
 
 
 def test_the_equal_average_is_the_mean_of_the_last_steps(project: Project, digits: Dataset) -> None:
-    _, steps = followed(project, digits, "average=none")
-    training, _ = followed(project, digits, "average=swa", "average.start=0.5")
+    _, steps = followed(project, digits, "weight_averaging=none")
+    training, _ = followed(project, digits, "weight_averaging=swa", "weight_averaging.start_fraction=0.5")
     torch.testing.assert_close(kept(training), torch.stack(steps[10:]).mean(0))
 
 
 def test_the_best_weights_are_averages_too(project: Project, digits: Dataset) -> None:
     """With an average that stays near the first step's weights, the best epoch's are there as well."""
-    _, steps = followed(project, digits, "average=none")
-    training, _ = followed(project, digits, "average=ema", "average.decay=0.999999")
+    _, steps = followed(project, digits, "weight_averaging=none")
+    training, _ = followed(project, digits, "weight_averaging=ema", "weight_averaging.decay=0.999999")
     torch.testing.assert_close(kept(training, "best"), steps[0], rtol=0, atol=1e-4)
     assert (steps[-1] - steps[0]).abs().max() > 1e-2
 

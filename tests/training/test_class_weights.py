@@ -15,7 +15,7 @@ from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.utils.errors import UserError
 
-LOSSES = [name for name in options_of("loss") if name != "fast94"]
+LOSSES = [name for name in options_of("loss") if name != "airbench94"]
 COUNTS = (8, 1, 3)
 
 
@@ -56,7 +56,7 @@ def test_no_weights_are_the_loss_itself_and_none_go_into_a_checkpoint() -> None:
 
 
 def test_a_loss_of_ones_own_file_may_have_no_such_key() -> None:
-    options = OmegaConf.create({"_target_": "torch.nn.MultiMarginLoss", "probabilities": "softmax"})
+    options = OmegaConf.create({"_target_": "torch.nn.MultiMarginLoss", "output_activation": "softmax"})
     assert isinstance(build_loss(options, dataset()), nn.MultiMarginLoss)
 
 

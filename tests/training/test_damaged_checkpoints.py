@@ -24,7 +24,7 @@ EPOCHS = 3
 def put_another(path: Path) -> None:
     """That of another training, with weights of the same shapes."""
     checkpoint = read_checkpoint(path)
-    torch.save({**checkpoint, "identity": "another"}, path)
+    torch.save({**checkpoint, "fingerprint": "another"}, path)
 
 
 def put_something_else(path: Path) -> None:

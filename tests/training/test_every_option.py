@@ -13,13 +13,13 @@ GROUPS = (
     "model",
     "optimizer",
     "loss",
-    "schedule",
-    "augment",
+    "scheduler",
+    "augmentation",
     "average",
-    "normalize",
+    "normalization",
     "precision",
     "trainer",
-    "views",
+    "tta",
     "experiment",
 )
 OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]

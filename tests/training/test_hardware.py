@@ -12,8 +12,8 @@ from cifar_pipeline.utils.errors import UserError
 
 
 def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
-    config = project.compose("machine.threads=1", "machine.accelerator=cpu")
-    hardware = select_hardware(config.machine, config.precision, cores=3, images=1000)
+    config = project.compose("runtime.threads=1", "runtime.accelerator=cpu")
+    hardware = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (hardware.threads, torch.get_num_threads()) == (1, 1)
     assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
 
@@ -22,16 +22,16 @@ def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     config = project.compose("precision=fp32")
-    assert select_hardware(config.machine, config.precision, cores=3, images=1000).precision == "32-true"
+    assert select_hardware(config.runtime, config.precision, cores=3, images=1000).precision == "32-true"
     assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_precision_that_the_accelerator_does_not_have_is_refused(project: Project) -> None:
-    config = project.compose("precision.cpu=16-mixed", "machine.accelerator=cpu")
+    config = project.compose("precision.cpu=16-mixed", "runtime.accelerator=cpu")
     with pytest.raises(
         UserError, match=r"precision\.cpu=16-mixed cannot be had: .* write precision\.cpu=bf16-mixed, or"
     ):
-        select_hardware(config.machine, config.precision, cores=3, images=1000)
+        select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 
 @pytest.mark.parametrize("name", ["cuda", "gpu", "mps", "cudda"])
@@ -40,9 +40,9 @@ def test_an_accelerator_that_is_not_here_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    config = project.compose(f"machine.accelerator={name}")
+    config = project.compose(f"runtime.accelerator={name}")
     with pytest.raises(UserError, match=rf"machine\.accelerator={name}: this machine has cpu; write auto"):
-        select_hardware(config.machine, config.precision, cores=3, images=1000)
+        select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 
 def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
@@ -51,10 +51,10 @@ def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
     config = project.compose("precision=auto")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cpu = select_hardware(config.machine, config.precision, cores=3, images=1000)
+    cpu = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (cpu.accelerator, cpu.precision, cpu.threads) == ("cpu", "32-true", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    gpu = select_hardware(config.machine, config.precision, cores=3, images=1000)
+    gpu = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (gpu.accelerator, gpu.precision) == ("cuda", "bf16-mixed")
 
 
@@ -72,14 +72,14 @@ def test_a_gpu_that_torch_can_not_use_is_no_missing_gpu(
     config = project.compose()
     options = {"cores": 3, "images": 1000}
     monkeypatch.setattr(hardware, "DRIVER", tmp_path / "gpus")
-    assert select_hardware(config.machine, config.precision, **options).reason == "no GPU found"
+    assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
     for _ in range(2):
-        assert select_hardware(config.machine, config.precision, **options).reason == "the GPU can't be used"
+        assert select_hardware(config.runtime, config.precision, **options).reason == "the GPU can't be used"
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "torch can't use it (The NVIDIA driver on your system is too old" in said
-    asked = project.compose("machine.accelerator=gpu")
+    asked = project.compose("runtime.accelerator=gpu")
     with pytest.raises(UserError, match=r"has cpu \(and an NVIDIA GPU that torch can't use: The NVIDIA driver"):
-        select_hardware(asked.machine, asked.precision, **options)
+        select_hardware(asked.runtime, asked.precision, **options)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert select_hardware(config.machine, config.precision, **options).reason == "no GPU found"
+    assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"

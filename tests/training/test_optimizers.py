@@ -111,7 +111,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_every_optimizer_of_conf_is_tested_here() -> None:
-    assert set(options_of("optimizer", own=True)) == {*RULES, "muon", "fast94"}
+    assert set(options_of("optimizer", own=True)) == {*RULES, "muon", "airbench94"}
 
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
@@ -211,7 +211,7 @@ FILTERS = (16, 6, 3, 3)
 
 
 def test_fast94_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_matrix() -> None:
-    chosen = options("fast94", momentum=0.0)
+    chosen = options("airbench94", momentum=0.0)
     torch.manual_seed(0)
     filters = nn.Parameter(torch.randn(FILTERS, dtype=torch.float64))
     start = filters.detach().numpy().reshape(16, -1).copy()
@@ -227,7 +227,7 @@ def test_fast94_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_m
 
 def test_fast94_moves_filters_by_nesterovs_momentum() -> None:
     """What is orthogonalised is the gradient plus the momentum that it has just become a part of."""
-    chosen = options("fast94", momentum=0.5)
+    chosen = options("airbench94", momentum=0.5)
     torch.manual_seed(0)
     filters, once = (nn.Parameter(torch.ones(FILTERS, dtype=torch.float64)) for _ in range(2))
     first, second = torch.randn((2, *FILTERS), dtype=torch.float64)
@@ -239,13 +239,13 @@ def test_fast94_moves_filters_by_nesterovs_momentum() -> None:
     with torch.no_grad():
         once.copy_(before)
     once.grad = second + 0.5 * (0.5 * first + second)
-    build(options("fast94", momentum=0.0), [once]).step()
+    build(options("airbench94", momentum=0.0), [once]).step()
     torch.testing.assert_close(filters, once, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize(("shape", "key"), [((6,), "bias_lr"), ((3, 10), "matrix_lr")])
+@pytest.mark.parametrize(("shape", "key"), [((6,), "bias_lr"), ((3, 10), "linear_lr")])
 def test_fast94_moves_biases_and_matrices_by_sgd(shape: tuple[int, ...], key: str) -> None:
-    chosen = options("fast94", bias_lr=0.02, matrix_lr=0.01, weight_decay=0.001)
+    chosen = options("airbench94", bias_lr=0.02, linear_lr=0.01, weight_decay=0.001)
     moves, gradients = muon_steps(chosen, shape, STEPS)
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))

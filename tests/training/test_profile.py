@@ -14,7 +14,7 @@ def test_a_profile_names_what_took_the_time(
 ) -> None:
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
-    plan = TrainingSetup(made.module, made.pictures, made.config.trainer, CPU, made.folder, profiler=profiler)
+    plan = TrainingSetup(made.module, made.images, made.config.trainer, CPU, made.folder, profiler=profiler)
     fit(plan, made.logger)
     profile = made.folder.path / "fit-profile.txt"
     assert told in profile.read_text()

@@ -66,7 +66,7 @@ def test_a_full_batch_in_parts_is_one_step_over_all_images(project: Project, dig
 def test_each_steps_rate_is_the_schedules(project: Project, digits: Dataset, options: dict[str, str]) -> None:
     choices = [f"{group}={option}" for group, option in options.items()]
     config = project.compose(
-        *choices, "schedule=one_cycle", "trainer.batch_size=30", "trainer.max_epochs=4", "optimizer.lr=0.1"
+        *choices, "scheduler=one_cycle", "trainer.batch_size=30", "trainer.max_epochs=4", "optimizer.lr=0.1"
     )
     training = start(project, config, digits)
     rows = training.run().rows

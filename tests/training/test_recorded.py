@@ -23,8 +23,8 @@ from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.trainer import TrainingSetup, fit
 from train import train
 
-QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "machine.accelerator=cpu", "machine.threads=1")
-COMPILED = ("machine.engine=block", "machine.block_steps=1", "machine.chunk_steps=5")
+QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "runtime.accelerator=cpu", "runtime.threads=1")
+COMPILED = ("runtime.engine=block", "runtime.block_steps=1", "runtime.steps_per_chunk=5")
 
 
 def trained(project: Project, *more: str, code: int = 0) -> Ended:
@@ -35,7 +35,7 @@ def trained(project: Project, *more: str, code: int = 0) -> Ended:
 
 def recorded(project: Project) -> tuple[dict[str, Any], dict[str, str]]:
     """The facts in models/, and the tags of the only training's run."""
-    facts = json.loads((project.folder / "models" / "training.json").read_text())
+    facts = json.loads((project.folder / "models" / "metadata.json").read_text())
     (run,) = runs(project)
     return facts, run.data.tags
 
@@ -80,14 +80,14 @@ def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", stop)
         trained(ready, code=128 + signal.SIGINT)
-    ended = trained(ready, "machine.threads=2")
+    ended = trained(ready, "runtime.threads=2")
     assert "threads 1, then 2 (planned: 2)" in ended.err
     facts, tags = recorded(ready)
     assert facts["timing"]["threads"] == tags["threads"] == "1, then 2"
     assert (facts["timing"]["engine"], facts["epochs"]) == ("plain", 2)
 
     # Whoever takes the result later has not trained it, whatever threads are there.
-    trained(ready, "machine.threads=1")
+    trained(ready, "runtime.threads=1")
     assert recorded(ready)[1]["threads"] == "1, then 2"
 
 
@@ -95,7 +95,7 @@ def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: P
     trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
     models = TrainedModel.open(Path("models"), "last")
     images, labels = Dataset.open(Path("data/processed")).part("val")
-    logits = torch.from_numpy(Predictor.open(models.model).session.answers(images, 30)[0])
+    logits = torch.from_numpy(Predictor.open(models.model).session.predict(images, 30)[0])
     history = pandas.read_csv("reports/history.csv")
     assert models.loss(logits, torch.from_numpy(labels)) == pytest.approx(history["val/loss"].iloc[-1], rel=1e-4)
     unweighted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))

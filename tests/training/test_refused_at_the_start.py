@@ -24,9 +24,9 @@ from train import train
     ("override", "fragments"),
     [
         ("trainer.batch_size=91", ["trainer.batch_size=91", "90 training images", "digits"]),
-        ("machine.accelerator=cuda", ["machine.accelerator=cuda", "this machine has cpu", "auto"]),
-        ("normalize.mean=[0.4,0.5]", ["normalize.mean=[0.4, 0.5]", "2 numbers", "3 channels"]),
-        ("normalize.std=[0.4,0.5]", ["normalize.std=[0.4, 0.5]", "2 numbers", "3 channels"]),
+        ("runtime.accelerator=cuda", ["runtime.accelerator=cuda", "this machine has cpu", "auto"]),
+        ("normalization.mean=[0.4,0.5]", ["normalization.mean=[0.4, 0.5]", "2 numbers", "3 channels"]),
+        ("normalization.std=[0.4,0.5]", ["normalization.std=[0.4, 0.5]", "2 numbers", "3 channels"]),
         ("data.val_fraction=0.2", ["data.val_fraction=0.1", "data.val_fraction=0.2", "dvc repro preprocess"]),
         ("optimizer.nesterov=true optimizer.momentum=0", ["torch.optim.SGD", "nesterov=true", "momentum=0"]),
         ("loss=focal loss.alpha=7", ["loss.alpha=7", "between 0 and 1"]),
@@ -67,12 +67,12 @@ def test_a_network_that_cannot_be_exported_is_refused_before_its_first_step(
     monkeypatch.syspath_prepend(str(project.folder / "own"))
     monkeypatch.setattr("cifar_pipeline.training.module.Classifier.training_step", lambda *_: pytest.fail("a step"))
     monkeypatch.setattr("cifar_pipeline.tracking.runs.training_run", lambda *_: pytest.fail("a run"))
-    ended = project.start(train, "data=digits", "model=moody", "machine.accelerator=cpu")
+    ended = project.start(train, "data=digits", "model=moody", "runtime.accelerator=cpu")
     assert ended.code == 2 and "model: this network can't be exported as an ONNX model (" in ended.err
     assert ended.err.count("\n") == 1
 
 
-def test_pictures_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
+def test_images_that_are_not_square_are_refused(project: Project, digits: Dataset) -> None:
     with pytest.raises(UserError, match="digits are 16 wide and 32 high"):
         build_model(compose_config(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))
 

@@ -1,4 +1,4 @@
-"""The learning rate over a training, each schedule as its file in conf/schedule/ says."""
+"""The learning rate over a training, each schedule as its file in conf/scheduler/ says."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ STEPS = 200
 
 def schedule_of(name: str) -> DictConfig:
     """An option as its file has it."""
-    loaded = OmegaConf.load(ROOT / "conf" / "schedule" / f"{name}.yaml")
+    loaded = OmegaConf.load(ROOT / "conf" / "scheduler" / f"{name}.yaml")
     assert isinstance(loaded, DictConfig)
     return loaded
 
@@ -26,7 +26,7 @@ def curve(schedule: Callable[..., float], steps: int = STEPS, **options: float) 
     return np.array([schedule(step, steps, **options) for step in range(steps)])
 
 
-@pytest.mark.parametrize("name", options_of("schedule", own=True))
+@pytest.mark.parametrize("name", options_of("scheduler", own=True))
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("warmup", [None, 0.0, 0.05, 0.5, 1.0])
 def test_every_schedule_stays_above_zero_and_at_most_one(name: str, steps: int, warmup: float | None) -> None:
@@ -90,7 +90,7 @@ def test_one_cycle_is_two_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "key"),
+    ("scheduler", "options", "key"),
     [
         (constant, {"warmup": 1.5}, "warmup"),
         (cosine, {"warmup": -0.1, "final": 0.0}, "warmup"),

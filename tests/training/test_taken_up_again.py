@@ -24,7 +24,7 @@ from cifar_pipeline.utils.process import Interrupted
 def restless(project: Project, *more: str) -> DictConfig:
     """Three epochs of ten batches with all that is random, and a schedule and an optimizer that remember."""
     return project.compose(
-        "optimizer=adam", "schedule=cosine", "augment=flip_crop", "trainer.batch_size=9", "trainer.max_epochs=3", *more
+        "optimizer=adam", "scheduler=cosine", "augmentation=flip_crop", "trainer.batch_size=9", "trainer.max_epochs=3", *more
     )
 
 
@@ -63,7 +63,7 @@ def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
 
 def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project, digits: Dataset) -> None:
     # At this rate nothing is learned: all epochs are best, and the first counts.
-    config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
+    config = restless(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
     (project.folder / "here").mkdir()
     stopped = start(project, config, digits, project.folder / "here" / "training")
     usual = stopped.module.on_train_epoch_start
@@ -85,7 +85,7 @@ def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project,
 
 
 def test_the_best_checkpoint_is_the_first_epoch_with_the_best_accuracy(project: Project, digits: Dataset) -> None:
-    config = restless(project, "optimizer.lr=1e-12", "schedule=constant", "augment=none")
+    config = restless(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
     training = start(project, config, digits)
     states = []
     usual = training.module.on_validation_epoch_end
@@ -125,7 +125,7 @@ def test_with_nothing_held_back_there_is_only_the_last(
     training = start(project, restless(project), digits_without_val)
     rows = training.run().rows
     assert training.folder.checkpoints() == ["last"]
-    assert sorted(path.name for path in training.folder.path.iterdir()) == ["before.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in training.folder.path.iterdir()) == ["previous.ckpt", "last.ckpt"]
     assert not [key for key in rows[0] if key.startswith("val/")]
     write_history(rows, tmp_path / "history.csv")
     assert (tmp_path / "history.csv").read_text().splitlines()[0] == (
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_holds_anything_but_tensors_is_not_loaded(tmp_path: Pa
 def finished(path: Path, age: int) -> RunDir:
     folder = RunDir(path)
     path.mkdir(parents=True)
-    with folder.finishing({}, []):
+    with folder.write_result({}, []):
         pass
     os.utime(folder.result, (1_000_000 - age, 1_000_000 - age))
     return folder
@@ -171,7 +171,7 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
         finished(tmp_path / name, age)
     (tmp_path / "broken_off").mkdir()
     this = finished(tmp_path / "this", 0)
-    this.clear_others(keep)
+    this.prune(keep)
     there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert there == {"this", "broken_off", *(["young", "middle", "old"] if left is None else left)}
 
@@ -179,7 +179,7 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
 def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp_path: Path) -> None:
     for name in ("held", "rerun", "free"):
         finished(tmp_path / name, 0)
-    with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").held(rerun=True):
+    with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").lock(rerun=True):
         raise KeyboardInterrupt
     code = (
         "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\n"
@@ -194,10 +194,10 @@ def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     this = finished(tmp_path / "this", 0)
-    this.clear_others(keep=1)
+    this.prune(keep=1)
     assert [(tmp_path / name).is_dir() for name in ("held", "rerun", "free")] == [True, True, False]
     holder.communicate(timeout=30)
-    this.clear_others(keep=1)
+    this.prune(keep=1)
     assert [(tmp_path / name).is_dir() for name in ("held", "rerun")] == [False, True]
 
 
@@ -208,7 +208,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
         "with only_one(Path(sys.argv[1])): print('held', flush=True)"
     )
     folder = RunDir(tmp_path / "abc")
-    with folder.held(rerun=False):
+    with folder.lock(rerun=False):
         (folder.path / "last.ckpt").touch()
         second = subprocess.Popen(
             [sys.executable, "-c", code, str(folder.path)],
@@ -226,24 +226,24 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
 def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) -> None:
     folder = finished(tmp_path / "abc", 0)
     folder.checkpoint("last").write_text("of the first training")
-    with pytest.raises(KeyboardInterrupt), folder.held(rerun=True) as begun:
+    with pytest.raises(KeyboardInterrupt), folder.lock(rerun=True) as begun:
         assert begun and folder.is_finished and not folder.checkpoints()
         folder.checkpoint("last").write_text("of the rerun")
         raise KeyboardInterrupt
-    with folder.held(rerun=False) as other:
+    with folder.lock(rerun=False) as other:
         assert not other and folder.is_in_a_rerun  # the finished result is taken
-    with folder.held(rerun=True) as again:
+    with folder.lock(rerun=True) as again:
         assert again == begun and folder.checkpoint("last").read_text() == "of the rerun"
     assert not folder.is_in_a_rerun
-    with folder.held(rerun=True) as another:
+    with folder.lock(rerun=True) as another:
         assert another not in ("", begun) and not folder.checkpoints()
 
 
 def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "abc")
-    with pytest.raises(KeyboardInterrupt), folder.held(rerun=True) as begun:
+    with pytest.raises(KeyboardInterrupt), folder.lock(rerun=True) as begun:
         raise KeyboardInterrupt
-    with folder.held(rerun=False) as again:
+    with folder.lock(rerun=False) as again:
         assert again == begun
     assert not folder.is_in_a_rerun
 
@@ -251,7 +251,7 @@ def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path
 def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "abc")
     folder.path.mkdir()
-    with pytest.raises(RuntimeError), folder.finishing({}, []) as part:
+    with pytest.raises(RuntimeError), folder.write_result({}, []) as part:
         (part / "last").mkdir()
         raise RuntimeError
     assert not folder.is_finished

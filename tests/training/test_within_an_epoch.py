@@ -34,7 +34,7 @@ class WithDropout(nn.Module):
         return logits
 
 
-GROUPS = ("optimizer", "schedule", "augment", "average")
+GROUPS = ("optimizer", "scheduler", "augmentation", "average")
 CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 
 
@@ -46,7 +46,7 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def restless(project: Project, *more: str) -> DictConfig:
     short = ("trainer.batch_size=9", "trainer.max_epochs=2")
-    return project.compose("schedule=cosine", "optimizer=adam", "augment=flip_crop", *short, *more)
+    return project.compose("scheduler=cosine", "optimizer=adam", "augmentation=flip_crop", *short, *more)
 
 
 class Trained:
@@ -70,7 +70,7 @@ class Trained:
         try:
             average, place = build_weight_averaging(config), RunDir(folder)
             plan = TrainingSetup(
-                self.module, pictures, config.trainer, CPU, place, average, checkpoint_every=AFTER_EACH_STEP
+                self.module, pictures, config.trainer, CPU, place, average, checkpoint_interval_seconds=AFTER_EACH_STEP
             )
             self.rows = fit(plan, Logged()).rows
         except Interrupted:
@@ -90,9 +90,9 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means
     project: Project, digits: Dataset, engine: Engine, choice: str
 ) -> None:
     config = restless(project, choice)
-    if engine.is_block and config.optimizer.get("full_batch"):
+    if engine.is_compiled and config.optimizer.get("full_batch"):
         pytest.skip("a full batch is never in blocks")
-    if engine.is_block and config.average.every_step:
+    if engine.is_compiled and config.weight_averaging.every_step:
         pytest.skip("weights that are averaged are never stepped in blocks")
     whole = Trained(config, digits, engine, project.folder / "whole")
     stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * whole.batches // 3)

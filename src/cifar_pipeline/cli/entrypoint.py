@@ -55,7 +55,7 @@ def exit_on_error(stopped: str) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted) as interruption:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
         if not is_muted():
-            log_error(interrupted.line or stopped)
+            log_error(interrupted.message or stopped)
         told()
         sys.exit(interrupted.code)
     except BrokenPipeError:

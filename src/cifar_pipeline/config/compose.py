@@ -26,7 +26,7 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import redact_values
 
 # What belongs to the machine, to this one start of a stage, or to what comes after the training.
-NON_RESULT_GROUPS = ("machine", "registry", "predict", "serve", "rerun", "pictures")
+NON_RESULT_GROUPS = ("runtime", "registry", "predict", "serve", "rerun", "image_dir")
 # Keys within a group that is otherwise decisive: by how many processes a training is done.
 NON_RESULT_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
 
@@ -71,13 +71,13 @@ def stage_targets(config: DictConfig, stage: str) -> list[str]:
 def write_composed(config: DictConfig, path: Path) -> None:
     """Write what DVC records as YAML, for DVC to compare key by key.
 
-    Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see a picture change.
+    Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see an image change.
     """
     for key in ("data.root", "data.source.root", "data.fallback.root"):
-        root = OmegaConf.select(config, key, default=config.pictures)
-        if root != config.pictures:
+        root = OmegaConf.select(config, key, default=config.image_dir)
+        if root != config.image_dir:
             raise UserError(
-                f"{key}={root}, but DVC watches {config.pictures}: write `pictures: {root}` in params.yaml."
+                f"{key}={root}, but DVC watches {config.image_dir}: write `image_dir: {root}` in params.yaml."
             )
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))

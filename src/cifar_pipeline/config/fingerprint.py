@@ -1,6 +1,6 @@
-"""The identity of a training: a hash of all that decides its outcome.
+"""The fingerprint of a training: a hash of all that decides its outcome.
 
-Two trainings with one identity end with the same weights, bit for bit, on one machine with as many threads. Checkpoints
+Two trainings with one fingerprint end with the same weights, bit for bit, on one machine with as many threads. Checkpoints
 lie under it, MLflow keeps one run for it, and what has finished under it need not be trained again.
 """
 
@@ -16,8 +16,8 @@ from cifar_pipeline.config.validation import target_names
 
 # The keys of the configuration that decide a training's outcome; dvc.yaml names the same for `train`.
 FINGERPRINT_KEYS = (
-    "seed", "model", "normalize", "augment", "loss", "optimizer", "schedule", "average", "precision", "trainer",
-    "views",
+    "seed", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging", "precision", "trainer",
+    "tta",
 )  # fmt: skip
 
 

@@ -29,8 +29,8 @@ LENGTHS = (1, 2, 3)
 
 def to_json_schema(rule: Constraint) -> Schema:
     """The schema of the values that a rule allows."""
-    bounds = sorted({0.0, 1.0, *map(float, re.findall(r"(?<![\w-])\d+(?![\w-])", rule.allowed))})
-    return _any_of(_kinds(rule.holds, bounds, re.findall(r"[\w-]+", rule.allowed)))
+    bounds = sorted({0.0, 1.0, *map(float, re.findall(r"(?<![\w-])\d+(?![\w-])", rule.description))})
+    return _any_of(_kinds(rule.is_valid, bounds, re.findall(r"[\w-]+", rule.description)))
 
 
 def infer_schema(values: list[Any]) -> Schema:
@@ -147,7 +147,7 @@ def _params(experiments: Group, groups: dict[str, Group]) -> Schema:
                 "anyOf": [to_json_schema(SCHEMA["seed"]), {"type": "null"}],
                 "description": "What everything random follows from.",
             },
-            "pictures": to_json_schema(SCHEMA["pictures"]) | {"description": "The folder of your own pictures."},
+            "image_dir": to_json_schema(SCHEMA["image_dir"]) | {"description": "The folder of your own images."},
             **choices,
             "overrides": {
                 "description": "Any further values, nested as in composed.yaml.",
@@ -219,7 +219,7 @@ def _top(groups: dict[str, Group]) -> Schema:
             {"type": "object", "properties": choose, "additionalProperties": False},
         ]
     }
-    values = {key: to_json_schema(rule) for key, rule in SCHEMA.items() if key in ("seed", "pictures", "rerun")}
+    values = {key: to_json_schema(rule) for key, rule in SCHEMA.items() if key in ("seed", "image_dir", "rerun")}
     return {"defaults": HYDRA_SCHEMA["defaults"] | {"items": entries}, **values}
 
 
@@ -247,7 +247,7 @@ def _property_schema(group: Group, key: str) -> Schema:
             "properties": HYDRA_SCHEMA | _properties(inner),
             "additionalProperties": False,
         }
-    words = [group.comment(key), f"It must be {rule.allowed}." if rule else ""]
+    words = [group.comment(key), f"It must be {rule.description}." if rule else ""]
     description = " ".join(filter(None, words))
     return schema | ({"description": description} if description else {})
 

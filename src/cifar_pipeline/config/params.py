@@ -20,7 +20,7 @@ SWEEP_GROUPS = ("sweep", "launcher")
 # Groups that are no part of what a training is: `experiment` stands by itself.
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # What params.yaml gives a value itself.
-TOP_LEVEL_KEYS = ("seed", "pictures")
+TOP_LEVEL_KEYS = ("seed", "image_dir")
 
 
 def groups() -> list[str]:

@@ -174,7 +174,7 @@ def _ungrouped_keys(conf: Path) -> str:
         [
             f"`{key}`",
             f"`{to_yaml_inline(value)}`",
-            escape_markdown(SCHEMA[key].allowed),
+            escape_markdown(SCHEMA[key].description),
             escape_markdown(option.comments.get(key, "")),
         ]
         for key, value in option.values.items()
@@ -206,7 +206,7 @@ def _row(group: Group, key: str) -> list[str]:
     return [
         f"`{name}`",
         _given(group, key),
-        escape_markdown(rule.allowed if rule else ""),
+        escape_markdown(rule.description if rule else ""),
         escape_markdown(group.comment(key)),
     ]
 

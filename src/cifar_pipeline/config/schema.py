@@ -16,8 +16,8 @@ from cifar_pipeline.utils.errors import UserError
 class Constraint:
     """What the values of a key may be, as a test and in words."""
 
-    allowed: str
-    holds: Callable[[Any], bool]
+    description: str
+    is_valid: Callable[[Any], bool]
 
 
 def _is_number(value: Any) -> bool:
@@ -29,7 +29,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _or_null(rule: Constraint) -> Constraint:
-    return Constraint(f"{rule.allowed}, or null", lambda value: value is None or rule.holds(value))
+    return Constraint(f"{rule.description}, or null", lambda value: value is None or rule.is_valid(value))
 
 
 POSITIVE = Constraint("a number above 0", lambda value: _is_number(value) and 0 < value < float("inf"))
@@ -54,11 +54,11 @@ MIRRORS = Constraint(
 )
 BETAS = Constraint(
     "two numbers of at least 0 and below 1",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(HALF_OPEN_UNIT.holds(beta) for beta in value),
+    lambda value: isinstance(value, list) and len(value) == 2 and all(HALF_OPEN_UNIT.is_valid(beta) for beta in value),
 )
 WIDTHS = Constraint(
     "a list of whole numbers of at least 1",
-    lambda value: isinstance(value, list) and all(map(POSITIVE_INT.holds, value)),
+    lambda value: isinstance(value, list) and all(map(POSITIVE_INT.is_valid, value)),
 )
 CHANNELS = Constraint(
     "a number, or one for each channel, or null",
@@ -66,21 +66,22 @@ CHANNELS = Constraint(
 )
 STD = Constraint(
     "a number above 0, or one for each channel, or null",
-    lambda value: value is None or all(map(POSITIVE.holds, value if isinstance(value, list) else [value])),
+    lambda value: value is None or all(map(POSITIVE.is_valid, value if isinstance(value, list) else [value])),
 )
 WEIGHTS = Constraint(
     "balanced, a list of numbers above 0 (one for each class), or null",
-    lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.holds, value))),
+    lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.is_valid, value))),
 )
 AUTO_OR_COUNT = Constraint(
-    "auto or a whole number of at least 1", lambda value: value == "auto" or POSITIVE_INT.holds(value)
+    "auto or a whole number of at least 1", lambda value: value == "auto" or POSITIVE_INT.is_valid(value)
 )
 STRATEGY = Constraint("auto, ddp or fsdp", lambda value: value in ("auto", "ddp", "fsdp"))
 PRECISION = Constraint(
     "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
 )
-ENGINE = Constraint("auto, plain or block", lambda value: value in ("auto", "plain", "block"))
+ENGINE = Constraint("auto, eager or compiled", lambda value: value in ("auto", "eager", "compiled"))
 PROFILER = Constraint("simple, pytorch, or null", lambda value: value in (None, "simple", "pytorch"))
+TARGET_OR_NULL = Constraint("a class to import, or null", lambda value: value is None or isinstance(value, str))
 RESIZE_MODE = Constraint("crop or pad", lambda value: value in ("crop", "pad"))
 CHECKPOINT = Constraint("last or best", lambda value: value in ("last", "best"))
 TARGET_CONFIG = Constraint(
@@ -91,7 +92,7 @@ TARGET_CONFIG = Constraint(
 # In a part of the configuration without a `_target_` these are all the keys there are.
 SCHEMA: dict[str, Constraint] = {
     "seed": SEED,
-    "pictures": NON_EMPTY_STR,
+    "image_dir": NON_EMPTY_STR,
     "rerun": BOOL,
     "data.source": TARGET_CONFIG,
     "data.fallback": _or_null(TARGET_CONFIG),
@@ -102,25 +103,25 @@ SCHEMA: dict[str, Constraint] = {
     "data.*.test_fraction": OPEN_UNIT_INTERVAL,
     "data.*.size": POSITIVE_INT,
     "data.root": NON_EMPTY_STR,
-    "data.table": NON_EMPTY_STR,
+    "data.csv_file": NON_EMPTY_STR,
     "data.size": POSITIVE_INT,
-    "data.fit": RESIZE_MODE,
+    "data.resize_mode": RESIZE_MODE,
     "data.test_fraction": OPEN_UNIT_INTERVAL,
-    "data.max_bad": NON_NEGATIVE_INT,
-    "data.most_megapixels": POSITIVE,
-    "normalize.mean": CHANNELS,
-    "normalize.std": STD,
-    "augment": TARGET_CONFIG,
-    "augment.padding": NON_NEGATIVE_INT,
-    "augment.flip": BOOL,
-    "augment.alternating": BOOL,
+    "data.max_unreadable": NON_NEGATIVE_INT,
+    "data.max_megapixels": POSITIVE,
+    "normalization.mean": CHANNELS,
+    "normalization.std": STD,
+    "augmentation": TARGET_CONFIG,
+    "augmentation.padding": NON_NEGATIVE_INT,
+    "augmentation.flip": BOOL,
+    "augmentation.alternating_flip": BOOL,
     "model": TARGET_CONFIG,
     "model.name": NON_EMPTY_STR,
     "model.depth": POSITIVE_INT,
     "model.norm_momentum": FRACTION,
     "model.widths": WIDTHS,
     "loss": TARGET_CONFIG,
-    "loss.probabilities": NON_EMPTY_STR,
+    "loss.output_activation": NON_EMPTY_STR,
     "loss.class_weights": WEIGHTS,
     "loss.label_smoothing": HALF_OPEN_UNIT,
     "loss.gamma": NOT_NEGATIVE,
@@ -129,9 +130,9 @@ SCHEMA: dict[str, Constraint] = {
     "optimizer.lr": POSITIVE,
     "optimizer.fallback_lr_scale": POSITIVE,
     "optimizer.bias_lr": POSITIVE,
-    "optimizer.matrix_lr": POSITIVE,
-    "optimizer.other_momentum": HALF_OPEN_UNIT,
-    "optimizer.iterations": POSITIVE_INT,
+    "optimizer.linear_lr": POSITIVE,
+    "optimizer.sgd_momentum": HALF_OPEN_UNIT,
+    "optimizer.ns_steps": POSITIVE_INT,
     "optimizer.momentum": HALF_OPEN_UNIT,
     "optimizer.alpha": HALF_OPEN_UNIT,
     "optimizer.betas": BETAS,
@@ -139,14 +140,13 @@ SCHEMA: dict[str, Constraint] = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.nesterov": BOOL,
     "optimizer.full_batch": BOOL,
-    "average": TARGET_CONFIG,
-    "average.every_step": BOOL,
-    "average.decay": HALF_OPEN_UNIT,
-    "average.start": HALF_OPEN_UNIT,
-    "schedule": TARGET_CONFIG,
-    "schedule.warmup": FRACTION,
-    "schedule.start": FRACTION,
-    "schedule.final": FRACTION,
+    "weight_averaging._target_": TARGET_OR_NULL,
+    "weight_averaging.decay": HALF_OPEN_UNIT,
+    "weight_averaging.start_fraction": HALF_OPEN_UNIT,
+    "scheduler": TARGET_CONFIG,
+    "scheduler.warmup_fraction": FRACTION,
+    "scheduler.initial_factor": FRACTION,
+    "scheduler.final_factor": FRACTION,
     "precision.cpu": PRECISION,
     "precision.cuda": PRECISION,
     "precision.mps": PRECISION,
@@ -160,41 +160,40 @@ SCHEMA: dict[str, Constraint] = {
     "trainer.strategy": STRATEGY,
     "trainer.devices": AUTO_OR_COUNT,
     "trainer.num_nodes": AUTO_OR_COUNT,
-    "views.flip": BOOL,
-    "views.shift": NON_NEGATIVE_INT,
-    "evaluate.checkpoint": CHECKPOINT,
-    "evaluate.batch_size": POSITIVE_INT,
-    "evaluate.calibration_bins": POSITIVE_INT,
-    "evaluate.mistakes": POSITIVE_INT,
-    "evaluate.attributions": NON_NEGATIVE_INT,
-    "machine.accelerator": NON_EMPTY_STR,
-    "machine.threads": AUTO_OR_COUNT,
-    "machine.images_per_thread": POSITIVE_INT,
-    "machine.engine": ENGINE,
-    "machine.block_steps": POSITIVE_INT,
-    "machine.chunk_steps": POSITIVE_INT,
-    "machine.block_from_steps": POSITIVE_INT,
-    "machine.block_up_to_images": POSITIVE_INT,
-    "machine.graph_steps": POSITIVE_INT,
-    "machine.graph_from_steps": POSITIVE_INT,
-    "machine.graph_up_to_images": POSITIVE_INT,
-    "machine.checkpoint_every": _or_null(POSITIVE),
-    "machine.profiler": PROFILER,
-    "machine.keep_trainings": NON_NEGATIVE_INT,
+    "tta.flip": BOOL,
+    "tta.shift": NON_NEGATIVE_INT,
+    "evaluation.checkpoint": CHECKPOINT,
+    "evaluation.batch_size": POSITIVE_INT,
+    "evaluation.calibration_bins": POSITIVE_INT,
+    "evaluation.num_error_images": POSITIVE_INT,
+    "evaluation.num_attributions": NON_NEGATIVE_INT,
+    "runtime.accelerator": NON_EMPTY_STR,
+    "runtime.threads": AUTO_OR_COUNT,
+    "runtime.min_images_per_thread": POSITIVE_INT,
+    "runtime.engine": ENGINE,
+    "runtime.steps_per_chunk": POSITIVE_INT,
+    "runtime.compile_min_steps": POSITIVE_INT,
+    "runtime.compile_max_batch_size": POSITIVE_INT,
+    "runtime.cuda_graph_steps": POSITIVE_INT,
+    "runtime.cuda_graph_min_steps": POSITIVE_INT,
+    "runtime.cuda_graph_max_batch_size": POSITIVE_INT,
+    "runtime.checkpoint_interval_seconds": _or_null(POSITIVE),
+    "runtime.profiler": PROFILER,
+    "runtime.max_cached_runs": NON_NEGATIVE_INT,
     "registry.name": _or_null(NAME),
     "registry.alias": NAME,
-    "registry.margin": HALF_OPEN_UNIT,
+    "registry.min_improvement": HALF_OPEN_UNIT,
     "predict.model": NON_EMPTY_STR,
     "predict.batch_size": POSITIVE_INT,
-    "predict.top": POSITIVE_INT,
-    "predict.most_megapixels": POSITIVE,
+    "predict.top_k": POSITIVE_INT,
+    "predict.max_megapixels": POSITIVE,
     "serve.host": NON_EMPTY_STR,
     "serve.port": PORT,
-    "serve.most_pictures": POSITIVE_INT,
+    "serve.max_images": POSITIVE_INT,
 }
 
 # Those that some options of a group have and others do without.
-OPTIONAL = {f"data.{name}" for name in ("root", "table", "size", "fit", "test_fraction", "max_bad", "most_megapixels")}
+OPTIONAL = {f"data.{name}" for name in ("root", "csv_file", "size", "resize_mode", "test_fraction", "max_unreadable", "max_megapixels")}
 
 
 def validate(config: DictConfig) -> None:
@@ -204,13 +203,13 @@ def validate(config: DictConfig) -> None:
     _check_keys("", plain, _child_keys("") | set(groups()))
     for key, value in _walk(plain):
         for pattern, rule in SCHEMA.items():
-            if fnmatch(key, pattern) and not rule.holds(value):
-                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {rule.allowed}.")
+            if fnmatch(key, pattern) and not rule.is_valid(value):
+                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {rule.description}.")
     for part in _child_keys(""):
         if _child_keys(f"{part}.") and "_target_" not in plain[part]:
             _check_keys(f"{part}.", plain[part], _child_keys(f"{part}."))
-    if "probabilities" not in plain["loss"]:
-        raise UserError("loss.probabilities is missing; the loss's file says how its outputs become probabilities.")
+    if "output_activation" not in plain["loss"]:
+        raise UserError("loss.output_activation is missing; the loss's file says how its outputs become probabilities.")
 
 
 def _check_keys(path: str, node: Any, known: set[str]) -> None:

@@ -22,11 +22,8 @@ from pathlib import Path
 PACKAGE = "cifar_pipeline"
 # The package for the code of whoever uses this project.
 PROJECT = "project"
-# Rooms that compute no result: they speak, compose, keep records. Their imports are not followed.
-NON_RESULT_PACKAGES = {
-    "commands", "config", "console", "documents", "faults", "files", "git", "interruption", "locks", "memory",
-    "nested", "places", "redaction", "regular", "sweeps", "tracking", "visible",
-}  # fmt: skip
+# Packages that compute no result: they speak, compose, keep records. Their imports are not followed.
+NON_RESULT_PACKAGES = {"cli", "config", "sweeps", "tracking", "utils"}
 # The folder that the package was loaded from, in which the scripts are, too.
 SOURCE = Path(__file__).resolve().parents[2]
 # What lies in a package and is no part of its code.
@@ -83,13 +80,13 @@ class SourceTree:
                 continue
             seen.add(name)
             path = self._file(name)
-            if path is None or self._room(path) in NON_RESULT_PACKAGES:
+            if path is None or self._package(path) in NON_RESULT_PACKAGES:
                 continue
             paths[self._told(name, path)] = path
             paths |= {self._told(name, other): other for other in self._beside(path)}
             imported = list(self._imports(name, path))
             waiting += imported
-            if self._room(path) is None and name != script:
+            if self._package(path) is None and name != script:
                 packages |= set(self._installed(imported))
         return UsedFiles(paths, {name: self._hash(path) for name, path in paths.items()}, frozenset(packages))
 
@@ -108,8 +105,8 @@ class SourceTree:
             self._hashes[path] = _hash(self._content(path) if path.suffix == ".py" else path.read_bytes())
         return self._hashes[path]
 
-    def _room(self, path: Path) -> str | None:
-        """The room of this project's package that a file is in; None for a file of somebody else."""
+    def _package(self, path: Path) -> str | None:
+        """The package of this project's package that a file is in; None for a file of somebody else."""
         if not path.is_relative_to(self.folder / PACKAGE):
             return None
         return path.relative_to(self.folder / PACKAGE).parts[0].removesuffix(".py")
@@ -227,7 +224,7 @@ PACKAGES = {
 }
 # What packages are called that are imported under another name.
 IMPORTED_AS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}
-# What reads pictures in folders and no other data; it need not be installed.
+# What reads images in folders and no other data; it need not be installed.
 IMAGE_PACKAGES = "pillow_heif"
 # Variables by which libraries compute otherwise: precision, algorithms, instructions, the compiler's choices.
 VARIABLES = (

@@ -111,19 +111,18 @@ def _format_composition_error(text: str) -> str:
 # Keys that stand in an option's file for the pipeline itself, beside the arguments of its `_target_`.
 PIPELINE_KEYS: dict[str, set[str]] = {
     "optimizer": {"full_batch"},
-    "loss": {"probabilities", "class_weights"},
-    "average": {"every_step"},
+    "loss": {"output_activation", "class_weights"},
 }
 # Arguments that the pipeline gives, so that no option can.
 INJECTED_ARGS: dict[str, set[str]] = {
     "model": {"channels", "size", "classes"},
     "optimizer": {"params"},
     "loss": {"reduction"},
-    "schedule": {"step", "steps"},
-    "augment": {"images", "generator", "turns"},
+    "scheduler": {"step", "steps"},
+    "augmentation": {"images", "generator", "turns"},
 }
 # Values that are names, and the function that knows them and refuses others.
-NAME_LOOKUPS = {"loss.probabilities": "cifar_pipeline.models.wrappers.get_activation"}
+NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.wrappers.get_activation"}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
@@ -204,7 +203,7 @@ def _build_optimizer(build: Callable[..., Any]) -> None:
 SMOKE_BUILDS: dict[str, Callable[[Any], Any]] = {
     "loss": lambda loss: loss,
     "optimizer": _build_optimizer,
-    "schedule": lambda factor: factor(0, 1),
+    "scheduler": lambda factor: factor(0, 1),
     "data.source": lambda source: source,
     "data.fallback": lambda source: source,
 }
@@ -248,6 +247,6 @@ def target_names(node: Any) -> Iterator[str]:
 def _targets(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            if "_target_" in value:
+            if isinstance(value.get("_target_"), str):
                 yield f"{path}{key}", value
             yield from _targets(value, f"{path}{key}.")

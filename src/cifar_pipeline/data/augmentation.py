@@ -15,27 +15,27 @@ def no_augmentation(images: Tensor, generator: Generator, turns: Tensor) -> Tens
 
 
 def flip_crop(
-    images: Tensor, generator: Generator, turns: Tensor, flip: bool = True, padding: int = 4, alternating: bool = False
+    images: Tensor, generator: Generator, turns: Tensor, flip: bool = True, padding: int = 4, alternating_flip: bool = False
 ) -> Tensor:
     """Mirror half of the images left to right and shift each by up to `padding` pixels either way.
 
     Images are `[B, H, W, C] uint8`; what comes in from beyond the rim is the image reflected (the rim itself not
     repeated). Draws from `generator`, in this order: how far down each image is shifted, how far to the right, and
-    whether it is mirrored before. With `alternating` that is no chance: an image is mirrored in every other epoch, so
+    whether it is mirrored before. With `alternating_flip` that is no chance: an image is mirrored in every other epoch, so
     that two epochs show both of it. Raises Refusal where `padding` is not smaller than the image.
     Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2, there with a black rim;
-    alternating: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
+    alternating_flip: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
     """
     batch, height, width, channels = images.shape
     if not 0 <= padding < min(height, width):
         raise UserError(
-            f"augment.padding={padding} does not suit images of {height}x{width} pixels: write a number from 0 to "
+            f"augmentation.padding={padding} does not suit images of {height}x{width} pixels: write a number from 0 to "
             f"{min(height, width) - 1}."
         )
     device = images.device
     down, right = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)
     chance = randint(0, 2, (batch, 1), generator=generator, device=device).bool()
-    mirrored = (turns.unsqueeze(1) if alternating else chance) & flip
+    mirrored = (turns.unsqueeze(1) if alternating_flip else chance) & flip
     rows = _reflect(arange(height, device=device) - down, height)
     columns = _reflect(arange(width, device=device) - right, width)
     columns = where(mirrored, width - 1 - columns, columns)

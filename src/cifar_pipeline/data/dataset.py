@@ -51,10 +51,10 @@ class Dataset:
     """An open data set.
 
     `name` and `title` are of the data really there, `wanted` is the title of what was asked for; `source` says who
-    made it. `shape` is [H, W, C], `fit` how pictures were brought to it; `sizes` has the number of images of each
+    made it. `shape` is [H, W, C], `fit` how images were brought to it; `sizes` has the number of images of each
     part; `mean` and `std` are of the train part, a number per channel, pixels scaled to [0, 1]. `hashes` has a
     SHA-256 for each array, `hash` one over all of them and the classes. `equal` has, for two parts such as "train,
-    test", how many pictures of the second are in the first as well, and the first of them by their indices. `asked`
+    test", how many images of the second are in the first as well, and the first of them by their indices. `asked`
     and `used` are the values of `data` (asked.KEYS) in the configuration and in effect. `skipped` is the number of
     files that were not taken; reports/skipped.csv names them.
     """
@@ -62,19 +62,19 @@ class Dataset:
     folder: Path
     name: str
     title: str
-    wanted: str
+    requested_title: str
     source: str
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
-    fit: str
+    resize_mode: str
     sizes: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hashes: dict[str, str]
     hash: str
-    equal: dict[str, dict[str, Any]]
-    asked: dict[str, Any]
-    used: dict[str, Any]
+    duplicates: dict[str, dict[str, Any]]
+    requested: dict[str, Any]
+    effective: dict[str, Any]
     skipped: int = 0
 
     @staticmethod
@@ -95,18 +95,18 @@ class Dataset:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged or not of this version; {REBUILD_HINT}.") from error
         for part in SPLITS:
-            dataset.part(part)
+            dataset.split(part)
         return dataset
 
     @property
     def is_fallback(self) -> bool:
         """Whether this data stands in for what was asked for."""
-        return bool(self.used["source"] != self.asked["source"])
+        return bool(self.effective["source"] != self.requested["source"])
 
     @property
     def caption(self) -> str:
         """What figures and tables call the data set, a fallback by its name."""
-        return f"{self.title}, in place of {self.wanted}" if self.is_fallback else self.title
+        return f"{self.title}, in place of {self.requested_title}" if self.is_fallback else self.title
 
     def summary(self) -> dict[str, Any]:
         """What a report says about the data: name, title, source, whether it is a fallback, number of images.
@@ -117,7 +117,7 @@ class Dataset:
         skipped = {"skipped": self.skipped} if self.skipped else {}
         return {**facts, "fallback": self.is_fallback, "sizes": self.sizes, **skipped, "hash": self.hash}
 
-    def part(self, name: str) -> tuple[Images, Labels]:
+    def split(self, name: str) -> tuple[Images, Labels]:
         """The images `[N, H, W, C] uint8` and labels `[N] int64` of "train", "val" or "test", memory-mapped.
 
         Raises Refusal where a file is missing, cut off or not the array that dataset.json describes.
@@ -143,19 +143,19 @@ class Dataset:
             raise UserError(f"{path} is damaged or of another data set; {REBUILD_HINT}.")
         return list(names)
 
-    def leaks(self) -> Iterator[str]:
-        """A sentence on each two parts that have pictures in common, the files named where there are any."""
-        for parts, found in self.equal.items():
+    def describe_duplicates(self) -> Iterator[str]:
+        """A sentence on each two parts that have images in common, the files named where there are any."""
+        for parts, found in self.duplicates.items():
             first, second = parts.split(", ")
             names, others = self.files(first), self.files(second)
             pairs = [f"{others[two]} = {names[one]}" for one, two in found["pairs"]] if names and others else []
             listed = f": {', '.join(pairs)}{', ...' if found['count'] > len(pairs) else ''}" if pairs else ""
-            yield f"{found['count']:,} pictures of the {second} part are in the {first} part as well{listed}."
+            yield f"{found['count']:,} images of the {second} part are in the {first} part as well{listed}."
 
     def verify(self) -> None:
         """Read every byte and compare it with the hashes. Raises Refusal naming the file that differs."""
         for part in SPLITS:
-            images, labels = self.part(part)
+            images, labels = self.split(part)
             for kind, found in (("images", content_hash(images)), ("labels", content_hash(labels))):
                 if found != self.hashes[f"{part}/{kind}"]:
                     path = self.folder / part / f"{kind}.npy"
@@ -219,7 +219,7 @@ def effective_dataset_config(asked: dict[str, Any], by_fallback: bool) -> dict[s
 
 def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
     """Refuse to go on where `dataset` was made for other values than the configuration's `data` asks for."""
-    wanted, made = dataset_config(data), dict(dataset.asked)
+    wanted, made = dataset_config(data), dict(dataset.requested)
     for role in ("source", "fallback"):
         if _target(wanted[role]) != _target(made.get(role)):  # then its further values need no comparison
             wanted[role], made[role] = _option_name(wanted[role]), _option_name(made.get(role))

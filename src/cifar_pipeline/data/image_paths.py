@@ -1,6 +1,6 @@
-"""Folders of pictures, walked: which files are taken, and for each other one the reason why not.
+"""Folders of images, walked: which files are taken, and for each other one the reason why not.
 
-Which picture files a person means by files, folders and a list of paths.
+Which image files a person means by files, folders and a list of paths.
 """
 
 import codecs
@@ -25,14 +25,14 @@ MAX_LISTED = 10
 
 
 class FoundFile(NamedTuple):
-    """A path with the reason why it is not taken; without a reason, it is named like a picture and read as one."""
+    """A path with the reason why it is not taken; without a reason, it is named like an image and read as one."""
 
     path: Path
     reason: str = ""
 
 
 class SkippedFile(NamedTuple):
-    """A file that is not taken: its path below the folder of the pictures, and the reason."""
+    """A file that is not taken: its path below the folder of the images, and the reason."""
 
     path: str
     reason: str
@@ -71,7 +71,7 @@ def skip_reason(entry: "os.DirEntry[str]") -> str:
     if is_hidden(entry.name):
         return HIDDEN
     try:
-        if not entry.is_file():  # a link that leads nowhere counts as a picture that can't be read
+        if not entry.is_file():  # a link that leads nowhere counts as an image that can't be read
             kind = "" if entry.is_symlink() and not Path(entry.path).exists() else irregular_type(entry.stat().st_mode)
             if kind:
                 return f"it is {'a link to ' if entry.is_symlink() else ''}{kind}{NOT_A_FILE}"
@@ -80,7 +80,7 @@ def skip_reason(entry: "os.DirEntry[str]") -> str:
     suffix = Path(entry.name).suffix
     if suffix.lower() in SUFFIXES:
         return ""
-    return f"no picture's name ends in {suffix}" if suffix else "its name has no suffix, such as .jpg"
+    return f"no image's name ends in {suffix}" if suffix else "its name has no suffix, such as .jpg"
 
 
 class SkipCounts:
@@ -124,11 +124,11 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def iter_image_files(
     names: Iterable[str], listed: Iterable[bytes] = (), skip: Callable[[FoundFile], None] = lambda found: None
 ) -> Iterator[Path]:
-    """Each picture file, in order: a file as it is, a folder as the pictures in it and below, by name.
+    """Each image file, in order: a file as it is, a folder as the images in it and below, by name.
 
     For the name `-` stand the paths in `listed`, one a line, as the system writes them. What is not there comes as it
-    is, and so does a folder that holds no picture: whoever reads it will say so. `skip` is handed each file in a folder
-    that is no picture, with its reason. Raises Refusal where `listed` is no list of paths.
+    is, and so does a folder that holds no image: whoever reads it will say so. `skip` is handed each file in a folder
+    that is no image, with its reason. Raises Refusal where `listed` is no list of paths.
     """
     for name in names:
         if name == STDIN:
@@ -153,7 +153,7 @@ def iter_lines(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def count_image_files(names: Sequence[str]) -> int | None:
-    """How many files `picture_files` will give; None where a list is among them, which can be read only once."""
+    """How many files `image_files` will give; None where a list is among them, which can be read only once."""
     return None if STDIN in names else sum(1 for _ in iter_image_files(names))
 
 

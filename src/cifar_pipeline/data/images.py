@@ -1,8 +1,8 @@
-"""Picture files as the arrays that a network was trained on: decoded as an image viewer would, brought to one size.
+"""Image files as the arrays that a network was trained on: decoded as an image viewer would, brought to one size.
 
 Normalisation is no part of this: it acts in the model, in training as in use.
 
-The colours of a picture file, converted to sRGB as image viewers do: its ICC profile, or the gamma of a PNG.
+The colours of an image file, converted to sRGB as image viewers do: its ICC profile, or the gamma of a PNG.
 
 A file that has neither, or whose profile is damaged or sRGB itself, keeps its pixels.
 """
@@ -147,15 +147,15 @@ CROP, PAD = RESIZE_MODES = ("crop", "pad")
 
 
 class UnreadableImage(Exception):
-    """A file that gives no picture. The message says why, without naming the file."""
+    """A file that gives no image. The message says why, without naming the file."""
 
 
-# The option that sets the limit, for the sentence that a larger picture gets.
+# The option that sets the limit, for the sentence that a larger image gets.
 _limit_option = ""
 
 
 def set_max_megapixels(megapixels: float, option: str) -> None:
-    """From now on refuse pictures of more than so many million pixels, as `option` says, before they take memory."""
+    """From now on refuse images of more than so many million pixels, as `option` says, before they take memory."""
     global _limit_option
     # Pillow raises an error at twice this number, and warns from here on.
     Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)
@@ -163,33 +163,33 @@ def set_max_megapixels(megapixels: float, option: str) -> None:
     _limit_option = option
 
 
-def load_image(file: Path | BytesIO, shape: tuple[int, int, int], fit: str = CROP) -> np.ndarray:
-    """The picture in a file, or in the bytes of one, as `[H, W, C] uint8` of `shape`; C is 1 or 3.
+def load_image(file: Path | BytesIO, shape: tuple[int, int, int], resize_mode: str = CROP) -> np.ndarray:
+    """The image in a file, or in the bytes of one, as `[H, W, C] uint8` of `shape`; C is 1 or 3.
 
     By the fit "crop" the shorter side is brought to the wanted size and the middle cut out; by "pad" the longer side
     is, and the rest is black. Of an animation the first frame is taken.
 
     Raises:
-        Unreadable: there is no regular file, it is no picture, a damaged one, or one larger than `limit_pixels` allows.
+        Unreadable: there is no regular file, it is no image, a damaged one, or one larger than `limit_pixels` allows.
     """
     with _wrap_errors(), _opened(file) as stream, _identified(stream) as image:
-        return to_array(image, shape, fit)
+        return to_array(image, shape, resize_mode)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises Unreadable where there is none, or where it is larger than any allowed picture."""
+    """The bytes of a file. Raises Unreadable where there is none, or where it is larger than any allowed image."""
     with _wrap_errors(), open_regular(path) as file:
         most = MAX_OVERHEAD_BYTES + MAX_BYTES_PER_PIXEL * 2 * (Image.MAX_IMAGE_PIXELS or 0)
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise UnreadableImage(
-                f"it has {size:,} bytes, more than a picture of the largest allowed size ({_limit_option})"
+                f"it has {size:,} bytes, more than an image of the largest allowed size ({_limit_option})"
             )
         return file.read()
 
 
 def decoders() -> dict[str, str]:
-    """What decides about a picture's pixels besides its file and our code: libraries, and the limit on its size."""
+    """What decides about an image's pixels besides its file and our code: libraries, and the limit on its size."""
     found = {name: str(features.version(name)) for name in LIBRARIES}
     if "HEIF" in _formats():
         import pillow_heif
@@ -198,7 +198,7 @@ def decoders() -> dict[str, str]:
     return {"pillow": PIL.__version__, "limit": str(Image.MAX_IMAGE_PIXELS), **found}
 
 
-def to_array(image: Image.Image, shape: tuple[int, int, int], fit: str) -> np.ndarray:
+def to_array(image: Image.Image, shape: tuple[int, int, int], resize_mode: str) -> np.ndarray:
     """An open image as `[H, W, C] uint8` of `shape`: turned, scaled, in the colours of sRGB and on white paper.
 
     That is what an image viewer shows.
@@ -208,7 +208,7 @@ def to_array(image: Image.Image, shape: tuple[int, int, int], fit: str) -> np.nd
     image = ImageOps.exif_transpose(_to_uint8(image))
     image = _mixable(image, channels, colours)
     if image.size != (width, height):
-        image = _scaled(image, (width, height), fit)
+        image = _scaled(image, (width, height), resize_mode)
     # After scaling, when the fewest pixels are left to convert.
     image = colours.converted(image)
     if image.mode == "RGBA":
@@ -229,8 +229,8 @@ def _mixable(image: Image.Image, channels: int, colours: ColorConverter) -> Imag
     return image.convert(MODES[channels])
 
 
-def _scaled(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
-    if fit == CROP:
+def _scaled(image: Image.Image, size: tuple[int, int], resize_mode: str) -> Image.Image:
+    if resize_mode == CROP:
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
     black: dict[str, int | tuple[int, ...]] = {
         "L": 0, "RGB": (0, 0, 0), "RGBA": (0, 0, 0, WHITE), "CMYK": (0, 0, 0, WHITE),
@@ -248,7 +248,7 @@ def _wrap_errors() -> Iterator[None]:
     except NotRegularFile as error:
         is_folder = error.kind == "a folder"
         raise UnreadableImage(
-            "it is a folder without pictures" if is_folder else f"it is {error.kind}, not a file"
+            "it is a folder without images" if is_folder else f"it is {error.kind}, not a file"
         ) from None
     except PermissionError:
         raise UnreadableImage("it may not be read") from None

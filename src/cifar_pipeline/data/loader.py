@@ -130,7 +130,7 @@ class TensorLoader:
         """The number of batches in an epoch, the same for each rank."""
         return ceil(len(self.images) / self.batch_size)
 
-    def whole(self, batch: int) -> int:
+    def global_batch_size(self, batch: int) -> int:
         """Images in this batch of an epoch, in all processes together."""
         return min(self.batch_size, len(self.images) - batch * self.batch_size)
 
@@ -140,17 +140,17 @@ class TensorLoader:
         total = len(self)
         if start >= total:
             return
-        order = self._order()
+        order = self._permutation()
         per_chunk = max(1, min(GATHER_SIZE, rows_per_chunk(self.images[:1].nbytes)) // self.batch_size)
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
             together = order[first * self.batch_size : last * self.batch_size]
-            places, ends = self._shares([self.whole(batch) for batch in range(first, last)])
+            places, ends = self._rank_indices([self.global_batch_size(batch) for batch in range(first, last)])
             mine = together if places is None else together[places]
             images, labels = self.images.index_select(0, together if self.augment else mine), self.labels[mine]
             if self.augment is not None:
                 chance = generator(images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, chunk)
-                images = self.augment(images, chance, self._turns(together))
+                images = self.augment(images, chance, self._alternating_flip(together))
                 images = images if places is None else images[places]
             skip = max(0, start - first)
             pairs = zip(torch.split(images, ends), torch.split(labels, ends), strict=True)
@@ -172,7 +172,7 @@ class TensorLoader:
         self.epoch = state["epoch"]
         self.position = self.start = state["position"]
 
-    def _shares(self, sizes: list[int]) -> tuple[Tensor | None, list[int]]:
+    def _rank_indices(self, sizes: list[int]) -> tuple[Tensor | None, list[int]]:
         """Where this rank's images lie among those of batches of these sizes (None: all are), and how many of each."""
         if self.world_size == 1:
             return None, sizes
@@ -185,7 +185,7 @@ class TensorLoader:
         ]
         return torch.cat(shares).to(self.images.device), list(map(len, shares))
 
-    def _order(self) -> Tensor:
+    def _permutation(self) -> Tensor:
         """The indices of the images in the order of this epoch."""
         count = len(self.images)
         if not self.shuffle:
@@ -194,7 +194,7 @@ class TensorLoader:
         chance = generator("cpu", self.seed, RandomStream.ORDER, self.epoch)
         return torch.randperm(count, generator=chance).to(self.images.device)
 
-    def _turns(self, indices: Tensor) -> Tensor:
+    def _alternating_flip(self, indices: Tensor) -> Tensor:
         """Of each image whether it is its turn, `[B] bool`: in every other epoch; chance decides which."""
         if self.first is None:
             first = torch.randint(0, 2, (len(self.images),), generator=generator("cpu", self.seed, RandomStream.TURNS))

@@ -1,6 +1,6 @@
 """data/processed written: the parts of a published data set as arrays, and dataset.json, which says what they are.
 
-Pictures that stand in two parts of a data set: what a network has learnt by heart measures nothing.
+Images that stand in two parts of a data set: what a network has learnt by heart measures nothing.
 
 Which images are held back: drawn at random, evenly from every class, the same ones for the same seed.
 """
@@ -22,12 +22,12 @@ from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Images, Indices, 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import escape_control_json
 
-# 16 bytes for each picture: of a thousand million, no two are taken for equal by chance.
+# 16 bytes for each image: of a thousand million, no two are taken for equal by chance.
 DIGEST_BYTES = 16
 
 
 def find_duplicates(parts: Mapping[str, Images]) -> list[tuple[str, int, str, int]]:
-    """For each picture of a part that is one of an earlier part too: (earlier part, index, part, index).
+    """For each image of a part that is one of an earlier part too: (earlier part, index, part, index).
 
     Compared is the hash of the pixels, `[H, W, C] uint8`.
     """
@@ -48,7 +48,7 @@ def _digests(images: Images) -> list[bytes]:
     return found
 
 
-# Of the pictures that stand in two parts, so many are named.
+# Of the images that stand in two parts, so many are named.
 MAX_LISTED_DUPLICATES = 10
 
 
@@ -84,20 +84,20 @@ def write_dataset(
     values = {
         "name": source.name,
         "title": source.title,
-        "wanted": wanted,
+        "requested_title": wanted,
         "source": source.origin,
         "classes": list(official.classes),
         "shape": list(official.train_images.shape[1:]),
-        "fit": official.fit,
+        "resize_mode": official.resize_mode,
         "sizes": {part: len(indices) for part, (*_, indices) in parts.items()},
         "mean": mean,
         "std": std,
         "hashes": hashes,
         "hash": sha256(json.dumps([official.classes, hashes], sort_keys=True).encode()).hexdigest(),
-        "equal": _duplicates(written),
+        "duplicates": _duplicates(written),
         "skipped": skipped,
-        "asked": asked,
-        "used": used,
+        "requested": asked,
+        "effective": used,
     }
     values["checksum"] = checksum(values)
     (folder / "dataset.json").write_text(
@@ -161,7 +161,7 @@ def train_val_split(official: RawDataset, fraction: float, seed: int) -> tuple[I
 
     The source's own choice where it has one, else `stratified_split` of `data.val_fraction`.
     """
-    labels, held_back = official.train_labels, official.held_back
+    labels, held_back = official.train_labels, official.val_indices
     if held_back is None:
         return stratified_split(labels, fraction, seed, official.classes, "data.val_fraction")
     return np.setdiff1d(np.arange(len(labels)), held_back), held_back

@@ -1,12 +1,12 @@
-"""Picture files brought to one size, and kept by their content: a file that hasn't changed is never resized twice.
+"""Image files brought to one size, and kept by their content: a file that hasn't changed is never resized twice.
 
-    .cache/pictures/KEY/32x32x3-crop/NAME.npy     some hundred pictures [N, H, W, C] uint8
-    .cache/pictures/KEY/32x32x3-crop/NAME.json    the SHA-256 of each one's file
+    .cache/images/KEY/32x32x3-crop/NAME.npy     some hundred images [N, H, W, C] uint8
+    .cache/images/KEY/32x32x3-crop/NAME.json    the SHA-256 of each one's file
 
 KEY is a hash of what made the pixels: the code that reads and resizes, the versions of the libraries that decode, and
-the limit on a picture's size. Pictures under another key are removed, so one process at a time may use a cache.
+the limit on an image's size. Images under another key are removed, so one process at a time may use a cache.
 
-Whatever the number of pictures, a shard for each core and no more of them are in memory.
+Whatever the number of images, a shard for each core and no more of them are in memory.
 """
 
 import json
@@ -37,7 +37,7 @@ MAX_SHARD_IMAGES = 512
 
 @dataclass(frozen=True)
 class ShardRow:
-    """Where a picture lies: the name of a shard and its row there."""
+    """Where an image lies: the name of a shard and its row there."""
 
     shard: str
     row: int
@@ -45,25 +45,25 @@ class ShardRow:
 
 @dataclass(frozen=True)
 class ShardedImages:
-    """Pictures `[N, H, W, C] uint8` that lie in shards, read when they are asked for, as an array would be."""
+    """Images `[N, H, W, C] uint8` that lie in shards, read when they are asked for, as an array would be."""
 
     folder: Path
     places: tuple[ShardRow, ...]
-    picture: Shape
+    image: Shape
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (len(self.places), *self.picture)
+        return (len(self.places), *self.image)
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The pictures at `indices` `[M]`, in their order."""
-        pictures = np.empty((len(indices), *self.picture), np.uint8)
+        """The images at `indices` `[M]`, in their order."""
+        pictures = np.empty((len(indices), *self.image), np.uint8)
         asked: dict[str, list[tuple[int, int]]] = {}
         for position, index in enumerate(indices):
             place = self.places[index]
@@ -75,20 +75,20 @@ class ShardedImages:
 
 
 class ResizedImageCache:
-    """The pictures of one size and fit that `cache` keeps, as the code of today makes them."""
+    """The images of one size and resize_mode that `cache` keeps, as the code of today makes them."""
 
-    def __init__(self, cache: Path, shape: Shape, fit: str) -> None:
-        self.shape, self.fit = shape, fit
-        self.folder = cache / cache_key() / f"{'x'.join(map(str, shape))}-{fit}"
+    def __init__(self, cache: Path, shape: Shape, resize_mode: str) -> None:
+        self.shape, self.resize_mode = shape, resize_mode
+        self.folder = cache / cache_key() / f"{'x'.join(map(str, shape))}-{resize_mode}"
         _remove_other_keys(self.folder.parent)
         self.known = dict(self._kept())
 
     def take(self, files: Sequence[Path]) -> list[ShardRow | str]:
-        """Resize what isn't kept yet, on all cores, and return each file's place, or why it gives no picture."""
+        """Resize what isn't kept yet, on all cores, and return each file's place, or why it gives no image."""
         size = min(MAX_SHARD_IMAGES, rows_per_chunk(prod(self.shape)))
         blocks = [files[start : start + size] for start in range(0, len(files), size)]
         places: list[ShardRow | str] = []
-        with ThreadPoolExecutor(available_cores()) as pool, progress_bar("Reading pictures", len(files)) as advance:
+        with ThreadPoolExecutor(available_cores()) as pool, progress_bar("Reading images", len(files)) as advance:
             try:
                 for found in pool.map(self._block, blocks):
                     places += found
@@ -100,7 +100,7 @@ class ResizedImageCache:
         return places
 
     def rows(self, places: Sequence[ShardRow]) -> ShardedImages:
-        """The pictures at these places."""
+        """The images at these places."""
         return ShardedImages(self.folder, tuple(places), self.shape)
 
     def _block(self, files: Sequence[Path]) -> list[ShardRow | str]:
@@ -111,7 +111,7 @@ class ResizedImageCache:
                 content = read_bytes(file)
                 digest = sha256(content).hexdigest()
                 if digest not in self.known and digest not in new:
-                    new[digest] = load_image(BytesIO(content), self.shape, self.fit)
+                    new[digest] = load_image(BytesIO(content), self.shape, self.resize_mode)
                 found.append((digest, ""))
             except UnreadableImage as error:
                 found.append(("", str(error)))
@@ -123,7 +123,7 @@ class ResizedImageCache:
         name = sha256(" ".join(digests).encode()).hexdigest()[:16]
         with atomic_write(self.folder / f"{name}.npy") as part:
             np.save(part, np.stack(list(pictures.values())), allow_pickle=False)
-        # The last, so that there is no list without its pictures.
+        # The last, so that there is no list without its images.
         with atomic_write(self.folder / f"{name}.json") as part:
             part.write_text(json.dumps(digests))
         return {digest: ShardRow(name, row) for row, digest in enumerate(digests)}
@@ -147,7 +147,7 @@ class ResizedImageCache:
 
 
 def cache_key() -> str:
-    """16 hexadecimal digits that stand for all that decides a picture's pixels but its file, its size and its fit."""
+    """16 hexadecimal digits that stand for all that decides an image's pixels but its file, its size and its fit."""
     code = loaded_sources().used(__name__).hashes
     return sha256(json.dumps([code, decoders()], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -17,8 +17,8 @@ METADATA_KEY = "facts"
 # Raised when what is kept changes its meaning, so that older code refuses instead of misreading.
 FORMAT = 1
 # Which of a training's facts are kept; the others are about how it went.
-METADATA_FIELDS = ("identity", "commit", "dataset", "classes", "shape", "fit", "probabilities")
-# What each way to bring a picture to its size does.
+METADATA_FIELDS = ("fingerprint", "commit", "dataset", "classes", "shape", "resize_mode", "output_activation")
+# What each way to bring an image to its size does.
 RESIZE_DESCRIPTIONS = {
     CROP: "bring the shorter side to the size (bicubic, antialiased), cut out the middle",
     PAD: "bring the longer side to the size (bicubic, antialiased), fill the rest with black",
@@ -27,19 +27,19 @@ RESIZE_DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """`shape` is that of a picture, [H, W, C], `fit` how one is brought to it; `probabilities` names the way from
+    """`shape` is that of an image, [H, W, C], `resize_mode` how one is brought to it; `output_activation` names the way from
     outputs to probabilities.
 
-    `dataset` and `dataset_hash` say what was trained on, `identity` and `commit` by which choices and code.
+    `dataset` and `dataset_hash` say what was trained on, `fingerprint` and `commit` by which choices and code.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
-    fit: str
-    probabilities: str
+    resize_mode: str
+    output_activation: str
     dataset: str
     dataset_hash: str
-    identity: str
+    fingerprint: str
     commit: str
 
     @property
@@ -65,7 +65,7 @@ class ModelMetadata:
             Refusal: the file is none of this project, or one of a newer commit, which the sentence names.
         """
         try:
-            values = json.loads(session.texts[METADATA_KEY])
+            values = json.loads(session.metadata[METADATA_KEY])
             if int(values.get("format", 0)) > FORMAT:
                 commit = _commit(values) or "main"
                 raise UserError(f"The model in {folder} was made by a newer commit: `git checkout {commit}` uses it.")
@@ -80,7 +80,7 @@ class ModelMetadata:
             raise UserError(_invalid_reason(folder, error)) from None
         if (facts.shape, len(facts.classes)) != (session.shape, session.classes):
             raise UserError(
-                f"The model in {folder} does not do what it says about itself: a picture {list(facts.shape)} in, "
+                f"The model in {folder} does not do what it says about itself: an image {list(facts.shape)} in, "
                 f"{len(facts.classes)} classes out."
             )
         return facts
@@ -99,10 +99,10 @@ def to_onnx_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{key: facts[key] for key in METADATA_FIELDS},
-        "input": f"pictures [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
+        "input": f"images [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
         "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
         "preprocessing": (
-            f"turn as EXIF says, lay transparency over white, {RESIZE_DESCRIPTIONS[facts['fit']]}; normalisation is in the model"
+            f"turn as EXIF says, lay transparency over white, {RESIZE_DESCRIPTIONS[facts['resize_mode']]}; normalisation is in the model"
         ),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
     }
@@ -115,19 +115,19 @@ def _invalid_reason(folder: Path, error: Exception) -> str:
 def _parse_metadata(values: Mapping[str, Any]) -> ModelMetadata:
     height, width, channels = map(int, values["shape"])
     classes = tuple(map(str, values["classes"]))
-    fit = values["fit"]
+    resize_mode = values["resize_mode"]
     if min(height, width) < 1 or channels not in (1, 3) or len(classes) < 1:
         raise ValueError(f"shape {values['shape']}, {len(classes)} classes")
-    if fit not in RESIZE_MODES:
-        raise ValueError(f"fit {fit}")
+    if resize_mode not in RESIZE_MODES:
+        raise ValueError(f"resize_mode {resize_mode}")
     return ModelMetadata(
         classes=classes,
         shape=(height, width, channels),
-        fit=fit,
-        probabilities=str(values["probabilities"]),
+        resize_mode=resize_mode,
+        output_activation=str(values["output_activation"]),
         dataset=str(values["dataset"]["name"]),
         dataset_hash=str(values["dataset"]["hash"]),
-        identity=str(values["identity"]),
+        fingerprint=str(values["fingerprint"]),
         commit=_commit(values),
     )
 

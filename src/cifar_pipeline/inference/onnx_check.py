@@ -19,7 +19,7 @@ from cifar_pipeline.utils.safe_io import open_regular
 # Protocol buffers hold no more.
 MAX_FILE_BYTES = 2**31 - 1
 MAX_NODES = 50_000
-# Of one picture: bytes of all values that the graph computes, and multiplications (ViT-Huge takes 2e11).
+# Of one image: bytes of all values that the graph computes, and multiplications (ViT-Huge takes 2e11).
 MAX_VALUE_BYTES = 2**31
 MAX_MULTIPLICATIONS = 10**13
 INPUT_SHAPE = 2  # for which sizes are computed
@@ -29,7 +29,7 @@ ATTRIBUTES = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS,
     AttributeProto.INTS, AttributeProto.STRINGS,
 }  # fmt: skip
-# What networks are made of. Nothing that loops, branches, reads files, draws random numbers or decodes pictures, and
+# What networks are made of. Nothing that loops, branches, reads files, draws random numbers or decodes images, and
 # nothing whose output's size depends on the pixels.
 OPERATORS = {
     "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil", "Celu", "Clip",
@@ -58,16 +58,16 @@ class UnsafeModel(Exception):
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """The bytes to open, the shape `(H, W, C)` of the pictures, the number of classes, and the texts kept in the file.
+    """The bytes to open, the shape `(H, W, C)` of the images, the number of classes, and the texts kept in the file.
 
-    `picture_bytes` is what all values that are computed for one picture take.
+    `image_bytes` is what all values that are computed for one image take.
     """
 
     content: bytes
     shape: Shape
     classes: int
-    texts: dict[str, str]
-    picture_bytes: int
+    metadata: dict[str, str]
+    bytes_per_image: int
 
 
 def check_file(path: Path) -> CheckedGraph:
@@ -120,10 +120,10 @@ def check_model(model: ModelProto) -> CheckedGraph:
     sizes = _sizes(model)
     values = sum(size * prod(dims) for size, dims in sizes.values()) // INPUT_SHAPE
     if values > MAX_VALUE_BYTES:
-        raise UnsafeModel(f"one picture would take {values / 1e9:,.0f} GB of memory")
+        raise UnsafeModel(f"one image would take {values / 1e9:,.0f} GB of memory")
     work = sum(_multiplications(node, sizes, _shapes(graph.initializer)) for node in graph.node) // INPUT_SHAPE
     if work > MAX_MULTIPLICATIONS:
-        raise UnsafeModel(f"one picture would take {work:.0e} multiplications")
+        raise UnsafeModel(f"one image would take {work:.0e} multiplications")
     try:
         serialized = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
@@ -153,30 +153,30 @@ def _check_node(node: NodeProto) -> None:
 
 
 def _outputs(graph: GraphProto) -> tuple[Shape, int]:
-    """Shape `(H, W, C)` of the pictures and the number of classes.
+    """Shape `(H, W, C)` of the images and the number of classes.
 
-    Raises `Unsafe` where the graph takes or gives anything else than raw pictures, logits and probabilities.
+    Raises `Unsafe` where the graph takes or gives anything else than raw images, logits and probabilities.
     """
     given = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in given]
     outputs = {value.name: value.type.tensor_type for value in graph.output}
     try:
-        (pictures,), probabilities = inputs, outputs["probabilities"]
+        (images,), probabilities = inputs, outputs["probabilities"]
         assert "logits" in outputs
-        _, *shape = (dim.dim_value for dim in pictures.type.tensor_type.shape.dim)
+        _, *shape = (dim.dim_value for dim in images.type.tensor_type.shape.dim)
         _, classes = (dim.dim_value for dim in probabilities.shape.dim)
-        assert pictures.type.tensor_type.elem_type == TensorProto.UINT8
+        assert images.type.tensor_type.elem_type == TensorProto.UINT8
         assert len(shape) == 3 and min(shape) > 0 and classes > 0
         assert all(kind.elem_type == TensorProto.FLOAT for kind in outputs.values())
     except (KeyError, ValueError, AssertionError):
         raise UnsafeModel(
-            "it does not take pictures [N, H, W, C] uint8 and give logits and probabilities [N, K]"
+            "it does not take images [N, H, W, C] uint8 and give logits and probabilities [N, K]"
         ) from None
     return tuple(shape), classes
 
 
 def _sizes(model: ModelProto) -> dict[str, tuple[int, Shape]]:
-    """For each value that the graph computes for `PICTURES` pictures the bytes of an element, and its shape.
+    """For each value that the graph computes for `IMAGES` images the bytes of an element, and its shape.
 
     Nothing that the file says about them is taken for granted.
     """
@@ -210,9 +210,9 @@ def _inferred(model: ModelProto) -> GraphProto:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     for value in model.graph.input:
         if value.name not in given:
-            pictures = graph.input.add()
-            pictures.CopyFrom(value)
-            pictures.type.tensor_type.shape.dim[0].dim_value = INPUT_SHAPE
+            images = graph.input.add()
+            images.CopyFrom(value)
+            images.type.tensor_type.shape.dim[0].dim_value = INPUT_SHAPE
     for value in model.graph.output:
         graph.output.append(onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None))
     try:
@@ -226,7 +226,7 @@ def _shapes(tensors: Iterable[TensorProto]) -> dict[str, Shape]:
 
 
 def _multiplications(node: NodeProto, sizes: Mapping[str, tuple[int, Shape]], weights: Mapping[str, Shape]) -> int:
-    """How many multiplications an operation takes at most, for `PICTURES` pictures."""
+    """How many multiplications an operation takes at most, for `IMAGES` images."""
     outputs = sum(prod(sizes[name][1]) for name in node.output if name)
     shapes = [weights[name] if name in weights else sizes.get(name, (0, ()))[1] for name in node.input]
     each = 1

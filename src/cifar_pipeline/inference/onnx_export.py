@@ -53,7 +53,7 @@ TOLERANCE = 1e-4
 
 
 class ModelWithProbabilities(nn.Module):
-    """Raw pictures `[N, H, W, C] uint8` to logits and probabilities, both `[N, K] float32`."""
+    """Raw images `[N, H, W, C] uint8` to logits and probabilities, both `[N, K] float32`."""
 
     def __init__(self, network: NormalizedModel, way: str) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ModelWithProbabilities(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         # In their plain order: torch writes other operations for channels_last.
-        logits = self.network.net(self.network.normalise(pictures).contiguous()).float()
+        logits = self.network.net(self.network.normalize(pictures).contiguous()).float()
         return logits, get_activation(self.way)(logits)
 
 
@@ -73,7 +73,7 @@ class OnnxTemplate:
 
     @staticmethod
     def of(net: nn.Module, shape: tuple[int, int, int], way: str) -> "OnnxTemplate":
-        """Export `net` (a `RawPixels`), for any number of pictures of `shape` `(H, W, C)`; `net` stays as it is.
+        """Export `net` (a `RawPixels`), for any number of images of `shape` `(H, W, C)`; `net` stays as it is.
 
         `way` names the function from logits to probabilities (inference/probabilities.py).
 
@@ -94,7 +94,7 @@ class OnnxTemplate:
         images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
         with torch.inference_mode():
             _, expected = network(torch.from_numpy(images))
-        _, found = session.answers(images, len(images))
+        _, found = session.predict(images, len(images))
         apart = float(np.abs(found - expected.numpy()).max())
         if not apart <= TOLERANCE:
             raise _export_error(f"ONNX Runtime's probabilities differ from torch's by {apart:.1g}")
@@ -117,7 +117,7 @@ class OnnxTemplate:
 
 
 def exported_program(net: nn.Module, shape: tuple[int, int, int], way: str) -> ExportedProgram:
-    """`net` as torch's own format has it, for any number of pictures."""
+    """`net` as torch's own format has it, for any number of images."""
     return _program(_exportable(net, way), shape)
 
 
@@ -250,7 +250,7 @@ def export_portable(model: Path, folder: Path) -> list[Path]:
     with atomic_update_dir(folder) as part:
         for name in sorted(path.name for path in model.iterdir() if path.is_file()):
             shutil.copyfile(model / name, part / name)
-        page = write_browser_page(json.loads(predictor.session.texts[METADATA_KEY]))
+        page = write_browser_page(json.loads(predictor.session.metadata[METADATA_KEY]))
         (part / PAGE).write_text(page, encoding="utf-8")
     return [folder / MODEL_FILE, folder / PAGE]
 
@@ -265,7 +265,7 @@ def write_browser_page(facts: Mapping[str, Any]) -> str:
 
 
 def write_pt2(model: Path, net: "NormalizedModel", folder: Path) -> Path:
-    """Write the model in a folder as `folder`/model.pt2: raw pictures to logits and probabilities.
+    """Write the model in a folder as `folder`/model.pt2: raw images to logits and probabilities.
 
     `net` is the network whose weights the folder holds, with any weights. The facts are in the file as facts.json.
 
@@ -279,9 +279,9 @@ def write_pt2(model: Path, net: "NormalizedModel", folder: Path) -> Path:
     predictor = Predictor.open(model)
     load_weights(net, (model / WEIGHTS_FILE).read_bytes(), model / WEIGHTS_FILE)
     status("Writing the model as pt2")
-    program = exported_program(net, predictor.facts.shape, predictor.facts.probabilities)
+    program = exported_program(net, predictor.metadata.shape, predictor.metadata.output_activation)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names this machine's folders
     with atomic_write(folder / PT2) as part:
-        torch.export.save(program, part, extra_files={"facts.json": predictor.session.texts[METADATA_KEY]})
+        torch.export.save(program, part, extra_files={"facts.json": predictor.session.metadata[METADATA_KEY]})
     return folder / PT2

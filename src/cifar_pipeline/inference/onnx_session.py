@@ -1,4 +1,4 @@
-"""Run a model file in ONNX Runtime: raw pictures in, logits and probabilities out. Imports no torch."""
+"""Run a model file in ONNX Runtime: raw images in, logits and probabilities out. Imports no torch."""
 
 import functools
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from cifar_pipeline.inference.onnx_check import CheckedGraph, CorruptModel, Unsa
 from cifar_pipeline.utils.errors import UserError
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
-INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME = "pictures", "logits", "probabilities"
+INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME = "images", "logits", "probabilities"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # What ONNX Runtime may take for weights and values on a CPU, whatever a file makes it compute.
 MAX_MEMORY_BYTES = 4 << 30
-# What the values of the pictures that are computed at once may take, all of them kept.
+# What the values of the images that are computed at once may take, all of them kept.
 MICRO_BATCH_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class OnnxSession:
-    """An open model: pictures of `shape` `(H, W, C)`, `classes` outputs, the texts kept in the file.
+    """An open model: images of `shape` `(H, W, C)`, `classes` outputs, the texts kept in the file.
 
-    `device` is "cuda", or "cpu, 2 threads". `picture_bytes` is what the values computed for one picture take.
+    `device` is "cuda", or "cpu, 2 threads". `image_bytes` is what the values computed for one image take.
     """
 
-    run_on: onnxruntime.InferenceSession
+    session: onnxruntime.InferenceSession
     shape: tuple[int, ...]
     classes: int
-    texts: dict[str, str]
-    picture_bytes: int
+    metadata: dict[str, str]
+    bytes_per_image: int
     device: str
 
     @staticmethod
@@ -40,10 +40,10 @@ class OnnxSession:
 
         Args:
             threads: that compute, on a CPU.
-            accelerator: as in conf/machine: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
+            accelerator: as in conf/runtime: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
 
         Raises:
-            Refusal: there is no model, a damaged one, one that could do more than answer for pictures, or one that
+            Refusal: there is no model, a damaged one, one that could do more than answer for images, or one that
                 this ONNX Runtime can't open.
         """
         path = folder / MODEL_FILE
@@ -60,10 +60,10 @@ class OnnxSession:
         except RuntimeError as error:
             raise UserError(f"{path} can't be opened ({error}): `dvc repro -f train` makes it again.") from None
 
-    def answers(
+    def predict(
         self, images: np.ndarray, batch_size: int, advance: Callable[[float], None] = lambda _: None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, each `[N, K] float32`, of raw pictures `[N, H, W, C] uint8`.
+        """Logits and probabilities, each `[N, K] float32`, of raw images `[N, H, W, C] uint8`.
 
         The images may be memory-mapped. `batch_size` go through the network at once, fewer where they would take too
         much memory. `advance` is told how many more are done.
@@ -71,20 +71,20 @@ class OnnxSession:
         Raises `Refusal` where the model needs more memory than it may have.
         """
         portion = (
-            batch_size if self.device == "cuda" else max(1, min(batch_size, MICRO_BATCH_BYTES // self.picture_bytes))
+            batch_size if self.device == "cuda" else max(1, min(batch_size, MICRO_BATCH_BYTES // self.bytes_per_image))
         )
         logits = np.empty((len(images), self.classes), np.float32)
         probabilities = np.empty_like(logits)
         for start in range(0, len(images), portion):
             part = np.ascontiguousarray(images[start : start + portion])
             try:
-                found = self.run_on.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: part})
+                found = self.session.run([LOGITS_NAME, PROBABILITIES_NAME], {INPUT_NAME: part})
             except Exception as error:  # ONNX Runtime's errors have no class in common but this one
                 raise UserError(
                     f"The model does not answer ({_describe_error(error)}): use one that this project made."
                 ) from None
             if any(np.shape(values) != (len(part), self.classes) for values in found):
-                raise UserError("The model does not give an answer for each picture: use one that this project made.")
+                raise UserError("The model does not give an answer for each image: use one that this project made.")
             logits[start : start + len(part)], probabilities[start : start + len(part)] = found
             advance(len(part))
         return logits, probabilities
@@ -117,7 +117,7 @@ def open_checked(checked: CheckedGraph, threads: int, accelerator: str = "cpu") 
         raise RuntimeError(_describe_error(error)) from None
     on_gpu = session.get_providers()[0] == CUDA
     device = "cuda" if on_gpu else f"cpu, {threads} thread{'s' if threads > 1 else ''}"
-    return OnnxSession(session, checked.shape, checked.classes, checked.texts, checked.picture_bytes, device)
+    return OnnxSession(session, checked.shape, checked.classes, checked.metadata, checked.bytes_per_image, device)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A model in use: picture files in, classes with probabilities out, by the code that the training is measured by.
+"""A model in use: image files in, classes with probabilities out, by the code that the training is measured by.
 
 A model file's answers for the test part; on a GPU that ONNX Runtime can't use, those of the network itself.
 
@@ -49,7 +49,7 @@ class Prediction:
 class Predictor:
     """An open model with what its outputs mean."""
 
-    facts: ModelMetadata
+    metadata: ModelMetadata
     session: OnnxSession
 
     @staticmethod
@@ -61,26 +61,26 @@ class Predictor:
         session = OnnxSession.open(folder, threads, accelerator)
         return Predictor(ModelMetadata.of(session, folder), session)
 
-    def checked_top(self, asked: int | None, usual: int) -> int:
+    def resolve_top_k(self, asked: int | None, usual: int) -> int:
         """How many classes to rank: as many as were asked for, or the usual number where nobody asked.
 
         Raises `Refusal` where there are not so many classes.
         """
-        known = len(self.facts.classes)
+        known = len(self.metadata.classes)
         if asked is not None and not 1 <= asked <= known:
             raise UserError(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
         return min(usual, known) if asked is None else asked
 
     def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
-        """Probabilities `[N, K] float32` of raw pictures `[N, H, W, C] uint8`."""
-        return self.session.answers(images, batch_size)[1]
+        """Probabilities `[N, K] float32` of raw images `[N, H, W, C] uint8`."""
+        return self.session.predict(images, batch_size)[1]
 
     def ranking(self, images: np.ndarray, top: int) -> list[tuple[tuple[str, float], ...]]:
-        """For each raw picture the `top` likeliest classes with their probabilities."""
+        """For each raw image the `top` likeliest classes with their probabilities."""
         probabilities = self.probabilities(images)
         places = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         values = np.take_along_axis(probabilities, places, axis=1)
-        classes = self.facts.classes
+        classes = self.metadata.classes
         return [
             tuple((classes[place], value) for place, value in zip(row, numbers, strict=True))
             for row, numbers in zip(places.tolist(), values.tolist(), strict=True)
@@ -89,30 +89,30 @@ class Predictor:
     def predictions(self, files: Iterable[Path], batch_size: int, top: int) -> Iterator[Prediction]:
         """What each file shows, in order. A bad file stops nothing.
 
-        In memory are twice so many pictures: while the network looks at some, the next are read.
+        In memory are twice so many images: while the network looks at some, the next are read.
         """
         waiting: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for batch in _batches(files, batch_size):
-                waiting.append((batch, reader.submit(_load_images, batch, self.facts)))
+                waiting.append((batch, reader.submit(_load_images, batch, self.metadata)))
                 if len(waiting) > 1:
-                    yield from self._answers(*waiting.popleft(), top)
+                    yield from self._to_predictions(*waiting.popleft(), top)
             for batch, read in waiting:
-                yield from self._answers(batch, read, top)
+                yield from self._to_predictions(batch, read, top)
 
-    def _answers(self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int) -> Iterator[Prediction]:
+    def _to_predictions(self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int) -> Iterator[Prediction]:
         pictures = read.result()
-        good = [picture for picture in pictures if not isinstance(picture, str)]
+        good = [image for image in pictures if not isinstance(image, str)]
         rankings = iter(self.ranking(np.stack(good), top) if good else [])
-        for path, picture in zip(batch, pictures, strict=True):
-            if isinstance(picture, str):
-                yield Prediction(str(path), (), picture)
+        for path, image in zip(batch, pictures, strict=True):
+            if isinstance(image, str):
+                yield Prediction(str(path), (), image)
             else:
                 yield Prediction(str(path), next(rankings))
 
 
 def threads_for(machine_threads: int | str, cores: int, reading: int = 0) -> int:
-    """How many threads a model computes on: as many as `machine.threads` says, or (auto) a thread for each core.
+    """How many threads a model computes on: as many as `runtime.threads` says, or (auto) a thread for each core.
 
     `reading` of the cores are left to threads that read files.
     """
@@ -124,9 +124,9 @@ def _load_images(paths: list[Path], facts: ModelMetadata) -> list[np.ndarray | s
 
 
 def _load_image(path: Path, facts: ModelMetadata) -> np.ndarray | str:
-    """The picture, or why there is none."""
+    """The image, or why there is none."""
     try:
-        return load_image(path, facts.shape, facts.fit)
+        return load_image(path, facts.shape, facts.resize_mode)
     except UnreadableImage as error:
         return str(error)
 
@@ -152,10 +152,10 @@ def compute_outputs(
     accelerator: str,
     network: Callable[[], "nn.Module"],
 ) -> Outputs:
-    """The device, and logits and probabilities, each `[N, K] float32`, of raw pictures `[N, H, W, C] uint8`.
+    """The device, and logits and probabilities, each `[N, K] float32`, of raw images `[N, H, W, C] uint8`.
 
     Args:
-        accelerator: as conf/machine chooses it.
+        accelerator: as conf/runtime chooses it.
         network: makes the network that the file was exported from; called only where a GPU is left to torch.
 
     Raises:
@@ -163,7 +163,7 @@ def compute_outputs(
     """
     if gpu_for_torch(accelerator):
         return compute_on_gpu(predictor, images, batch_size, advance, network(), "cuda")
-    logits, probabilities = predictor.session.answers(images, batch_size, advance)
+    logits, probabilities = predictor.session.predict(images, batch_size, advance)
     return predictor.session.device, logits, probabilities
 
 
@@ -197,13 +197,13 @@ def compute_on_gpu(
 
     logits = predict_logits(network.to(device).eval(), images, batch_size, advance, device)
     network.to("cpu")
-    probabilities = get_activation(predictor.facts.probabilities)(logits)
-    _, found = predictor.session.answers(images[:NUM_COMPARED], batch_size)
+    probabilities = get_activation(predictor.metadata.output_activation)(logits)
+    _, found = predictor.session.predict(images[:NUM_COMPARED], batch_size)
     apart = float(np.abs(found - probabilities[:NUM_COMPARED].numpy()).max(initial=0.0))
     if not apart <= TOLERANCE:
         raise UserError(
             f"{MODEL_FILE} answers differently from its weights on the GPU (probabilities differ by {apart:.1g} among the "
-            f"first {len(found)} pictures): machine.accelerator=cpu measures the file itself."
+            f"first {len(found)} images): runtime.accelerator=cpu measures the file itself."
         )
     name = torch.cuda.get_device_name() if device == "cuda" else device
     return f"{name}, by torch", logits.numpy(), probabilities.numpy()

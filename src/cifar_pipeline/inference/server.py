@@ -1,10 +1,10 @@
-"""Answer for pictures over HTTP, in the protocol of MLflow's scoring server, without MLflow.
+"""Answer for images over HTTP, in the protocol of MLflow's scoring server, without MLflow.
 
-    POST /invocations   {"inputs": pictures [N, H, W, C]}, or "instances"; the answer is {"predictions": [...]}
+    POST /invocations   {"inputs": images [N, H, W, C]}, or "instances"; the answer is {"predictions": [...]}
     GET /ping, /health  status 200;   GET /version   the version of MLflow whose protocol this is
 
 What can't be answered for gets status 400 and {"error_code", "message"}. MLflow's own server would cast the numbers to
-uint8: a picture scaled to [0, 1] would become black without a word.
+uint8: an image scaled to [0, 1] would become black without a word.
 
 Limit what one HTTP request may cost, in front of any ASGI application (https://asgi.readthedocs.io).
 
@@ -31,9 +31,9 @@ from cifar_pipeline.inference.predictor import Prediction, Predictor
 from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 
-# Of `255.0, `, the longest way in which a picture's number is usually written, with its share of the brackets.
+# Of `255.0, `, the longest way in which an image's number is usually written, with its share of the brackets.
 BYTES_PER_NUMBER = 8
-# What surrounds the pictures.
+# What surrounds the images.
 ENVELOPE = 4096
 MAX_DEPTH = 32
 BODY_TOO_LARGE = re.compile(rb"[0-9]{40}")
@@ -49,9 +49,9 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApplication = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
-def max_body_bytes(pictures: int, shape: Sequence[int]) -> int:
-    """Compute how many bytes a request with that number of pictures `[H, W, C]` may take in JSON."""
-    return ENVELOPE + pictures * prod(shape) * BYTES_PER_NUMBER
+def max_body_bytes(images: int, shape: Sequence[int]) -> int:
+    """Compute how many bytes a request with that number of images `[H, W, C]` may take in JSON."""
+    return ENVELOPE + images * prod(shape) * BYTES_PER_NUMBER
 
 
 class RejectedRequest(Exception):
@@ -161,7 +161,7 @@ def http_error(body: bytes | bytearray) -> str | None:
         steps[(portion == ord("]")) | (portion == ord("}"))] = -1
         depths = depth + np.cumsum(steps, dtype=np.int64)
         if depths.max() > MAX_DEPTH:
-            return f"The request is nested deeper than {MAX_DEPTH} lists: a picture is [H][W][C] of numbers."
+            return f"The request is nested deeper than {MAX_DEPTH} lists: an image is [H][W][C] of numbers."
         depth = int(depths[-1])
     if BODY_TOO_LARGE.search(body):
         return "The request has a number of more than 40 digits: a pixel is a whole number from 0 to 255."
@@ -237,18 +237,18 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(predictor: Predictor, name: str, listener: socket.socket, most_pictures: int) -> None:
+def serve(predictor: Predictor, name: str, listener: socket.socket, max_images: int) -> None:
     """Answer for a model until somebody stops this process.
 
-    A request may be as large as `most_pictures` pictures are in JSON.
+    A request may be as large as `max_images` images are in JSON.
     """
     import uvicorn
 
     hint = (
-        f"send at most {most_pictures} pictures at once, without indentation, or let "
-        "`overrides: {serve: {most_pictures: ...}}` in params.yaml allow more."
+        f"send at most {max_images} images at once, without indentation, or let "
+        "`overrides: {serve: {max_images: ...}}` in params.yaml allow more."
     )
-    most_bytes = max_body_bytes(most_pictures, predictor.facts.shape)
+    most_bytes = max_body_bytes(max_images, predictor.metadata.shape)
     limited = LimitedRequests(Application(predictor), most_bytes, hint=hint)
     # What was loaded is no garbage: the collector would go through it again and again while clients wait.
     gc.collect()
@@ -286,9 +286,9 @@ class Application:
         if path == "/version" and method in ("GET", "HEAD"):
             return HTTPStatus.OK, version("mlflow").encode(), b"application/json"
         if path != "/invocations":
-            raise InvalidInput(f"There is no {path[:80]}: POST pictures to /invocations.", HTTPStatus.NOT_FOUND)
+            raise InvalidInput(f"There is no {path[:80]}: POST images to /invocations.", HTTPStatus.NOT_FOUND)
         if method != "POST":
-            raise InvalidInput("Pictures are sent to /invocations by POST.", HTTPStatus.METHOD_NOT_ALLOWED)
+            raise InvalidInput("Images are sent to /invocations by POST.", HTTPStatus.METHOD_NOT_ALLOWED)
         kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise InvalidInput(
@@ -299,9 +299,9 @@ class Application:
         return HTTPStatus.OK, await asyncio.to_thread(self._predictions, message.get("body", b"")), b"application/json"
 
     def _predictions(self, body: bytes) -> bytes:
-        pictures = to_uint8_images(parse_inputs(body), self.predictor.facts.shape)
+        images = to_uint8_images(parse_inputs(body), self.predictor.metadata.shape)
         try:
-            rankings = self.predictor.ranking(pictures, len(self.predictor.facts.classes))
+            rankings = self.predictor.ranking(images, len(self.predictor.metadata.classes))
         except UserError as refusal:
             raise InvalidInput(str(refusal), HTTPStatus.INTERNAL_SERVER_ERROR) from None
         return json.dumps({"predictions": [Prediction("", ranking).as_json() for ranking in rankings]}).encode()
@@ -319,34 +319,34 @@ def parse_inputs(body: bytes) -> np.ndarray:
         raise InvalidInput(f"The request is no valid JSON ({str(error)[:100]}).") from None
     given = [key for key in INPUT_KEYS if key in content] if isinstance(content, dict) else []
     if len(given) != 1:
-        raise InvalidInput('Send a JSON object {"inputs": [picture, ...]}, or "instances".')
+        raise InvalidInput('Send a JSON object {"inputs": [image, ...]}, or "instances".')
     numbers = content[given[0]]
     if isinstance(numbers, dict) and len(numbers) == 1:  # the one input by its name
         (numbers,) = numbers.values()
     try:
-        # Whole numbers stay whole: float64 has room for all of them that matter.
+        # Whole numbers stay whole: float64 has package for all of them that matter.
         return np.array(numbers, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         raise InvalidInput(
-            "What was sent are not lists of numbers of one length: a picture is [H][W][C] of them."
+            "What was sent are not lists of numbers of one length: an image is [H][W][C] of them."
         ) from None
 
 
 def to_uint8_images(numbers: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Numbers `[N, H, W, C]`, where `shape` is `(H, W, C)`, as raw pictures, uint8.
+    """Numbers `[N, H, W, C]`, where `shape` is `(H, W, C)`, as raw images, uint8.
 
     Raises:
         Unfit: they are none, or scaled; the server answers with its sentence and status 400.
     """
     if numbers.ndim > 0 and not len(numbers):
-        raise InvalidInput("There is no picture: send a list of at least one.")
+        raise InvalidInput("There is no image: send a list of at least one.")
     if numbers.shape[1:] != shape or numbers.ndim != 4:
         raise InvalidInput(f"Shape of input {numbers.shape} does not match expected shape {(-1, *shape)}.")
     whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= WHITE)
     brightest = numbers.reshape(len(numbers), -1).max(axis=1)
     if not whole.all() or (brightest == 1).any():
         raise InvalidInput(
-            "A picture's pixels are whole numbers from 0 (black) to 255 (white), as they are stored; these are not, or "
+            "An image's pixels are whole numbers from 0 (black) to 255 (white), as they are stored; these are not, or "
             f"they are scaled to [0, 1] (the smallest is {numbers.min():g}, the largest {numbers.max():g}). The model "
             "normalises them itself: send them unscaled."
         )
@@ -356,5 +356,5 @@ def to_uint8_images(numbers: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
 def open_predictor(folder: Path, threads: int, accelerator: str) -> Predictor:
     """The model in `folder`, asked once, so that the first client does not wait for it."""
     predictor = Predictor.open(folder, threads, accelerator)
-    predictor.probabilities(np.zeros((1, *predictor.facts.shape), np.uint8))
+    predictor.probabilities(np.zeros((1, *predictor.metadata.shape), np.uint8))
     return predictor

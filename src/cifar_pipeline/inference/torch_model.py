@@ -1,6 +1,6 @@
 """Keep a network's weights as a safetensors file, named as the network's own code names them.
 
-A torch network's answers for many pictures, in portions that fit into memory.
+A torch network's answers for many images, in portions that fit into memory.
 
 What a model's answers rest on: how much each pixel speaks for the class that was named.
 """
@@ -64,7 +64,7 @@ def predict_logits(
     advance: Callable[[float], None] = lambda _: None,
     device: str = "cpu",
 ) -> Tensor:
-    """Logits `[N, K] float32`, on the CPU, of raw pictures `[N, H, W, C] uint8`, which may be memory-mapped.
+    """Logits `[N, K] float32`, on the CPU, of raw images `[N, H, W, C] uint8`, which may be memory-mapped.
 
     `model` is on `device`. `advance` is told how many more have been looked at.
     """
@@ -78,7 +78,7 @@ def predict_logits(
 
 
 WHITE = 255
-# Of the sum over the way from the baseline to the picture (Gauss-Legendre); the network looks at so many at once.
+# Of the sum over the way from the baseline to the image (Gauss-Legendre); the network looks at so many at once.
 STEPS = 64
 
 
@@ -89,14 +89,14 @@ def attributions(
     classes: np.ndarray,
     colour: Sequence[float],
 ) -> np.ndarray | None:
-    """Integrated gradients of each picture's probability of its class, summed over the channels.
+    """Integrated gradients of each image's probability of its class, summed over the channels.
 
-    M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", 2017. A picture's values add up to its
-    probability less that of the baseline, a picture of nothing but `colour`. Normalisation acts pixel by pixel, so that
+    M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", 2017. An image's values add up to its
+    probability less that of the baseline, an image of nothing but `colour`. Normalisation acts pixel by pixel, so that
     raw pixels have the same values as normalised ones.
 
     Args:
-        model: raw pictures to logits, a network of our own code.
+        model: raw images to logits, a network of our own code.
         probabilities: the way from logits to probabilities.
         images: `[N, H, W, C] uint8`.
         classes: `[N] int`, whose probability is looked at.
@@ -117,8 +117,8 @@ def attributions(
     baseline = torch.tensor(colour, dtype=torch.float32).mul(WHITE).expand(1, *pictures.shape[1:])
     gradients, found = IntegratedGradients(answer), []
     with progress_bar("Looking into answers", len(pictures), transient=True) as advance:
-        for picture, number in zip(pictures, classes, strict=True):
-            found.append(gradients.attribute(picture[None], baseline, target=int(number), n_steps=STEPS).sum(dim=3))
+        for image, number in zip(pictures, classes, strict=True):
+            found.append(gradients.attribute(image[None], baseline, target=int(number), n_steps=STEPS).sum(dim=3))
             advance(1)
     values: np.ndarray = torch.cat(found).detach().float().numpy()
     return values

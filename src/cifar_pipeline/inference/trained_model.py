@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # What a training leaves beside its models, and what has to stand in it.
-METADATA_FILE = ("training.json", ("dataset", "loss", "parameters", "probabilities", "timing"))
+METADATA_FILE = ("metadata.json", ("dataset", "loss", "parameters", "output_activation", "timing"))
 RUN_FILE = ("run.json", ("id", "name"))
 
 
@@ -25,7 +25,7 @@ class TrainedModel:
 
     folder: Path
     checkpoint: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     run: dict[str, str]
 
     @staticmethod
@@ -47,11 +47,11 @@ class TrainedModel:
         """The folder of the model."""
         return self.folder / self.checkpoint
 
-    def require(self, dataset: Dataset) -> None:
+    def require_same_dataset(self, dataset: Dataset) -> None:
         """Refuse data other than what this was trained on: the test part might hold training images."""
-        if self.facts["dataset"]["hash"] != dataset.hash:
+        if self.metadata["dataset"]["hash"] != dataset.hash:
             raise UserError(
-                f"{self.folder}/ was trained on other data ({self.facts['dataset']['name']}) than is in "
+                f"{self.folder}/ was trained on other data ({self.metadata['dataset']['name']}) than is in "
                 f"{dataset.folder} ({dataset.name}): `dvc repro` trains on what is there."
             )
 
@@ -66,12 +66,12 @@ class TrainedModel:
 
         from cifar_pipeline.config.validation import target_config
 
-        if self.facts["loss"].get("class_weights") is not None:
+        if self.metadata["loss"].get("class_weights") is not None:
             raise UserError(
                 f"{self.folder}/ was made by an older commit, which does not say what each class weighs: "
                 "`dvc repro train` makes it again."
             )
-        loss: nn.Module = instantiate(target_config(self.facts["loss"], "loss"))
+        loss: nn.Module = instantiate(target_config(self.metadata["loss"], "loss"))
         return float(loss(logits, labels))
 
 

@@ -37,8 +37,8 @@ def build_model(config: DictConfig, dataset: Dataset) -> NormalizedModel:
     pixels = build_bare_model(config, dataset)
     initialize: Any = getattr(pixels.net, "initialize", None)
     if initialize is not None:
-        images, _ = dataset.part("train")
-        initialize(pixels.normalise(torch.from_numpy(images[: config.trainer.eval_batch_size])))
+        images, _ = dataset.split("train")
+        initialize(pixels.normalize(torch.from_numpy(images[: config.trainer.eval_batch_size])))
     return pixels
 
 
@@ -54,8 +54,8 @@ def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedMod
             "let the source yield images of one height and width."
         )
     net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
-    mean = dataset.mean if config.normalize.mean is None else config.normalize.mean
-    std = dataset.std if config.normalize.std is None else config.normalize.std
+    mean = dataset.mean if config.normalization.mean is None else config.normalization.mean
+    std = dataset.std if config.normalization.std is None else config.normalization.std
     for name, numbers in (("mean", mean), ("std", std)):
         if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
             raise UserError(
@@ -66,9 +66,9 @@ def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedMod
 
 
 def build_inference_model(net: nn.Module, config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
-    """A copy of the trained network as it is exported: with the views that conf/views chose, raw pictures to logits."""
+    """A copy of the trained network as it is exported: with the views that conf/tta chose, raw images to logits."""
     deployed = copy.deepcopy(net)
     assert isinstance(deployed, NormalizedModel)
-    if config.views.flip or config.views.shift:
-        deployed.net = TestTimeAugmentation(deployed.net, config.views.flip, config.views.shift, min(dataset.shape[:2]))
+    if config.tta.flip or config.tta.shift:
+        deployed.net = TestTimeAugmentation(deployed.net, config.tta.flip, config.tta.shift, min(dataset.shape[:2]))
     return deployed

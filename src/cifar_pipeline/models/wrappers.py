@@ -1,6 +1,6 @@
 """What stands before every network: raw pixels become normalised input, on the device.
 
-Several looks at a picture, for a network that is trained already: the mean of its logits over all of them.
+Several looks at an image, for a network that is trained already: the mean of its logits over all of them.
 
 How a network's outputs become probabilities: each file in conf/loss/ names the way that fits its loss.
 
@@ -20,7 +20,7 @@ WHITE = 255
 
 
 class NormalizedModel(nn.Module):
-    """A network that takes pictures as they are stored: `[N, H, W, C] uint8` in, logits `[N, K]` out.
+    """A network that takes images as they are stored: `[N, H, W, C] uint8` in, logits `[N, K]` out.
 
     Args:
         net: takes normalised images `[N, C, H, W] float`.
@@ -38,23 +38,23 @@ class NormalizedModel(nn.Module):
         super().__init__()
         centre, spread = _per_channel(mean), _per_channel(std)
         if not bool((spread > 0).all()):
-            raise UserError(f"normalize.std={std} must be positive in every channel: write normalize=half or your own.")
+            raise UserError(f"normalization.std={std} must be positive in every channel: write normalization=half or your own.")
         if 1 not in (len(centre), len(spread)) and len(centre) != len(spread):
-            raise UserError(f"normalize.mean={mean} and normalize.std={std} must have as many numbers as each other.")
+            raise UserError(f"normalization.mean={mean} and normalization.std={std} must have as many numbers as each other.")
         self.net = net
         # (x / 255 - mean) / std as one multiplication and one addition: at batch 4 each operation's overhead counts.
         self.register_buffer("scale", (1 / (WHITE * spread)).to(torch.get_default_dtype()))
         self.register_buffer("shift", (-centre / spread).to(torch.get_default_dtype()))
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalised images `[N, C, H, W] float` of raw pictures `[N, H, W, C] uint8`; channels_last in memory."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalised images `[N, C, H, W] float` of raw images `[N, H, W, C] uint8`; channels_last in memory."""
         # Before permuting, while the channels are last, so that one number a channel broadcasts without a reshape.
         pixels = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
         return pixels.permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, K]` of raw pictures `[N, H, W, C] uint8`."""
-        logits: Tensor = self.net(self.normalise(images))
+        """Logits `[N, K]` of raw images `[N, H, W, C] uint8`."""
+        logits: Tensor = self.net(self.normalize(images))
         return logits
 
 
@@ -65,23 +65,23 @@ def _per_channel(numbers: float | Sequence[float]) -> Tensor:
 
 
 class TestTimeAugmentation(nn.Module):
-    """A network that answers for several views of a picture: normalised `[N, C, H, W] float` to logits `[N, K]`.
+    """A network that answers for several views of an image: normalised `[N, C, H, W] float` to logits `[N, K]`.
 
     Args:
         net: what answers for one view.
         flip: whether the mirror image is looked at too.
-        shift: by how many pixels the picture is moved up and left and, once more, down and right, with the rim
+        shift: by how many pixels the image is moved up and left and, once more, down and right, with the rim
             reflected; both together count as much as the unmoved one. 0: it is not moved.
-        size: the smaller of the pictures' height and width.
+        size: the smaller of the images' height and width.
 
     Raises:
-        Refusal: the shift is not smaller than the pictures.
+        Refusal: the shift is not smaller than the images.
     """
 
     def __init__(self, net: nn.Module, flip: bool, shift: int, size: int) -> None:
         super().__init__()
         if shift >= size:
-            raise UserError(f"views.shift={shift} must be smaller than the images, which have {size} pixels.")
+            raise UserError(f"tta.shift={shift} must be smaller than the images, which have {size} pixels.")
         self.net, self.flip, self.shift = net, flip, shift
 
     def forward(self, images: Tensor) -> Tensor:
@@ -139,5 +139,5 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in OUTPUT_ACTIVATIONS:
         nearest = get_close_matches(name, OUTPUT_ACTIVATIONS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
-        raise UserError(f"loss.probabilities={name} is not known: it can be {', '.join(OUTPUT_ACTIVATIONS)}{hint}")
+        raise UserError(f"loss.output_activation={name} is not known: it can be {', '.join(OUTPUT_ACTIVATIONS)}{hint}")
     return OUTPUT_ACTIVATIONS[name]

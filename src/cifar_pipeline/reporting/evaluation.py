@@ -35,7 +35,7 @@ def write_numbers(
 
 def write_figures(reports: Path, evaluation: Evaluation, mistakes: int) -> list[Path]:
     """Draw learning curves, confusion matrix, surest mistakes (so many) and filters; returns their paths."""
-    title, answers = evaluation.title, evaluation.answers
+    title, answers = evaluation.title, evaluation.predictions
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
         "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),

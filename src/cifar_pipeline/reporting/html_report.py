@@ -2,17 +2,17 @@
 
 A page from its template: HTML in which what comes from outside is text and can be nothing else.
 
-Figures and pictures inside a page, as data URIs; figures are light or dark as their reader wants pages to be.
+Figures and images inside a page, as data URIs; figures are light or dark as their reader wants pages to be.
 
-The confusion matrix as a table that one can read, copy and hear; with too many classes, as a picture.
+The confusion matrix as a table that one can read, copy and hear; with too many classes, as an image.
 
 Where an evaluation's numbers come from: the data, the training, its recipe.
 
 How a result stands beside the one that this repository publishes.
 
-Pictures of the test part on the page: the surest mistakes, what the network looked at, what its first layer sees.
+Images of the test part on the page: the surest mistakes, what the network looked at, what its first layer sees.
 
-What figures say, in words: for whoever can't see them, and where pictures are off.
+What figures say, in words: for whoever can't see them, and where images are off.
 """
 
 import io
@@ -91,7 +91,7 @@ DARK_COLORS = {
         )
     ),
 }
-# Pictures of more pixels a side are brought down to so many, which a page shows as large as the others.
+# Images of more pixels a side are brought down to so many, which a page shows as large as the others.
 MAX_PIXELS = 160
 
 
@@ -111,7 +111,7 @@ def figure_image_uri(figure: Figure, dpi: int = 100) -> str:
 
 
 def image_uri(picture: np.ndarray) -> str:
-    """A picture `[H, W]` or `[H, W, 1 or 3] uint8`: a small one as it is, a large one in the size that is shown."""
+    """An image `[H, W]` or `[H, W, 1 or 3] uint8`: a small one as it is, a large one in the size that is shown."""
     image, content = Image.fromarray(to_rgb(picture[None])[0]), io.BytesIO()
     if max(image.size) <= MAX_PIXELS:
         image.save(content, "PNG", optimize=True)
@@ -158,7 +158,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """`rows` of (class, cells) where there are few classes, else a picture; `most` says the most frequent mistakes."""
+    """`rows` of (class, cells) where there are few classes, else an image; `most` says the most frequent mistakes."""
 
     classes: list[str]
     rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
@@ -168,7 +168,7 @@ class ConfusionTable:
 
 def confusion_table(answers: Predictions, caption: str) -> ConfusionTable:
     """Lay the confusion matrix out for a page."""
-    counts, classes = answers.counts(), list(answers.classes)
+    counts, classes = answers.confusion_matrix(), list(answers.classes)
     images = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(images, 1)
     most = _most_frequent(counts, shares, classes)
@@ -215,7 +215,7 @@ def provenance(run: Mapping[str, str], facts: Mapping[str, Any], metrics: Mappin
         ("parameters", f"{metrics['parameters']:,}"),
         ("trained", f"in {format_duration(timing['seconds'])} on {format_device(timing)}" if timing else ""),
         ("code", f"commit {facts['commit'][:12]}" if facts.get("commit") else "not under git"),
-        ("training's identity", str(facts.get("identity", ""))),
+        ("training's fingerprint", str(facts.get("fingerprint", ""))),
         ("MLflow run", f"{run['name']} ({run['id']})"),
     ]
     return [(name, value) for name, value in rows if value]
@@ -343,7 +343,7 @@ MAX_FILTERS = 64
 
 @dataclass(frozen=True)
 class ImageCard:
-    """A picture with its caption, and in words; where it was looked into, with a second one beside it."""
+    """An image with its caption, and in words; where it was looked into, with a second one beside it."""
 
     source: str
     words: str
@@ -354,7 +354,7 @@ class ImageCard:
 
 @dataclass(frozen=True)
 class Filters:
-    """The first layer's filters as pictures, and how to read them."""
+    """The first layer's filters as images, and how to read them."""
 
     pictures: list[str]
     legend: str
@@ -364,9 +364,9 @@ class Filters:
 def error_cards(answers: Predictions, images: np.ndarray, count: int) -> list[ImageCard]:
     """The wrong answers that the model was surest of."""
     return [
-        ImageCard(image_uri(images[place]), f"A picture of: {answers.classes[answers.labels[place]]}",
+        ImageCard(image_uri(images[place]), f"An image of: {answers.classes[answers.labels[place]]}",
               _caption(answers, place))
-        for place in answers.surest_mistakes(count)
+        for place in answers.most_confident_errors(count)
     ]  # fmt: skip
 
 
@@ -380,10 +380,10 @@ def attribution_cards(answers: Predictions, images: np.ndarray, found: Attributi
         found.places, chosen, attribution_overlay(chosen, found.values), found.values, strict=True
     ):
         shown = ImageCard(
-            image_uri(picture), f"A picture of: {answers.classes[answers.labels[place]]}",
+            image_uri(picture), f"An image of: {answers.classes[answers.labels[place]]}",
             _caption(answers, place), image_uri(drawn), _describe_location(values),
         )  # fmt: skip
-        pairs["right" if answers.right[place] else "wrong"].append(shown)
+        pairs["right" if answers.correct[place] else "wrong"].append(shown)
     return pairs
 
 
@@ -399,11 +399,11 @@ def filters(weights: np.ndarray | None) -> Filters | None:
 def _caption(answers: Predictions, place: int) -> str:
     label, answer = (answers.classes[int(numbers[place])] for numbers in (answers.labels, answers.predictions))
     sure = f"({percent(answers.confidence[place], 0)})"
-    return f"{label} {sure}" if answers.right[place] else f"{label}, taken for {answer} {sure}"
+    return f"{label} {sure}" if answers.correct[place] else f"{label}, taken for {answer} {sure}"
 
 
 def _describe_location(values: np.ndarray) -> str:
-    """Which ninth of the picture speaks most for the answer, and how the evidence is parted."""
+    """Which ninth of the image speaks most for the answer, and how the evidence is parted."""
     positive = np.clip(values, 0, None)
     total = np.abs(values).sum()
     if total == 0:
@@ -473,7 +473,7 @@ class Evaluation:
 
     Attributes:
         run: id and name of the MLflow run.
-        facts: what the training left about itself (models/training.json).
+        facts: what the training left about itself (models/metadata.json).
         metrics: what stands in metrics.json.
         caption: what the data set is called.
         answers, images: the test part's, `[N]` and `[N, H, W, C] uint8`.
@@ -487,7 +487,7 @@ class Evaluation:
     facts: Mapping[str, Any]
     metrics: Mapping[str, Any]
     caption: str
-    answers: Predictions
+    predictions: Predictions
     images: np.ndarray
     history: pd.DataFrame
     filters: np.ndarray | None
@@ -509,7 +509,7 @@ def write_report(path: Path, evaluation: Evaluation, bins: int, shown_mistakes: 
 
 def report(evaluation: Evaluation, bins: int, shown_mistakes: int) -> str:
     """The page as text."""
-    metrics, answers = evaluation.metrics, evaluation.answers
+    metrics, answers = evaluation.metrics, evaluation.predictions
     images = len(answers.labels)
     return render(
         "report.html",
@@ -519,7 +519,7 @@ def report(evaluation: Evaluation, bins: int, shown_mistakes: int) -> str:
         test=metrics["test"],
         weighted=bool(evaluation.facts.get("recipe", {}).get("loss", {}).get("class_weights")),
         images=images,
-        interval=wilson_interval(int(answers.right.sum()), images),
+        interval=wilson_interval(int(answers.correct.sum()), images),
         parameters=metrics["parameters"],
         compared=compare_with_published(metrics, evaluation.published),
         recipe=recipe(evaluation.facts),
@@ -529,7 +529,7 @@ def report(evaluation: Evaluation, bins: int, shown_mistakes: int) -> str:
         per_class=metrics["per_class"],
         calibration=_calibration(reliability(answers, bins)),
         mistakes=error_cards(answers, evaluation.images, shown_mistakes),
-        wrong=int(images - answers.right.sum()),
+        wrong=int(images - answers.correct.sum()),
         looked_at=attribution_cards(answers, evaluation.images, evaluation.attributions),
         why_none=evaluation.attributions.why_none,
         filters=filters(evaluation.filters),
@@ -545,6 +545,6 @@ def _calibration(found: Reliability) -> dict[str, Any]:
         "source": figure_uri(reliability_diagram(found)),
         "words": describe_calibration(found),
         "bins": len(found.counts),
-        "direction": confidence_bias(found.excess),
-        "points": f"{100 * abs(found.excess):.1f}",
+        "direction": confidence_bias(found.overconfidence),
+        "points": f"{100 * abs(found.overconfidence):.1f}",
     }

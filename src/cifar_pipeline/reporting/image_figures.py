@@ -1,12 +1,12 @@
-"""Many small pictures as one: a single image draws a hundred times faster than a hundred panels.
+"""Many small images as one: a single image draws a hundred times faster than a hundred panels.
 
-The contact sheet: what the pictures of each class look like.
+The contact sheet: what the images of each class look like.
 
-The surest mistakes: the wrong predictions that the model was surest of, as pictures.
+The surest mistakes: the wrong predictions that the model was surest of, as images.
 
 The first layer's filters: what the network looks for in the pixels.
 
-What a network looked at, as a picture: the pixels that speak for its answer and those that speak against it.
+What a network looked at, as an image: the pixels that speak for its answer and those that speak against it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from cifar_pipeline.utils.text import escape_control
 
 
 def to_rgb(pictures: np.ndarray) -> np.ndarray:
-    """Bring pictures `[N, H, W]` or `[N, H, W, 1 or 3] uint8` to `[N, H, W, 3] uint8`; grey is repeated.
+    """Bring images `[N, H, W]` or `[N, H, W, 1 or 3] uint8` to `[N, H, W, 3] uint8`; grey is repeated.
 
     Raises:
         ValueError: another shape or type.
@@ -30,37 +30,37 @@ def to_rgb(pictures: np.ndarray) -> np.ndarray:
     if pictures.ndim == 3:
         pictures = pictures[..., None]
     if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or pictures.dtype != np.uint8:
-        raise ValueError(f"Pictures must be [N, H, W, 1 or 3] uint8, got {list(pictures.shape)} {pictures.dtype}.")
+        raise ValueError(f"Images must be [N, H, W, 1 or 3] uint8, got {list(pictures.shape)} {pictures.dtype}.")
     return np.repeat(pictures, 3, axis=3) if pictures.shape[3] == 1 else pictures
 
 
 def upscale_image(pictures: np.ndarray, pixels: int) -> np.ndarray:
-    """Repeat the pixels of `[..., H, W, 3]` by a whole factor until a picture is about `pixels` high: kept sharp."""
+    """Repeat the pixels of `[..., H, W, 3]` by a whole factor until an image is about `pixels` high: kept sharp."""
     factor = max(1, round(pixels / pictures.shape[-3]))
     return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def image_grid(pictures: Sequence[np.ndarray | None], columns: int, pixels: int = 96, gap: float = 0.04) -> np.ndarray:
-    """Lay pictures out row by row on white.
+    """Lay images out row by row on white.
 
     Args:
-        pictures: at least one `[H, W, 3] uint8`, all of one size; None leaves a place empty.
+        images: at least one `[H, W, 3] uint8`, all of one size; None leaves a place empty.
         columns: places in a row.
-        pixels: about how high a picture becomes.
-        gap: white around each picture, as a fraction of its height.
+        pixels: about how high an image becomes.
+        gap: white around each image, as a fraction of its height.
 
     Returns:
         `[rows * cell height, columns * cell width, 3] uint8`.
     """
-    sharp = [None if picture is None else upscale_image(picture, pixels) for picture in pictures]
-    height, width = next(picture.shape[:2] for picture in sharp if picture is not None)
+    sharp = [None if image is None else upscale_image(image, pixels) for image in pictures]
+    height, width = next(image.shape[:2] for image in sharp if image is not None)
     margin = max(1, round(gap * height))
     rows = -(-len(sharp) // columns)
     sheet = np.full((rows, height + 2 * margin, columns, width + 2 * margin, 3), 255, np.uint8)
-    for place, picture in enumerate(sharp):
-        if picture is not None:
+    for place, image in enumerate(sharp):
+        if image is not None:
             row, column = divmod(place, columns)
-            sheet[row, margin : margin + height, column, margin : margin + width] = picture
+            sheet[row, margin : margin + height, column, margin : margin + width] = image
     return sheet.reshape(rows * (height + 2 * margin), columns * (width + 2 * margin), 3)
 
 
@@ -132,9 +132,9 @@ def error_figure(
         labels, predictions: `[N] int64`, numbers of classes.
         probabilities: `[N] float` of the predictions, in [0, 1].
         classes: the names, in order.
-        count: pictures at most. Where there is none to show, the figure says why.
+        count: images at most. Where there is none to show, the figure says why.
         title: names the model and the data set.
-        columns: pictures in a row.
+        columns: images in a row.
     """
     classes = [escape_control(label) for label in classes]
     wrong = sort_by_confidence(labels != predictions, probabilities)
@@ -154,12 +154,12 @@ def error_figure(
         f"{_short(classes[predictions[index]])} ({100 * probabilities[index]:.0f} %)"
         for index in shown
     ]
-    # About 21 letters of the usual size are as wide as a picture.
+    # About 21 letters of the usual size are as wide as an image.
     longest = max(len(line) for caption in captions for line in caption.splitlines())
     letters = SMALL * min(1.0, 21 / longest)
-    for axes, caption, picture in zip(panels, captions, pictures, strict=False):
+    for axes, caption, image in zip(panels, captions, pictures, strict=False):
         image_axes(axes)
-        axes.imshow(picture)
+        axes.imshow(image)
         axes.set_title(caption, fontsize=letters, color=TEXT_COLOR, family=FONT, parse_math=False)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
@@ -175,7 +175,7 @@ NO_CONV_MESSAGE = "No filters: the network's first layer is no convolution."
 
 @dataclass(frozen=True)
 class FilterImages:
-    """Filters as pictures `[M, h, w, 3] uint8`, in so many columns; `what` says how one of them is drawn.
+    """Filters as images `[M, h, w, 3] uint8`, in so many columns; `what` says how one of them is drawn.
 
     All share one scale, symmetric around zero: middle grey is 0, black and white (or full colour) `largest`, the
     largest magnitude of all.
@@ -193,7 +193,7 @@ class FilterImages:
 
 
 def filter_images(weights: np.ndarray) -> FilterImages:
-    """Draw each filter of a first convolution: one colour picture where it sees three channels, else grey planes.
+    """Draw each filter of a first convolution: one colour image where it sees three channels, else grey planes.
 
     Args:
         weights: `[O, C, h, w] float`; with other than 1 or 3 channels each filter is a row of C planes, or a column
@@ -209,7 +209,7 @@ def filter_images(weights: np.ndarray) -> FilterImages:
     # All zero is drawn as middle grey.
     levels = np.round(127.5 + 127.5 * weights / (largest or 1.0)).astype(np.uint8)
     if channels == 3:
-        return FilterImages(levels.transpose(0, 2, 3, 1), _columns(filters), "a colour picture", largest)
+        return FilterImages(levels.transpose(0, 2, 3, 1), _columns(filters), "a colour image", largest)
     if channels == 1:
         return FilterImages(_grey(levels), _columns(filters), "a grey plane", largest)
     if filters > channels:
@@ -219,7 +219,7 @@ def filter_images(weights: np.ndarray) -> FilterImages:
 
 
 def first_layer_figure(weights: np.ndarray, title: str) -> Figure:
-    """Draw the filters of a first convolution as `filter_pictures` makes them.
+    """Draw the filters of a first convolution as `filter_images` makes them.
 
     Args:
         weights: `[O, C, h, w] float`. With no filters (O = 0) the figure says that there are none.
@@ -255,7 +255,7 @@ def _columns(filters: int) -> int:
 
 
 POSITIVE_RGB, NEGATIVE_RGB = np.array([245, 120, 20]), np.array([20, 120, 220])
-# Brightness of the red, green and blue of a picture (ITU-R BT.601).
+# Brightness of the red, green and blue of an image (ITU-R BT.601).
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
 # Stronger pixels than all but so many hundredths are drawn alike: a single one would make the others pale.
 CLIP_PERCENTILE = 98.0
@@ -275,16 +275,16 @@ class AttributionMaps:
     def why_none(self) -> str:
         """Why there is nothing to see; empty where there is."""
         if not len(self.places):
-            return "No picture was asked for (evaluate.attributions)."
+            return "No image was asked for (evaluation.num_attributions)."
         return "" if self.values is not None else "No gradient comes from this network's answers to the pixels."
 
 
 def attribution_overlay(pictures: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Lay `values` over pictures that are turned to faint grey: orange for the answer, blue against it.
+    """Lay `values` over images that are turned to faint grey: orange for the answer, blue against it.
 
     Args:
-        pictures: `[N, H, W, 1 or 3] uint8`.
-        values: `[N, H, W] float`, positive where a pixel speaks for the answer; each picture has its own scale.
+        images: `[N, H, W, 1 or 3] uint8`.
+        values: `[N, H, W] float`, positive where a pixel speaks for the answer; each image has its own scale.
 
     Returns:
         `[N, H, W, 3] uint8`.

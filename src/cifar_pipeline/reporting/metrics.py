@@ -130,27 +130,27 @@ class Predictions:
     confidence: np.ndarray
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """Which answers are right, `[N] bool`."""
         return np.asarray(self.labels == self.predictions)
 
-    def counts(self) -> np.ndarray:
+    def confusion_matrix(self) -> np.ndarray:
         """How many images of each class (row) are taken for each class (column): `[K, K] int64`."""
         return confusion_counts(self.labels, self.predictions, len(self.classes))
 
-    def surest_mistakes(self, count: int) -> np.ndarray:
+    def most_confident_errors(self, count: int) -> np.ndarray:
         """The places of the wrong answers that the model was surest of, surest first, `count` at most."""
-        return sort_by_confidence(~self.right, self.confidence)[:count]
+        return sort_by_confidence(~self.correct, self.confidence)[:count]
 
-    def surest_right(self, count: int) -> np.ndarray:
+    def most_confident_correct(self, count: int) -> np.ndarray:
         """The places of the right answers that the model was surest of, one of each class, `count` at most."""
-        places = sort_by_confidence(self.right, self.confidence)
+        places = sort_by_confidence(self.correct, self.confidence)
         _, first = np.unique(self.labels[places], return_index=True)
         return places[np.sort(first)][:count]
 
-    def telling(self, count: int) -> np.ndarray:
+    def examples_to_explain(self, count: int) -> np.ndarray:
         """The places of so many of the surest right answers and, after them, of the surest mistakes."""
-        return np.concatenate([self.surest_right(count), self.surest_mistakes(count)])
+        return np.concatenate([self.most_confident_correct(count), self.most_confident_errors(count)])
 
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

@@ -195,7 +195,7 @@ class Reliability:
         return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
 
     @property
-    def excess(self) -> float:
+    def overconfidence(self) -> float:
         """Mean probability less accuracy over all answers: above 0 the model is too sure, below 0 too modest."""
         gaps = np.nan_to_num(self.confidence - self.accuracy)
         return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
@@ -209,7 +209,7 @@ def reliability(answers: Predictions, bins: int) -> Reliability:
     counts = np.bincount(places, minlength=bins)
     some = np.where(counts > 0, counts, np.nan)
     confidence = np.bincount(places, weights=answers.confidence, minlength=bins) / some
-    accuracy = np.bincount(places, weights=answers.right, minlength=bins) / some
+    accuracy = np.bincount(places, weights=answers.correct, minlength=bins) / some
     return Reliability(edges.astype(float), counts, confidence, accuracy)
 
 

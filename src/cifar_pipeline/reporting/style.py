@@ -29,7 +29,7 @@ GRID = "#D9D9D9"
 BACKGROUND = "#FEFEFE"
 # Letters on filled cells, which are as light on a dark page.
 TEXT_ON_CELL, VALIDATION_ON_CELL = "#242424", "#BF5300"
-# Comes with matplotlib, so pictures are the same on every machine.
+# Comes with matplotlib, so images are the same on every machine.
 FONT = "DejaVu Sans"
 TITLE, HEADING, TEXT, SMALL = 15.0, 12.0, 11.0, 10.0
 
@@ -80,7 +80,7 @@ def format_percent(axis: Axis) -> None:
 
 
 def image_axes(axes: Axes) -> None:
-    """Draw `axes` for pictures: no frame, no ticks."""
+    """Draw `axes` for images: no frame, no ticks."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=SMALL, colors=TEXT_COLOR, labelfontfamily=FONT)
     axes.set_xticks([])

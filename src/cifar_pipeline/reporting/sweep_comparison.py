@@ -1,4 +1,4 @@
-"""What a sweep found, as a table of its points, and those points grouped over their seeds, best first.
+"""What a sweep found, as a table of its trials, and those trials grouped over their seeds, best first.
 
 A sweep's comparison in letters: a table for the terminal, Markdown for a page, CSV for a program.
 """
@@ -27,20 +27,20 @@ FAILED_STATUSES = ("FAILED", "KILLED")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The points of a sweep, ready to be compared.
+    """The trials of a sweep, ready to be compared.
 
     Attributes:
         title: names the sweep and the data set.
-        points: a row per point, in the order of the sweep, with columns `run_id`, `name`, `status` (as MLflow writes
+        trials: a row per trial, in the order of the sweep, with columns `run_id`, `name`, `status` (as MLflow writes
             it), `reason` (why it failed, or empty), `reused` (the run belongs to another sweep), the swept ones (as
             written on the command line), the metrics (`val/accuracy`, ...; NaN where not finished) and `seconds`.
-        swept: the columns of `points` that are swept, in order.
+        swept: the columns of `trials` that are swept, in order.
         histories: by run id, a row per epoch with columns `epoch` and the metrics.
-        metric: what the points are compared by.
+        metric: what the trials are compared by.
     """
 
     title: str
-    points: pd.DataFrame
+    trials: pd.DataFrame
     swept: tuple[str, ...]
     histories: dict[str, pd.DataFrame] = field(default_factory=dict)
     metric: str = "val/accuracy"
@@ -51,24 +51,24 @@ class Comparison:
         return tuple(column for column in self.swept if column != SEED_KEY)
 
     @property
-    def over_seeds(self) -> bool:
-        """Whether points that differ in their seed only are taken together."""
+    def averages_seeds(self) -> bool:
+        """Whether trials that differ in their seed only are taken together."""
         return SEED_KEY in self.swept
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """All metrics of the table, the one that is compared by first."""
-        found = [str(column) for column in self.points if "/" in str(column) and column not in self.swept]
+        found = [str(column) for column in self.trials if "/" in str(column) and column not in self.swept]
         return (self.metric, *(column for column in found if column != self.metric))
 
 
 @dataclass(frozen=True)
 class TrialGroup:
-    """Points that are compared as one: a single point, or those that differ in their seed only.
+    """Trials that are compared as one: a single trial, or those that differ in their seed only.
 
     Attributes:
         values: what the swept columns hold, less the seed where it is grouped over.
-        members: the points' rows, in the order of the sweep.
+        members: the trials' rows, in the order of the sweep.
     """
 
     values: tuple[str, ...]
@@ -84,7 +84,7 @@ class TrialGroup:
         numbers = self.numbers(column)
         return statistics.fmean(numbers) if numbers else math.nan
 
-    def deviation(self, column: str) -> float:
+    def std(self, column: str) -> float:
         """Sample standard deviation over the finished members; NaN for fewer than two."""
         numbers = self.numbers(column)
         return statistics.stdev(numbers) if len(numbers) > 1 else math.nan
@@ -113,24 +113,24 @@ class TrialGroup:
 
 
 def groups(comparison: Comparison, apart: bool = False) -> list[TrialGroup]:
-    """Group the points over their seeds, best first; those without a value come last, in the order of the sweep.
+    """Group the trials over their seeds, best first; those without a value come last, in the order of the sweep.
 
     Of equals, the one listed first is first. A run that the sweep met twice counts once.
 
     Args:
-        apart: make each point a group of its own instead.
+        apart: make each trial a group of its own instead.
     """
     grouped: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     seen: set[str] = set()
     columns = comparison.swept if apart else comparison.choices
-    for place, point in enumerate(comparison.points.to_dict("records")):
-        run = cell_text(point.get("run_id"))
+    for place, trial in enumerate(comparison.trials.to_dict("records")):
+        run = cell_text(trial.get("run_id"))
         if run and run in seen:
             continue
         seen.add(run)
-        values = tuple(cell_text(point[column]) for column in columns)
-        alone = apart or not comparison.over_seeds
-        grouped.setdefault((*values, place if alone else -1), []).append({str(key): point[key] for key in point})
+        values = tuple(cell_text(trial[column]) for column in columns)
+        alone = apart or not comparison.averages_seeds
+        grouped.setdefault((*values, place if alone else -1), []).append({str(key): trial[key] for key in trial})
     found = [TrialGroup(values[:-1], tuple(members)) for values, members in grouped.items()]
     sign = 1 if lower_is_better(comparison.metric) else -1
 
@@ -146,7 +146,7 @@ def leaderboard(comparison: Comparison) -> pd.DataFrame:
 
     Returns:
         Columns `rank`, the swept ones, for each metric its mean over the finished members (`val/accuracy`), its sample
-        standard deviation (`val/accuracy std`) and the number of values (`val/accuracy n`), `seconds` (mean), `points`,
+        standard deviation (`val/accuracy std`) and the number of values (`val/accuracy n`), `seconds` (mean), `trials`,
         `finished`, `failed` (the killed ones too), `reused`, then `run_id`, `name` and, where it is swept, `seed` of
         the finished member listed first.
     """
@@ -157,33 +157,33 @@ def leaderboard(comparison: Comparison) -> pd.DataFrame:
         row |= dict(zip(comparison.choices, group.values, strict=True))
         for metric in comparison.metrics:
             row[metric] = group.mean(metric)
-            row[f"{metric} std"] = group.deviation(metric)
+            row[f"{metric} std"] = group.std(metric)
             row[f"{metric} n"] = len(group.numbers(metric))
         row["seconds"] = group.mean("seconds")
-        row["points"] = len(group.members)
+        row["trials"] = len(group.members)
         row["finished"], row["failed"] = group.count(FINISHED), group.count(*FAILED_STATUSES)
         row["reused"] = group.reused()
         first = group.first(comparison.metric)
         row |= {"run_id": cell_text(first.get("run_id")), "name": cell_text(first.get("name"))}
-        if comparison.over_seeds:
+        if comparison.averages_seeds:
             row[SEED_KEY] = cell_text(first[SEED_KEY])
         rows.append(row)
     columns = ["rank", *comparison.choices, *(f"{m}{s}" for m in comparison.metrics for s in ("", " std", " n"))]
     columns += [
         "seconds",
-        "points",
+        "trials",
         "finished",
         "failed",
         "reused",
         "run_id",
         "name",
-        *[SEED_KEY] * comparison.over_seeds,
+        *[SEED_KEY] * comparison.averages_seeds,
     ]
     return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
 def winner(comparison: Comparison) -> "pd.Series[Any] | None":
-    """Pick the best row of `ranked`; None while no point has finished with a value."""
+    """Pick the best row of `ranked`; None while no trial has finished with a value."""
     table = leaderboard(comparison)
     if table.empty or pd.isna(table["rank"].iloc[0]):
         return None
@@ -245,7 +245,7 @@ def as_table(comparison: Comparison) -> Table:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Write the groups as a Markdown table, best first, the winner in bold, and below it each failed point."""
+    """Write the groups as a Markdown table, best first, the winner in bold, and below it each failed trial."""
     header, rows = table_rows(comparison)
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
@@ -261,8 +261,8 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Write every point, in the order of the sweep, its numbers in full."""
-    points = comparison.points
+    """Write every trial, in the order of the sweep, its numbers in full."""
+    points = comparison.trials
     first = ["name", *comparison.swept, "status", "reason", "reused", *comparison.metrics, "seconds"]
     rest = [column for column in points if column not in (*first, "run_id")]
     columns = [column for column in dict.fromkeys([*first, *rest, "run_id"]) if column in points]
@@ -270,19 +270,19 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def failed_trials(comparison: Comparison) -> list[str]:
-    """Say of each failed point, in a sentence, which it is and why it failed."""
+    """Say of each failed trial, in a sentence, which it is and why it failed."""
     lines = []
-    for point in comparison.points.to_dict("records"):
-        status = cell_text(point["status"])
+    for trial in comparison.trials.to_dict("records"):
+        status = cell_text(trial["status"])
         if status in FAILED_STATUSES:
-            reason = single_line(point.get("reason")).rstrip(".")
-            what = f"{_name(comparison, point)} {'failed' if status == 'FAILED' else 'was killed'}"
+            reason = single_line(trial.get("reason")).rstrip(".")
+            what = f"{_name(comparison, trial)} {'failed' if status == 'FAILED' else 'was killed'}"
             lines.append(f"{what}: {reason}." if reason else f"{what}, and left no reason.")
     return lines
 
 
 def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
-    """Say how a group's points ended, the reason of a failure shortened so that all takes up to about `width`."""
+    """Say how a group's trials ended, the reason of a failure shortened so that all takes up to about `width`."""
     single = len(group.members) == 1
     counts: dict[str, int] = {}
     for member in group.members:
@@ -300,7 +300,7 @@ def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
 
 def format_mean_std(group: TrialGroup, metric: str, grouped: bool) -> str:
     """Write a group's metric: `62.31 %`, or over seeds `62.31 ± 0.40 % (3)`; empty without a value."""
-    mean, deviation = group.mean(metric), group.deviation(metric)
+    mean, deviation = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         return ""
     value, spread, unit = (
@@ -314,7 +314,7 @@ def format_mean_std(group: TrialGroup, metric: str, grouped: bool) -> str:
 
 
 def format_missing(group: TrialGroup, metric: str) -> str:
-    """Say how many of a group's points its mean lacks; empty where it lacks none."""
+    """Say how many of a group's trials its mean lacks; empty where it lacks none."""
     broken, without = group.count(*FAILED_STATUSES), len(group.members) - len(group.numbers(metric))
     # A mean over fewer seeds than its neighbours' must be seen to be one.
     return f"{broken} failed" if broken else f"{without} missing" if without else ""
@@ -353,7 +353,7 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     metric = comparison.metric
     part = metric.rpartition("/")[0]
     other = f"{part}/accuracy" if metric == f"{part}/loss" else f"{part}/loss"
-    choices = comparison.choices or ((SEED_KEY,) if comparison.over_seeds else ("name",))
+    choices = comparison.choices or ((SEED_KEY,) if comparison.averages_seeds else ("name",))
     header = ["rank", *choices, display_name(metric), display_name(other), "time", "status"]
     rows, means = [], []
     for group in groups(comparison):
@@ -363,16 +363,16 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         seconds = group.mean("seconds")
         rows.append([
             rank, *(shorten_value(value) for value in values),
-            format_mean_std(group, metric, comparison.over_seeds), format_mean_std(group, other, grouped=False),
+            format_mean_std(group, metric, comparison.averages_seeds), format_mean_std(group, other, grouped=False),
             "" if math.isnan(seconds) else format_duration(seconds), status_of(group, metric),
         ])  # fmt: skip
     return header, rows
 
 
-def _name(comparison: Comparison, point: dict[Any, Any]) -> str:
-    # A point that never began has no run, so no name.
-    return cell_text(point.get("name")) or " ".join(
-        f"{column}={cell_text(point[column])}" for column in comparison.swept
+def _name(comparison: Comparison, trial: dict[Any, Any]) -> str:
+    # A trial that never began has no run, so no name.
+    return cell_text(trial.get("name")) or " ".join(
+        f"{column}={cell_text(trial[column])}" for column in comparison.swept
     )
 
 

@@ -196,10 +196,10 @@ def dots(comparison: Comparison) -> Figure:
 
     Where the seed alone is swept, each seed is a row, and their mean and standard deviation are a line and a band.
     """
-    seeds_alone = not comparison.choices and comparison.over_seeds
+    seeds_alone = not comparison.choices and comparison.averages_seeds
     found = groups(comparison, apart=seeds_alone)
     if not found:
-        return message_figure("The sweep has no points yet.", comparison.title)
+        return message_figure("The sweep has no trials yet.", comparison.title)
     metric, shown = comparison.metric, found[:MAX_ROWS]
     header = headings(comparison.choices) or [SEED_KEY if seeds_alone else "name"]
     labels = [
@@ -245,7 +245,7 @@ def _row(axes: Axes, row: int, group: TrialGroup, comparison: Comparison, best: 
                   transform=axes.get_yaxis_transform(), parse_math=False, zorder=4,
                   bbox={"facecolor": BACKGROUND, "edgecolor": "none", "pad": 1})  # fmt: skip
         return
-    mean, deviation = group.mean(metric), group.deviation(metric)
+    mean, deviation = group.mean(metric), group.std(metric)
     colour = VALIDATION if best else TRAIN
     if len(values) > 1:
         axes.plot([mean - deviation, mean + deviation], [row, row], color=colour, linewidth=3, alpha=0.35)
@@ -259,7 +259,7 @@ def _row(axes: Axes, row: int, group: TrialGroup, comparison: Comparison, best: 
 
 
 def _mean_of_all(axes: Axes, group: TrialGroup, metric: str) -> None:
-    mean, deviation = group.mean(metric), group.deviation(metric)
+    mean, deviation = group.mean(metric), group.std(metric)
     if math.isfinite(mean):
         axes.axvline(mean, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     if math.isfinite(deviation):
@@ -270,7 +270,7 @@ def _mean_of_all(axes: Axes, group: TrialGroup, metric: str) -> None:
 
 def _subtitle(comparison: Comparison, found: list[TrialGroup]) -> str:
     if any(len(group.numbers(comparison.metric)) > 1 for group in found) or not comparison.choices:
-        return ": mean ± standard deviation (seeds)" if comparison.over_seeds else ""
+        return ": mean ± standard deviation (seeds)" if comparison.averages_seeds else ""
     return ""
 
 
@@ -296,7 +296,7 @@ def heat_map(comparison: Comparison) -> Figure:
     metric = comparison.metric
     listed = {(group.values[0], group.values[1]): group for group in groups(comparison)}
     rows, columns = (
-        sorted_values(cell_text(value) for value in comparison.points[column]) for column in comparison.choices
+        sorted_values(cell_text(value) for value in comparison.trials[column]) for column in comparison.choices
     )
 
     width = min(1.7, max(0.95, 12 / len(columns)))
@@ -351,7 +351,7 @@ def _square(x: int, y: int, **look: Any) -> Rectangle:
 
 def cell_labels(group: TrialGroup, metric: str) -> tuple[str, str]:
     """Say what a cell holds: its value, and the line under it."""
-    mean, deviation = group.mean(metric), group.deviation(metric)
+    mean, deviation = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         statuses = dict.fromkeys(str(member["status"]).lower() for member in group.members)
         return "no value" if set(statuses) == {FINISHED.lower()} else ", ".join(statuses), ""
@@ -368,7 +368,7 @@ def sorted_values(values: Iterable[str]) -> list[str]:
 def _heading(comparison: Comparison, found: list[TrialGroup]) -> str:
     unit = " in %" if is_fraction(comparison.metric) else ""
     seeds = {len(group.members) for group in found}
-    over = f", mean ± standard deviation over {max(seeds)} seeds" if comparison.over_seeds and max(seeds) > 1 else ""
+    over = f", mean ± standard deviation over {max(seeds)} seeds" if comparison.averages_seeds and max(seeds) > 1 else ""
     return f"{display_name(comparison.metric).capitalize()}{unit}{over}"
 
 
@@ -397,7 +397,7 @@ def numeric_column(comparison: Comparison) -> int | None:
 def line(comparison: Comparison) -> Figure:
     """Draw the metric against the swept number, on a logarithmic axis where the numbers ask for one (`wants_log`).
 
-    Over seeds, the points are means, the bars standard deviations, and each seed is a faint dot. What has no value is a
+    Over seeds, the trials are means, the bars standard deviations, and each seed is a faint dot. What has no value is a
     cross on the lower edge. The best is ringed.
     """
     place = numeric_column(comparison)
@@ -450,7 +450,7 @@ def _draw_line(axes: Axes, mine: list[TrialGroup], place: int, metric: str, colo
         seeds = group.numbers(metric)
         if len(seeds) > 1:
             axes.plot([x] * len(seeds), seeds, linestyle="", marker="o", markersize=4, color=colour, alpha=0.35)
-    deviations = np.nan_to_num([group.deviation(metric) for group in known])
+    deviations = np.nan_to_num([group.std(metric) for group in known])
     axes.errorbar(
         places, [group.mean(metric) for group in known], yerr=deviations if deviations.any() else None, color=colour,
         linewidth=2, marker="o", markersize=6, capsize=4, elinewidth=1.5, label=shorten_value(name[0]) if name else "_mean",

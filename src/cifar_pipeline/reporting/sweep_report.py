@@ -1,6 +1,6 @@
-"""The comparison of a sweep's points, as a person gets it: printed, drawn, and written into the sweep's folder.
+"""The comparison of a sweep's trials, as a person gets it: printed, drawn, and written into the sweep's folder.
 
-compare.html: a sweep's points beside each other, the best one, and how to make it the pipeline's choice.
+compare.html: a sweep's trials beside each other, the best one, and how to make it the pipeline's choice.
 """
 
 import math
@@ -34,7 +34,7 @@ from cifar_pipeline.utils.console import info, stdout_console
 
 @dataclass(frozen=True)
 class PageRow:
-    """A row of the table: what its cells say, whether it is the best, whether some of its points failed."""
+    """A row of the table: what its cells say, whether it is the best, whether some of its trials failed."""
 
     cells: list[str]
     best: bool
@@ -46,16 +46,16 @@ def sweep_page(comparison: Comparison, drawings: dict[str, Figure], command: str
 
     Args:
         drawings: the figures, each under its heading.
-        command: what makes the best point the pipeline's choice; empty where no point has finished.
+        command: what makes the best trial the pipeline's choice; empty where no trial has finished.
     """
     header, rows = table_rows(comparison)
     found, order = groups(comparison), _order(len(header))
     return render(
         "compare.html",
         title=comparison.title,
-        points=len(comparison.points),
+        points=len(comparison.trials),
         metric=display_name(comparison.metric),
-        over_seeds=comparison.over_seeds,
+        over_seeds=comparison.averages_seeds,
         best=_best(comparison, found),
         command=command,
         header=[header[place] for place in order],
@@ -87,7 +87,7 @@ def _best(comparison: Comparison, found: list[TrialGroup]) -> dict[str, str] | N
         return None
     return {
         "name": _named(comparison, found[0]),
-        "value": format_mean_std(found[0], comparison.metric, comparison.over_seeds),
+        "value": format_mean_std(found[0], comparison.metric, comparison.averages_seeds),
     }
 
 
@@ -95,10 +95,10 @@ def _describe(comparison: Comparison, found: list[TrialGroup]) -> str:
     """What the figures show: the best and the last of those that have a value."""
     known = [group for group in found if _known(group, comparison.metric)]
     if not known:
-        return "No point has a value."
+        return "No trial has a value."
     ends = [known[0], *known[-1:]] if len(known) > 1 else known
     said = [
-        f"{_named(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.over_seeds)}"
+        f"{_named(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.averages_seeds)}"
         for group in ends
     ]
     return f"{display_name(comparison.metric).capitalize()} from the best, {said[0]}" + (
@@ -116,7 +116,7 @@ def _known(group: TrialGroup, metric: str) -> bool:
 
 
 def figure(comparison: Comparison) -> Figure:
-    """Draw the points as what is swept asks for, the seed aside.
+    """Draw the trials as what is swept asks for, the seed aside.
 
     Two columns that fill a grid make a heat map, a column of numbers makes a line (one for each choice where
     another column leaves the grid too empty), all else a row of dots per combination.
@@ -131,11 +131,11 @@ def figure(comparison: Comparison) -> Figure:
 def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png, curves.png and compare.html into `folder`.
 
-    `command` makes the best point the pipeline's choice: the page names it. The same comparison gives the same bytes.
+    `command` makes the best trial the pipeline's choice: the page names it. The same comparison gives the same bytes.
     Returns the files' paths.
     """
     drawings = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}
-    headings = {"Points": drawings["comparison.png"], "Epoch by epoch": drawings["curves.png"]}
+    headings = {"Trials": drawings["comparison.png"], "Epoch by epoch": drawings["curves.png"]}
     texts = {
         "comparison.csv": to_csv(comparison),
         "comparison.md": to_markdown(comparison),
@@ -150,7 +150,7 @@ def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, then a sentence for each point that failed."""
+    """Print the table, then a sentence for each trial that failed."""
     # The console lets lines run on for whoever pipes them; a table needs its width kept.
     stdout_console.print(as_table(comparison), soft_wrap=False)
     for sentence in failed_trials(comparison):

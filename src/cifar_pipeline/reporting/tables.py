@@ -6,7 +6,7 @@ A cell that begins with `=`, `+`, `-`, `@`, a tab or the end of a line would be 
 OWASP advises (owasp.org/www-community/attacks/CSV_Injection). Numbers stay numbers. Control characters and bytes of
 file names that are no UTF-8 are written as `\u001b` and `\udcff`.
 
-What pictures show, for a person and for programs: a table, JSON or CSV, written as the answers come.
+What images show, for a person and for programs: a table, JSON or CSV, written as the answers come.
 
 Each way takes predictions one by one, so that their number is no matter, complains about each file that shows nothing,
 and returns how many those were.
@@ -147,7 +147,7 @@ def with_progress(predictions: Iterable[PredictionLike], total: int | None, few:
         return
     # Where the answers themselves go to no terminal, they stay free of it.
     console = stdout_console if stdout_console.is_terminal else stderr_console
-    with progress_bar("Pictures", total, transient=True, console=console) as advance:
+    with progress_bar("Images", total, transient=True, console=console) as advance:
         for prediction in predictions:
             yield prediction
             advance(1)

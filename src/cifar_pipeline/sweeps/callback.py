@@ -78,7 +78,7 @@ class SweepCallback(Callback):
         self.basis: SweepBasis | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Find the sweep's parent run by its identity, or make it."""
+        """Find the sweep's parent run by its fingerprint, or make it."""
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
             _reject_secrets(config)
@@ -105,14 +105,14 @@ class SweepCallback(Callback):
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         self.basis = SweepBasis.now()
-        identity = digest([base, swept, search, self.basis.identity])
-        multirun.lock_sweep_dir(identity)
+        fingerprint = digest([base, swept, search, self.basis.fingerprint])
+        multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(identity, name, facts, composed.rerun)
+        return open_sweep(fingerprint, name, facts, composed.rerun)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """In the process of the job, let it know which point of which sweep it is."""
+        """In the process of the job, let it know which trial of which sweep it is."""
         if self.parent:
             # A Ray node's processes are where the node was started.
             os.chdir(self.folder)
@@ -164,7 +164,7 @@ def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]
 
 
 def num_trials(config: DictConfig) -> int:
-    """How many points a multirun will have; 0 where that is not known beforehand."""
+    """How many trials a multirun will have; 0 where that is not known beforehand."""
     if trials := config.hydra.sweeper.get("n_trials"):
         return int(trials)
     try:

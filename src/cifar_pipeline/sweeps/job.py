@@ -1,8 +1,8 @@
-"""A job of a sweep: which point it is, and how it fails without stopping the others.
+"""A job of a sweep: which trial it is, and how it fails without stopping the others.
 
-What all points of a sweep have in common: code, conf/ and params.yaml, packages, variables, data.
+What all trials of a sweep have in common: code, conf/ and params.yaml, packages, variables, data.
 
-A sweep notes it at its start: its identity holds it, and no point is trained on anything else.
+A sweep notes it at its start: its fingerprint holds it, and no trial is trained on anything else.
 """
 
 import functools
@@ -33,7 +33,7 @@ from cifar_pipeline.utils.text import redact_and_escape, redact_logging
 
 DATASET = Path("data/processed/dataset.json")
 # Groups of conf/ that decide nothing about a training.
-TRIAL_SECTIONS = {*NON_RESULT_GROUPS, "evaluate", "launcher", "sweep"}
+TRIAL_SECTIONS = {*NON_RESULT_GROUPS, "evaluation", "launcher", "sweep"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class SweepBasis:
         )
 
     @property
-    def identity(self) -> str:
-        """Stands for everything that a point may use."""
+    def fingerprint(self) -> str:
+        """Stands for everything that a trial may use."""
         used = loaded_sources().used("train", target_names(list(self.values.values())))
         return digest([used.hashes, self.values, self.versions, self.variables, self.data])
 
     def require_same(self, config: DictConfig) -> None:
-        """Refuse to train a point where what it uses is not what the sweep began with."""
+        """Refuse to train a trial where what it uses is not what the sweep began with."""
         if what := next(self._changes(config), None):
             raise UserError(
-                f"{what} after the sweep began, and its points would not be of one kind: undo that and type the same "
+                f"{what} after the sweep began, and its trials would not be of one kind: undo that and type the same "
                 "command again, which does the rest; or type it as it is, for a new sweep."
             )
 
@@ -112,7 +112,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _data_hash() -> str:
-    """What stands for the data set that is there; empty where there is none, which the points refuse."""
+    """What stands for the data set that is there; empty where there is none, which the trials refuse."""
     try:
         return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -124,7 +124,7 @@ _basis: SweepBasis | None = None
 
 
 def start_trial(point: Trial, sweep_process: int, basis: SweepBasis | None = None) -> None:
-    """Let this process know which point it is at, and what the sweep began with.
+    """Let this process know which trial it is at, and what the sweep began with.
 
     Called by the callback, in the job's process. A process of its own ends with that of the sweep, if it was started on
     the same machine.
@@ -138,7 +138,7 @@ def start_trial(point: Trial, sweep_process: int, basis: SweepBasis | None = Non
 
 
 def current_trial() -> Trial | None:
-    """The point that this process is at; none outside a multirun."""
+    """The trial that this process is at; none outside a multirun."""
     return _trial
 
 
@@ -148,15 +148,15 @@ def require_validation_split(images: int) -> None:
         raise UserError("data.val_fraction=0 leaves a sweep nothing to choose by: write a fraction such as 0.1.")
 
 
-def cached_objective(point: Trial, identity: str) -> float | None:
-    """The validation accuracy of the run that has this identity, if it has finished; the point is linked to it.
+def cached_objective(point: Trial, fingerprint: str) -> float | None:
+    """The validation accuracy of the run that has this fingerprint, if it has finished; the trial is linked to it.
 
     In a rerun of the sweep, only a run that has finished in it counts.
     """
     from cifar_pipeline.tracking.runs import finished_run
     from cifar_pipeline.tracking.sweeps import record_trial
 
-    run = finished_run(identity, point.rerun)
+    run = finished_run(fingerprint, point.rerun)
     if run is None:
         return None
     record_trial(point, run.info.run_id)
@@ -166,7 +166,7 @@ def cached_objective(point: Trial, identity: str) -> float | None:
 
 
 def isolate_failures(stage: Stage) -> Stage:
-    """In a multirun, note a failure on the point and tell the search that there is no value: the other jobs go on.
+    """In a multirun, note a failure on the trial and tell the search that there is no value: the other jobs go on.
 
     Optuna's sweeper takes what is no number for a failed trial, but ends with an error for NaN.
     """
@@ -174,20 +174,20 @@ def isolate_failures(stage: Stage) -> Stage:
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
         # Asked anew in the job's process: a launcher copies this function's own names as they were before.
-        point = current_trial()
-        if point is None:
+        trial = current_trial()
+        if trial is None:
             return stage(config)
         from cifar_pipeline.tracking.sweeps import record_failure, record_trial
 
-        set_log_prefix(f"[{point.number}] ")
-        info(f"{point.place}: {' '.join(point.overrides)}")
-        record_trial(point)
+        set_log_prefix(f"[{trial.number}] ")
+        info(f"{trial.place}: {' '.join(trial.overrides)}")
+        record_trial(trial)
         try:
             _require_same_basis(config)
             return stage(config)
         except Exception as error:
             reason = describe_failure(error)
-            record_failure(point, reason)
+            record_failure(trial, reason)
             log_error(reason)
             return None
         finally:

@@ -34,7 +34,7 @@ _holds_lock = False
 
 
 def lock_sweep_dir(sweep: str) -> None:
-    """Lock the sweep with this identity until it has ended, so that nobody takes its run for one that was left.
+    """Lock the sweep with this fingerprint until it has ended, so that nobody takes its run for one that was left.
 
     Where another process is at the same sweep, the lock is that one's, and so is the sweep's run.
     """
@@ -52,7 +52,7 @@ def register_sweep(parent: str, folder: Path) -> None:
 
 
 def run_and_summarize(launch: Callable[[], None]) -> None:
-    """Launch a stage; after a multirun, compare its points and end the process with 1 where any of them failed.
+    """Launch a stage; after a multirun, compare its trials and end the process with 1 where any of them failed.
 
     A job whose process was killed ends a multirun, not its comparison.
     """
@@ -92,7 +92,7 @@ def _abort() -> None:
 
 
 def _is_empty_search(error: Exception) -> bool:
-    """Whether it is what Optuna has to say where every point failed."""
+    """Whether it is what Optuna has to say where every trial failed."""
     return isinstance(error, ValueError) and str(error).startswith("No trials are completed")
 
 

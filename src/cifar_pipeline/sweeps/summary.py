@@ -1,6 +1,6 @@
-"""What a sweep came to: its points gathered from MLflow, compared, and the command that chooses the best one.
+"""What a sweep came to: its trials gathered from MLflow, compared, and the command that chooses the best one.
 
-The command that makes a point of a sweep what the pipeline runs.
+The command that makes a trial of a sweep what the pipeline runs.
 """
 
 import shlex
@@ -27,11 +27,11 @@ from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 
 # What a job was started with that says nothing about its training.
-NON_TRAINING_GROUPS = ("hydra", "launcher", "machine", "rerun", "sweep")
+NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep")
 
 
 def reproduce_command(record: TrialRecord) -> str:
-    """`dvc exp run -S ...` with the point's choices; where there is no git, the same as an edit of params.yaml.
+    """`dvc exp run -S ...` with the trial's choices; where there is no git, the same as an edit of params.yaml.
 
     The number of threads and the engine are named, because weights are equal bit for bit with the same only.
     """
@@ -63,12 +63,12 @@ METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 
 def finish_sweep(parent: str, folder: Path) -> bool:
-    """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no point failed."""
-    status("Comparing the points")
+    """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no trial failed."""
+    status("Comparing the trials")
     close_stale_trials(parent)
     comparison = load_comparison(parent)
     command = print_summary(comparison, parent)
-    well = bool((comparison.points["status"] == "FINISHED").all())
+    well = bool((comparison.trials["status"] == "FINISHED").all())
     status("Drawing the comparison and its page")
     end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder, command))
     info(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`); {folder / 'compare.html'} is its page.")
@@ -89,11 +89,11 @@ def abort_sweep(parent: str, is_holder: bool = True) -> None:
 
 
 def print_summary(comparison: Comparison, parent: str) -> str:
-    """Print the table and the command that makes the best point the pipeline's choice; returns it, if there is one."""
+    """Print the table and the command that makes the best trial the pipeline's choice; returns it, if there is one."""
     print_comparison(comparison)
     best = winner(comparison)
     if best is None:
-        warning("No point has finished: there is none to choose.")
+        warning("No trial has finished: there is none to choose.")
         return ""
     record = next(record for record in read_trials(parent) if record.run_id == best["run_id"])
     info(f"To make {best['name']} the pipeline's choice and measure it on the test part:")
@@ -103,7 +103,7 @@ def print_summary(comparison: Comparison, parent: str) -> str:
 
 
 def load_comparison(parent: str) -> Comparison:
-    """The points of a sweep as a table, and their histories."""
+    """The trials of a sweep as a table, and their histories."""
     run = find_sweep(parent)
     assert run is not None
     swept = tuple(parse_json(run.data.tags["swept"]))

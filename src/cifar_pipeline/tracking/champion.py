@@ -30,7 +30,7 @@ from cifar_pipeline.utils.safe_io import parse_json
 ACCURACY = "val/accuracy"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Facts of a run that its registered model carries, too.
-COPIED_TAGS = ("identity", "git.commit", "git.dirty", "dvc.data", "dvc.experiment", "device")
+COPIED_TAGS = ("fingerprint", "git.commit", "git.dirty", "dvc.data", "dvc.experiment", "device")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Candidate:
 
 def pipeline_dataset_name(models: Path) -> str:
     """The name of the data set that the pipeline's model was trained on. Raises `Refusal` where there is none."""
-    return str(_read(models, "training.json")["dataset"]["name"])
+    return str(_read(models, "metadata.json")["dataset"]["name"])
 
 
 def from_pipeline(models: Path, checkpoint: str) -> Candidate:
@@ -87,7 +87,7 @@ def from_run(wanted: str, checkpoint: str) -> Candidate:
         quoted = wanted.replace("'", "\\'")
         found = client.search_runs(
             [experiment],
-            f"attributes.run_name = '{quoted}' and attributes.status = 'FINISHED' and tags.identity LIKE '%'",
+            f"attributes.run_name = '{quoted}' and attributes.status = 'FINISHED' and tags.fingerprint LIKE '%'",
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
@@ -143,7 +143,7 @@ def _validation_tags(client: MlflowClient, run: Run, checkpoint: str) -> dict[st
 
 
 # Tags of a version: since when it has been the champion, which version was it before, and whether it was sent back.
-PROMOTED_AT, PREVIOUS, ROLLED_BACK = "champion.since", "champion.before", "champion.sent_back"
+PROMOTED_AT, PREVIOUS, ROLLED_BACK = "champion.since", "champion.before", "champion.rolled_back"
 # The tag of a version that won, until it is known whether somebody else set the alias at the same time.
 PENDING = "champion.pending"
 # Accuracies are quotients of whole numbers: beyond these digits lies the error of subtracting two of them.
@@ -158,7 +158,7 @@ class PromotionPolicy:
 
     name: str
     alias: str
-    margin: float
+    min_improvement: float
 
     @staticmethod
     def of(options: DictConfig, dataset: str) -> "PromotionPolicy":
@@ -215,8 +215,8 @@ def rejection_reason(version: ModelVersion, champion: ModelVersion | None, rule:
     if ACCURACY not in version.tags or ACCURACY not in champion.tags:
         return f"without a validation part it can't be compared with {of_champion}."
     gain = round(float(version.tags[ACCURACY]) - float(champion.tags[ACCURACY]), DIGITS)
-    if gain <= rule.margin:
-        by = f" by more than {100 * rule.margin:g} points" if rule.margin else ""
+    if gain <= rule.min_improvement:
+        by = f" by more than {100 * rule.min_improvement:g} points" if rule.min_improvement else ""
         return f"it does not beat {of_champion} ({format_percent(champion.tags)}){by}."
     return ""
 

@@ -36,7 +36,7 @@ from cifar_pipeline.utils.text import flatten_dict
 MAX_PARAM_LENGTH = 6000
 # The experiment that runs are taken to be of where their names don't say.
 DEFAULT_EXPERIMENT = "tutorial"
-# How often a sweep lets a point end its process without a word.
+# How often a sweep lets a trial end its process without a word.
 MAX_CRASHES = 2
 
 
@@ -51,7 +51,7 @@ class TrainingRun:
     logged_epochs: int
 
     def log_files(self, paths: list[Path]) -> None:
-        """Show pictures and tables on the run's page."""
+        """Show images and tables on the run's page."""
         for path in paths:
             self.client.log_artifact(self.id, str(path))
 
@@ -101,27 +101,27 @@ def run_name(choices: Mapping[str, str], seed: int, point: Trial | None = None) 
 
 @contextmanager
 def training_run(
-    identity: str,
+    fingerprint: str,
     name: str,
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
     rerun: str = "",
     point: Trial | None = None,
 ) -> Iterator[TrainingRun]:
-    """The run of this identity, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
+    """The run of this fingerprint, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
 
     A run that an earlier process left off, and one that has finished, is continued; one that is RUNNING in another
-    workspace is not. A `rerun` (its id) has one of its own. A new run of a sweep's point is a child of the
+    workspace is not. A `rerun` (its id) has one of its own. A new run of a sweep's trial is a child of the
     sweep's run, which is told of it in any case.
 
-    Raises `Refusal` where this point of a sweep has killed its process twice: a third try might end a third sweep.
+    Raises `Refusal` where this trial of a sweep has killed its process twice: a third try might end a third sweep.
     """
     client, experiment = connect()
-    found = _find(client, experiment, identity, rerun)
+    found = _find(client, experiment, fingerprint, rerun)
     if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
         found = None  # Another workspace is at the same training.
-    close_stale_runs(client, experiment, identity, found.info.run_id if found else "")
-    run_id = found.info.run_id if found else _create(client, experiment, identity, name, config, dataset, rerun, point)
+    close_stale_runs(client, experiment, fingerprint, found.info.run_id if found else "")
+    run_id = found.info.run_id if found else _create(client, experiment, fingerprint, name, config, dataset, rerun, point)
     if point:
         record_trial(point, run_id)
         if point.rerun:
@@ -162,19 +162,19 @@ def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
 
 
-def finished_run(identity: str, sweep_rerun: str = "") -> Run | None:
-    """The newest run of this identity that has come to its end; in one rerun of a sweep, where its id is given."""
+def finished_run(fingerprint: str, sweep_rerun: str = "") -> Run | None:
+    """The newest run of this fingerprint that has come to its end; in one rerun of a sweep, where its id is given."""
     client, experiment = connect()
     within = {SWEEP_RERUN: sweep_rerun} if sweep_rerun else {}
-    return _newest(client, experiment, {"identity": identity, **within}, finished=True)
+    return _newest(client, experiment, {"fingerprint": fingerprint, **within}, finished=True)
 
 
 def _run_alone(suspect: bool) -> AbstractContextManager[Any]:
-    """Let points that may have killed their process run one at a time.
+    """Let trials that may have killed their process run one at a time.
 
-    Where one process dies, joblib kills the others: the guilty point is the one that dies again without them.
+    Where one process dies, joblib kills the others: the guilty trial is the one that dies again without them.
     """
-    return FileLock(main_workspace() / ".cache" / "suspects.lock") if suspect else nullcontext()
+    return FileLock(main_workspace() / ".cache" / "crashed_trials.lock") if suspect else nullcontext()
 
 
 @contextmanager
@@ -198,11 +198,11 @@ def _terminate_run(
         client.set_terminated(run_id, status)
 
 
-def _find(client: MlflowClient, experiment: str, identity: str, rerun: str) -> Run | None:
-    """The run of this identity to go on with: the rerun's, or else the newest that has finished, or the newest."""
+def _find(client: MlflowClient, experiment: str, fingerprint: str, rerun: str) -> Run | None:
+    """The run of this fingerprint to go on with: the rerun's, or else the newest that has finished, or the newest."""
     if rerun:
-        return _newest(client, experiment, {"identity": identity, RERUN: rerun})
-    tags = {"identity": identity}
+        return _newest(client, experiment, {"fingerprint": fingerprint, RERUN: rerun})
+    tags = {"fingerprint": fingerprint}
     return _newest(client, experiment, tags, finished=True) or _newest(client, experiment, tags)
 
 
@@ -222,7 +222,7 @@ def _newest(client: MlflowClient, experiment: str, tags: Mapping[str, str], fini
 def _create(
     client: MlflowClient,
     experiment: str,
-    identity: str,
+    fingerprint: str,
     name: str,
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
@@ -231,7 +231,7 @@ def _create(
 ) -> str:
     parent = {PARENT_KEY: point.parent} if point else {}
     # Given as it is made: a process that is killed right after finds it again by them.
-    tags = {"identity": identity, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
+    tags = {"fingerprint": fingerprint, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
     tags |= {WORKSPACE_TAG: workspace_id(), **provenance.tags()}
     tags |= {f"env.{name}": value for name, value in variables().items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
@@ -263,8 +263,8 @@ def _truncate(value: str) -> str:
 ACCURACY = "test/accuracy"
 # What decides a result, less the seed.
 RESULT_KEYS = (
-    "data.source", "data.val_fraction", "model", "normalize", "augment", "loss", "optimizer", "schedule", "average",
-    "precision", "trainer", "views",
+    "data.source", "data.val_fraction", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging",
+    "precision", "trainer", "tta",
 )  # fmt: skip
 
 
@@ -285,13 +285,13 @@ def list_evaluated_runs(dataset: str) -> list[EvaluatedRun]:
     client, experiment = connect()
     runs = client.search_runs(
         [experiment],
-        "attributes.status = 'FINISHED' and tags.identity LIKE '%'",
+        "attributes.status = 'FINISHED' and tags.fingerprint LIKE '%'",
         ViewType.ACTIVE_ONLY,
         max_results=10_000,
         order_by=["attributes.start_time ASC"],
     )
     of_data = [run for run in runs if run.data.tags.get("dataset") == dataset and ACCURACY in run.data.metrics]
-    return list({run.data.tags["identity"]: _evaluated_run(run) for run in of_data}.values())
+    return list({run.data.tags["fingerprint"]: _evaluated_run(run) for run in of_data}.values())
 
 
 def result_params(config: Mapping[str, Any]) -> dict[str, str]:

@@ -17,23 +17,23 @@ from cifar_pipeline.utils.paths import is_training_locked, main_workspace, sweep
 # The tag that says which workspace a run is of: a training's checkpoints are there.
 WORKSPACE_TAG = "workspace"
 # The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
-CRASHES_TAG, CRASH_EPOCH_TAG = "deaths", "deaths.epoch"
+CRASHES_TAG, CRASH_EPOCH_TAG = "crashes", "crash_epoch"
 
 
-def close_stale_runs(client: MlflowClient, experiment: str, identity: str, run_id: str) -> None:
+def close_stale_runs(client: MlflowClient, experiment: str, fingerprint: str, run_id: str) -> None:
     """End the runs of this workspace that were left, but for the one with this id, which is about to be gone on with.
 
-    Whoever asks holds the training with this identity, so that another run of it (of a rerun, for one) was left.
+    Whoever asks holds the training with this fingerprint, so that another run of it (of a rerun, for one) was left.
     """
     condition = "attributes.status = 'RUNNING'"
     if not _is_own_database():
         condition += f" and tags.{WORKSPACE_TAG} = '{workspace_id()}'"
     for run in client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, max_results=1000):
         tags = run.data.tags
-        if tags.get("identity", identity) != identity:
+        if tags.get("fingerprint", fingerprint) != fingerprint:
             close_if_stale(client, run)
             continue
-        is_other = "identity" in tags and run.info.run_id != run_id
+        is_other = "fingerprint" in tags and run.info.run_id != run_id
         if is_other or ("sweep" in tags and not is_locked(sweep_dir(tags["sweep"]))):
             client.set_terminated(run.info.run_id, "KILLED")
 
@@ -53,7 +53,7 @@ def close_if_stale(client: MlflowClient, run: Run) -> None:
     if (
         run.info.status != "RUNNING"
         or not belongs_to_workspace(run)
-        or is_training_locked(run.data.tags.get("identity", ""))
+        or is_training_locked(run.data.tags.get("fingerprint", ""))
     ):
         return
     # Asked anew: a training ends its run before it lets go of its folder, so one that has just ended says so now.

@@ -1,6 +1,6 @@
-"""A sweep in MLflow: one parent run, which knows each of its points, whoever's run that is.
+"""A sweep in MLflow: one parent run, which knows each of its trials, whoever's run that is.
 
-A point's own run is the parent's child where this sweep trained it; a run that was there before is linked, not moved.
+A trial's own run is the parent's child where this sweep trained it; a run that was there before is linked, not moved.
 """
 
 import json
@@ -20,12 +20,12 @@ from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SWEEP_
 from cifar_pipeline.utils.paths import workspace_id
 from cifar_pipeline.utils.safe_io import parse_json
 
-TRIAL_TAG = "point."
+TRIAL_TAG = "trial."
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known about a point: its overrides and, once there is one, its run."""
+    """What is known about a trial: its overrides and, once there is one, its run."""
 
     number: int
     overrides: tuple[str, ...]
@@ -34,14 +34,14 @@ class TrialRecord:
 
     @property
     def run_id(self) -> str:
-        """The id of the point's run; empty where it came to none."""
+        """The id of the trial's run; empty where it came to none."""
         return str(self.run.info.run_id) if self.run else ""
 
 
 def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = False) -> tuple[str, str]:
-    """Open the parent run of the sweep with this identity: the one of before, or a new one. It is RUNNING then.
+    """Open the parent run of the sweep with this fingerprint: the one of before, or a new one. It is RUNNING then.
 
-    Returns its id and, with `rerun`, the id of the sweep's rerun: the one that was begun and in which not every point
+    Returns its id and, with `rerun`, the id of the sweep's rerun: the one that was begun and in which not every trial
     has finished yet, or a new one.
     """
     client, experiment = connect()
@@ -62,20 +62,20 @@ def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = Fa
 
 
 def record_trial(point: Trial, run_id: str = "") -> None:
-    """Let the parent know the point and, once it is open, the point's run.
+    """Let the parent know the trial and, once it is open, the trial's run.
 
-    A run that only says why the point failed before, where it came to none of its own, has had its time.
+    A run that only says why the trial failed before, where it came to none of its own, has had its time.
     """
     client, _ = connect()
     key = _key(point.number)
     before = _record(client, point.parent, key, client.get_run(point.parent).data.tags.get(key, ""))
-    if before and before.run and before.run_id != run_id and "identity" not in before.run.data.tags:
+    if before and before.run and before.run_id != run_id and "fingerprint" not in before.run.data.tags:
         client.delete_run(before.run_id)
     client.set_tag(point.parent, key, json.dumps({"overrides": point.overrides, "run": run_id}))
 
 
 def record_failure(point: Trial, reason: str) -> None:
-    """Note why a point failed: on its run, or on a FAILED one of its own where it came to none."""
+    """Note why a trial failed: on its run, or on a FAILED one of its own where it came to none."""
     client, experiment = connect()
     key = _key(point.number)
     record = _record(client, point.parent, key, client.get_run(point.parent).data.tags[key])
@@ -90,14 +90,14 @@ def record_failure(point: Trial, reason: str) -> None:
 
 
 def read_trials(parent: str) -> list[TrialRecord]:
-    """Every point of the sweep, in the order of their numbers."""
+    """Every trial of the sweep, in the order of their numbers."""
     client, _ = connect()
     tags = sorted(client.get_run(parent).data.tags.items())
     return [record for record in (_record(client, parent, key, text) for key, text in tags) if record]
 
 
 def find_sweep(wanted: str) -> Run | None:
-    """The parent run with this id, sweep identity or name; the newest sweep for an empty text."""
+    """The parent run with this id, sweep fingerprint or name; the newest sweep for an empty text."""
     client, experiment = connect()
     runs = client.search_runs([experiment], "tags.sweep LIKE '%'", order_by=["attributes.start_time DESC"])
     matching = (run for run in runs if wanted in ("", run.info.run_id, run.data.tags["sweep"], run.info.run_name))
@@ -115,7 +115,7 @@ def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
 
 
 def close_stale_trials(parent: str) -> None:
-    """End the runs of points whose process is gone."""
+    """End the runs of trials whose process is gone."""
     client, _ = connect()
     for record in read_trials(parent):
         if record.run is not None:
@@ -134,7 +134,7 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
 
 
 def _is_finished_in(record: TrialRecord, rerun: str) -> bool:
-    """Whether a point has finished in this rerun of the sweep."""
+    """Whether a trial has finished in this rerun of the sweep."""
     run = record.run
     return run is not None and run.info.status == "FINISHED" and run.data.tags.get(SWEEP_RERUN) == rerun
 
@@ -150,7 +150,7 @@ def _key(number: int) -> str:
 
 
 def _record(client: MlflowClient, parent: str, key: str, text: str) -> TrialRecord | None:
-    """What a tag of the parent says about a point; None where it is about something else."""
+    """What a tag of the parent says about a trial; None where it is about something else."""
     if not key.startswith(TRIAL_TAG) or not text:
         return None
     content = parse_json(text)

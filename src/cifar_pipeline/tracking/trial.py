@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 # The tag that makes a run another's child on MLflow's pages.
 PARENT_KEY = "mlflow.parentRunId"
-# The tag that says why a point failed.
+# The tag that says why a trial failed.
 FAILURE_TAG = "failure"
 # The tag with the seconds that processes spent at a training: its run lasts while it is left off, or taken again, too.
 SECONDS_TAG = "seconds"
 # The tag of a run that one rerun of a training has, or of the parent while one rerun of the sweep has: its id.
 RERUN = "rerun"
-# The tag that says which rerun of a sweep a point's run was made in, or gone on with.
+# The tag that says which rerun of a sweep a trial's run was made in, or gone on with.
 SWEEP_RERUN = "sweep.rerun"
 # What a run's name says by itself.
 KEYS_IN_RUN_NAME = ("optimizer", "loss", "seed")
@@ -34,7 +34,7 @@ class Trial:
     @property
     def place(self) -> str:
         """Which of how many it is, for a person; a search or a range of numbers may not know how many."""
-        return f"point {self.number + 1}" + (f" of {self.of}" if self.of else "")
+        return f"trial {self.number + 1}" + (f" of {self.of}" if self.of else "")
 
     @property
     def label(self) -> str:

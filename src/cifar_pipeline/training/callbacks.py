@@ -160,7 +160,7 @@ class EpochHistory(Callback):
             trainer.logger.log_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say_line(trainer.max_epochs or 0)
+        self._log_summary(trainer.max_epochs or 0)
         self.start, self.train_seconds = time.perf_counter(), 0.0
         self.going_since = self.start
 
@@ -172,9 +172,9 @@ class EpochHistory(Callback):
             self.going_since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say_line(trainer.max_epochs or 0)
+        self._log_summary(trainer.max_epochs or 0)
 
-    def _say_line(self, epochs: int) -> None:
+    def _log_summary(self, epochs: int) -> None:
         """Say what the last epoch came to, now that its checkpoint is written: what was said is not lost any more."""
         if self.line:
             # Each epoch to come is taken to last as long as this one.
@@ -187,13 +187,13 @@ class EpochHistory(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        pl_module.refuse_infinite_loss()
+        pl_module.check_finite_loss()
         seconds = self.train_seconds or time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1.0}
-        train_sums, val_sums = pl_module.of_all(pl_module.train_sums), pl_module.of_all(pl_module.val_sums)
-        row |= {f"train/{key}": value for key, value in train_sums.means().items()}
+        train_sums, val_sums = pl_module.all_reduce_metrics(pl_module.train_sums), pl_module.all_reduce_metrics(pl_module.val_sums)
+        row |= {f"train/{key}": value for key, value in train_sums.compute().items()}
         if val_sums.images:
-            row |= {f"val/{key}": value for key, value in val_sums.means().items()}
+            row |= {f"val/{key}": value for key, value in val_sums.compute().items()}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_second": train_sums.images / seconds}
         # Rounded once, so that MLflow, the file and the line on the screen hold the same numbers.

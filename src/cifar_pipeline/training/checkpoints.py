@@ -36,18 +36,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Killed at any moment, the old file or the new one is there; Lightning's own way copies, and does not sync.
 
     Args:
-        identity: of the training, noted in each file, so that no other's is taken for it.
+        fingerprint: of the training, noted in each file, so that no other's is taken for it.
     """
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, fingerprint: str) -> None:
         super().__init__()
-        self.identity = identity
+        self.fingerprint = fingerprint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
         with atomic_write(path) as part:
             with part.open("wb") as file:
-                torch.save({**checkpoint, "identity": self.identity}, file)
+                torch.save({**checkpoint, "fingerprint": self.fingerprint}, file)
             if path.stem == LAST and path.exists():
                 path.replace(checkpoint_path(path.parent, PREVIOUS))
         if path.stem == LAST:
@@ -121,7 +121,7 @@ class TimedCheckpoint(Callback):
         self.when = time.monotonic()
 
 
-def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], chunk_steps: int) -> Path | None:
+def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], steps_per_chunk: int) -> Path | None:
     """The newest checkpoint in `folder` that a training can go on from; None where it begins anew.
 
     What is damaged, or of another training, is passed over and named. One from within an epoch counts the steps in
@@ -139,7 +139,7 @@ def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], ch
             warning(f"{refusal} It is passed over.")
             damaged = True
             continue
-        if name == MID_EPOCH and checkpoint["epoch_so_far"]["chunk_steps"] != chunk_steps:
+        if name == MID_EPOCH and checkpoint["epoch_so_far"]["steps_per_chunk"] != steps_per_chunk:
             info("The steps were run in another way when this epoch was broken off: it begins again.")
             continue
         return path
@@ -174,9 +174,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _check_compatible(checkpoint: Mapping[str, Any], identity: str, weights: Mapping[str, torch.Tensor]) -> None:
+def _check_compatible(checkpoint: Mapping[str, Any], fingerprint: str, weights: Mapping[str, torch.Tensor]) -> None:
     shapes = {name: value.shape for name, value in weights.items()}
-    if checkpoint.get("identity") != identity or shapes != {
+    if checkpoint.get("fingerprint") != fingerprint or shapes != {
         name: value.shape for name, value in checkpoint["state_dict"].items()
     }:
         raise UserError("A checkpoint of another training lies in its place.")

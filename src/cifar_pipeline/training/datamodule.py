@@ -13,7 +13,7 @@ GPU_MEMORY_DIVISOR = 4
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
+    """Batches of raw images `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
 
     Args:
         dataset: the processed set; its arrays stay memory-mapped.
@@ -78,7 +78,7 @@ class ImageDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _part(self, name: str) -> tuple[Tensor, Tensor]:
-        images, labels = map(torch.from_numpy, self.dataset.part(name))
+        images, labels = map(torch.from_numpy, self.dataset.split(name))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // GPU_MEMORY_DIVISOR:
             return images.to(device), labels.to(device)

@@ -47,29 +47,29 @@ class DistributedContext:
     """
 
     rank: int = 0
-    here: int = 1
-    machines: int = 1
+    local_world_size: int = 1
+    num_nodes: int = 1
     strategy: str = "auto"
     environment: ClusterEnvironment | None = None
 
     @property
-    def count(self) -> int:
+    def world_size(self) -> int:
         """All of them."""
-        return self.here * self.machines
+        return self.local_world_size * self.num_nodes
 
     @property
-    def are_several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there is anybody to share with."""
-        return self.count > 1
+        return self.world_size > 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the one that speaks, keeps the run and writes the result."""
         return self.rank == 0
 
     def __str__(self) -> str:
-        places = f" on {self.machines} machines" if self.machines > 1 else ""
-        return f"{self.count} processes{places}, each with a share of every batch"
+        places = f" on {self.num_nodes} machines" if self.num_nodes > 1 else ""
+        return f"{self.world_size} processes{places}, each with a share of every batch"
 
 
 SINGLE_PROCESS = DistributedContext()
@@ -99,7 +99,7 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
             f"trainer.strategy=fsdp shares the weights among GPUs, and this runs on {accelerator}: write trainer=ddp."
         )
     if accelerator == "mps":
-        raise UserError("trainer.strategy=ddp is for CPUs and CUDA: write trainer=default, or machine.accelerator=cpu.")
+        raise UserError("trainer.strategy=ddp is for CPUs and CUDA: write trainer=default, or runtime.accelerator=cpu.")
     environment = _environment()
     if environment is None:
         return _to_be_started(strategy, asked, gpus)
@@ -166,7 +166,7 @@ GRACE_SECONDS = 5.0
 class RunPlan:
     """What the first process says to the others: which training, from which checkpoint on, and whether at all."""
 
-    identity: str
+    fingerprint: str
     checkpoint: Path | None = None
     is_needed: bool = True
 
@@ -206,42 +206,42 @@ def _launch_workers(processes: DistributedContext) -> tuple[DistributedContext, 
         port = free.getsockname()[1]
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(processes.count),
+        "NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(processes.world_size),
     }  # fmt: skip
     command = [sys.executable, *sys.argv]
     others = WorkerProcesses()
-    for rank in range(1, processes.count):
+    for rank in range(1, processes.world_size):
         others.started.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
     return replace(processes, environment=LightningEnvironment()), others
 
 
 @contextmanager
 def distributed_session(
-    processes: DistributedContext, accelerator: str, identity: str, start: RunPlan | None
+    processes: DistributedContext, accelerator: str, fingerprint: str, start: RunPlan | None
 ) -> Iterator[tuple[DistributedContext, RunPlan]]:
     """Have all processes of a training in the block, with what the first one says, and let none outlive it.
 
-    Only the first one has a `start` to tell the others; `identity` is that of the training which this one is about.
+    Only the first one has a `start` to tell the others; `fingerprint` is that of the training which this one is about.
 
     Raises `Fault` where another one ended badly, and `Refusal` where this one read another configuration.
     """
-    if not processes.are_several:
+    if not processes.is_distributed:
         assert start is not None
         yield processes, start
         return
     processes, others = _launch_workers(processes)
     with _supervise(processes, others):
         told = _rendezvous(processes, accelerator, start)
-        if told.identity != identity:
+        if told.fingerprint != fingerprint:
             raise UserError("The configuration or the code was changed while the processes started: start it again.")
         yield processes, told
         dist.destroy_process_group()
 
 
-def release_workers(processes: DistributedContext, accelerator: str, identity: str) -> None:
+def release_workers(processes: DistributedContext, accelerator: str, fingerprint: str) -> None:
     """Tell processes that somebody else has started that there is nothing to do."""
     if processes.environment is not None:
-        with distributed_session(processes, accelerator, identity, RunPlan(identity, is_needed=False)):
+        with distributed_session(processes, accelerator, fingerprint, RunPlan(fingerprint, is_needed=False)):
             pass
 
 
@@ -257,14 +257,14 @@ def _rendezvous(processes: DistributedContext, accelerator: str, start: RunPlan 
     environment = processes.environment
     assert environment is not None
     os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
-    # Lightning would choose another number of threads than conf/machine.
+    # Lightning would choose another number of threads than conf/runtime.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     device = torch.device("cpu")
     if accelerator == "cuda":
         device = torch.device("cuda", environment.local_rank())
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if accelerator == "cuda" else "gloo", rank=processes.rank, world_size=processes.count
+        "nccl" if accelerator == "cuda" else "gloo", rank=processes.rank, world_size=processes.world_size
     )
     words = [start]
     dist.broadcast_object_list(words, src=0, device=device)
@@ -288,7 +288,7 @@ def _supervise(processes: DistributedContext, others: WorkerProcesses) -> Iterat
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if isinstance(error, UserError):
             raise
-        if not processes.is_first:
+        if not processes.is_rank_zero:
             # The first one tells, and ends this one; what nobody ends was its own fault, and is told after a while.
             if isinstance(error, Exception):
                 time.sleep(GRACE_SECONDS)

@@ -155,7 +155,7 @@ def select_hardware(
     images: int,
     processes: DistributedContext = SINGLE_PROCESS,
 ) -> Hardware:
-    """Choose by conf/machine and conf/precision, and set torch's number of threads accordingly.
+    """Choose by conf/runtime and conf/precision, and set torch's number of threads accordingly.
 
     A thread for each of the `cores`, but no more than `images`, those of a step, are worth; both are shared by the
     training's `processes` on this machine.
@@ -167,14 +167,14 @@ def select_hardware(
     if (accelerator, asked) in UNSUPPORTED:
         why, instead = UNSUPPORTED[accelerator, asked]
         raise UserError(f"{key}={asked} cannot be had: {why}; write {key}={instead}.")
-    worth = max(1, images // processes.count // int(machine["images_per_thread"]))
-    own = max(1, cores // processes.here)
+    worth = max(1, images // processes.world_size // int(machine["min_images_per_thread"]))
+    own = max(1, cores // processes.local_world_size)
     threads = min(own, worth) if machine["threads"] == "auto" else int(machine["threads"])
     torch.set_num_threads(threads)
     if asked == "32-true":
         # Otherwise convolutions on NVIDIA's GPUs round their inputs to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
-    return Hardware(accelerator, processes.count, threads, asked, reason)
+    return Hardware(accelerator, processes.world_size, threads, asked, reason)
 
 
 def select_accelerator(asked: str) -> tuple[str, str]:
@@ -192,7 +192,7 @@ def select_accelerator(asked: str) -> tuple[str, str]:
     if accelerator not in there:
         but = f" (and an NVIDIA GPU that torch can't use: {trouble})" if trouble else ""
         raise UserError(
-            f"machine.accelerator={asked}: this machine has {' and '.join(there)}{but}; write auto to take the best."
+            f"runtime.accelerator={asked}: this machine has {' and '.join(there)}{but}; write auto to take the best."
         )
     if asked == "auto" and trouble:
         _warn_once(f"There is an NVIDIA GPU, but torch can't use it ({trouble}): it trains without.")

@@ -164,7 +164,7 @@ def _weights(choice: Any, dataset: Dataset) -> list[float]:
                 f"({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}): write one for each, or balanced."
             )
         return [float(weight) for weight in choice]
-    _, labels = dataset.part("train")
+    _, labels = dataset.split("train")
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise UserError(

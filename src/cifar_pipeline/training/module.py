@@ -23,10 +23,10 @@ NAN_CHECK_INTERVAL = 100
 
 
 class Classifier(LightningModule):
-    """Trains `net` on batches of raw pictures `[N, H, W, C] uint8` and labels `[N] int64`.
+    """Trains `net` on batches of raw images `[N, H, W, C] uint8` and labels `[N] int64`.
 
     Args:
-        net: raw pictures to logits `[N, K]` (`models.pixels.RawPixels` around a network).
+        net: raw images to logits `[N, K]` (`models.pixels.RawPixels` around a network).
         loss: logits `[N, K]` and labels `[N]` to a mean over the images.
         optimizer: how to build the optimizer, and whether one step is one epoch.
         schedule: (step, all steps) to a factor of the learning rate; a pure function, so that nothing of it has to be
@@ -63,18 +63,18 @@ class Classifier(LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_so_far"] = self.epoch_so_far()
+        checkpoint["epoch_so_far"] = self.mid_epoch_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.left_off = checkpoint["epoch_so_far"]
 
-    def epoch_so_far(self) -> dict[str, Any]:
+    def mid_epoch_state(self) -> dict[str, Any]:
         """What a training that goes on within this epoch has to know of it, beside what Lightning keeps."""
-        random = self.of_each(random_state(self.device))
-        sums = vars(self.of_all(self.train_sums))
-        return {"chunk_steps": 0, "sums": sums, "random": random[0], "others_random": random[1:]}
+        random = self.all_gather_objects(random_state(self.device))
+        sums = vars(self.all_reduce_metrics(self.train_sums))
+        return {"steps_per_chunk": 0, "sums": sums, "random": random[0], "others_random": random[1:]}
 
-    def go_on(self, left_off: dict[str, Any]) -> None:
+    def restore_mid_epoch_state(self, left_off: dict[str, Any]) -> None:
         """Take up an epoch where `epoch_so_far` was asked for."""
         rank, random = self.trainer.global_rank, [left_off["random"], *left_off.get("others_random", [])]
         if rank == 0:
@@ -87,7 +87,7 @@ class Classifier(LightningModule):
         if self.trainer.fit_loop.restarted_mid_epoch:
             assert self.left_off is not None
             self.on_train_epoch_start()
-            self.go_on(self.left_off)
+            self.restore_mid_epoch_state(self.left_off)
 
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, RandomStream.NETWORK, self.current_epoch, self.trainer.global_rank)
@@ -118,11 +118,11 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
-        own = self.own_images(len(labels), self.epoch_images - batch_index * self.part_images, self.part_images)
+        own = self.local_batch_size(len(labels), self.epoch_images - batch_index * self.part_images, self.part_images)
         if own:
             self.train_sums.add(loss, logits, labels)
         if batch_index % NAN_CHECK_INTERVAL == 0:
-            self.refuse_infinite_loss()
+            self.check_finite_loss()
         parts, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
         if parts * processes > 1:
             # Lightning divides by the number of parts, and then of processes; what counts is their share of the step.
@@ -137,13 +137,13 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self.net(images)
         loader: Any = self.trainer.val_dataloaders
-        if self.own_images(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
+        if self.local_batch_size(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
             self.val_sums.add(self.loss(logits, labels), logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/accuracy", self.of_all(self.val_sums).means()["accuracy"], logger=False)
+        self.log("val/accuracy", self.all_reduce_metrics(self.val_sums).compute()["accuracy"], logger=False)
 
-    def own_images(self, images: int, left: int, together: int) -> int:
+    def local_batch_size(self, images: int, left: int, together: int) -> int:
         """How many of the images of a batch are this process's own, and not there to keep step with the others.
 
         `left` are those of the epoch from this batch on, `together` those of a whole batch in all processes.
@@ -151,7 +151,7 @@ class Classifier(LightningModule):
         processes = self.trainer.world_size
         return images if processes == 1 else rank_batch_size(min(left, together), self.trainer.global_rank, processes)
 
-    def of_all(self, sums: "RunningMetrics") -> "RunningMetrics":
+    def all_reduce_metrics(self, sums: "RunningMetrics") -> "RunningMetrics":
         """The sums of all processes together."""
         if self.trainer.world_size == 1:
             return sums
@@ -160,19 +160,19 @@ class Classifier(LightningModule):
         )
         dist.all_reduce(values)
         total = RunningMetrics()
-        total.add_sums(values[0], values[1].long(), int(values[2]))
+        total.update_sums(values[0], values[1].long(), int(values[2]))
         return total
 
-    def of_each(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """What each process has in this place."""
         values = [value] * self.trainer.world_size
         if len(values) > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def refuse_infinite_loss(self) -> None:
+    def check_finite_loss(self) -> None:
         """Stop where the sum of an epoch's losses, in training or validation, is no finite number."""
-        total = float(self.of_all(self.train_sums).loss + self.of_all(self.val_sums).loss)
+        total = float(self.all_reduce_metrics(self.train_sums).loss + self.all_reduce_metrics(self.val_sums).loss)
         if total != total or abs(total) == float("inf"):
             lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
             raise UserError(
@@ -198,21 +198,21 @@ class RunningMetrics:
 
     def __init__(self) -> None:
         self.loss = torch.zeros((), dtype=torch.float64)
-        self.right = torch.zeros((), dtype=torch.int64)
+        self.correct = torch.zeros((), dtype=torch.int64)
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count one batch: its mean loss, logits `[N, K]`, labels `[N]`."""
         self.loss = self.loss + loss.detach().double() * len(labels)
-        self.right = self.right + (logits.detach().argmax(1) == labels).sum()
+        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
         self.images += len(labels)
 
-    def add_sums(self, loss: Tensor, right: Tensor, images: int) -> None:
+    def update_sums(self, loss: Tensor, right: Tensor, images: int) -> None:
         """Count several batches: the sum of the losses of their images, the right answers among them."""
         self.loss = self.loss + loss
-        self.right = self.right + right
+        self.correct = self.correct + right
         self.images += images
 
-    def means(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Loss and accuracy over all images counted."""
-        return {"loss": float(self.loss) / self.images, "accuracy": float(self.right) / self.images}
+        return {"loss": float(self.loss) / self.images, "accuracy": float(self.correct) / self.images}

@@ -53,8 +53,8 @@ class NormedMuon(Optimizer):
         momentum: of the convolutions.
         iterations: of Newton and Schulz, by which a matrix is orthogonalised.
         bias_lr: of the vectors.
-        matrix_lr: of the matrices.
-        other_momentum: of vectors and matrices.
+        linear_lr: of the matrices.
+        sgd_momentum: of vectors and matrices.
         weight_decay: of vectors and matrices: the part of them that a step takes away. It is not multiplied by their
             rates, but moves with the schedule as they do.
     """
@@ -66,19 +66,19 @@ class NormedMuon(Optimizer):
         momentum: float,
         iterations: int,
         bias_lr: float,
-        matrix_lr: float,
-        other_momentum: float,
+        linear_lr: float,
+        sgd_momentum: float,
         weight_decay: float,
     ) -> None:
         given = list(params)
         filters = [parameter for parameter in given if parameter.ndim == 4]
         matrices = [parameter for parameter in given if parameter.ndim in (2, 3)]
         vectors = [parameter for parameter in given if parameter.ndim < 2]
-        other = {"momentum": other_momentum, "orthogonal": False}
+        other = {"momentum": sgd_momentum, "orthogonal": False}
         groups = [
             {"params": filters, "lr": lr, "momentum": momentum, "orthogonal": True, "weight_decay": 0.0},
             {"params": vectors, "lr": bias_lr, "weight_decay": weight_decay / bias_lr, **other},
-            {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay / matrix_lr, **other},
+            {"params": matrices, "lr": linear_lr, "weight_decay": weight_decay / linear_lr, **other},
         ]
         super().__init__([group for group in groups if group["params"]], {})
         self.iterations = iterations

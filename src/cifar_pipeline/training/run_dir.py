@@ -15,7 +15,7 @@ from cifar_pipeline.training.checkpoints import BEST, LAST, MID_EPOCH, PREVIOUS,
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_write, exclusive_lock, exclusive_lock_if_free
 from cifar_pipeline.utils.console import info
 
-METADATA_FILE = "training.json"
+METADATA_FILE = "metadata.json"
 HISTORY_FILE = "history.json"
 # Says that a rerun is under way, and which: the checkpoints in the folder are the rerun's, the result is the older one.
 RERUN_FILE = "rerun.json"
@@ -23,7 +23,7 @@ RERUN_FILE = "rerun.json"
 
 @dataclass(frozen=True)
 class RunDir:
-    """Everything one identity has: `last.ckpt`, `best.ckpt` and, at the end, `result/` with the exported models.
+    """Everything one fingerprint has: `last.ckpt`, `best.ckpt` and, at the end, `result/` with the exported models.
 
     During a rerun `rerun.json` is there as well, and `result/` is that of the training before.
     """
@@ -31,7 +31,7 @@ class RunDir:
     path: Path
 
     @property
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """Whose folder this is."""
         return self.path.name
 
@@ -59,7 +59,7 @@ class RunDir:
         return checkpoint_path(self.path, name)
 
     @contextmanager
-    def held(self, rerun: bool) -> Iterator[str]:
+    def lock(self, rerun: bool) -> Iterator[str]:
         """Keep other processes out, and yield the id of the rerun that is to be trained; empty: none.
 
         `rerun` goes on with one that was broken off, or begins one: without the checkpoints of before, but with their
@@ -91,7 +91,7 @@ class RunDir:
         return new
 
     @contextmanager
-    def finishing(self, facts: Mapping[str, Any], rows: list[EpochMetrics]) -> Iterator[Path]:
+    def write_result(self, facts: Mapping[str, Any], rows: list[EpochMetrics]) -> Iterator[Path]:
         """Yield a folder for the exported models; with the facts and rows it becomes the result."""
         with atomic_replace_dir(self.result) as part:
             yield part
@@ -108,7 +108,7 @@ class RunDir:
         rows: list[EpochMetrics] = json.loads((self.result / HISTORY_FILE).read_text())
         return rows
 
-    def publish(self, root: Path, run: Mapping[str, str]) -> None:
+    def copy_to(self, root: Path, run: Mapping[str, str]) -> None:
         """Copy the result to `root`/models, with id and name of its MLflow run, and the history to `root`/reports."""
         models = root / "models"
         with exclusive_lock(models), atomic_replace_dir(models) as part:
@@ -119,7 +119,7 @@ class RunDir:
             with atomic_write(root / "reports" / "history.csv") as file:
                 write_history(history, file)
 
-    def clear_others(self, keep: int) -> None:
+    def prune(self, keep: int) -> None:
         """Remove the finished trainings beside this one but for the newest `keep`.
 
         Those that some process holds stay, and so does what has not finished, a rerun too.

@@ -49,7 +49,6 @@ from cifar_pipeline.training.losses import build_loss, loss_to_build
 from cifar_pipeline.training.module import Classifier, Scheduler
 from cifar_pipeline.training.optimizers import build_optimizer_config
 from cifar_pipeline.training.run_dir import RunDir
-from cifar_pipeline.training.weight_averaging import is_average
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
@@ -64,24 +63,24 @@ class TrainingSetup:
 
     Args:
         module: what is trained.
-        pictures: on what.
+        images: on what.
         options: the values of conf/trainer.
         hardware: on which machine.
         folder: where checkpoints go, and from where it goes on.
         average: what is validated and kept in place of the last weights (`average.py`); None: they themselves.
         processes: those that share the batches; each has the same plan.
-        checkpoint_every: seconds between two checkpoints within an epoch; None: only at its end.
+        checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at its end.
         profiler: one of `PROFILERS`; where the time went is then told in a file beside the checkpoints.
     """
 
     module: Classifier
-    pictures: ImageDataModule
+    datamodule: ImageDataModule
     options: Mapping[str, Any]
     hardware: Hardware
     folder: RunDir
-    average: Callback | None = None
+    weight_averaging: Callback | None = None
     processes: DistributedContext = SINGLE_PROCESS
-    checkpoint_every: float | None = None
+    checkpoint_interval_seconds: float | None = None
     profiler: str | None = None
 
 
@@ -100,15 +99,15 @@ def fit(plan: TrainingSetup, logger: Logger | None) -> TrainingResult:
     Raises `Interrupted` when it was stopped, `Fault` when another process was, and what `Classifier` raises.
     """
     _silence_lightning()
-    processes, accelerator, identity = plan.processes, plan.hardware.accelerator, plan.folder.identity
+    processes, accelerator, fingerprint = plan.processes, plan.hardware.accelerator, plan.folder.fingerprint
     start = None
-    if processes.is_first:
+    if processes.is_rank_zero:
         start = RunPlan(
-            identity, find_resume_checkpoint(plan.folder.path, plan.module.state_dict(), plan.pictures.chunk)
+            fingerprint, find_resume_checkpoint(plan.folder.path, plan.module.state_dict(), plan.datamodule.chunk)
         )
-        if processes.are_several and accelerator == "cpu" and _has_batch_norm(plan.module):
+        if processes.is_distributed and accelerator == "cpu" and _has_batch_norm(plan.module):
             warning("On a CPU each process normalises its own share of a batch: the result is not that of one process.")
-    with distributed_session(processes, accelerator, identity, start) as (processes, start):
+    with distributed_session(processes, accelerator, fingerprint, start) as (processes, start):
         if not start.is_needed:
             return TrainingResult([], 0.0, {})
         if start.checkpoint:
@@ -116,11 +115,11 @@ def fit(plan: TrainingSetup, logger: Logger | None) -> TrainingResult:
         epochs, ran = EpochHistory(), RuntimeReader()
         trainer = _trainer(replace(plan, processes=processes), [epochs, ran], logger)
         _run(trainer, plan, start.checkpoint)
-    if plan.profiler and processes.is_first:
+    if plan.profiler and processes.is_rank_zero:
         info(f"Profile: {', '.join(map(str, sorted(plan.folder.path.glob('fit-profile*'))))}")
     found = ran.facts()
-    if processes.is_first:
-        planned = plan.hardware.planned() | {"engine": "block" if plan.pictures.chunk else "plain"}
+    if processes.is_rank_zero:
+        planned = plan.hardware.planned() | {"engine": "block" if plan.datamodule.chunk else "plain"}
         report_differences(planned, found)
     return TrainingResult(epochs.rows, ran.seconds, found)
 
@@ -130,7 +129,7 @@ def _run(trainer: Trainer, plan: TrainingSetup, checkpoint: Path | None) -> None
     try:
         trainer.fit(
             plan.module,
-            datamodule=plan.pictures,
+            datamodule=plan.datamodule,
             ckpt_path=str(checkpoint) if checkpoint else None,
             weights_only=True,
         )
@@ -144,13 +143,13 @@ def _run(trainer: Trainer, plan: TrainingSetup, checkpoint: Path | None) -> None
 def _trainer(plan: TrainingSetup, keeping: list[Callback], logger: Logger | None) -> Trainer:
     """Lightning's trainer, with the callbacks that keep what happens, and a logger."""
     options, hardware, processes, folder = plan.options, plan.hardware, plan.processes, plan.folder.path
-    profiler = PROFILERS[plan.profiler] if plan.profiler and processes.is_first else None
+    profiler = PROFILERS[plan.profiler] if plan.profiler and processes.is_rank_zero else None
     return Trainer(
         accelerator=hardware.accelerator,
-        devices=processes.here,
-        num_nodes=processes.machines,
+        devices=processes.local_world_size,
+        num_nodes=processes.num_nodes,
         strategy=processes.strategy,
-        sync_batchnorm=processes.are_several and hardware.accelerator == "cuda",
+        sync_batchnorm=processes.is_distributed and hardware.accelerator == "cuda",
         use_distributed_sampler=False,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=options["max_epochs"],
@@ -161,7 +160,7 @@ def _trainer(plan: TrainingSetup, keeping: list[Callback], logger: Logger | None
         logger=False if logger is None else logger,
         callbacks=_callbacks(plan, keeping),
         plugins=[
-            AtomicCheckpointIO(plan.folder.identity),
+            AtomicCheckpointIO(plan.folder.fingerprint),
             *([processes.environment] if processes.environment is not None else []),
         ],
         profiler=profiler(dirpath=folder, filename="profile") if profiler else None,
@@ -173,14 +172,14 @@ def _trainer(plan: TrainingSetup, keeping: list[Callback], logger: Logger | None
 
 
 def _callbacks(plan: TrainingSetup, keeping: list[Callback]) -> list[Callback]:
-    folder, average = plan.folder.path, plan.average
+    folder, average = plan.folder.path, plan.weight_averaging
     return [
         *([average] if average else []),
-        *([RestoreSignalHandler()] if plan.processes.are_several else []),
+        *([RestoreSignalHandler()] if plan.processes.is_distributed else []),
         *keeping,
-        EpochProgressBar(plan.pictures),
-        TimedCheckpoint(folder, plan.checkpoint_every),
-        *checkpoint_callbacks(folder, plan.pictures.has_val, is_average(average)),
+        EpochProgressBar(plan.datamodule),
+        TimedCheckpoint(folder, plan.checkpoint_interval_seconds),
+        *checkpoint_callbacks(folder, plan.datamodule.has_val, average is not None),
     ]
 
 
@@ -192,7 +191,7 @@ def _grad_accum_steps(plan: TrainingSetup) -> int:
     """Parts in which the batch of an optimizer step goes through the network."""
     if not plan.module.optimizer.full_batch:
         return _micro_batches_per_step(plan.options)
-    batches = plan.pictures.train_batches
+    batches = plan.datamodule.train_batches
     return min(batches, plan.options["limit_train_batches"] or batches)
 
 
@@ -229,14 +228,14 @@ def build_training(
     """All that the training needs."""
     return TrainingSetup(
         module=build_module(config, dataset, engine),
-        pictures=build_datamodule(config, dataset, engine),
+        datamodule=build_datamodule(config, dataset, engine),
         options=config.trainer,
         hardware=hardware,
         folder=folder,
-        average=build_weight_averaging(config),
+        weight_averaging=build_weight_averaging(config),
         processes=processes,
-        checkpoint_every=config.machine.checkpoint_every,
-        profiler=config.machine.profiler,
+        checkpoint_interval_seconds=config.runtime.checkpoint_interval_seconds,
+        profiler=config.runtime.profiler,
     )
 
 
@@ -244,8 +243,8 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -
     """The network with new weights that follow from the seed, its loss, optimizer and schedule."""
     seed_everything(config.seed, verbose=False)
     kind: Callable[..., Classifier] = Classifier
-    if engine.is_block:
-        kind = partial(CompiledClassifier, block_steps=engine.block_steps, chunk_steps=engine.chunk_steps)
+    if engine.is_compiled:
+        kind = partial(CompiledClassifier, steps_per_block=engine.steps_per_block, steps_per_chunk=engine.steps_per_chunk)
     return kind(
         build_model(config, dataset),
         build_loss(config.loss, dataset),
@@ -257,13 +256,15 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -
 
 def build_scheduler(config: DictConfig) -> Scheduler:
     """The function (step, all steps) -> factor, bare: what Hydra makes takes a tenth of a millisecond a call."""
-    values = target_config(config.schedule, "schedule")
+    values = target_config(config.scheduler, "scheduler")
     return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
 
 
 def build_weight_averaging(config: DictConfig) -> Callback | None:
-    """Lightning's callback that keeps the average of the weights that conf/average chose, if it chose one."""
-    average: Callback | None = instantiate(target_config(config.average, "average"))
+    """Lightning's callback that keeps the average of the weights that conf/weight_averaging chose, if it chose one."""
+    if config.weight_averaging._target_ is None:
+        return None
+    average: Callback = instantiate(config.weight_averaging)
     return average
 
 
@@ -288,9 +289,9 @@ def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGE
     batch_size = micro_batch_size(config)
     if config.optimizer.get("full_batch"):
         batch_size = min(batch_size, dataset.sizes["train"])
-    chunk = engine.chunk_steps if engine.is_block else 0
+    chunk = engine.steps_per_chunk if engine.is_compiled else 0
     return ImageDataModule(
-        dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augment), config.seed, chunk
+        dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augmentation), config.seed, chunk
     )
 
 
@@ -312,12 +313,12 @@ def training_metadata(
     """
     rows, values = fitted.rows, result_config(config)
     return {
-        "identity": plan.folder.identity,
+        "fingerprint": plan.folder.fingerprint,
         "dataset": {"name": dataset.name, "hash": dataset.hash},
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
-        "fit": dataset.fit,
-        "probabilities": config.loss.probabilities,
+        "resize_mode": dataset.resize_mode,
+        "output_activation": config.loss.output_activation,
         "loss": loss_to_build(config.loss, dataset),
         "choices": {key: option for key, option in chosen.items() if key in ("experiment", "data", *FINGERPRINT_KEYS)},
         "recipe": {key: values[key] for key in FINGERPRINT_KEYS},

@@ -1,10 +1,8 @@
-"""Averages of the weights over a training's steps, by Lightning's callback, as conf/average/ chooses them.
+"""Averages of the weights over a training's steps, by Lightning's callback, as conf/weight_averaging/ chooses them.
 
 The average is validated and exported in place of the last weights, and belongs to the checkpoint: a training that is
 taken up again ends with the same one.
 """
-
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -22,26 +20,26 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise UserError(f"average.decay={decay} must be at least 0 and below 1.")
+            raise UserError(f"weight_averaging.decay={decay} must be at least 0 and below 1.")
         super().__init__(avg_fn=get_ema_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 class StochasticWeightAveraging(WeightAveraging):
-    """The mean over all steps from the fraction `start` of them on; before it, the weights themselves.
+    """The mean over all steps from the fraction `start_fraction` of them on; before it, the weights themselves.
 
     Raises:
-        Refusal: `start` is not at least 0 and below 1.
+        Refusal: `start_fraction` is not at least 0 and below 1.
     """
 
-    def __init__(self, start: float) -> None:
-        if not 0 <= start < 1:
-            raise UserError(f"average.start={start} must be at least 0 and below 1: it is a fraction of all steps.")
+    def __init__(self, start_fraction: float) -> None:
+        if not 0 <= start_fraction < 1:
+            raise UserError(f"weight_averaging.start_fraction={start_fraction} must be at least 0 and below 1: it is a fraction of all steps.")
         super().__init__()
-        self.start = start
+        self.start_fraction = start_fraction
         self.first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.first_step = int(self.start * float(trainer.estimated_stepping_batches))
+        self.first_step = int(self.start_fraction * float(trainer.estimated_stepping_batches))
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After each step; until the mean begins, the step's weights are all of it."""
@@ -49,7 +47,3 @@ class StochasticWeightAveraging(WeightAveraging):
             self._average_model.n_averaged.zero_()
         return step_idx is not None
 
-
-def is_average(callback: Any) -> bool:
-    """Whether other weights than the last are validated and exported."""
-    return isinstance(callback, WeightAveraging)

@@ -86,7 +86,7 @@ def is_in_repository() -> bool:
 
 
 def folder_in_repository() -> str:
-    """Return the working directory's path below the repository's top, `projects/pictures/`; empty at the top.
+    """Return the working directory's path below the repository's top, `projects/images/`; empty at the top.
 
     Raises:
         GitError: git gives no answer.

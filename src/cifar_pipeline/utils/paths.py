@@ -16,7 +16,7 @@ def main_workspace() -> Path:
 
 
 def runs_cache_dir() -> Path:
-    """Where checkpoints and results of trainings are kept, a folder for each identity."""
+    """Where checkpoints and results of trainings are kept, a folder for each fingerprint."""
     return main_workspace() / ".cache" / "trainings"
 
 
@@ -40,13 +40,13 @@ def workspace_id() -> str:
         return new
 
 
-def is_training_locked(identity: str) -> bool:
-    """Whether some process of this workspace is at the training with this identity."""
-    return is_locked(runs_cache_dir() / identity)
+def is_training_locked(fingerprint: str) -> bool:
+    """Whether some process of this workspace is at the training with this fingerprint."""
+    return is_locked(runs_cache_dir() / fingerprint)
 
 
 def sweep_dir(sweep: str) -> Path:
-    """What the process of the sweep with this identity holds a lock for."""
+    """What the process of the sweep with this fingerprint holds a lock for."""
     return main_workspace() / ".cache" / "sweeps" / sweep
 
 

@@ -31,9 +31,9 @@ UNCLEAN = "Stopped, before everything was ended in order: the next command does 
 class Interrupted(SystemExit):
     """Somebody stopped the work: exit code 130 for Ctrl-C, 143 for SIGTERM, and a line where more is known."""
 
-    def __init__(self, number: int, line: str = "") -> None:
+    def __init__(self, number: int, message: str = "") -> None:
         super().__init__(128 + number)
-        self.line = line
+        self.message = message
 
 
 # Whether there is a thread that sees signals, and whether a person was told that the command was stopped.
@@ -189,7 +189,7 @@ def disable_malloc_trim() -> None:
     """Let glibc keep what is freed. Elsewhere it does nothing.
 
     By default each tensor of more than 32 MiB is mapped anew and its pages are zeroed by the system one by one: a
-    quarter of the time of a training step of experiment=fast94 on a CPU.
+    quarter of the time of a training step of experiment=airbench94 on a CPU.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -55,10 +55,10 @@ class RawDataset:
     train_labels: Labels
     test_images: Images | LazyImages
     test_labels: Labels
-    held_back: Indices | None = None
+    val_indices: Indices | None = None
     train_names: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
-    fit: str = CROP
+    resize_mode: str = CROP
 
     def __post_init__(self) -> None:
         parts = {
@@ -87,7 +87,7 @@ class Source(Protocol):
     """A published data set: where it comes from, whether it is there, what is in it.
 
     `name` is the folder in data/raw, `title` what a person reads, `origin` who made it. None of them may depend on the
-    route by which the files came, since the trained model's identity follows from them.
+    route by which the files came, since the trained model's fingerprint follows from them.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""A table that names pictures: a row for each, with its path, its class and, where wanted, its part.
+"""A table that names images: a row for each, with its path, its class and, where wanted, its part.
 
 Tables of CSV, read strictly: whatever may be meant in two ways is refused, with the file and the line.
 """
@@ -130,26 +130,26 @@ class CsvTable(ImageFilesSource):
     name = "csv_table"
     wanted = "the table must name at least two classes."
 
-    def __init__(self, table: str, **options: Any) -> None:
+    def __init__(self, csv_file: str, **options: Any) -> None:
         super().__init__(**options)
-        reject_outside(table, self.root, "data.table")
-        self.table = self.root / table
+        reject_outside(csv_file, self.root, "data.csv_file")
+        self.csv_path = self.root / csv_file
 
     def listed(self) -> Listing:
         """What the rows say, in the order of the paths. Raises Refusal, with the line, where one makes no sense."""
         try:
-            columns, rows = read_csv_rows(self.table)
+            columns, rows = read_csv_rows(self.csv_path)
         except FileNotFoundError:
             raise UserError(
-                f"There is no {self.table}: put the table there, its first line `path,label` (and `,split`), or name "
-                "it by data.table."
+                f"There is no {self.csv_path}: put the table there, its first line `path,label` (and `,split`), or name "
+                "it by data.csv_file."
             ) from None
         except PermissionError:
-            raise UserError(f"{self.table} may not be read: allow it (`chmod u+r {self.table}`).") from None
+            raise UserError(f"{self.csv_path} may not be read: allow it (`chmod u+r {self.csv_path}`).") from None
         self._require_columns(columns)
         listed = sorted(self._read(columns, rows), key=lambda one: one.path)
         if not listed:
-            raise UserError(f"{self.table} names no picture: below its first line it needs a row for each.")
+            raise UserError(f"{self.csv_path} names no image: below its first line it needs a row for each.")
         groups = {(one.label, one.part): self._group(one) for one in listed}
         return Listing(listed, groups=groups)
 
@@ -160,26 +160,26 @@ class CsvTable(ImageFilesSource):
         missing = [name for name in REQUIRED_COLUMNS if name not in names]
         if missing:
             raise UserError(
-                f"{self.table} has no column {' and no column '.join(missing)}: its first line must name path and "
+                f"{self.csv_path} has no column {' and no column '.join(missing)}: its first line must name path and "
                 f"label (and may name split); it says {','.join(names) or 'nothing'}."
             )
         others = [name for name in names if name not in (*REQUIRED_COLUMNS, SPLIT_COLUMN)]
         odd = next((name for name in others if name.strip().lower() in (*REQUIRED_COLUMNS, SPLIT_COLUMN)), None)
         if odd is not None:
-            raise UserError(f"{self.table}, line 1: write {odd.strip().lower()} instead of {odd}.")
+            raise UserError(f"{self.csv_path}, line 1: write {odd.strip().lower()} instead of {odd}.")
         if others:
-            info(f"{self.table}: of its columns path, label and split are read, {', '.join(others)} is not.")
+            info(f"{self.csv_path}: of its columns path, label and split are read, {', '.join(others)} is not.")
 
     def _read(self, columns: list[str], rows: Iterator[CsvRow]) -> Iterator[ImageEntry]:
         seen: dict[str, tuple[str, int]] = {}
         for row in rows:
-            where = f"{self.table}, line {row.line}"
+            where = f"{self.csv_path}, line {row.line}"
             one = self._listed(dict(zip(columns, row.cells, strict=True)), where)
             alike = unicodedata.normalize("NFC", one.path).casefold()
             other, line = seen.setdefault(alike, (one.path, row.line))
             if line != row.line and (other == one.path or self._is_one_file(other, one.path)):
                 named = one.path if other == one.path else f"{one.path} is {other}, which"
-                raise UserError(f"{where}: {named} stands in line {line} already; a picture has one row.")
+                raise UserError(f"{where}: {named} stands in line {line} already; an image has one row.")
             yield one
 
     def _is_one_file(self, one: str, other: str) -> bool:

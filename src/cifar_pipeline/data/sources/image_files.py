@@ -1,6 +1,6 @@
-"""Pictures of one's own, which stay where they are: listed by a subclass, brought to one size by `preprocess`.
+"""Images of one's own, which stay where they are: listed by a subclass, brought to one size by `preprocess`.
 
-What a source of pictures lists before any of them is opened, and what must be left of it once all were.
+What a source of images lists before any of them is opened, and what must be left of it once all were.
 """
 
 import unicodedata
@@ -23,14 +23,14 @@ from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 
 MAX_SHOWN = 10
-NO_IMAGES_OUTSIDE = "it lies in no class's folder, and is not named like a picture"
-# Reasons that are counted on the screen without a name: no picture was meant.
+NO_IMAGES_OUTSIDE = "it lies in no class's folder, and is not named like an image"
+# Reasons that are counted on the screen without a name: no image was meant.
 UNLABELED = (HIDDEN, NO_IMAGES_OUTSIDE)
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """A picture's path below the root, its class, and its part ("": not said)."""
+    """An image's path below the root, its class, and its part ("": not said)."""
 
     path: str
     label: str
@@ -38,7 +38,7 @@ class ImageEntry:
 
 
 class Group(NamedTuple):
-    """The pictures of one class in one part ("": not said), and the place that names it."""
+    """The images of one class in one part ("": not said), and the place that names it."""
 
     label: str
     part: str
@@ -47,28 +47,28 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """All pictures by their names, what was skipped, and the groups that were named, those without pictures too."""
+    """All images by their names, what was skipped, and the groups that were named, those without images too."""
 
-    pictures: list[ImageEntry]
+    images: list[ImageEntry]
     skipped: list[SkippedFile] = field(default_factory=list)
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
         """The names of the classes; their order is that of the labels."""
-        return sorted({label for label, _ in self.groups} | {one.label for one in self.pictures})
+        return sorted({label for label, _ in self.groups} | {one.label for one in self.images})
 
 
 def require_usable_images(listing: Listing, left: Iterable[ImageEntry], bad: Sequence[SkippedFile]) -> None:
-    """Refuse where a class, or a class of a part that was given, has lost all its pictures.
+    """Refuse where a class, or a class of a part that was given, has lost all its images.
 
-    `left` are the pictures that could be read, `bad` those that could not. Raises Refusal with the reasons.
+    `left` are the images that could be read, `bad` those that could not. Raises Refusal with the reasons.
     """
     kept = {(one.label, one.part) for one in left}
     lost = [group for key, group in listing.groups.items() if key not in kept]
     if not lost:
         return
-    group_of = {one.path: (one.label, one.part) for one in listing.pictures}
+    group_of = {one.path: (one.label, one.part) for one in listing.images}
     sentences = []
     for group in lost[:MAX_SHOWN]:
         own = [one for one in bad if group_of.get(one.path) == (group.label, group.part)]
@@ -77,7 +77,7 @@ def require_usable_images(listing: Listing, left: Iterable[ImageEntry], bad: Seq
         sentences.append(f"{group.place} [{why}]")
     more = f" and {len(lost) - MAX_SHOWN:,} more" if len(lost) > MAX_SHOWN else ""
     raise UserError(
-        f"No picture is left in {', '.join(sentences)}{more}: mend these files, add pictures, or remove the class."
+        f"No image is left in {', '.join(sentences)}{more}: mend these files, add images, or remove the class."
     )
 
 
@@ -93,7 +93,7 @@ def report_skipped(skipped: Sequence[SkippedFile], table: str) -> None:
 
 
 def reject_unreadable_by_dvc(skipped: Sequence[SkippedFile]) -> None:
-    """Refuse pipes, sockets and devices among the pictures: DVC reads whatever lies there, and waits for ever."""
+    """Refuse pipes, sockets and devices among the images: DVC reads whatever lies there, and waits for ever."""
     for path, reason in skipped:
         if reason.endswith(NOT_A_FILE):
             raise UserError(f"{path}: {reason}. DVC, which reads all that lies there, would wait for it: remove it.")
@@ -124,43 +124,43 @@ def warn_missing_classes(parts: dict[str, set[str]], classes: Sequence[str]) -> 
         missing = [name for name in classes if name not in present]
         if missing and present and part != TRAIN:
             what = "measured" if part == TEST else "chosen by"
-            warning(f"The {part} part has no picture of {', '.join(missing[:MAX_SHOWN])}: it is not {what} there.")
+            warning(f"The {part} part has no image of {', '.join(missing[:MAX_SHOWN])}: it is not {what} there.")
 
 
-CACHE = Path(".cache/pictures")
+CACHE = Path(".cache/images")
 # What data/raw holds in place of files.
-MARKER_FILE = "place.txt"
-MARKER_TEXT = "The pictures stay in the folder that `pictures` in params.yaml names.\n"
+MARKER_FILE = "source.txt"
+MARKER_TEXT = "The images stay in the folder that `images` in params.yaml names.\n"
 CHANNELS = 3
 # What `preprocess` makes of `skipped`.
 SKIPPED_TABLE = "reports/skipped.csv"
 
 
 class ImageFilesSource(ABC):
-    """A source of pictures in a folder.
+    """A source of images in a folder.
 
-    `root` is the folder; `size` the height and width that pictures are brought to, by `fit` ("crop" or "pad").
+    `root` is the folder; `size` the height and width that images are brought to, by `fit` ("crop" or "pad").
     `test_fraction` of them, drawn by `split_seed` evenly from every class, is the test part where none is named.
-    Up to `max_bad` files that give no picture are left out; a picture has at most `most_megapixels`.
+    Up to `max_unreadable` files that give no image are left out; an image has at most `max_megapixels`.
     `skipped` has all files that the last `read` did not take, each with its reason.
     """
 
     name: str
-    origin = "pictures of one's own"
+    origin = "images of one's own"
 
     def __init__(
         self,
         root: str,
         size: int,
-        fit: str,
+        resize_mode: str,
         test_fraction: float,
         split_seed: int,
-        max_bad: int,
-        most_megapixels: float,
+        max_unreadable: int,
+        max_megapixels: float,
     ) -> None:
-        self.root, self.shape, self.fit = Path(root).expanduser(), (size, size, CHANNELS), fit
+        self.root, self.shape, self.resize_mode = Path(root).expanduser(), (size, size, CHANNELS), resize_mode
         self.test_fraction, self.split_seed = test_fraction, split_seed
-        self.max_bad, self.most_megapixels = max_bad, most_megapixels
+        self.max_unreadable, self.max_megapixels = max_unreadable, max_megapixels
         self.skipped: list[SkippedFile] = []
 
     @property
@@ -170,15 +170,15 @@ class ImageFilesSource(ABC):
 
     @abstractmethod
     def listed(self) -> Listing:
-        """All pictures, in an order that follows from their names alone. Raises Refusal where that can't be said."""
+        """All images, in an order that follows from their names alone. Raises Refusal where that can't be said."""
 
     def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
-        """Look whether the pictures are there, and leave a note in `folder`. Raises Refusal where they aren't."""
+        """Look whether the images are there, and leave a note in `folder`. Raises Refusal where they aren't."""
         listing = self._checked()
         reject_unreadable_by_dvc(self.skipped)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER_FILE).write_text(MARKER_TEXT)
-        return f"{self.root} ({len(listing.pictures):,} files of {len(listing.classes)} classes, which stay there)"
+        return f"{self.root} ({len(listing.images):,} files of {len(listing.classes)} classes, which stay there)"
 
     def is_complete(self, folder: Path) -> bool:
         """Whether the note lies in `folder`."""
@@ -186,15 +186,15 @@ class ImageFilesSource(ABC):
         return note.is_file() and note.read_text() == MARKER_TEXT
 
     def read(self, folder: Path) -> RawDataset:
-        """Bring all pictures to one size; those that haven't changed since the last time were kept.
+        """Bring all images to one size; those that haven't changed since the last time were kept.
 
-        Raises Refusal where too many files are unreadable, or a part or a class is left without pictures.
+        Raises Refusal where too many files are unreadable, or a part or a class is left without images.
         """
         listing = self._checked()
-        set_max_megapixels(self.most_megapixels, "data.most_megapixels")
-        resized = ResizedImageCache(CACHE, self.shape, self.fit)
-        found = resized.take([self.root / one.path for one in listing.pictures])
-        pairs = list(zip(listing.pictures, found, strict=True))
+        set_max_megapixels(self.max_megapixels, "data.max_megapixels")
+        resized = ResizedImageCache(CACHE, self.shape, self.resize_mode)
+        found = resized.take([self.root / one.path for one in listing.images])
+        pairs = list(zip(listing.images, found, strict=True))
         bad = [SkippedFile(one.path, place) for one, place in pairs if isinstance(place, str)]
         good = [(one, place) for one, place in pairs if isinstance(place, ShardRow)]
         self.skipped += self._named(bad)
@@ -207,12 +207,12 @@ class ImageFilesSource(ABC):
     def _checked(self) -> Listing:
         if not self.root.is_dir():
             raise UserError(
-                f"There is no folder {self.root}: write `pictures: FOLDER` in params.yaml, with your pictures in it."
+                f"There is no folder {self.root}: write `images: FOLDER` in params.yaml, with your images in it."
             )
         reject_linked_folders(self.root)
         listing = self.listed()
         places = [group.place for group in listing.groups.values()]
-        paths = ((one.path for one in listing.pictures), (one.path for one in listing.skipped))
+        paths = ((one.path for one in listing.images), (one.path for one in listing.skipped))
         reject_undecodable(chain(places, *paths), self.root)
         self.skipped = self._named(listing.skipped)
         classes = listing.classes
@@ -220,7 +220,7 @@ class ImageFilesSource(ABC):
             only = f" but {classes[0]}" if classes else ""
             raise UserError(f"{self.root} holds no class{only}: {self.wanted}")
         reject_similar_names(classes)
-        require_usable_images(listing, listing.pictures, [])
+        require_usable_images(listing, listing.images, [])
         return listing
 
     def _named(self, skipped: Sequence[SkippedFile]) -> list[SkippedFile]:
@@ -233,13 +233,13 @@ class ImageFilesSource(ABC):
         """What the root must hold, as the end of a sentence."""
 
     def _refuse_bad(self, bad: int) -> None:
-        if bad > self.max_bad:
+        if bad > self.max_unreadable:
             raise UserError(
-                f"{bad:,} files give no picture, more than data.max_bad={self.max_bad}: mend or remove them, or "
-                f"write `overrides: {{data: {{max_bad: {bad}}}}}` in params.yaml to leave them out."
+                f"{bad:,} files give no image, more than data.max_unreadable={self.max_unreadable}: mend or remove them, or "
+                f"write `overrides: {{data: {{max_unreadable: {bad}}}}}` in params.yaml to leave them out."
             )
         if bad:
-            warning(f"Left out: {bad:,} of at most {self.max_bad:,} (data.max_bad).")
+            warning(f"Left out: {bad:,} of at most {self.max_unreadable:,} (data.max_unreadable).")
 
     def _parted(self, listed: list[ImageEntry], places: list[ShardRow], resized: ResizedImageCache) -> RawDataset:
         classes = sorted({one.label for one in listed})
@@ -271,10 +271,10 @@ class ImageFilesSource(ABC):
             train_labels=labels[train],
             test_images=resized.rows(test_places),
             test_labels=labels[test],
-            held_back=held_back if len(held_back) else None,
+            val_indices=held_back if len(held_back) else None,
             train_names=train_names,
             test_names=test_names,
-            fit=self.fit,
+            resize_mode=self.resize_mode,
         )
 
     def _refuse_untrained(self, classes: Sequence[str], labels: np.ndarray) -> None:
@@ -282,6 +282,6 @@ class ImageFilesSource(ABC):
         untrained = [name for number, name in enumerate(classes) if number not in trained]
         if untrained:
             raise UserError(
-                f"{self.root} has no training pictures of {', '.join(untrained)}: add some, or remove the class from "
+                f"{self.root} has no training images of {', '.join(untrained)}: add some, or remove the class from "
                 "the other parts."
             )

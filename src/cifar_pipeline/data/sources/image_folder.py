@@ -1,4 +1,4 @@
-"""A folder with a folder of pictures for each class, whole or parted into train, val and test."""
+"""A folder with a folder of images for each class, whole or parted into train, val and test."""
 
 import os
 from pathlib import Path
@@ -22,16 +22,16 @@ OUTSIDE_HINT = "it lies in no class's folder"
 
 
 class ImageFolder(ImageFilesSource):
-    """The source of such a folder. A class is what its folder is called; in it pictures may lie at any depth."""
+    """The source of such a folder. A class is what its folder is called; in it images may lie at any depth."""
 
     name = "image_folder"
     wanted = (
-        "put the pictures of each class into a folder of its name, at least two of them, either there or below `train` "
+        "put the images of each class into a folder of its name, at least two of them, either there or below `train` "
         "(and `val`, `test`)."
     )
 
     def listed(self) -> Listing:
-        """The pictures of every class, by name.
+        """The images of every class, by name.
 
         Raises Refusal where folders of parts stand beside those of classes, or a part has no class.
         """
@@ -67,7 +67,7 @@ class ImageFolder(ImageFilesSource):
                 if reason:
                     listing.skipped.append(SkippedFile(self._below(path), reason))
                 else:
-                    listing.pictures.append(ImageEntry(self._below(path), place.name, part))
+                    listing.images.append(ImageEntry(self._below(path), place.name, part))
 
     def _outside(self, folder: Path) -> list[SkippedFile]:
         """What lies in a folder of classes and in none of these."""

@@ -23,55 +23,56 @@ from cifar_pipeline.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Engine:
-    """`plain`: Lightning's automatic optimization, every feature of it. `block`: compiled blocks (`blocks.Block`).
+    """`eager`: Lightning's automatic optimization, every feature of it. `compiled`: compiled blocks (`blocks.Block`).
 
-    `block_steps` optimizer steps are one compiled function, or one CUDA graph; `chunk_steps` are what Lightning sees as
+    `block_steps` optimizer steps are one compiled function, or one CUDA graph; `steps_per_chunk` are what Lightning sees as
     one batch.
     """
 
     name: str
     reason: str
-    block_steps: int
-    chunk_steps: int
+    steps_per_block: int
+    steps_per_chunk: int
 
     def __str__(self) -> str:
-        several = f"in blocks of {self.block_steps}" if self.block_steps > 1 else "compiled"
-        what = several if self.is_block else "one by one"
+        several = f"in blocks of {self.steps_per_block}" if self.steps_per_block > 1 else "compiled"
+        what = several if self.is_compiled else "one by one"
         return f"{what} ({self.reason})"
 
     @property
-    def is_block(self) -> bool:
+    def is_compiled(self) -> bool:
         """Whether the steps are compiled."""
-        return self.name == "block"
+        return self.name == "compiled"
 
 
-EAGER = Engine("plain", "asked for", 1, 0)
+EAGER = Engine("eager", "asked for", 1, 0)
 
 
 def select_engine(config: DictConfig, hardware: Hardware, train_images: int) -> Engine:
-    """Choose by conf/machine: blocks where a step is small and there are enough of them to pay back the compilation.
+    """Choose by conf/runtime: blocks where a step is small and there are enough of them to pay back the compilation.
 
     Raises `Refusal` where blocks are asked for and can't be had.
     """
-    machine = config.machine
+    machine = config.runtime
     # A recording of kernels on a GPU is made in no time and pays at larger batches, too.
-    kind = "graph" if hardware.accelerator == "cuda" else "block"
+    on_gpu = hardware.accelerator == "cuda"
+    prefix = "cuda_graph" if on_gpu else "compile"
     batch_size = config.trainer.batch_size
     steps = config.trainer.max_epochs * (train_images // batch_size)
     obstacle = _unsupported_reason(config, hardware)
-    if machine.engine == "block" and obstacle:
-        raise UserError(f"machine.engine=block cannot be had: {obstacle}; write auto or plain.")
+    if machine.engine == "compiled" and obstacle:
+        raise UserError(f"runtime.engine=compiled is not supported here: {obstacle}; write auto or eager.")
     if machine.engine != "auto":
         name, reason = machine.engine, "asked for"
     elif obstacle:
-        name, reason = "plain", obstacle
-    elif batch_size > machine[f"{kind}_up_to_images"]:
-        name, reason = "plain", f"batches of {batch_size} gain nothing from blocks"
-    elif steps < machine[f"{kind}_from_steps"]:
-        name, reason = "plain", f"{steps:,} steps would not pay back a compilation"
+        name, reason = "eager", obstacle
+    elif batch_size > machine[f"{prefix}_max_batch_size"]:
+        name, reason = "eager", f"batches of {batch_size} gain nothing from blocks"
+    elif steps < machine[f"{prefix}_min_steps"]:
+        name, reason = "eager", f"{steps:,} steps would not pay back a compilation"
     else:
-        name, reason = "block", f"{steps:,} steps of {batch_size} images"
-    return Engine(name, reason, machine[f"{kind}_steps"], machine.chunk_steps)
+        name, reason = "compiled", f"{steps:,} steps of {batch_size} images"
+    return Engine(name, reason, machine.cuda_graph_steps if on_gpu else 1, machine.steps_per_chunk)
 
 
 def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
@@ -90,7 +91,7 @@ def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
         return "trainer.gradient_clip_val and trainer.limit_train_batches need single steps"
     if trainer.micro_batch_size is not None:
         return "trainer.micro_batch_size needs single steps"
-    if config.average.every_step:
+    if config.weight_averaging._target_ is not None:
         return "the weights are averaged after single steps"
     if hardware.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return "there is no C++ compiler"
@@ -104,12 +105,12 @@ class CompiledClassifier(Classifier):
     is stepped one by one.
     """
 
-    def __init__(self, *arguments: Any, block_steps: int, chunk_steps: int) -> None:
+    def __init__(self, *arguments: Any, steps_per_block: int, steps_per_chunk: int) -> None:
         super().__init__(*arguments)
-        self.block_steps, self.chunk_steps = block_steps, chunk_steps
+        self.steps_per_block, self.steps_per_chunk = steps_per_block, steps_per_chunk
         self.automatic_optimization = False
         self.block: CompiledSteps | None = None
-        self.impossible = False
+        self.compile_failed = False
         self.batch_size = 0
         if not torch.cuda.is_available():
             # It takes some seconds, in which MLflow and Lightning can get ready.
@@ -118,18 +119,18 @@ class CompiledClassifier(Classifier):
     @property
     def engine(self) -> str:
         """`plain` where no block has been compiled: all steps were single ones then."""
-        return "plain" if self.block is None else "block"
+        return "eager" if self.block is None else "compiled"
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        self.taken = 0
+        self.steps_done = 0
 
-    def epoch_so_far(self) -> dict[str, Any]:
-        return super().epoch_so_far() | {"chunk_steps": self.chunk_steps, "taken": self.taken}
+    def mid_epoch_state(self) -> dict[str, Any]:
+        return super().mid_epoch_state() | {"steps_per_chunk": self.steps_per_chunk, "taken": self.steps_done}
 
-    def go_on(self, left_off: dict[str, Any]) -> None:
-        super().go_on(left_off)
-        self.taken = left_off["taken"]
+    def restore_mid_epoch_state(self, left_off: dict[str, Any]) -> None:
+        super().restore_mid_epoch_state(left_off)
+        self.steps_done = left_off["taken"]
 
     def steps_per_epoch(self) -> int:
         loader: Any = self.trainer.train_dataloader
@@ -156,41 +157,41 @@ class CompiledClassifier(Classifier):
             self._step(optimizer, images[0], labels[0])
             done = 1
         if labels.shape[1] == self.batch_size:
-            end = done + (len(labels) - done) // self.block_steps * self.block_steps
-            done += self._blocks(optimizer, images[done:end], labels[done:end])
+            end = done + (len(labels) - done) // self.steps_per_block * self.steps_per_block
+            done += self._run_compiled(optimizer, images[done:end], labels[done:end])
         for step in range(done, len(labels)):
             self._step(optimizer, images[step], labels[step])
-        self._tell_lightning(len(labels))
-        self.refuse_infinite_loss()
+        self._advance_lightning_progress(len(labels))
+        self.check_finite_loss()
 
-    def _blocks(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> int:
+    def _run_compiled(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> int:
         """Take the steps in blocks, and return how many: none where they can't be compiled."""
-        if self.impossible or not len(labels):
+        if self.compile_failed or not len(labels):
             return 0
-        first = self.current_epoch * self.epoch_steps + self.taken
+        first = self.current_epoch * self.epoch_steps + self.steps_done
         factors = [self.schedule(step, self.all_steps) for step in range(first, first + len(labels))]
         initial = [group["initial_lr"] for group in optimizer.param_groups]
         lrs = torch.tensor([[lr * factor for lr in initial] for factor in factors], device=images.device)
         if self.block is None:
-            block = CompiledSteps(self.net, self.loss, optimizer, self.block_steps)
+            block = CompiledSteps(self.net, self.loss, optimizer, self.steps_per_block)
             status("Compiling the steps (some fifteen seconds the first time, one from then on)")
             try:
                 block.compile(images, labels, lrs)
             except Exception as error:
-                self.impossible = True
+                self.compile_failed = True
                 warning(f"The steps go one by one, for they can't be compiled: {' '.join(str(error).split())[:200]}")
                 return 0
             clear_status()
             self.block = block
         loss, right = self.block(images, labels, lrs)
-        self.train_sums.add_sums(loss * labels.shape[1], right, labels.numel())
-        self.taken += len(labels)
+        self.train_sums.update_sums(loss * labels.shape[1], right, labels.numel())
+        self.steps_done += len(labels)
         for group, lr in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = lr * factors[-1]
         return len(labels)
 
     def _step(self, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
-        self.set_lr(self.current_epoch * self.epoch_steps + self.taken)
+        self.set_lr(self.current_epoch * self.epoch_steps + self.steps_done)
         optimizer.zero_grad()
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
@@ -199,9 +200,9 @@ class CompiledClassifier(Classifier):
         # A block leaves no gradients behind either, so that a checkpoint and what follows see the same.
         optimizer.zero_grad()
         self.train_sums.add(loss, logits, labels)
-        self.taken += 1
+        self.steps_done += 1
 
-    def _tell_lightning(self, steps: int) -> None:
+    def _advance_lightning_progress(self, steps: int) -> None:
         """Count optimizer steps as automatic optimization does: checkpoints, `max_steps` and loggers go by them."""
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for counted in (progress.total, progress.current):

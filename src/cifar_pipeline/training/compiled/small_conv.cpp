@@ -1,4 +1,4 @@
-// Convolutions of a few small pictures with few channels: stride 1, no padding, float32, on one thread.
+// Convolutions of a few small images with few channels: stride 1, no padding, float32, on one thread.
 //
 // A row of the output is a sum of shifted rows of the input: vectors run along the rows, and several output channels
 // are summed at once, so that a vector that was loaded is used as often. Any strides are taken; the result is contiguous.
@@ -37,7 +37,7 @@ float sum(Lanes value) {
   return parts[0];
 }
 
-// A copy of pictures [n, c, h, w], each row `stride` floats long, with zeros wherever there is no pixel.
+// A copy of images [n, c, h, w], each row `stride` floats long, with zeros wherever there is no pixel.
 struct Planes {
   int64_t n, c, h, w, stride;
   std::vector<float> data;
@@ -133,7 +133,7 @@ Tensor input_gradient(Tensor g, Tensor w) {
   return out;
 }
 
-// The gradient of the weights of OUTS output channels: sums over pictures and rows of shifted input times gradient.
+// The gradient of the weights of OUTS output channels: sums over images and rows of shifted input times gradient.
 template <int OUTS, int KW>
 void products(Planes& x, Planes& g, int64_t o0, int64_t kh, float* out) {
   for (int64_t j = 0; j < x.c; ++j)
@@ -165,14 +165,14 @@ void all_products(Planes& x, Planes& g, int64_t kh, float* out) {
 
 Tensor weight_gradient(Tensor x, Tensor g) {
   const int64_t kh = x.size(2) - g.size(2) + 1, kw = x.size(3) - g.size(3) + 1;
-  thread_local Planes pictures, gradients;
+  thread_local Planes images, gradients;
   const int64_t width = (g.size(3) + LANES - 1) / LANES * LANES;
-  fill(pictures, x, 0, 0, width + kw - 1);
+  fill(images, x, 0, 0, width + kw - 1);
   fill(gradients, g, 0, 0, width);
   Tensor out = torch::stable::new_empty(x, {g.size(1), x.size(1), kh, kw});
   float* to = static_cast<float*>(out.data_ptr());
   switch (kw) {
-#define CASE(K) case K: all_products<K>(pictures, gradients, kh, to); break;
+#define CASE(K) case K: all_products<K>(images, gradients, kh, to); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
 #undef CASE
   }

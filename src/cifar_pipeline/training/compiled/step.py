@@ -79,7 +79,7 @@ class CompiledSteps:
     """`steps` optimizer steps of `net` on `loss` as one function.
 
     Args:
-        net: raw pictures to logits; its parameters are the optimizer's.
+        net: raw images to logits; its parameters are the optimizer's.
         loss: logits and labels to the mean loss.
         optimizer: has taken a step before, so that its state is there.
         steps: how many steps the function takes.
@@ -121,7 +121,7 @@ class CompiledSteps:
 
     def traced(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[GraphModule, list[Tensor]]:
         """The steps for these images as a graph, and the tensors that it takes: these come last."""
-        tensors, form = tree_flatten((*self._kept(), images, labels, lrs))
+        tensors, form = tree_flatten((*self._persistent_tensors(), images, labels, lrs))
         return trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors), tensors
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,13 +136,13 @@ class CompiledSteps:
             self.compile(images, labels, lrs)
         assert self.code is not None
         # Once for all blocks: to look them up takes as long as a layer.
-        kept = tree_leaves(self._kept())
+        kept = tree_leaves(self._persistent_tensors())
         blocks = zip(*(torch.split(values, self.steps) for values in (images, labels, lrs)), strict=True)
         with torch.no_grad():
             losses, right = zip(*(self.code(*kept, *block) for block in blocks), strict=True)
         return torch.stack(losses).sum(), torch.stack(right).sum()
 
-    def _kept(self) -> tuple[Any, ...]:
+    def _persistent_tensors(self) -> tuple[Any, ...]:
         """What the steps change in place, and what they only read beside the batches."""
         weights = [parameter.detach() for parameter in self.parameters]
         state = [[self._state(p)[key] for key in keys] for p, keys in zip(self.parameters, self.keys, strict=True)]
@@ -170,7 +170,7 @@ class CompiledSteps:
                 logits = functional_call(self.net, (named, buffers["net"]), (pictures,))
                 return functional_call(self.loss, buffers["loss"], (logits, truth)), logits
 
-        optimizer = self._stand_in(weights, state)
+        optimizer = self._functional_optimizer(weights, state)
         # The optimizer's own code, without what torch wraps around it for hooks and profiling.
         update = inspect.unwrap(type(optimizer).step)
         total = torch.zeros((), dtype=torch.float64, device=images.device)
@@ -188,7 +188,7 @@ class CompiledSteps:
             right = right + (logits.argmax(1) == labels[step]).sum()
         return total, right
 
-    def _stand_in(self, weights: Sequence[Tensor], state: Sequence[Sequence[Tensor]]) -> Optimizer:
+    def _functional_optimizer(self, weights: Sequence[Tensor], state: Sequence[Sequence[Tensor]]) -> Optimizer:
         """An optimizer of the same kind and values over other tensors."""
         optimizer: Optimizer = object.__new__(type(self.optimizer))
         optimizer.__dict__.update(self.optimizer.__dict__)
