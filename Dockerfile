@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The project with its pinned environment, for CPUs and NVIDIA GPUs alike: torch brings CUDA along. See docs/scale.md.
+# The project with its pinned environment, for CPUs and NVIDIA GPUs alike: torch brings CUDA along. See docs/scaling.md.
 FROM python:3.11-slim-bookworm
 
 # The compiler makes the blocks of steps; no version of these changes a result.

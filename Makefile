@@ -19,20 +19,20 @@ MOVED := $(if $(MADE_IN),$(shell test "$$(cat $(SETUP))" = "$$(cd .venv && pwd -
 PROMOTED := .cache/promoted
 # What decides about a promotion: the model and its numbers, the rule, the code, the database or server.
 DECIDES := { echo "$$MLFLOW_TRACKING_URI"; ls -i mlflow.db; cat models/run.json reports/metrics.json params.yaml \
-	conf/registry/*.yaml conf/experiment/*.yaml src/promote.py src/cifar_pipeline/tracking/*.py; } 2>/dev/null | cksum
+	conf/registry/*.yaml conf/experiment/*.yaml src/registry.py src/cifar_pipeline/tracking/*.py; } 2>/dev/null | cksum
 PROMOTE := test "$$($(DECIDES))" = "$$(cat $(PROMOTED) 2>/dev/null)" \
-	|| { python src/promote.py && mkdir -p .cache && { $(DECIDES); } > $(PROMOTED); } || test $$? -eq 2
+	|| { python src/registry.py promote && mkdir -p .cache && { $(DECIDES); } > $(PROMOTED); } || test $$? -eq 2
 
 # DVC keeps pickles in /var/tmp/dvc, where any user of the machine may replace them, and `dvc checkout` and `dvc pull`
 # load them. The folder is made first, because DVC would let everybody write to it.
 PRIVATE_SITE_CACHE := { install -d -m 700 ~/.cache/dvc-site && dvc config --local core.site_cache_dir ~/.cache/dvc-site; } \
-	|| echo "~/.cache/dvc-site cannot be used: DVC keeps its notes in /var/tmp/dvc, where others may write (docs/scale.md)."
+	|| echo "~/.cache/dvc-site cannot be used: DVC keeps its notes in /var/tmp/dvc, where others may write (docs/scaling.md)."
 
 .PHONY: all
 all: $(SETUP) ## set up, run the whole pipeline, show what came out
 	@dvc repro
 	@$(PROMOTE)
-	@python src/summary.py
+	@python src/report.py summary
 
 $(SETUP): pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
@@ -52,17 +52,17 @@ setup: $(SETUP) ## set up only
 # A sweep's trials beside each other: `make sweep JOBS=2`.
 SWEEP ?= optimizer_loss
 JOBS ?= 1
-BESIDE := $(if $(filter-out 1,$(JOBS)),launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
+PARALLEL := $(if $(filter-out 1,$(JOBS)),launcher=joblib hydra.launcher.n_jobs=$(JOBS) \
 	$(if $(filter search,$(SWEEP)),hydra.sweeper.n_jobs=$(JOBS)))
 
 .PHONY: sweep
 sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and compare its trials
 	@dvc repro preprocess
-	@python src/train.py -m sweep=$(SWEEP) $(BESIDE)
+	@python src/train.py -m sweep=$(SWEEP) $(PARALLEL)
 
 .PHONY: compare
 compare: $(SETUP) ## compare the trials of the newest sweep, at any time
-	@python src/compare.py
+	@python src/report.py sweep
 
 .PHONY: test
 test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
@@ -77,7 +77,7 @@ COUNT ?= 100
 
 .PHONY: torture
 torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare what comes of them (15 minutes at most)
-	@python tests/kills/torture.py --count $(COUNT)
+	@python tests/crash_recovery/torture.py --count $(COUNT)
 
 .PHONY: bench
 bench: $(SETUP) ## time it against a plain loop, against Lightning as usual, and against its limits (seven to ten minutes)
@@ -91,8 +91,8 @@ race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=qu
 	@python benchmarks/race.py $(RACE) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: results
-results: $(SETUP) ## make the README's table of results from MLflow's database
-	@python src/results.py
+results: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
+	@python src/report.py experiments
 
 .PHONY: check
 check: $(SETUP) ## check format, style and types
@@ -107,7 +107,7 @@ format: $(SETUP) ## format the code, and mend what can be mended by a machine
 
 .PHONY: docs
 docs: $(SETUP) ## write docs/configuration.md and schema/ anew from conf/
-	@python src/document.py
+	@python src/build_docs.py
 
 # MLflow's first page is about language models; this address opens the runs.
 .PHONY: ui
@@ -121,11 +121,11 @@ serve: $(SETUP) ## answer for images over HTTP with the champion, on http://127.
 
 .PHONY: models
 models: $(SETUP) ## list the registered models, the newest first
-	@python src/versions.py
+	@python src/registry.py list
 
 .PHONY: rollback
 rollback: $(SETUP) ## put the champion's predecessor back
-	@python src/rollback.py
+	@python src/registry.py rollback
 
 .PHONY: export
 export: $(SETUP) ## copy the model to exported/, where it runs without this project and in a browser (MODEL=models:/cifar10@champion)
@@ -136,7 +136,7 @@ cifar10: $(SETUP) ## fetch the real CIFAR-10 after a start on the fallback, and 
 	@dvc repro --force --single-item download
 	@dvc repro
 	@$(PROMOTE)
-	@python src/summary.py
+	@python src/report.py summary
 
 .PHONY: clean
 clean: ## remove what the stages wrote; the environment, DVC's cache and the runs in MLflow stay

@@ -3,7 +3,7 @@
     python benchmarks/reproducibility.py        (some six minutes on two cores)
 
 One epoch of the tutorial's recipe on the real CIFAR-10, each training in a process of its own, in a temporary copy of
-the project. docs/promises.md has the table that it prints.
+the project. docs/guarantees.md has the table that it prints.
 """
 
 import csv

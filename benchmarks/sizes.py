@@ -20,7 +20,9 @@ class Sizes:
     network_batch: int = 128
     network_steps: int = 12
     recipe_steps: int = 8
-    recipe_batches: dict[str, int] = field(default_factory=lambda: {"quick": 128, "lenet_tuned": 128, "airbench94": 500})
+    recipe_batches: dict[str, int] = field(
+        default_factory=lambda: {"quick": 128, "lenet_tuned": 128, "airbench94": 500}
+    )
     sweep_steps: int = 500
     predicted_files: int = 10_000
     requests: int = 100

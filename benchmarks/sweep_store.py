@@ -1,4 +1,4 @@
-"""What a point of a sweep costs MLflow's database and the file system, for docs/scale.md.
+"""What a point of a sweep costs MLflow's database and the file system, for docs/scaling.md.
 
     python benchmarks/sweep_store.py --points 20 --epochs 10
 

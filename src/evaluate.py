@@ -1,125 +1,15 @@
-"""Stage `evaluate`: models/ and the test part of data/processed -> reports/, and onto the run that `train` opened.
-
-The only place where the test part is looked at, once per model.
-"""
-
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""Evaluate the model on the test split (DVC stage `evaluate`): models/ -> reports/ and the run that `train` made."""
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.cli.entrypoint import run_stage
 
-if TYPE_CHECKING:
-    from cifar_pipeline.models.wrappers import NormalizedModel
-
-PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("reports")
-
 
 def evaluate(config: DictConfig) -> None:
     # Imported here, because `--cfg job`, completion and a refused value should answer at once.
-    import time
+    from cifar_pipeline.stages.evaluate import evaluate
 
-    from cifar_pipeline.cli.stage_inputs import content_of, require_unchanged, watch
-    from cifar_pipeline.config.compose import available_cores
-    from cifar_pipeline.data.dataset import Dataset
-    from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
-    from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threads_for
-    from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
-    from cifar_pipeline.reporting.metrics import Predictions
-    from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
-    from cifar_pipeline.utils.console import info, progress_bar, status
-    from cifar_pipeline.utils.process import disable_malloc_trim
-
-    start = time.perf_counter()
-    disable_malloc_trim()
-    options, machine = config.evaluation, config.runtime
-    require_writable(REPORTS)
-    dataset = Dataset.open(PROCESSED)
-    watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
-    watch(str(MODELS), lambda: content_of(MODELS, REPORTS / "history.csv"))
-    dataset.verify()
-    # A training that ends meanwhile must not replace one part of its result before the other is read.
-    with exclusive_lock(MODELS):
-        trained = TrainedModel.open(MODELS, options.checkpoint)
-        trained.require_same_dataset(dataset)
-        predictor = Predictor.open(trained.model, threads_for(machine.threads, available_cores()), machine.accelerator)
-        weights = (trained.model / WEIGHTS_FILE).read_bytes()
-        history = (REPORTS / "history.csv").read_text(encoding="utf-8", errors="replace")
-
-    def network() -> "NormalizedModel":
-        """The network with its weights, as our own code builds it."""
-        from cifar_pipeline.inference.torch_model import load_weights
-        from cifar_pipeline.models.build import build_bare_model, build_inference_model
-
-        deployed = build_inference_model(build_bare_model(config, dataset), config, dataset)
-        load_weights(deployed, weights, trained.model / WEIGHTS_FILE)
-        return deployed
-
-    images, labels = dataset.split("test")
-    with progress_bar("Test images", len(images), transient=True) as advance:
-        device, logits, probabilities = compute_outputs(
-            predictor, images, options.batch_size, advance, machine.accelerator, network
-        )
-    answers = Predictions(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
-    info(
-        f"Test accuracy: {answers.correct.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on "
-        f"{device})"
-    )
-
-    # What takes seconds to load comes after the number that was waited for.
-    import torch
-
-    from cifar_pipeline.inference.predictor import require_same_outputs
-    from cifar_pipeline.inference.torch_model import attributions
-    from cifar_pipeline.models.wrappers import get_activation
-    from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
-    from cifar_pipeline.reporting.html_report import Evaluation, write_report
-    from cifar_pipeline.reporting.image_figures import AttributionMaps
-    from cifar_pipeline.reporting.metrics import compute_metrics, flatten
-    from cifar_pipeline.reporting.tables import read_history
-    from cifar_pipeline.tracking.provenance import published_results
-    from cifar_pipeline.tracking.runs import resume_run
-
-    truth = torch.from_numpy(labels)
-    loss = trained.loss(torch.from_numpy(logits), truth)
-    measured = compute_metrics(torch.from_numpy(probabilities), truth, loss, dataset.classes, options.calibration_bins)
-    metrics = measured | {
-        "parameters": trained.metadata["parameters"],
-        "checkpoint": trained.checkpoint,
-        "dataset": dataset.summary(),
-    }
-    looked_into = answers.examples_to_explain(options.attributions)
-    model, way = network().eval(), get_activation(trained.metadata["output_activation"])
-    require_same_outputs(model, way, images[looked_into], probabilities[looked_into], trained.model)
-    evaluation = Evaluation(
-        run=trained.run,
-        facts=trained.metadata,
-        metrics=metrics,
-        caption=dataset.caption,
-        predictions=answers,
-        images=images,
-        history=read_history(history, str(REPORTS / "history.csv")),
-        filters=first_conv_weights(model),
-        attributions=AttributionMaps(
-            looked_into, attributions(model, way, images[looked_into], answers.predictions[looked_into], dataset.mean)
-        ),
-        published=published_results(),
-    )
-    status("Drawing the figures and the report page")
-    with atomic_update_dir(REPORTS) as part:
-        written = write_figures(part, evaluation, options.mistakes)
-        written.append(write_report(part / "report.html", evaluation, options.calibration_bins, options.mistakes))
-        timing = {"train": trained.metadata["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
-        written += write_numbers(part, metrics, timing, answers)
-        require_unchanged()
-
-    status("Putting the results on the run in MLflow")
-    with resume_run(trained.run["id"], trained.run["name"]) as run:
-        # The numbers per class are on the run as metrics.json: forty charts would hide the others.
-        run.log_metrics(flatten({"test": measured["test"]}))
-        run.log_files([REPORTS / path.name for path in written])
-    info(f"Report:        {REPORTS / 'report.html'}")
+    evaluate(config)
 
 
 if __name__ == "__main__":

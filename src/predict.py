@@ -43,7 +43,7 @@ def predict() -> int:
     address = asked.model or options.model
     with resolve_model(address, asked.rev, config.evaluation.checkpoint) as folder:
         predictor = Predictor.open(folder, threads, config.runtime.accelerator)
-    top = predictor.resolve_top_k(asked.top, options.top)
+    top = predictor.resolve_top_k(asked.top, options.top_k)
     skipped = SkipCounts()
     files = iter_image_files(
         asked.files, iter_lines(sys.stdin.buffer), lambda found: skipped.add(str(found.path), found.reason)

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from project import ROOT, Project
 from xdist.scheduler import LoadScopeScheduling
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset, dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
+from helpers.config_project import ROOT, Project
 
 TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.
 MEMORY, ENOUGH = Path("/dev/shm"), 4 << 30
 # Folders whose tests share a workspace in which the real stages have run, and those beside them that take longest.
-SHARING = ("pipeline", "sweeps", "kills", "faults")
+SHARING = ("pipeline", "sweeps", "crash_recovery", "environment_failures")
 FIRST = (*SHARING, "notebooks", "training")
 
 

@@ -7,16 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, commands, name_of, read
-from project import Project
 
 from cifar_pipeline.config.schema import validate
+from helpers.config_project import Project
+from helpers.docs import PAGES, ROOT, commands, name_of, read
 
 # By file the test that runs a command, or words of a file that runs it, and what the command must match as a whole.
 BY_FILE = {
     "tests/pipeline/test_first_run.py": {
         "test_every_stage_runs_and_leaves_its_outputs": "dvc repro( train| preprocess)?",
-        "test_that_it_is_the_fallback_is_never_in_doubt": "python src/summary.py",
+        "test_that_it_is_the_fallback_is_never_in_doubt": "python src/report.py summary",
     },
     "tests/pipeline/test_typed_commands.py": {
         "test_stages_are_run_by_force": r"dvc repro (-f|--force --single-item) \w+",
@@ -30,7 +30,7 @@ BY_FILE = {
     "tests/pipeline/test_experiments.py": {
         "test_an_experiment_of_dvc_is_one_more_run": r"dvc exp run( -S \S+)+",
     },
-    "tests/pipeline/test_five_minutes.py": {
+    "tests/pipeline/test_custom_images.py": {
         "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
         "test_the_five_minutes_end_with_a_model_that_knows_the_images": (
             "python src/choose.py data=image_folder experiment=custom_images"
@@ -39,7 +39,7 @@ BY_FILE = {
             r"python src/choose.py image_dir=\S+( data=image_folder)?"
         ),
     },
-    "tests/pipeline/test_what_reruns.py": {
+    "tests/pipeline/test_dvc_reruns.py": {
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
     },
     "tests/pipeline/test_shared_results.py": {
@@ -54,13 +54,13 @@ BY_FILE = {
             r'eval "\$\(python src/train.py -sc install=bash\)"'
         ),
     },
-    "tests/kills/test_killed_stages.py": {
+    "tests/crash_recovery/test_killed_stages.py": {
         "test_evaluate_leaves_every_report_as_it_was": "python src/train.py experiment=debug",
     },
     "tests/pipeline/test_training_by_hand.py": {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
-    "tests/kills/test_several_processes.py": {
+    "tests/crash_recovery/test_several_processes.py": {
         "test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice": (
             r"python src/train.py trainer=ddp trainer.devices=2"
         ),
@@ -79,7 +79,7 @@ BY_FILE = {
     "tests/inference/test_predict_script.py": {
         "test_predict_prints_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
     },
-    "tests/inference/test_served.py": {
+    "tests/inference/test_server.py": {
         "test_the_server_answers_as_predict_does": "python src/serve.py",
         "test_the_readmes_curl_works": "python -c .*|curl .*",
         "test_mlflows_own_server_answers_with_the_folder": "mlflow models serve -m exported --env-manager local",
@@ -91,10 +91,10 @@ BY_FILE = {
         "test_export_copies_the_model_and_says_what_to_do_with_it": "python src/export.py( --pt2)?",
     },
     "tests/reference/test_schemas.py": {
-        "test_the_schemas_and_the_page_are_as_conf_says": "python src/document.py",
+        "test_the_schemas_and_the_page_are_as_conf_says": "python src/build_docs.py",
     },
-    "tests/kills/test_killed_trainings.py": {
-        "test_twenty_moments_by_chance_change_nothing": r"python tests/kills/torture.py --count \d+",
+    "tests/crash_recovery/test_killed_trainings.py": {
+        "test_twenty_moments_by_chance_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
     },
     "tests/benchmarks/test_measuring.py": {
         "test_every_part_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",
@@ -109,7 +109,7 @@ BY_FILE = {
         "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_store.py",
     },
     "tests/reporting/test_results_table.py": {
-        "test_make_results_writes_both_readmes": "python src/results.py",
+        "test_make_results_writes_both_readmes": "python src/report.py experiments",
     },
     "tests/test_site_cache.py": {
         "test_a_pickle_planted_in_the_shared_folder_is_not_loaded": (
@@ -199,7 +199,7 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
     found = OVERRIDES.fullmatch(command)
     assert found
     words = [word.removeprefix("++overrides.") for word in (found[1] or found[2]).split() if word not in ("-m", "-S")]
-    from_recipes = [word for word in words if (ROOT / "docs" / "your-own.md").name in page and is_ones_own(word)]
+    from_recipes = [word for word in words if (ROOT / "docs" / "extending.md").name in page and is_ones_own(word)]
     for word in words:
         key, _, values = word.partition("=")
         if word not in from_recipes and key != "sweep" and not key.startswith("hydra"):
@@ -213,7 +213,7 @@ def is_ones_own(word: str) -> bool:
     """Whether the option is one that the page makes; tests/pipeline/test_your_own.py runs those."""
     group, _, option = word.partition("=")
     return (
-        f"conf/{group}/{option}.yaml" in read(ROOT / "docs" / "your-own.md")
+        f"conf/{group}/{option}.yaml" in read(ROOT / "docs" / "extending.md")
         and not Path(ROOT / "conf" / group / f"{option}.yaml").is_file()
     )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from source import SRC
 
 from cifar_pipeline.utils import console
 from cifar_pipeline.utils.console import clear_status, format_duration, info, log_error, progress_bar, status, warning
+from helpers.source_tree import SRC
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")

@@ -5,15 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, anchors, blocks, headings, links, name_of, numbers, read, spans
-from source import FILES
 from test_layout import MAY_KNOW
 
 from cifar_pipeline.config.json_schema import dotted_keys
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups
+from helpers.docs import PAGES, ROOT, anchors, blocks, headings, links, name_of, numbers, read, spans
+from helpers.source_tree import FILES
 
-PROMISES = read(ROOT / "docs" / "promises.md")
+PROMISES = read(ROOT / "docs" / "guarantees.md")
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PROMISES)
 GROUPS = read_groups(ROOT / "conf")
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"

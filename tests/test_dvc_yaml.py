@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from source import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS
 from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS as IDENTITY
 from cifar_pipeline.config.source_files import IMPORTED_AS, NON_RESULT_PACKAGES, PACKAGES
 from cifar_pipeline.data.dataset import DATASET_KEYS as ASKED
+from helpers.source_tree import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # Where a user's own code lies that a stage uses: data sources before the training, everything from there on.
@@ -34,13 +34,13 @@ UNUSED = {
 # Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
 BY_TABLE = {
     "fingerprint": IDENTITY,
-    "require": [f"data.{key}" for key in ASKED],
-    "asked_values": [f"data.{key}" for key in ASKED],
+    "require_matching_config": [f"data.{key}" for key in ASKED],
+    "dataset_config": [f"data.{key}" for key in ASKED],
     # These refuse values, or write all of them down: they read everything and decide nothing.
     "check_targets": [],
-    "decisive": [],
+    "result_config": [],
     "write_composed": [],
-    "require_watched": [],
+    "require_tracked_inputs": [],
 }
 
 each_stage = pytest.mark.parametrize("stage", STAGES)
@@ -48,6 +48,12 @@ each_stage = pytest.mark.parametrize("stage", STAGES)
 
 def script(stage: str) -> Path:
     return ROOT / STAGES[stage]["cmd"].removeprefix("python ")
+
+
+def body(stage: str) -> Path:
+    """The file with the function of the stage: in stages/, or the script itself."""
+    path = SRC / PACKAGE / "stages" / f"{stage}.py"
+    return path if path.is_file() else script(stage)
 
 
 def params(stage: str) -> set[str]:
@@ -59,13 +65,15 @@ def params(stage: str) -> set[str]:
 def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
     named = {dependency for dependency in STAGES[stage]["deps"] if dependency.startswith("src/")}
     packages = computing_packages(script(stage)) | ({"config"} if stage == "configure" else set())
-    ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{package}" for package in packages)}
+    stages = {"stages"} & packages
+    ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{package}" for package in packages - stages)}
+    ours |= {f"src/{PACKAGE}/stages/{stage}.py" for _ in stages}
     assert named == ours | OF_USERS.get(stage, set())
 
 
 @each_stage
 def test_a_stage_names_the_keys_that_it_reads(stage):
-    read, named = set(keys_read(script(stage), stage, "config")), params(stage) - {f"versions.{stage}"}
+    read, named = set(keys_read(body(stage), stage, "config")), params(stage) - {f"versions.{stage}"}
     read = {key for key in read if key.partition(".")[0] not in NON_RESULT_GROUPS}
 
     def within(key: str, other: str) -> bool:
@@ -146,7 +154,7 @@ def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> It
         call = parents[call] if isinstance(call, ast.keyword) else call
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             yield key
-        elif call.func.id == "decisive" and isinstance(parents[call], ast.Subscript):
+        elif call.func.id == "result_config" and isinstance(parents[call], ast.Subscript):
             yield ast.literal_eval(parents[call].slice) if isinstance(parents[call].slice, ast.Constant) else ""
         elif call.func.id in BY_TABLE:
             yield from BY_TABLE[call.func.id]

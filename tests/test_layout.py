@@ -1,11 +1,12 @@
-"""The house keeps its order: which package may know which, and what no file of src/ does."""
+"""Layout of src/: which package imports which, the size and number of modules, and what no file may do."""
 
 import ast
 import json
 from graphlib import TopologicalSorter
 
 import pytest
-from source import (
+
+from helpers.source_tree import (
     FILES,
     PACKAGE,
     ROOT,
@@ -18,71 +19,43 @@ from source import (
     package_of,
 )
 
-# Each package with those that it may import from.
-MAY_KNOW = {
-    "redaction": {"visible"},
-    "visible": set(),
-    "documents": set(),
-    "console": {"redaction", "visible"},
-    "files": {"console", "locks", "places"},
-    "locks": {"console", "places"},
-    "places": set(),
-    "git": {"console"},
-    "faults": set(),
-    "memory": set(),
-    "interruption": set(),
-    "nested": set(),
-    "regular": {"console"},
-    "config": {"console", "files", "redaction", "documents"},
-    "commands": {"config", "console", "faults", "files", "interruption", "memory", "redaction", "documents"},
-    "data": {"config", "console", "files", "nested", "regular", "redaction", "documents", "visible"},
-    "models": {"config", "console", "files"},
-    "training": {"config", "console", "faults", "files", "interruption", "data", "models"},
-    "inference": {"config", "console", "files", "regular", "data", "models", "documents"},
-    "tracking": {"config", "console", "files", "git", "nested", "regular", "redaction", "documents"},
-    "reporting": {"console", "files", "git", "nested", "visible", "documents"},
-    "reference": {"config", "console", "files"},
-    "sweeps": {
-        "config",
-        "console",
-        "faults",
-        "files",
-        "git",
-        "interruption",
-        "tracking",
-        "reporting",
-        "redaction",
-        "documents",
-    },
-}
+# From the bottom up: a package imports from those below its own line only.
+LAYERS = [
+    ["utils"],
+    ["config"],
+    ["data"],
+    ["models"],
+    ["training", "inference", "tracking"],
+    ["reporting"],
+    ["sweeps"],
+    ["cli"],
+    ["stages"],
+]
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 # Packages that a package does without.
-NEVER = {
+FORBIDDEN_PACKAGES = {
+    "utils": {"torch", "lightning", "mlflow", "hydra"},
     "config": {"lightning", "mlflow"},
-    "console": {"torch", "lightning", "mlflow", "hydra"},
-    "files": {"torch", "lightning", "mlflow", "hydra"},
-    "locks": {"torch", "lightning", "mlflow", "hydra"},
-    "places": {"torch", "lightning", "mlflow", "hydra"},
-    "git": {"torch", "lightning", "mlflow", "hydra"},
     "models": {"lightning", "mlflow", "hydra"},
     "data": {"lightning", "mlflow", "hydra"},
     "tracking": {"torch", "lightning", "torchmetrics"},
-    "reference": {"torch", "lightning", "mlflow"},
     "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
 }
-MOST_LINES = 300
+MAX_MODULES, MAX_LINES, MIN_LINES, MAX_TRAIN_IMPORTS = 100, 600, 40, 50
 
 
-def test_every_package_has_its_place():
-    assert {package_of(path) for path in FILES} - {"", "__init__"} == set(MAY_KNOW)
+def test_every_package_has_a_layer():
+    assert {package_of(path) for path in FILES} - {"", "__init__"} == set(LAYER)
 
 
-@pytest.mark.parametrize("package", MAY_KNOW)
-def test_a_package_imports_from_those_it_may_know(package):
+@pytest.mark.parametrize("package", LAYER)
+def test_imports_go_down_the_layers(package):
     for path in FILES:
         if package_of(path) == package:
-            known = {package_of(file) for file in imported_files(path)} - {package, "__init__"}
-            assert known <= MAY_KNOW[package], f"{name_of(path)} imports from {sorted(known - MAY_KNOW[package])}"
-            forbidden = imported_packages(path) & NEVER.get(package, set())
+            imported = {package_of(file) for file in imported_files(path)} - {package, "__init__"}
+            upwards = {name for name in imported if LAYER.get(name, 99) >= LAYER[package]}
+            assert not upwards, f"{name_of(path)} imports from {sorted(upwards)}"
+            forbidden = imported_packages(path) & FORBIDDEN_PACKAGES.get(package, set())
             assert not forbidden, f"{name_of(path)} imports {sorted(forbidden)}"
 
 
@@ -133,6 +106,24 @@ def test_nothing_unpickles_what_it_does_not_know(path):
             assert keywords.get("weights_only") == "True", where
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_no_longer_than_a_person_reads_at_once(path):
-    assert len(path.read_text().splitlines()) <= MOST_LINES
+MODULES = [path for path in FILES if path.stat().st_size]
+
+
+def test_there_are_few_modules_of_a_fair_size():
+    assert len(MODULES) <= MAX_MODULES
+    importers = {path: [other for other in FILES if path in imported_files(other)] for path in MODULES}
+    for path in MODULES:
+        lines = len(path.read_text().splitlines())
+        assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines"
+        alone = lines < MIN_LINES and len(importers[path]) == 1
+        assert not alone, f"{name_of(path)} has {lines} lines and one importer, {name_of(importers[path][0])}"
+
+
+def test_train_needs_few_of_our_files():
+    seen, queue = set(), [SRC / "train.py"]
+    while queue:
+        path = queue.pop()
+        if path not in seen:
+            seen.add(path)
+            queue += imported_files(path)
+    assert len([path for path in seen if path.stat().st_size]) <= MAX_TRAIN_IMPORTS

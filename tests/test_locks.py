@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from source import SRC
 
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_update_dir, atomic_write
+from helpers.source_tree import SRC
 
 OWN_PROCESSES = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
 THREADS, TIMES = 8, 25

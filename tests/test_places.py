@@ -9,9 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from folders import content_of
-from mounts import OWN_MOUNTS, needs_mounts
-from source import SRC
 
 from cifar_pipeline.utils import atomic
 from cifar_pipeline.utils.atomic import (
@@ -22,6 +19,9 @@ from cifar_pipeline.utils.atomic import (
     require_writable,
 )
 from cifar_pipeline.utils.errors import UserError
+from helpers.dir_snapshot import content_of
+from helpers.mounts import OWN_MOUNTS, needs_mounts
+from helpers.source_tree import SRC
 
 
 def python(code: str, folder: Path, *before: str, **options) -> subprocess.CompletedProcess[str]:

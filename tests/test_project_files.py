@@ -8,7 +8,8 @@ import tomllib
 from pathlib import Path
 
 import yaml
-from pages import ROOT, read
+
+from helpers.docs import ROOT, read
 
 PROJECT = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
 WORKFLOW = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))

@@ -6,9 +6,9 @@ import sys
 import threading
 
 import pytest
-from source import SRC
 
 from cifar_pipeline.utils.text import contains_secret, redact, redact_arguments, redact_bytes, redact_values
+from helpers.source_tree import SRC
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from source import ROOT
+
+from helpers.source_tree import ROOT
 
 Shell = Callable[[str], None]
 

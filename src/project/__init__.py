@@ -1,1 +1,0 @@
-"""Your own code: networks, losses, schedules, data sources, named in conf/ by `_target_: project...`."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from project import ROOT
+from helpers.config_project import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))

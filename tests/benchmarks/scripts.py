@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from project import ROOT
+from helpers.config_project import ROOT
 
 
 def output_of(script: str, *arguments: str) -> str:

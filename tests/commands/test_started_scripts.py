@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from project import ROOT, Project
 
 from cifar_pipeline.config.source_files import NON_RESULT_PACKAGES, SourceTree
+from helpers.config_project import ROOT, Project
 
 SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
 # Runs a script as `python script ...` does, then says which modules it has loaded.
@@ -135,7 +135,9 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     loaded = {Path(line).resolve().relative_to(copy.folder.resolve()).as_posix() for line in ended.stdout.split()}
 
     def computing(paths: set[str]) -> set[str]:
-        packages = {path: path.removeprefix("src/cifar_pipeline/").partition("/")[0].removesuffix(".py") for path in paths}
+        packages = {
+            path: path.removeprefix("src/cifar_pipeline/").partition("/")[0].removesuffix(".py") for path in paths
+        }
         others = {*NON_RESULT_PACKAGES, "__init__", "src"}
         return {path for path, package in packages.items() if package not in others and path.endswith(".py")}
 

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from project import ROOT, Project
 
 from cifar_pipeline.config import dvc_inputs, source_files
 from configure import configure
+from helpers.config_project import ROOT, Project
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
-from project import Project, options_of
 
 from cifar_pipeline.config.compose import result_config
 from cifar_pipeline.config.params import register_params
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.sweeps import callback
 from cifar_pipeline.utils.errors import UserError
-from train import train
+from helpers.config_project import Project, options_of
 
 PRESETS = {"joblib": "joblib", "submitit_local": "submitit_local", "slurm": "submitit_slurm", "ray": "ray"}
 # As hydra-ray-launcher has it, which need not be installed.

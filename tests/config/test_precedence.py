@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from project import ROOT, Project, options_of
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS, NON_RESULT_KEYS, recorded_config
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.schema import validate
 from configure import configure
+from helpers.config_project import ROOT, Project, options_of
 
 CONF = ROOT / "conf"
 # The others choose among these, or are for `-m` alone.

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from folders import content_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from project import ROOT, Project
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.schema import SCHEMA, validate
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
+from helpers.config_project import ROOT, Project
+from helpers.dir_snapshot import content_of
 
 Edit = Callable[[Project], Any]
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from source import SRC
 
 from cifar_pipeline.utils.paths import workspace_id
+from helpers.source_tree import SRC
 
 ASK = "from cifar_pipeline.utils.paths import workspace_id; print(workspace_id())"
 

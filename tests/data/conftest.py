@@ -6,9 +6,9 @@ from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tiny_cifar10 import META, batch, pack
 
 from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10
+from helpers.tiny_cifar10 import META, batch, pack
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.base import AllSourcesFailed, fetch_or_fallback
 from cifar_pipeline.data.sources.cifar import Cifar100, unpickle
 from cifar_pipeline.utils.errors import UserError
+from helpers.tiny_cifar10 import pack
 
 
 def pickled(seed, fine):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import content_of
-from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.base import AllSourcesFailed
 from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10, unpickle
 from cifar_pipeline.utils.errors import UserError
+from helpers.dir_snapshot import content_of
+from helpers.tiny_cifar10 import pack
 
 REAL = os.environ.get("CIFAR10_SOURCE")
 

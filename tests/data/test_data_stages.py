@@ -9,10 +9,10 @@ from hashlib import md5
 from pathlib import Path
 
 import pytest
-from folders import content_of
-from project import ROOT, Project
 
 from cifar_pipeline.data.sources.download import DOWNLOAD_CHUNK
+from helpers.config_project import ROOT, Project
+from helpers.dir_snapshot import content_of
 
 HEAVY = ("torch", "torchvision", "lightning", "pytorch_lightning", "mlflow")
 

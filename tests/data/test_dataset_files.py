@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from folders import content_of
 
 from cifar_pipeline.data.dataset import CHUNK_BYTES, Dataset, rows_per_chunk
 from cifar_pipeline.data.preprocessing import channel_mean_std, require_usable, stratified_split, write_dataset
 from cifar_pipeline.data.sources.base import SPLITS, RawDataset
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.utils.errors import UserError
+from helpers.dir_snapshot import content_of
 
 ASKED = {"source": {"_target_": "a.b.C"}, "fallback": {"_target_": "d.e.F"}, "val_fraction": 0.25, "split_seed": 0}
 
@@ -77,9 +77,7 @@ def test_images_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
     data = official()
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
-    assert list(make(tmp_path / "x", data=data).leaks()) == [
-        "3 images of the test part are in the train part as well."
-    ]
+    assert list(make(tmp_path / "x", data=data).leaks()) == ["3 images of the test part are in the train part as well."]
     assert make(tmp_path / "y", data=data).equal["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").leaks()) == []
 

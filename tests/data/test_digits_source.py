@@ -4,10 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from folders import content_of
 
 from cifar_pipeline.data.sources.digits import Digits, upscale
 from cifar_pipeline.utils.errors import UserError
+from helpers.dir_snapshot import content_of
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.archive import iter_members
 from cifar_pipeline.data.sources.base import SourceError
 from cifar_pipeline.data.sources.digits import Digits
+from helpers.tiny_cifar10 import pack
 
 NAMES = ("a", "b")
 

@@ -2,15 +2,15 @@
 
 from PIL import Image
 
-from cifar_pipeline.data import resize_cache
-from cifar_pipeline.data.resize_cache import ResizedImageCache
+from cifar_pipeline.data.sources import image_files
+from cifar_pipeline.data.sources.image_files import ResizedImageCache
 
 COPIES = 300
 
 
 def test_many_copies_of_one_image_are_kept_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(resize_cache, "MAX_SHARD_IMAGES", 1)  # a block for each copy
-    monkeypatch.setattr(resize_cache, "available_cores", lambda: 8)
+    monkeypatch.setattr(image_files, "MAX_SHARD_IMAGES", 1)  # a block for each copy
+    monkeypatch.setattr(image_files, "available_cores", lambda: 8)
     files = [tmp_path / f"{number}.png" for number in range(COPIES)]
     Image.new("RGB", (8, 8), (200, 100, 50)).save(files[0])
     for file in files[1:]:

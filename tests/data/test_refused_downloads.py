@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from folders import content_of
-from tiny_cifar10 import pack
 
 from cifar_pipeline.data.sources.cifar import FOLDER, unpickle
 from download import download
+from helpers.dir_snapshot import content_of
+from helpers.tiny_cifar10 import pack
 from preprocess import preprocess
 
 BEFORE = {"digits/images.npy": b"what was there"}

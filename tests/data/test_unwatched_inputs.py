@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from project import Project
 
 from configure import configure
 from download import download
+from helpers.config_project import Project
 
 
 def images(folder: Path) -> None:

@@ -5,15 +5,15 @@ from hashlib import md5
 
 import pytest
 import torch
-from damage import damaged, repeat, tried
+from corruption import damaged, repeat, tried
 from hypothesis import strategies as st
-from tiny_cifar10 import META, batch, pack
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.sources.base import SPLITS, AllSourcesFailed
 from cifar_pipeline.data.sources.cifar import FOLDER, Cifar10
 from cifar_pipeline.training.checkpoints import read_checkpoint
 from cifar_pipeline.utils.errors import UserError
+from helpers.tiny_cifar10 import META, batch, pack
 
 PUBLISHED = {
     "batches.meta": META,

@@ -2,14 +2,14 @@
 
 import pytest
 import yaml
-from damage import repeat, tried
+from corruption import repeat, tried
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from project import ROOT
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.schema import SCHEMA, validate
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT
 
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 KEYS = sorted(key for key in SCHEMA if "*" not in key)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from servers import free_port, wait_for_answer
+
+from helpers.servers import free_port, wait_for_answer
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Page, chromium, opened
 from PIL import Image
-from servers import free_port, wait_for_answer
 from small_model import CLASSES, images
 
 from cifar_pipeline.inference.onnx_export import TEMPLATE, export_portable
 from cifar_pipeline.inference.predictor import Predictor
+from helpers.headless_browser import Page, chromium, opened
+from helpers.servers import free_port, wait_for_answer
 
 VERSION = re.search(r"onnxruntime-web@([\d.]+)", TEMPLATE.read_text(encoding="utf-8"))
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from project import Project, options_of
 from torch import nn
 
 from cifar_pipeline.inference.onnx_check import check_model
@@ -14,6 +13,7 @@ from cifar_pipeline.inference.onnx_session import open_checked
 from cifar_pipeline.inference.torch_model import predict_logits
 from cifar_pipeline.models.build import build_bare_model, build_inference_model
 from cifar_pipeline.models.wrappers import OUTPUT_ACTIVATIONS, NormalizedModel, get_activation
+from helpers.config_project import Project, options_of
 
 CLASSES = tuple(map(str, range(10)))
 TOLERANCE, MARGIN = 1e-4, 1e-3

@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from project import ROOT
 from safetensors.torch import load_file
 from small_model import CLASSES, SHAPE, export, facts, network, pictures
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from cifar_pipeline.inference.torch_model import load_weights
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT
 
 
 def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,13 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
-from project import ROOT, Project, run
 from small_model import CLASSES, SHAPE, facts
 
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
 from cifar_pipeline.inference.onnx_check import UnsafeModel, check_content, check_model
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession, open_checked
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT, Project, run
 from predict import predict
 
 
@@ -234,7 +234,9 @@ def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_p
     """The second line: the same graph with the first one passed by."""
     content = saved(allocating(), tmp_path) / MODEL_FILE
     checked = check_model(plain())
-    passed = type(checked)(content.read_bytes(), checked.shape, checked.classes, checked.metadata, checked.bytes_per_image)
+    passed = type(checked)(
+        content.read_bytes(), checked.shape, checked.classes, checked.metadata, checked.bytes_per_image
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="needs more than 4 GB of memory"):
         open_checked(passed, threads=1).predict(np.zeros((1, *SHAPE), np.uint8), 1)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
-from project import ROOT, Project
 from serving import Server, running
 from small_model import images
 
 from cifar_pipeline.inference import server as server_module
 from cifar_pipeline.inference.server import MAX_DEPTH, LimitedRequests, Message, Receive, Send, bind, http_error
+from helpers.config_project import ROOT, Project
 
 JSON = {"Content-Type": "application/json"}
 MOST = 100_000

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from project import ROOT, Project, run
-from small_model import CLASSES, facts, network, images
+from small_model import CLASSES, facts, images, network
 
 from cifar_pipeline.inference.metadata import to_onnx_metadata
 from cifar_pipeline.inference.onnx_export import export_portable, write_browser_page, write_pt2
@@ -19,6 +18,7 @@ from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.wrappers import NormalizedModel
 from cifar_pipeline.utils.errors import UserError
 from export import export
+from helpers.config_project import ROOT, Project, run
 
 # A process that has nothing of this project, nor anything that it is made with.
 ALONE = """

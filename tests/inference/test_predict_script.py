@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from project import ROOT, Project, run
 from small_model import CLASSES, images
 
 from cifar_pipeline.reporting import tables as pages
+from helpers.config_project import ROOT, Project, run
 from predict import predict
 
 

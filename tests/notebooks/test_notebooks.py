@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from project import ROOT, Project
 
 from download import download
+from helpers.config_project import ROOT, Project
 from preprocess import preprocess
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, make_repository, workspace_of_tree
+
+from helpers.workspace import Workspace, make_repository, workspace_of_tree
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
-from project import run
-from workspace import Workspace, sentences
 
 from cifar_pipeline.inference.metadata import ModelMetadata
 from cifar_pipeline.inference.predictor import Predictor
+from helpers.config_project import run
+from helpers.workspace import Workspace, sentences
 from predict import predict
 
 
@@ -43,9 +43,7 @@ def test_a_trained_model_says_what_it_is(clone: Workspace) -> None:
         assert facts.commit == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
 
 
-def test_the_model_of_any_revision_can_be_asked(
-    copy: Workspace, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_of_any_revision_can_be_asked(copy: Workspace, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy.root)
     picture = images / "0000.png"
     now = run(predict, picture, "--json")
@@ -74,13 +72,13 @@ def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
 @pytest.mark.long
 def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, images: Path) -> None:
     (copy.root / "shown").symlink_to(images)
-    assert "is the champion now: there was none" in copy.run("python", "src/promote.py")
+    assert "is the champion now: there was none" in copy.run("python", "src/registry.py", "promote")
     copy.train("-m", "optimizer=adam", "trainer.max_epochs=1,4")
-    said = copy.run("python", "src/compare.py")
+    said = copy.run("python", "src/report.py", "sweep")
     assert "adam" in said
     winner = max(copy.runs(), key=lambda run: run.data.metrics.get("val/accuracy", 0))
-    assert "Version 2 of digits" in copy.run("python", "src/promote.py", winner.info.run_name)
-    assert "is the champion already" in copy.run("python", "src/promote.py", winner.info.run_name)
+    assert "Version 2 of digits" in copy.run("python", "src/registry.py", "promote", winner.info.run_name)
+    assert "is the champion already" in copy.run("python", "src/registry.py", "promote", winner.info.run_name)
 
     def answer(model: str) -> dict[str, Any]:
         said = copy.run("python", "src/predict.py", "shown/0000.png", "--json", "--model", f"models:/digits{model}")
@@ -88,9 +86,9 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
 
     first, second = answer("/1"), answer("/2")
     assert first != second == answer("@champion")
-    assert "Version 1 of digits" in copy.run("python", "src/rollback.py")
+    assert "Version 1 of digits" in copy.run("python", "src/registry.py", "rollback")
     assert answer("@champion") == first
-    listed = copy.run("python", "src/versions.py")
+    listed = copy.run("python", "src/registry.py", "list")
     assert listed.index("digits/2") < listed.index("digits/1")
     assert "champion" in next(line for line in listed.splitlines() if "digits/1" in line)
 
@@ -99,7 +97,7 @@ def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Worksp
 def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
     copy: Workspace, images: Path, tmp_path: Path
 ) -> None:
-    copy.run("python", "src/promote.py")
+    copy.run("python", "src/registry.py", "promote")
     picture = str(images / "0000.png")
     ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", picture)
     before = sentences(copy.run(*ask))[-1]
@@ -107,7 +105,7 @@ def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
     shutil.copytree(copy.root, twin.root, symlinks=True)
     moved = Workspace(copy.root.rename(tmp_path / "umbenannt & neu"))
     for workspace in (moved, twin):
-        said = workspace.run("python", "src/versions.py")
+        said = workspace.run("python", "src/registry.py", "list")
         assert f"This project was in {copy.root} before" in said and str(workspace.root) in said
         assert sentences(workspace.run(*ask))[-1] == before
         workspace.train("seed=7", "trainer.max_epochs=1")

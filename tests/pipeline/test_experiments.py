@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from workspace import Workspace, stages_that
+
+from helpers.workspace import Workspace, stages_that
 
 ONE_EPOCH = "++overrides.trainer.max_epochs=1"
 

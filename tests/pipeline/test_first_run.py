@@ -11,9 +11,9 @@ import onnxruntime
 import pandas
 import pytest
 import yaml
-from workspace import EPOCHS, STAGES, stages_that
 
 from cifar_pipeline.reporting.metrics import flatten
+from helpers.workspace import EPOCHS, STAGES, stages_that
 
 FIGURES = {"learning_curves.png", "confusion.png", "filters.png", "mistakes.png"}
 PAGE = "report.html"
@@ -51,7 +51,7 @@ def test_that_it_is_the_fallback_is_never_in_doubt(reproduced, clone):
     assert "Going on with digits instead of CIFAR-10" in reproduced.clone_said
     assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in reproduced.clone_said
     assert "`make cifar10`" in reproduced.clone_said
-    summary = clone.run("python", "src/summary.py")
+    summary = clone.run("python", "src/report.py", "summary")
     assert "digits (fallback)" in summary
     assert "`make cifar10`" in summary and "`git restore dvc.lock reports`" in summary
     dataset = clone.json("data/processed/dataset.json")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workspace import Workspace, workspace_of_tree
 
 from cifar_pipeline.reporting.tables import read_rows
+from helpers.workspace import Workspace, workspace_of_tree
 
 CLASSES = ("\x1b[31mred\x07", "\u202etxt.exe", r"$x_1$ \alpha $", '<b>&"', "=1+1, 2", "-minus", "@at")
 FILES = ("\x1b]0;owned\x07.png", "\u202egnp.png", "$y_{.png", "<i>&'.png", "=2+2, 3.png", "@b.png", "-c.png")

@@ -11,8 +11,9 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from source import ROOT
-from workspace import Command, Workspace
+
+from helpers.source_tree import ROOT
+from helpers.workspace import Command, Workspace
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -20,7 +21,7 @@ from side import anonymous_bytes
 
 IMAGES = 100_000
 SIZE = 72
-# Bytes of memory that no file stands behind, in any one process; docs/your-own-images.md states it.
+# Bytes of memory that no file stands behind, in any one process; docs/custom-images.md states it.
 LIMIT = 1_100_000_000
 # What is looked at together takes memory by the images' size, whatever their number.
 PORTIONS = ("trainer.eval_batch_size=250", "evaluation.batch_size=250")
@@ -61,8 +62,12 @@ def peaks(command: Command) -> dict[str, int]:
 @pytest.mark.timeout(1800)
 def test_no_stage_takes_more_memory_than_the_limit(copy: Workspace, tmp_path: Path) -> None:
     draw_all(tmp_path / "many")
-    copy.run("python", "src/choose.py", f"image_dir={tmp_path / 'many'}", "experiment=custom_images", f"data.size={SIZE}")
-    copy.run("python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.resize_mode=pad", *PORTIONS)
+    copy.run(
+        "python", "src/choose.py", f"image_dir={tmp_path / 'many'}", "experiment=custom_images", f"data.size={SIZE}"
+    )
+    copy.run(
+        "python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.resize_mode=pad", *PORTIONS
+    )
     command = copy.start("dvc", "repro")
     found = peaks(command)
     said = command.end()

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from workspace import EPOCHS, PERSON, Workspace, stages_that
+
+from helpers.workspace import EPOCHS, PERSON, Workspace, stages_that
 
 FAILED = 255  # as DVC ends where a stage has failed
 LR = ("overrides: {trainer", "overrides: {optimizer: {lr: 0.002}, trainer")

@@ -5,7 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 import yaml
-from workspace import Workspace, make_repository, workspace_of_tree
+
+from helpers.workspace import Workspace, make_repository, workspace_of_tree
 
 pytestmark = pytest.mark.cifar10
 

@@ -1,7 +1,8 @@
 """No secret leaves a stage: neither in what it says nor in any file, but where the user wrote it."""
 
 import pytest
-from workspace import Workspace, add_own
+
+from helpers.workspace import Workspace, add_own
 
 # One for each place, so that a failure says which.
 MIRROR, QUERY, SOURCE, TYPED, SERVER, NAMED = (

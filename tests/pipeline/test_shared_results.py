@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from servers import free_port, wait_for_answer
-from workspace import STAGES, Workspace, stages_that
+
+from helpers.servers import free_port, wait_for_answer
+from helpers.workspace import STAGES, Workspace, stages_that
 
 BUCKET = "s3://shared/results"
 # Whatever the server takes; a clone keeps them in .dvc/config.local, which git does not know.

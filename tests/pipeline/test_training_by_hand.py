@@ -3,7 +3,8 @@
 import signal
 
 import pytest
-from workspace import EPOCHS
+
+from helpers.workspace import EPOCHS
 
 
 @pytest.mark.long

@@ -2,8 +2,9 @@
 
 import pytest
 import requests
-from servers import free_port, wait_for_answer
-from workspace import Workspace, stages_that
+
+from helpers.servers import free_port, wait_for_answer
+from helpers.workspace import Workspace, stages_that
 
 pytestmark = pytest.mark.long
 

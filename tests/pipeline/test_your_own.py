@@ -1,16 +1,17 @@
-"""The recipes for something of one's own, done exactly as they stand in docs/your-own.md."""
+"""The recipes for something of one's own, done exactly as they stand in docs/extending.md."""
 
 import re
 
 import pytest
-from workspace import ROOT, Workspace
+
+from helpers.workspace import ROOT, Workspace
 
 FILE = re.compile(r"(?:[Ii]n|such as|as in)\s+`([\w./]+)`:\s+```\w+\n(.*?)```", re.DOTALL)
 
 
 def recipes() -> dict[str, str]:
     """Each file that the page shows, by its path."""
-    section = (ROOT / "docs" / "your-own.md").read_text()
+    section = (ROOT / "docs" / "extending.md").read_text()
     found = {}
     for match in FILE.finditer(section):
         path, content = match.groups()

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from document import SCHEMA_DIR, documents
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
-from project import ROOT
 
 from cifar_pipeline.config.json_schema import dotted_keys, schemas, to_json_schema
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups
 from cifar_pipeline.config.schema import SCHEMA
-from document import SCHEMA_DIR, documents
+from helpers.config_project import ROOT
 
 SCHEMAS = schemas(ROOT / "conf")
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "conf").rglob("*.yaml"))]
@@ -134,7 +134,9 @@ def test_the_page_has_every_key_and_every_option(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     known = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
-    ruled = {key for key in SCHEMA if "*" not in key and SCHEMA[key].description.partition(" of conf/")[0] != "an option"}
+    ruled = {
+        key for key in SCHEMA if "*" not in key and SCHEMA[key].description.partition(" of conf/")[0] != "an option"
+    }
     assert ruled <= known
     for file in FILES[1:]:
         assert file.name == "config.yaml" or f"](../{file.relative_to(ROOT).as_posix()})" in text

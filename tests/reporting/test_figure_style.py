@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from source import SRC
 
 from cifar_pipeline.reporting.image_figures import contact_sheet, error_figure, first_layer_figure
 from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import new_figure, save
+from helpers.source_tree import SRC
 
 TITLE = "LeNet on digits"
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)

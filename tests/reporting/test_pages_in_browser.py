@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Page, chromium, opened
-from evaluated import BINS, evaluation
+from sample_evaluation import BINS, evaluation
 from test_comparison_figures import sweep
 
 from cifar_pipeline.reporting.html_report import write_report
 from cifar_pipeline.reporting.sweep_report import write
+from helpers.headless_browser import Page, chromium, opened
 
 PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome is installed to open the pages in")

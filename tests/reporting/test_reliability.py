@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from evaluated import evaluation
 from matplotlib.container import BarContainer
+from sample_evaluation import evaluation
 
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.reporting.plots import reliability, reliability_diagram

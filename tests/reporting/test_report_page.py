@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluated import BINS, FACTS, HISTORY, evaluation
+from sample_evaluation import BINS, FACTS, HISTORY, evaluation
 
 from cifar_pipeline.reporting.html_report import (
     Evaluation,

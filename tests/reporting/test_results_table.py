@@ -6,13 +6,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from project import Project, run
+from results import results
 
 from cifar_pipeline.config.compose import compose_config, result_config
 from cifar_pipeline.reporting.summary import BEGIN, END, Result, write_results
 from cifar_pipeline.tracking.runs import EvaluatedRun, training_run
 from cifar_pipeline.utils.errors import UserError
-from results import results
+from helpers.config_project import Project, run
 
 PAGE = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 

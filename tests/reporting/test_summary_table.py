@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source import SRC
 
 from cifar_pipeline.reporting.summary import tracking_url
+from helpers.source_tree import SRC
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 

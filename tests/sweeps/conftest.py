@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace import Workspace, add_own, prepared
+
+from helpers.workspace import Workspace, add_own, prepared
 
 AT_ONCE = 2
 LOSSES = '''

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import psutil
 import pytest
 from mlflow.entities import Run
-from seen import children, rows, the_sweep
-from workspace import Command, Workspace
+from sweep_runs import children, rows, the_sweep
+
+from helpers.workspace import Command, Workspace
 
 SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "launcher=submitit_local")
 SECONDS = 120

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow.entities import Run
-from seen import children, the_sweep
-from servers import free_port
-from workspace import Command, Workspace
+from sweep_runs import children, the_sweep
+
+from helpers.servers import free_port
+from helpers.workspace import Command, Workspace
 
 # Where Ray is not in this environment, RAY_PYTHON's interpreter runs it: Ray's launcher wants an older cloudpickle.
 PYTHON = os.environ.get("RAY_PYTHON") or (sys.executable if find_spec("ray") else None)

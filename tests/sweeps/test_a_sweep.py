@@ -8,12 +8,12 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-from mlflow.entities import Run
-from project import run
-from seen import PARENT, artifact, children, folder, in_order, is_whole, trials, rows, sweeps, trained
-from workspace import Workspace, sentences
-
 from compare import compare
+from mlflow.entities import Run
+from sweep_runs import PARENT, artifact, children, folder, in_order, is_whole, rows, sweeps, trained, trials
+
+from helpers.config_project import run
+from helpers.workspace import Workspace, sentences
 
 BASIC = ("-m", "optimizer=sgd,adam", "loss=cross_entropy,mse", "trainer.max_epochs=2", "launcher=joblib")
 

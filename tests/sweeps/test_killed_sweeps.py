@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
-from seen import children, trials, rows, sweeps, the_sweep, trained
-from workspace import Workspace
+from sweep_runs import children, rows, sweeps, the_sweep, trained, trials
 
 from cifar_pipeline.sweeps.summary import load_comparison, print_summary
 from cifar_pipeline.tracking.sweeps import find_sweep
+from helpers.workspace import Workspace
 
 SWEEP = ("-m", "optimizer=sgd,adam,adamw", "loss=slow", "trainer.max_epochs=3")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -53,7 +53,7 @@ def test_a_killed_sweep_is_compared_as_far_as_it_came(outcome, inside, capsys):
     inside(outcome(scenario_killed).copy)
     sweep = find_sweep("")
     assert sweep
-    print_summary(load_comparison(sweep.info.run_id), sweep.info.run_id)  # what src/compare.py does
+    print_summary(load_comparison(sweep.info.run_id), sweep.info.run_id)  # what src/report.py sweep does
     compared = capsys.readouterr().out
     assert "optimizer=sgd,adam,adamw on digits" in compared
     assert "finished" in compared and "running" in compared and "adamw" not in compared.partition("rank")[2]

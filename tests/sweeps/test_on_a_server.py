@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from servers import free_port, mlflow_server
-from workspace import Workspace, logged_steps
+
+from helpers.servers import free_port, mlflow_server
+from helpers.workspace import Workspace, logged_steps
 
 JOBS, AT_ONCE = 16, 4
 SECONDS = 90
@@ -94,6 +95,6 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
     again = workspace.run(*sweep)
     assert again.count("finished before") == JOBS
     best = max(children, key=lambda run: run.data.metrics["val/accuracy"])
-    promoted = workspace.run(*on_server, "python", "src/promote.py", best.info.run_id)
+    promoted = workspace.run(*on_server, "python", "src/registry.py", "promote", best.info.run_id)
     assert "is the champion now" in promoted
-    assert "champion" in workspace.run(*on_server, "python", "src/versions.py")
+    assert "champion" in workspace.run(*on_server, "python", "src/registry.py", "list")

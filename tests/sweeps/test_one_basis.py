@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from mlflow.entities import Run
-from project import Project
-from seen import trials, rows, sweeps, trained
-from workspace import Workspace
+from sweep_runs import rows, sweeps, trained, trials
 
 from cifar_pipeline.config import source_files
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.sweeps.job import SweepBasis
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import Project
+from helpers.workspace import Workspace
 
 SWEEP = ("-m", "seed=0,1,2", "loss=slow", "trainer.max_epochs=2")
 

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, make_repository
+
+from helpers.workspace import Workspace, make_repository
 
 
 def scenario_queue(workspace: Workspace) -> tuple[Workspace, str]:

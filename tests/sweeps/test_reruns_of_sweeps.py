@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 from mlflow.entities import Run
-from seen import children, trials, the_sweep, trained
-from workspace import Workspace
+from sweep_runs import children, the_sweep, trained, trials
+
+from helpers.workspace import Workspace
 
 SWEEP = ("-m", "optimizer=sgd,adam", "loss=slow", "trainer.max_epochs=3", "rerun=true")
 

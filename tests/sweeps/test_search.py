@@ -4,8 +4,9 @@ import re
 import signal
 
 import pytest
-from seen import children, trials, the_sweep, trained
-from workspace import Workspace
+from sweep_runs import children, the_sweep, trained, trials
+
+from helpers.workspace import Workspace
 
 SEARCH = ("-m", "sweep=search", "hydra.sweeper.n_trials=4", "trainer.max_epochs=1", "loss=slow")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from project import Project
 
 from cifar_pipeline.config.compose import output_root
+from helpers.config_project import Project
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_one_goes_back_and_stays_back(shop: Shop) -> None:
     with pytest.raises(UserError, match="There was no champion of .* before version 1"):
         roll_back(shop.rule)
     # What `make` types again must not undo it; who names the run means it.
-    assert f"was sent back: `python src/promote.py {run}`" in promote(from_run(run, "last"), shop.rule, False)
+    assert f"was sent back: `python src/registry.py promote {run}`" in promote(from_run(run, "last"), shop.rule, False)
     assert shop.champion == "1"
     assert "is the champion now" in promote(from_run(run, "last"), shop.rule, True)
     assert "Version 1 of " in roll_back(shop.rule)

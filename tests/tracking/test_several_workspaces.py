@@ -7,8 +7,6 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
-from mounts import OWN_MOUNTS, needs_mounts
-from source import SRC
 
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.runs import training_run
@@ -16,6 +14,8 @@ from cifar_pipeline.tracking.stale_runs import close_stale_runs
 from cifar_pipeline.tracking.sweeps import open_sweep
 from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.utils.paths import runs_cache_dir, sweep_dir
+from helpers.mounts import OWN_MOUNTS, needs_mounts
+from helpers.source_tree import SRC
 
 # A container's process: in its workspace, which has the same path in each, at a training until its input ends.
 TRAINING = """

@@ -7,9 +7,9 @@ import sys
 from contextlib import closing
 
 import pytest
-from source import SRC
 
 from cifar_pipeline.tracking.client import DEFAULT_EXPERIMENT_NAME, connect, tracking_uri
+from helpers.source_tree import SRC
 
 AT_ONCE = 3
 CONNECT = "from cifar_pipeline.tracking.client import connect; print(connect()[1])"

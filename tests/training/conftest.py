@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import ROOT, Project
 
 from cifar_pipeline.data.dataset import Dataset
+from helpers.config_project import ROOT, Project
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
-from project import Project
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.callbacks import EpochMetrics
@@ -22,6 +21,7 @@ from cifar_pipeline.training.trainer import (
     build_weight_averaging,
     fit,
 )
+from helpers.config_project import Project
 
 CPU = Hardware("cpu", 1, 1, "32-true", "tested")
 

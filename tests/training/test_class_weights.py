@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from project import ROOT, options_of
 from torch import Tensor, nn
 
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT, options_of
 
 LOSSES = [name for name in options_of("loss") if name != "airbench94"]
 COUNTS = (8, 1, 3)

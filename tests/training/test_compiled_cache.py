@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from source import SRC
 
 from cifar_pipeline.training.compiled import cache as module
 from cifar_pipeline.training.compiled.cache import VARIABLE, compiled_cache, machine_key
 from cifar_pipeline.training.compiled.small_conv import OPTIONS, SOURCE
+from helpers.source_tree import SRC
 
 BUILD = f"""
 import sys; sys.path.insert(0, {str(SRC)!r})

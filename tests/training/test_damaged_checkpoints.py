@@ -9,7 +9,6 @@ import pytest
 import torch
 from broken_files import cut_off, empty, flip_a_bit
 from omegaconf import DictConfig
-from project import ROOT, Project
 from small_training import start, without_speed
 
 from cifar_pipeline.config.compose import compose_config
@@ -17,6 +16,7 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training import checkpoints
 from cifar_pipeline.training.callbacks import EpochMetrics
 from cifar_pipeline.training.checkpoints import LAST, PREVIOUS, checkpoint_path, read_checkpoint
+from helpers.config_project import ROOT, Project
 
 EPOCHS = 3
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from project import Project
 from small_training import start
 from torch import Tensor, nn
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.trainer import build_module
+from helpers.config_project import Project
 
 
 class Dropping(nn.Module):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import Project
 
 from cifar_pipeline.training import hardware
 from cifar_pipeline.training.hardware import select_hardware
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import Project
 
 
 def test_threads_that_are_asked_for_are_taken(project: Project) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from project import ROOT, options_of
 from torch import Tensor, nn
 
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.training.losses import BinaryCrossEntropy, FocalLoss, MeanSquaredError
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT, options_of
 
 IMAGES, CLASSES = 7, 10
 

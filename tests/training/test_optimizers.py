@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from project import ROOT, options_of
 from torch import Tensor, nn
+
+from helpers.config_project import ROOT, options_of
 
 # The problem is softmax regression, one batch after another, in double precision. Its gradient is worked out by hand:
 # nothing that is compared comes from torch but the optimizer's own step.

@@ -1,12 +1,12 @@
 """How many processes a training has, and which this one is, is read from conf/trainer and from who started them."""
 
 import pytest
-from project import Project
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.fingerprint import fingerprint
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import Project
 
 VARIABLES = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",

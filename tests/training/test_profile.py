@@ -1,11 +1,11 @@
 """Where a training's time goes is one choice away."""
 
 import pytest
-from project import Project
 from small_training import CPU, start
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.trainer import PROFILERS, TrainingSetup, fit
+from helpers.config_project import Project
 
 
 @pytest.mark.parametrize(("profiler", "told"), [("simple", "run_training_epoch"), ("pytorch", "Self CPU time total")])

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from project import Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training import callbacks
+from helpers.config_project import Project
 
 TRAIN = 90
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  (before a fixture says that there is no GPU)
 import pytest
-from project import Project
 
+from cifar_pipeline.stages.evaluate import evaluate
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.training.run_dir import RunDir
 from cifar_pipeline.utils.atomic import is_locked
 from cifar_pipeline.utils.errors import UserError
-from evaluate import evaluate
-from train import train
+from helpers.config_project import Project
 
 QUICK = ("data=digits", "trainer.batch_size=45", "trainer.max_epochs=1")
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from project import Ended, Project
 from small_training import start
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.trained_model import TrainedModel
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.trainer import TrainingSetup, fit
-from train import train
+from helpers.config_project import Ended, Project
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "runtime.accelerator=cpu", "runtime.threads=1")
 COMPILED = ("runtime.engine=block", "runtime.block_steps=1", "runtime.steps_per_chunk=5")

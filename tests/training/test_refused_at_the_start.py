@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from broken_files import cut_off, empty, flip_a_bit
-from project import ROOT, Project
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_model
+from cifar_pipeline.stages.evaluate import evaluate
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.utils.errors import UserError
-from evaluate import evaluate
-from train import train
+from helpers.config_project import ROOT, Project
 
 
 @pytest.mark.parametrize(

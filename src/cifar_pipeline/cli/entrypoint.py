@@ -24,7 +24,13 @@ from yaml import YAMLError
 
 from cifar_pipeline.cli.stage_inputs import begin
 from cifar_pipeline.config.compose import Stage, chosen_options, compose_config, is_sweep
-from cifar_pipeline.config.params import CONF, SWEEP_GROUPS, register_params, reject_invalid_group_overrides
+from cifar_pipeline.config.params import (
+    CONF,
+    SWEEP_GROUPS,
+    register_params,
+    reject_invalid_group_overrides,
+    reject_values_of_other_options,
+)
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import loaded_sources, variables
 from cifar_pipeline.config.validation import find_user_error, format_error
@@ -112,6 +118,7 @@ def _with_checks(stage: Stage) -> Stage:
         try:
             _setup_rank(config)
             _reject_sweep_only_groups()
+            reject_values_of_other_options(chosen_options())
             validate(config)
             begin(stage.__name__, config)
             status("Loading libraries")

@@ -7,7 +7,7 @@ The recipes of conf/experiment/ as they stand: what each is composed of, and wha
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_pipeline.config.params import CONF, register_params
+from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options
 from cifar_pipeline.config.source_files import IMAGE_PACKAGES, PACKAGES, loaded_sources, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.utils.atomic import atomic_write
@@ -35,9 +35,17 @@ def compose_config(overrides: list[str] | None = None) -> DictConfig:
     """The configuration that a stage gets when it is started with these overrides on its command line."""
     register_params()
     if GlobalHydra.instance().is_initialized():  # in a stage that Hydra has started
-        return compose("config", overrides=overrides or [])
+        return _composed(overrides or [])
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return compose("config", overrides=overrides or [])
+        return _composed(overrides or [])
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    config = compose("config", overrides=overrides, return_hydra_config=True)
+    reject_values_of_other_options({key: str(option) for key, option in config.hydra.runtime.choices.items()})
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def result_config(config: DictConfig) -> dict[str, Any]:
@@ -118,6 +126,8 @@ def chosen_options() -> dict[str, str]:
 # In the head of an experiment's file: the accuracy on the test part that it was made for.
 TARGET = re.compile(r"^#\s+Target:\s+([\d.]+) %", re.MULTILINE)
 
+NO_VAL = "data.val_fraction=0"
+
 
 @dataclass(frozen=True)
 class ExperimentRecipe:
@@ -129,16 +139,21 @@ class ExperimentRecipe:
     target: float | None
 
     @property
+    def has_val(self) -> bool:
+        """Whether the validation split is kept apart from the training."""
+        return NO_VAL not in self.overrides
+
+    @property
     def command(self) -> str:
         """What a person types to run it."""
         settings = [f"experiment={self.experiment}", *(f"++overrides.{override}" for override in self.overrides)]
         return " ".join(["dvc exp run", *(f"-S {setting}" for setting in settings)])
 
 
-def experiments(variants: Sequence[Sequence[str]]) -> Iterator[ExperimentRecipe]:
-    """Each experiment in each of the variants, which are overrides."""
+def experiments() -> Iterator[ExperimentRecipe]:
+    """Each experiment of conf/experiment/, as it is and trained on the train and validation splits together."""
     for path in sorted((CONF / "experiment").glob("*.yaml")):
         target = TARGET.search(path.read_text(encoding="utf-8"))
-        for overrides in variants:
+        for overrides in ((), (NO_VAL,)):
             values = result_config(compose_config([f"experiment={path.stem}", *overrides]))
-            yield ExperimentRecipe(path.stem, tuple(overrides), values, float(target[1]) if target else None)
+            yield ExperimentRecipe(path.stem, overrides, values, float(target[1]) if target else None)

@@ -19,6 +19,8 @@ PARAMS = Path("params.yaml")
 SWEEP_GROUPS = ("sweep", "launcher")
 # Groups that are no part of what a training is: `experiment` stands by itself.
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
+# Groups whose options have the same keys, so that an experiment's values suit each of them.
+SHARED_GROUPS = {"trainer", "data"}
 # What params.yaml gives a value itself.
 TOP_LEVEL_KEYS = ("seed", "image_dir")
 
@@ -113,6 +115,44 @@ def reject_invalid_group_overrides(arguments: list[str]) -> None:
         # No sweep and no launcher (null) may be chosen.
         if known and (option.startswith(nested) or (group not in SWEEP_GROUPS and value.fullmatch(option))):
             raise UserError(f"{told}: {CONF}/{group}/ has no file of this name; {suggest(option, options(group))}")
+
+
+def reject_values_of_other_options(chosen: Mapping[str, str]) -> None:
+    """Refuse an experiment's values for one option, such as Muon's learning rate, with another option of that group.
+
+    Args:
+        chosen: the option of each group, `experiment` among them.
+    """
+    experiment = chosen.get("experiment", "None")
+    if experiment in ("None", ""):
+        return
+    expected, keys = _experiment_values(experiment)
+    for group in sorted(set(keys) - SHARED_GROUPS):
+        if chosen.get(group) != expected[group]:
+            names = " and ".join(f"{group}.{key}" for key in keys[group])
+            raise UserError(
+                f"{group}={chosen.get(group)}: experiment={experiment} sets {names} for {group}={expected[group]}, "
+                f"which {chosen.get(group)} would be given too; choose another experiment, such as tutorial."
+            )
+
+
+def _experiment_values(name: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The option that an experiment chooses of each group, and the keys of it that the experiment gives values."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    chosen: dict[str, str] = {}
+    keys: dict[str, list[str]] = {}
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            parent, inherited = _experiment_values(entry)
+            chosen |= parent
+            keys |= inherited
+        elif isinstance(entry, dict):
+            chosen |= {key.removeprefix("override /"): option for key, option in entry.items()}
+    for group in groups():
+        if isinstance(content.get(group), dict):
+            keys[group] = [*keys.get(group, []), *(key for key in content[group] if key not in keys.get(group, []))]
+    return chosen, keys
 
 
 def options(group: str) -> list[str]:

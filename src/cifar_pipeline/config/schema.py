@@ -193,7 +193,10 @@ SCHEMA: dict[str, Constraint] = {
 }
 
 # Those that some options of a group have and others do without.
-OPTIONAL = {f"data.{name}" for name in ("root", "csv_file", "size", "resize_mode", "test_fraction", "max_unreadable", "max_megapixels")}
+OPTIONAL = {
+    f"data.{name}"
+    for name in ("root", "csv_file", "size", "resize_mode", "test_fraction", "max_unreadable", "max_megapixels")
+}
 
 
 def validate(config: DictConfig) -> None:

@@ -15,7 +15,12 @@ def no_augmentation(images: Tensor, generator: Generator, turns: Tensor) -> Tens
 
 
 def flip_crop(
-    images: Tensor, generator: Generator, turns: Tensor, flip: bool = True, padding: int = 4, alternating_flip: bool = False
+    images: Tensor,
+    generator: Generator,
+    turns: Tensor,
+    flip: bool = True,
+    padding: int = 4,
+    alternating_flip: bool = False,
 ) -> Tensor:
     """Mirror half of the images left to right and shift each by up to `padding` pixels either way.
 

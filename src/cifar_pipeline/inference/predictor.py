@@ -100,7 +100,9 @@ class Predictor:
             for batch, read in waiting:
                 yield from self._to_predictions(batch, read, top)
 
-    def _to_predictions(self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int) -> Iterator[Prediction]:
+    def _to_predictions(
+        self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int
+    ) -> Iterator[Prediction]:
         pictures = read.result()
         good = [image for image in pictures if not isinstance(image, str)]
         rankings = iter(self.ranking(np.stack(good), top) if good else [])

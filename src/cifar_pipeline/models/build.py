@@ -59,7 +59,7 @@ def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedMod
     for name, numbers in (("mean", mean), ("std", std)):
         if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
             raise UserError(
-                f"normalize.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
+                f"normalization.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
                 f"{channels} channels: write one number, or {channels}."
             )
     return NormalizedModel(net, mean, std)

@@ -38,9 +38,13 @@ class NormalizedModel(nn.Module):
         super().__init__()
         centre, spread = _per_channel(mean), _per_channel(std)
         if not bool((spread > 0).all()):
-            raise UserError(f"normalization.std={std} must be positive in every channel: write normalization=half or your own.")
+            raise UserError(
+                f"normalization.std={std} must be positive in every channel: write normalization=half or your own."
+            )
         if 1 not in (len(centre), len(spread)) and len(centre) != len(spread):
-            raise UserError(f"normalization.mean={mean} and normalization.std={std} must have as many numbers as each other.")
+            raise UserError(
+                f"normalization.mean={mean} and normalization.std={std} must have as many numbers as each other."
+            )
         self.net = net
         # (x / 255 - mean) / std as one multiplication and one addition: at batch 4 each operation's overhead counts.
         self.register_buffer("scale", (1 / (WHITE * spread)).to(torch.get_default_dtype()))

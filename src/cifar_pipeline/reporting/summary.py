@@ -6,25 +6,26 @@ What each recipe came to, over its seeds: a table for the terminal and for the R
 """
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 from cifar_pipeline.utils.text import escape_control
+
+if TYPE_CHECKING:
+    from cifar_pipeline.config.compose import ExperimentRecipe
+    from cifar_pipeline.tracking.registry import RegisteredVersion
+    from cifar_pipeline.tracking.runs import EvaluatedRun
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
@@ -137,20 +138,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-class RegisteredLike(Protocol):
-    """A registered version: NAME/NUMBER, what it is called besides, when it came, and the facts that stand on it."""
-
-    @property
-    def address(self) -> str: ...
-    @property
-    def aliases(self) -> Sequence[str]: ...
-    @property
-    def date(self) -> datetime: ...
-    @property
-    def facts(self) -> Mapping[str, str]: ...
+EXPERIMENT_HEADINGS = ["recipe", "test accuracy, mean ± standard deviation (seeds)", "target", "time", "on", "commit"]
 
 
-def print_versions(rows: Iterable[RegisteredLike]) -> None:
+def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
     """Print a row for each version: its accuracies, data, run and date; those with an alias in colour."""
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title="Accuracy of the registered models",
@@ -175,103 +166,27 @@ def _percent(accuracy: str | None) -> str:
     return f"{float(accuracy):.2%}" if accuracy else "-"
 
 
-# What stands around the table in a page, so that it can be replaced.
-BEGIN, END = "<!-- made by `make results` -->", "<!-- end of what `make results` made -->"
-HEADINGS = {
-    "en": ("recipe", "test accuracy, mean ± standard deviation (seeds)", "target", "time", "on", "commit"),
-    "zh": ("方案", "测试准确率，均值 ± 标准差（种子）", "目标", "时间", "硬件", "提交"),
-}
-REACHED = {"en": ("reached", "**missed**"), "zh": ("达到", "**未达到**")}
-NO_VAL = {"en": "trained on train and validation part", "zh": "用训练和验证两部分训练"}
+def experiments_table(measured: "Iterable[tuple[ExperimentRecipe, Sequence[EvaluatedRun]]]") -> str:
+    """Markdown table of experiments, worst first: each with its runs (one per seed) on one kind of hardware."""
+    rows = sorted(measured, key=lambda row: mean(run.accuracy for run in row[1]))
+    lines = [EXPERIMENT_HEADINGS, ["---"] * len(EXPERIMENT_HEADINGS), *(_experiment_row(*row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-class Training(Protocol):
-    """A training that was measured on the test part."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def accuracy(self) -> float: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def hardware(self) -> str: ...
-    @property
-    def commit(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Result:
-    """A recipe's trainings on one machine. `target` is the accuracy that it was made for, None where none was named."""
-
-    command: str
-    has_val: bool
-    target: float | None
-    trainings: Sequence[Training]
-
-    @property
-    def accuracy(self) -> float:
-        """The mean over the seeds."""
-        return mean(training.accuracy for training in self.trainings)
-
-    def cells(self, language: str) -> list[str]:
-        """A row, in the order of HEADINGS."""
-        ordered = sorted(self.trainings, key=lambda training: training.seed)
-        values = [100 * training.accuracy for training in ordered]
-        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        seeds = ", ".join(f"{training.seed}: {value:.2f}" for training, value in zip(ordered, values, strict=True))
-        target = ""
-        if self.target is not None:
-            target = f">= {self.target:g} %: {REACHED[language][round(mean(values), 2) < self.target]}"
-        return [
-            f"`{self.command}`" + ("" if self.has_val else f", {NO_VAL[language]}"),
-            f"{mean(values):.2f}{spread} % ({seeds})",
-            target,
-            format_duration(mean(training.seconds for training in ordered)),
-            ordered[-1].hardware,
-            ", ".join(dict.fromkeys(training.commit for training in ordered if training.commit)),
-        ]
-
-
-def print_results(results: Iterable[Result]) -> None:
-    """Print a row for each recipe and machine."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in HEADINGS["en"]:
-        table.add_column(heading, overflow="fold")
-    for result in results:
-        table.add_row(*(Text(escape_control(re.sub(r"[`*]", "", cell))) for cell in result.cells("en")))
-    stdout_console.print(table, soft_wrap=False)
-
-
-def write_results(results: Iterable[Result], page: Path, language: str) -> int:
-    """Replace the table between the marks of a page; returns how many of its rows are from before.
-
-    A recipe's row on a machine that none of `results` is about stays: it was measured elsewhere.
-
-    Raises:
-        Refusal: the page has no such marks.
-    """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{page} has no place for the table: put the lines {BEGIN} and {END} where it belongs.")
-    new = [result.cells(language) for result in results]
-    kept = [row for row in _table_rows(old) if _describe(row) not in map(_describe, new)]
-    rows = sorted([*new, *kept], key=lambda row: float(row[1].split()[0]))
-    lines = [HEADINGS[language], ["---"] * len(HEADINGS[language]), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    with atomic_write(page) as part:
-        part.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
-    return len(kept)
-
-
-def _table_rows(table: str) -> Iterator[list[str]]:
-    for line in table.splitlines():
-        cells = line.strip("| ").split(" | ")
-        if len(cells) == len(HEADINGS["en"]) and re.match(r"\d", cells[1]):
-            yield cells
-
-
-def _describe(row: list[str]) -> tuple[str, str]:
-    """The recipe's command and the machine."""
-    return row[0].partition("`,")[0].strip("`"), row[4]
+def _experiment_row(recipe: "ExperimentRecipe", runs: "Sequence[EvaluatedRun]") -> list[str]:
+    ordered = sorted(runs, key=lambda run: run.seed)
+    values = [100 * run.accuracy for run in ordered]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    seeds = ", ".join(f"{run.seed}: {value:.2f}" for run, value in zip(ordered, values, strict=True))
+    target = ""
+    if recipe.target is not None:
+        reached = round(mean(values), 2) >= recipe.target
+        target = f">= {recipe.target:g} %: {'reached' if reached else '**missed**'}"
+    return [
+        f"`{recipe.command}`" + ("" if recipe.has_val else ", trained on the train and validation splits"),
+        f"{mean(values):.2f}{spread} % ({seeds})",
+        target,
+        format_duration(mean(run.seconds for run in ordered)),
+        escape_control(ordered[-1].hardware),
+        ", ".join(dict.fromkeys(run.commit for run in ordered if run.commit)),
+    ]

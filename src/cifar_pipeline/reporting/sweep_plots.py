@@ -368,7 +368,9 @@ def sorted_values(values: Iterable[str]) -> list[str]:
 def _heading(comparison: Comparison, found: list[TrialGroup]) -> str:
     unit = " in %" if is_fraction(comparison.metric) else ""
     seeds = {len(group.members) for group in found}
-    over = f", mean ± standard deviation over {max(seeds)} seeds" if comparison.averages_seeds and max(seeds) > 1 else ""
+    over = (
+        f", mean ± standard deviation over {max(seeds)} seeds" if comparison.averages_seeds and max(seeds) > 1 else ""
+    )
     return f"{display_name(comparison.metric).capitalize()}{unit}{over}"
 
 

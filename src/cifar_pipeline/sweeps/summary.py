@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import is_params_key
+from cifar_pipeline.config.params import is_params_key, to_yaml_inline
 from cifar_pipeline.reporting.sweep_comparison import Comparison, winner
 from cifar_pipeline.reporting.sweep_report import print_comparison, write
 from cifar_pipeline.tracking.sweeps import (
@@ -31,7 +32,7 @@ NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep")
 
 
 def reproduce_command(record: TrialRecord) -> str:
-    """`dvc exp run -S ...` with the trial's choices; where there is no git, the same as an edit of params.yaml.
+    """`dvc exp run -S ...` with the trial's choices; where there is no git, the lines to write in params.yaml.
 
     The number of threads and the engine are named, because weights are equal bit for bit with the same only.
     """
@@ -44,14 +45,17 @@ def reproduce_command(record: TrialRecord) -> str:
     for key in ("threads", "engine"):
         used = record.run.data.tags.get(key, "auto")
         # Several one after the other, where the training was broken off, can't be asked for.
-        values[f"machine.{key}"] = "auto" if "," in used else used
+        values[f"runtime.{key}"] = "auto" if "," in used else used
     if is_in_repository():
         return shlex.join(
             ["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", dvc_override(*item)))]
         )
-    return (
-        shlex.join(["python", "src/choose.py", *(f"{key}={value}" for key, value in values.items())]) + " && dvc repro"
-    )
+    params = {key: value for key, value in values.items() if is_params_key(key)}
+    nested = [f"{key}={value}" for key, value in values.items() if not is_params_key(key)]
+    if nested:
+        params["overrides"] = to_yaml_inline(OmegaConf.to_container(OmegaConf.from_dotlist(nested)))
+    lines = "; ".join(f"{key}: {value}" for key, value in params.items())
+    return f"dvc repro, with these lines in params.yaml: {lines}"
 
 
 def dvc_override(key: str, value: str) -> str:

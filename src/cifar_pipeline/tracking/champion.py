@@ -163,7 +163,7 @@ class PromotionPolicy:
     @staticmethod
     def of(options: DictConfig, dataset: str) -> "PromotionPolicy":
         """The rule of conf/registry/; where that names no model, the data set's name is the model's, too."""
-        return PromotionPolicy(options.name or dataset, options.alias, options.margin)
+        return PromotionPolicy(options.name or dataset, options.alias, options.min_improvement)
 
     @property
     def champion(self) -> str:

@@ -52,7 +52,7 @@ def promote(candidate: Candidate, rule: PromotionPolicy, asked_for: bool) -> str
                 settle(client, rule, str(champion.version), claims)
             return f"{what} is the champion already."
         if version.tags.get(ROLLED_BACK) and not asked_for:
-            return f"{what} was sent back: `python src/promote.py {candidate.run_id}` lets it compete again."
+            return f"{what} was sent back: `python src/registry.py promote {candidate.run_id}` lets it compete again."
         reason = rejection_reason(version, champion, rule)
         if reason:
             return f"{what} {'is registered' if new else 'stays as it is'}: {reason}"
@@ -75,13 +75,13 @@ def roll_back(rule: PromotionPolicy) -> str:
         champion = find_champion(client, rule)
         if champion is None:
             raise UserError(
-                f"{rule.name} has no {rule.alias}: `python src/promote.py` makes one of the pipeline's model."
+                f"{rule.name} has no {rule.alias}: `python src/registry.py promote` makes one of the pipeline's model."
             )
         former = find_version(client, rule.name, champion.tags.get(PREVIOUS, ""))
         if former is None:
             raise UserError(
                 f"There was no {rule.alias} of {rule.name} before version {champion.version}: `make models` lists what "
-                "there is, `python src/promote.py RUN` lets another one compete."
+                "there is, `python src/registry.py promote RUN` lets another one compete."
             )
         # The tag first: who promotes at the same time does not bring it back.
         client.set_model_version_tag(rule.name, champion.version, ROLLED_BACK, now())

@@ -121,7 +121,9 @@ def training_run(
     if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
         found = None  # Another workspace is at the same training.
     close_stale_runs(client, experiment, fingerprint, found.info.run_id if found else "")
-    run_id = found.info.run_id if found else _create(client, experiment, fingerprint, name, config, dataset, rerun, point)
+    run_id = (
+        found.info.run_id if found else _create(client, experiment, fingerprint, name, config, dataset, rerun, point)
+    )
     if point:
         record_trial(point, run_id)
         if point.rerun:

@@ -190,7 +190,10 @@ class EpochHistory(Callback):
         pl_module.check_finite_loss()
         seconds = self.train_seconds or time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1.0}
-        train_sums, val_sums = pl_module.all_reduce_metrics(pl_module.train_sums), pl_module.all_reduce_metrics(pl_module.val_sums)
+        train_sums, val_sums = (
+            pl_module.all_reduce_metrics(pl_module.train_sums),
+            pl_module.all_reduce_metrics(pl_module.val_sums),
+        )
         row |= {f"train/{key}": value for key, value in train_sums.compute().items()}
         if val_sums.images:
             row |= {f"val/{key}": value for key, value in val_sums.compute().items()}

@@ -149,7 +149,7 @@ def _to_be_started(strategy: str, asked: tuple[Any, Any], gpus: int) -> Distribu
     """The first of the processes on this machine, which starts the others."""
     if asked[1] not in ("auto", 1):
         raise UserError(
-            f"trainer.num_nodes={asked[1]}: processes on other machines are started by {LAUNCHER_VARIABLES} (docs/scale.md)."
+            f"trainer.num_nodes={asked[1]}: processes on other machines are started by {LAUNCHER_VARIABLES} (docs/scaling.md)."
         )
     here = (gpus or 1) if asked[0] == "auto" else int(asked[0])
     if gpus and here > gpus:

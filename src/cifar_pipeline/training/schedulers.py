@@ -46,7 +46,9 @@ def one_cycle(step: int, steps: int, *, warmup_fraction: float, initial_factor: 
     rise = _warmup_steps(steps, warmup_fraction)
     _reject_negative("final_factor", final_factor)
     if not initial_factor > 0:
-        raise UserError(f"scheduler.initial_factor={initial_factor} must be positive: the first step would change nothing.")
+        raise UserError(
+            f"scheduler.initial_factor={initial_factor} must be positive: the first step would change nothing."
+        )
     if step < rise:
         return initial_factor + (1 - initial_factor) * step / rise
     return 1 + (final_factor - 1) * _progress(step, rise, steps)
@@ -55,7 +57,9 @@ def one_cycle(step: int, steps: int, *, warmup_fraction: float, initial_factor: 
 def _warmup_steps(steps: int, warmup_fraction: float) -> int:
     """How many steps the rise takes."""
     if not 0 <= warmup_fraction <= 1:
-        raise UserError(f"scheduler.warmup_fraction={warmup_fraction} must be between 0 and 1: it is a fraction of all steps.")
+        raise UserError(
+            f"scheduler.warmup_fraction={warmup_fraction} must be between 0 and 1: it is a fraction of all steps."
+        )
     return round(warmup_fraction * steps)
 
 

@@ -244,7 +244,9 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -
     seed_everything(config.seed, verbose=False)
     kind: Callable[..., Classifier] = Classifier
     if engine.is_compiled:
-        kind = partial(CompiledClassifier, steps_per_block=engine.steps_per_block, steps_per_chunk=engine.steps_per_chunk)
+        kind = partial(
+            CompiledClassifier, steps_per_block=engine.steps_per_block, steps_per_chunk=engine.steps_per_chunk
+        )
     return kind(
         build_model(config, dataset),
         build_loss(config.loss, dataset),

@@ -33,7 +33,9 @@ class StochasticWeightAveraging(WeightAveraging):
 
     def __init__(self, start_fraction: float) -> None:
         if not 0 <= start_fraction < 1:
-            raise UserError(f"weight_averaging.start_fraction={start_fraction} must be at least 0 and below 1: it is a fraction of all steps.")
+            raise UserError(
+                f"weight_averaging.start_fraction={start_fraction} must be at least 0 and below 1: it is a fraction of all steps."
+            )
         super().__init__()
         self.start_fraction = start_fraction
         self.first_step = 0
@@ -46,4 +48,3 @@ class StochasticWeightAveraging(WeightAveraging):
         if step_idx is not None and step_idx <= self.first_step and self._average_model is not None:
             self._average_model.n_averaged.zero_()
         return step_idx is not None
-

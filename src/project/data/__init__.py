@@ -1,1 +1,0 @@
-"""Your own data sources, named in conf/ by `_target_: project.data...`."""

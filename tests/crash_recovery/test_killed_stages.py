@@ -1,0 +1,82 @@
+"""The other stages, killed wherever, leave the old result or the new one."""
+
+import pytest
+from torture import KILLED, Moment, start
+
+from cifar_pipeline.data.dataset import Dataset
+from helpers.dir_snapshot import content_of
+
+
+def killed(workspace, kind, number, script, *arguments):
+    ended = start(workspace, Moment(kind, number), script, *arguments)
+    assert ended.code == KILLED, ended.said
+
+
+@pytest.fixture(scope="module")
+def evaluated(origin, tmp_path_factory):
+    """A workspace with a short training and its reports."""
+    workspace = origin.copy(tmp_path_factory.mktemp("evaluated") / "copy")
+    workspace.train("experiment=debug")
+    workspace.run("python", "src/evaluate.py")
+    return workspace
+
+
+def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
+    processed = copy.root / "data" / "processed"
+    before = content_of(processed)
+    killed(copy, "array", 4, "preprocess", "data.val_fraction=0.3")
+    assert content_of(processed) == before
+
+    copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
+    Dataset.open(processed).verify()
+    assert content_of(processed) != before
+    assert [path.name for path in processed.parent.glob(".processed.*")] == [".processed.lock"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["raw array", "unexchanged", "exchanged"])
+def test_download_leaves_what_was_there_or_all_of_the_new(copy, kind):
+    raw = copy.root / "data" / "raw"
+    new = content_of(raw)
+    (raw / "digits" / "labels.npy").unlink()
+    old = content_of(raw)
+    killed(copy, kind, 1, "download")
+    assert content_of(raw) == (new if kind == "exchanged" else old)
+    copy.run("python", "src/download.py")
+    assert content_of(raw) == new
+
+
+@pytest.mark.long
+def test_preprocess_leaves_the_old_data_or_the_new(copy):
+    processed = copy.root / "data" / "processed"
+    before = content_of(processed)
+    killed(copy, "unexchanged", 1, "preprocess", "data.val_fraction=0.3")
+    assert content_of(processed) == before
+    killed(copy, "exchanged", 1, "preprocess", "data.val_fraction=0.3")
+    killed_at = content_of(processed)
+    Dataset.open(processed).verify()
+    copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
+    assert content_of(processed) == killed_at != before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "number"), [("figure", 1), ("figure", 3), ("unexchanged", 1)])
+def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
+    reports = evaluated.root / "reports"
+    before = content_of(reports)
+    killed(evaluated, kind, number, "evaluate", "evaluation.num_error_images=5")
+    assert content_of(reports) == before
+
+
+@pytest.mark.long
+def test_evaluate_killed_after_the_exchange_leaves_all_of_the_new_reports(evaluated):
+    reports = evaluated.root / "reports"
+    before = content_of(reports)
+    killed(evaluated, "exchanged", 1, "evaluate", "evaluation.num_error_images=5")
+    after = content_of(reports)
+    assert after.keys() == before.keys()
+    changed = {path for path in after if after[path] != before[path]}
+    assert changed >= {"mistakes.png", "report.html", "timing.json"} and "history.csv" not in changed
+    evaluated.run("python", "src/evaluate.py", "evaluation.num_error_images=5")
+    now = content_of(reports)
+    assert {path for path in now if now[path] != after[path]} <= {"timing.json", "report.html"}

@@ -1,0 +1,29 @@
+"""Outputs that are links and mount points: a stage ends as it would anywhere else, and they are what they were."""
+
+from helpers.dir_snapshot import content_of
+from helpers.mounts import OWN_MOUNTS, needs_mounts
+from helpers.workspace import sentences
+
+
+@needs_mounts
+def test_a_stage_fills_a_mounted_folder_and_one_behind_a_link(copy, tmp_path):
+    processed = copy.root / "data" / "processed"
+    before = content_of(processed)
+    (copy.root / "reports").rename(tmp_path / "elsewhere")
+    (copy.root / "reports").symlink_to(tmp_path / "elsewhere")
+    # A file that is no longer made goes, in a mounted folder too.
+    mounted = "mount -t tmpfs none data/processed && touch data/processed/of-before"
+    stage, kept = "python src/preprocess.py", "mountpoint data/processed && cp -r data/processed kept"
+    said = copy.run(*OWN_MOUNTS, "sh", "-c", f"{mounted} && {stage} && {kept}")
+    assert "is a mountpoint" in said
+    assert content_of(copy.root / "kept") == before
+    assert (copy.root / "reports").is_symlink() and (tmp_path / "elsewhere" / "samples.png").is_file()
+
+
+def test_a_file_where_a_folder_goes_is_refused_before_training(copy):
+    (copy.root / "models").rename(copy.root / "away")
+    (copy.root / "models").write_text("of somebody")
+    runs = len(copy.runs())
+    (sentence,) = sentences(copy.train("seed=1", code=2))
+    assert "models is a file, and a folder goes there" in sentence
+    assert len(copy.runs()) == runs and copy.read("models") == "of somebody"

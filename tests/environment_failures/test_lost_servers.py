@@ -1,0 +1,92 @@
+"""An MLflow server that doesn't answer costs seconds, one that is lost costs no training and no metric."""
+
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from helpers.servers import mlflow_server
+from helpers.workspace import logged_steps
+
+EPOCHS = 6
+SECONDS = 60
+SENTENCE = "MLflow's server at {} doesn't answer"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The port of an MLflow server."""
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", workers=1) as port:
+        yield port
+
+
+class Way:
+    """The way to a server, which can be cut: after that nobody listens at its port."""
+
+    def __init__(self, to, port=0):
+        self.to, self.sockets = to, []
+        self.listening = socket.create_server(("127.0.0.1", port))
+        self.port = self.listening.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                near = self.listening.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self.to))
+            except OSError:
+                return
+            self.sockets += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def cut(self):
+        for end in (self.listening, *self.sockets):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def pump(source, target):
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_a_server_that_refuses_is_told_in_seconds_and_before_training(copy):
+    nowhere = "http://127.0.0.1:9"
+    began = time.monotonic()
+    said = copy.run("env", f"MLFLOW_TRACKING_URI={nowhere}", "python", "src/train.py", "seed=1", code=1)
+    assert time.monotonic() - began < SECONDS
+    assert said.splitlines()[-1].startswith(SENTENCE.format(nowhere))
+    assert "Traceback" not in said and "epoch 1/" not in said
+
+
+@pytest.mark.long
+def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_back(copy, server):
+    way = Way(server)
+    uri = f"http://127.0.0.1:{way.port}"
+    words = ["env", f"MLFLOW_TRACKING_URI={uri}", "python", "src/train.py", "loss=slow", f"trainer.max_epochs={EPOCHS}"]
+    training = copy.start(*words)
+    training.wait_for(f"epoch 1/{EPOCHS}")
+    way.cut()
+    said = training.end(code=1)
+    assert f"epoch {EPOCHS}/{EPOCHS}" in said and "Traceback" not in said
+    assert said.splitlines()[-1].startswith(SENTENCE.format(uri))
+
+    back = Way(server, way.port)
+    said = copy.run(*words)
+    assert "has finished before: its weights are taken" in said and "epoch" not in said
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
+    assert run.info.status == "FINISHED"
+    for key in ("train/loss", "val/accuracy", "lr"):
+        assert logged_steps(client, run.info.run_id, key) == list(range(1, EPOCHS + 1))
+    assert [model.model_id for model in run.outputs.model_outputs]
+    back.cut()
+    mlflow.set_tracking_uri(None)

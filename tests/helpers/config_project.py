@@ -1,0 +1,110 @@
+"""A copy of the project's configuration that a test may break, and its stages started in this process."""
+
+import contextlib
+import io
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_pipeline.cli.entrypoint import run_script, run_stage
+from cifar_pipeline.config.compose import Stage, compose_config
+from cifar_pipeline.sweeps import job
+from cifar_pipeline.utils import console
+from helpers.source_tree import ROOT
+
+
+def options_of(group: str, own: bool = False) -> list[str]:
+    """The options of conf/`group`, each new file without a new line in a test.
+
+    Those of their `own` are no other option with other values.
+    """
+    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+    return [file.stem for file in files if not own or "defaults" not in OmegaConf.load(file)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a stage ended: its exit code, and what it printed."""
+
+    code: Any
+    out: str
+    err: str
+
+    def assert_refused(self, *fragments: str) -> None:
+        """Exit code 2, and on standard error exactly one sentence, which says all of this; AssertionError if not."""
+        assert (self.code, self.out) == (2, "")
+        assert self.err.count("\n") == 1, self.err
+        for fragment in fragments:
+            assert fragment in self.err
+        for noise in ("Traceback", "Error executing job", "HYDRA_FULL_ERROR", "hydra.cc", "_target_: "):
+            assert noise not in self.err
+        assert self.err.rstrip()[-1] in ".?"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of conf/ and params.yaml in a folder of its own, which is the working directory."""
+
+    folder: Path
+
+    @staticmethod
+    def made(folder: Path) -> "Project":
+        """The project's configuration as it stands, copied to `folder`."""
+        shutil.copytree(ROOT / "conf", folder / "conf")
+        shutil.copy(ROOT / "params.yaml", folder)
+        return Project(folder)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace `old`, which must be there, by `new`."""
+        text = (self.folder / path).read_text()
+        assert old in text, f"{path} has no {old!r}"
+        (self.folder / path).write_text(text.replace(old, new, 1))
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def compose(self, *overrides: str) -> DictConfig:
+        """The configuration that a stage gets with these overrides on its command line."""
+        return compose_config(list(overrides))
+
+    def start(self, stage: Stage, *arguments: str) -> Ended:
+        """Start `stage` as its script does, in this process."""
+        return started(stage, run_stage, arguments)
+
+
+def run(script: Callable[[], Any], *arguments: object, listed: str = "", seconds: float = 600) -> Ended:
+    """Run a script beside the pipeline, in this process; `listed` stands on its standard input.
+
+    What takes more than so many `seconds` says how far it is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+        return started(script, run_script, [str(argument) for argument in arguments], seconds)
+
+
+def started(
+    main: Callable[..., Any], runner: Callable[[Any], None], arguments: Sequence[str], seconds: float = 600
+) -> Ended:
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
+        for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
+            patch.setenv(name, "")
+        # A sweep's last point would stay that of the next test's training in this process.
+        for name in ("_point", "_basis"):
+            patch.setattr(job, name, None)
+        # What is said on a busy machine only would change what is compared.
+        patch.setattr(console, "STATUS_DELAY", seconds)
+        try:
+            runner(main)
+        except SystemExit as end:
+            code = end.code
+    return Ended(code, out.getvalue(), err.getvalue())

@@ -1,0 +1,101 @@
+"""What `evaluate` measures is the file's answers, or those of a GPU that the file is shown to agree with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from small_model import images, network
+
+from cifar_pipeline.inference import predictor as predictor_module
+from cifar_pipeline.inference.onnx_session import CPU, CUDA, OnnxSession
+from cifar_pipeline.inference.predictor import (
+    Predictor,
+    compute_on_gpu,
+    compute_outputs,
+    gpu_for_torch,
+    require_same_outputs,
+)
+from cifar_pipeline.utils.errors import UserError
+
+
+@pytest.fixture
+def predictor(exported: Path) -> Predictor:
+    return Predictor.open(exported)
+
+
+def altered() -> torch.nn.Module:
+    """The network with one weight that is another."""
+    net = network()
+    with torch.no_grad():
+        net.net.fc3.bias[3] += 0.1  # type: ignore[operator,union-attr,index]
+    return net
+
+
+def nothing(amount: float) -> None:
+    pass
+
+
+def test_without_a_gpu_the_file_is_measured_and_no_network_is_made(predictor: Predictor) -> None:
+    def never() -> torch.nn.Module:
+        raise AssertionError
+
+    device, logits, probabilities = compute_outputs(predictor, images(5), 2, nothing, "cpu", never)
+    assert device == "cpu, 1 thread" and logits.shape == (5, 10)
+    np.testing.assert_array_equal(probabilities, predictor.probabilities(images(5), 2))
+
+
+def test_a_gpu_is_for_torch_where_onnx_runtime_can_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [gpu_for_torch(name) for name in ("cuda", "gpu", "cpu", "mps")] == [True, True, False, False]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    assert not gpu_for_torch("cuda")
+
+
+def test_what_a_gpu_answers_is_reported_once_the_file_answers_the_same(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that torch calls `cpu` stands for the GPU."""
+    told: list[float] = []
+    monkeypatch.setattr(predictor_module, "gpu_for_torch", lambda accelerator: True)
+    monkeypatch.setattr(predictor_module, "compute_on_gpu", lambda *given: compute_on_gpu(*given[:-1], "cpu"))
+    device, logits, probabilities = compute_outputs(predictor, images(7), 3, told.append, "auto", network)
+    assert device == "cpu, by torch" and sum(told) == 7
+    expected = predictor.session.predict(images(7), 7)
+    np.testing.assert_allclose(logits, expected[0], atol=1e-5)
+    np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
+    with pytest.raises(UserError, match=r"model\.onnx answers differently from its weights on the GPU .* by 0\.0\d"):
+        compute_outputs(predictor, images(7), 3, told.append, "auto", altered)
+
+
+def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor: Predictor, exported: Path) -> None:
+    def way(logits: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logits, 1)
+
+    expected = predictor.probabilities(images(3))
+    require_same_outputs(network().eval(), way, images(3), expected, exported)
+    require_same_outputs(altered().eval(), way, images(0), expected[:0], exported)
+    with pytest.raises(UserError, match="answers differently from the network that conf/ and params.yaml describe"):
+        require_same_outputs(altered().eval(), way, images(3), expected, exported)
+
+
+@pytest.mark.parametrize(("works", "device"), [(True, "cuda"), (False, "cpu, 2 threads")])
+def test_a_provider_for_gpus_is_used_where_there_is_one_and_said(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, works: bool, device: str
+) -> None:
+    asked: list[Any] = []
+
+    class Fake:
+        def __init__(self, *_: Any, providers: list[str], **__: Any) -> None:
+            asked.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return [CUDA, CPU] if works else [CPU]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
+    assert OnnxSession.open(exported, threads=2).device == device
+    OnnxSession.open(exported, threads=2, accelerator="cpu")
+    assert asked == [[CUDA, CPU], [CPU]]

@@ -1,0 +1,80 @@
+"""A trial that fails stops nobody, and everyone is told why it failed."""
+
+from dataclasses import dataclass
+
+import pytest
+from mlflow.entities import Run
+from sweep_runs import artifact, children, folder, rows, the_sweep, trained
+
+from helpers.workspace import Workspace
+
+SWEEP = ("-m", "loss=cross_entropy,raising", "optimizer.lr=0.001,1e9,-1", "trainer.max_epochs=1")
+DIVERGED = "The loss is no finite number any more in epoch 1 (learning rate 1e+09): write a smaller optimizer.lr"
+REFUSED = "optimizer.lr=-1 is not allowed; it must be a number above 0."
+
+
+@dataclass(frozen=True)
+class Failed:
+    workspace: Workspace
+    said: str
+    sweep: Run
+    jobs: list[Run]
+    kept: str
+
+
+def scenario_failing(workspace: Workspace) -> Failed:
+    said = workspace.train(*SWEEP, code=1)
+    sweep = the_sweep(workspace)
+    jobs, kept = children(workspace, sweep), artifact(workspace, sweep, "comparison.md").decode()
+    return Failed(workspace, said, sweep, jobs, kept)
+
+
+def test_the_trials_beside_a_failing_one_go_on(outcome):
+    failed = outcome(scenario_failing)
+    assert [job.info.status for job in failed.jobs] == ["FINISHED"] + 5 * ["FAILED"]
+    assert failed.sweep.info.status == "FAILED"
+    assert "[0] epoch 1/1" in failed.said and "[5] trial 6 of 6: loss=raising optimizer.lr=-1" in failed.said
+
+
+def test_each_failed_trial_is_named_with_its_reason(outcome):
+    failed = outcome(scenario_failing)
+    _, diverged, refused, raised, *_ = failed.jobs
+    path = f"{folder(failed.said)}/3/error.txt"
+    raising = f"LookupError: no such label (the traceback: {failed.workspace.root / path})"
+    reasons = {"1": DIVERGED, "2": REFUSED, "3": raising}
+    for number, reason in reasons.items():
+        assert f"[{number}] {reason}" in failed.said
+    for job, reason in zip((diverged, refused, raised), reasons.values(), strict=True):
+        assert job.data.tags["failure"].startswith(reason)
+        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.said
+        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.kept
+    assert refused.info.run_name == "loss=cross_entropy optimizer.lr=-1"
+    assert "own.py" in failed.workspace.read(path) and "LookupError" in failed.workspace.read(path)
+    assert "Traceback" not in failed.said
+
+
+def test_the_good_trial_of_a_failed_sweep_is_still_the_choice(outcome):
+    failed = outcome(scenario_failing)
+    assert "To make debug-sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
+
+
+def scenario_mended(workspace: Workspace) -> tuple[Failed, str]:
+    failed = scenario_failing(workspace)
+    workspace.edit("src/own.py", 'raise LookupError("no such\\n  label")', "return cross_entropy(logits, labels)")
+    return failed, workspace.train(*SWEEP, code=1)
+
+
+@pytest.mark.long
+def test_a_failed_sweep_typed_again_tries_the_failed_trials_again(outcome):
+    failed, again = outcome(scenario_mended)
+    assert "[0] finished before" in again and trained(again) == [3]
+    assert all(f"[{number}] {DIVERGED}" in again for number in (1, 4))
+    sweep = the_sweep(failed.workspace)
+    assert sweep.info.run_id == failed.sweep.info.run_id
+    table = rows(failed.workspace, sweep)
+    assert [row["status"] for row in table] == ["FINISHED", "FAILED", "FAILED", "FINISHED", "FAILED", "FAILED"]
+    assert table[3]["reason"] == "" and table[1]["reason"].startswith(DIVERGED)
+    # A trial has one run, however often it fails.
+    jobs = children(failed.workspace, sweep)
+    assert len(jobs) == 6 and {job.info.run_id for job in jobs} == {row["run_id"] for row in table}
+    assert "failure" not in next(job for job in jobs if job.info.run_id == table[3]["run_id"]).data.tags

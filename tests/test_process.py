@@ -1,0 +1,124 @@
+"""SIGTERM and Ctrl-C end a command within five seconds, whatever its threads are blocked in."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+
+import psutil
+import pytest
+
+from cifar_pipeline.utils.process import UNCLEAN
+from helpers.source_tree import SRC
+from helpers.workspace import sentences
+
+SECONDS = 5
+START = """
+import ctypes, os, signal, sqlite3, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
+from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.utils.atomic import only_one
+
+def blocked():
+    # A mutex that this thread holds already: no signal interrupts it.
+    mutex = ctypes.create_string_buffer(128)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+def read_fifo(_):
+    open("fifo").read()
+
+def main():
+    print("ready", flush=True)
+"""
+# What a command does when it is stopped, and whether it can end in order.
+PHASES = {
+    "in Python": ("while True: time.sleep(0.01)", True),
+    "waiting for a lock": ("with only_one(Path('held')): pass", True),
+    "in a library's code": ("blocked()", False),
+    "waiting for a database": ("sqlite3.connect('held.db', timeout=300).execute('BEGIN IMMEDIATE')", False),
+    "with threads that read a pipe": ("with ThreadPoolExecutor(2) as pool: list(pool.map(read_fifo, range(4)))", False),
+    "with a thread that is not waited for": ("threading.Thread(target=blocked).start(); time.sleep(300)", False),
+    "ending": ("try: time.sleep(300)\n    finally: blocked()", False),
+    "with a process": ("subprocess.Popen(['sleep', '300']); blocked()", False),
+}
+
+
+@contextmanager
+def all_held(folder):
+    """A lock and a database that somebody holds, and a pipe that nobody writes into."""
+    os.mkfifo(folder / "fifo")
+    code = "from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\nwith only_one(Path('held')): input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(SRC)}, stdin=subprocess.PIPE
+    )
+    try:
+        with closing(sqlite3.connect(folder / "held.db", isolation_level=None)) as database:
+            database.execute("CREATE TABLE t (x)")
+            database.execute("BEGIN EXCLUSIVE")
+            while not (folder / ".held.lock").exists():
+                time.sleep(0.05)
+            yield
+    finally:
+        holder.communicate(b"\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither SIGTERM nor FIFOs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_within_five_seconds_in_every_phase(tmp_path, number):
+    started, ended = {}, {}
+    with all_held(tmp_path):
+        for phase, (code, _) in PHASES.items():
+            source = f"{START}    {code}\nrun_script(main)"
+            environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
+            started[phase] = subprocess.Popen(
+                [sys.executable, "-c", source],
+                cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        for process in started.values():
+            assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        children = [child for process in started.values() for child in psutil.Process(process.pid).children()]
+        assert len(children) == 1
+        for process in started.values():
+            process.send_signal(number)
+        sent = time.monotonic()
+        try:
+            for phase, process in started.items():
+                said = process.communicate(timeout=max(0.1, sent + SECONDS - time.monotonic()))[1]
+                ended[phase] = process.returncode, said
+        finally:
+            for process in started.values():
+                process.kill()
+    for phase, (_, is_clean) in PHASES.items():
+        code, said = ended[phase]
+        assert code == 128 + number, f"{phase}: {code}, {said}"
+        (sentence,) = sentences(said)
+        assert sentence in ("Stopped.", UNCLEAN.strip()), f"{phase}: {said}"
+        assert not is_clean or sentence == "Stopped.", f"{phase}: {said}"
+    assert sentences(ended["ending"][1]) == [UNCLEAN.strip()]
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_signal_to_a_forked_process_is_none_to_the_one_that_forked_it():
+    code = """
+import os, signal, time
+from cifar_pipeline import interruption
+interruption.SECONDS_TO_END = 0.5
+interruption.listen()
+child = os.fork()
+if not child:
+    time.sleep(60)
+time.sleep(0.3)
+os.kill(child, signal.SIGTERM)
+os.waitpid(child, 0)
+time.sleep(1)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, timeout=30, capture_output=True)
+    assert ended.returncode == 0

@@ -1,0 +1,45 @@
+"""Every option of every group that a training reads trains for two steps, as `train` builds it."""
+
+import math
+
+import pytest
+import torch
+from small_training import batch_limit, start
+
+from cifar_pipeline.data.dataset import Dataset
+from helpers.config_project import Project, options_of
+
+GROUPS = (
+    "model",
+    "optimizer",
+    "loss",
+    "scheduler",
+    "augmentation",
+    "average",
+    "normalization",
+    "precision",
+    "trainer",
+    "tta",
+    "experiment",
+)
+OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_trains_for_two_steps(project: Project, digits: Dataset, option: str) -> None:
+    few = ("trainer.batch_size=2", "trainer.eval_batch_size=2", "trainer.max_epochs=1")
+    config = project.compose(option, *batch_limit(2), *few)
+    if option.startswith("experiment="):
+        # What is in bfloat16 takes a processor without it a minute: precision=bf16 and optimizer=muon try it on LeNet.
+        config.precision.cpu = "32-true"
+        config.optimizer.update({"iterations": 1} if "iterations" in config.optimizer else {})
+    if config.optimizer.get("full_batch"):
+        config.trainer.max_epochs = 2  # a step is an epoch
+    training = start(project, config, digits)
+    before = {name: value.clone() for name, value in training.module.state_dict().items() if "conv" in name}
+    rows = training.run().rows
+    assert training.steps == 2
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    for name, value in training.module.state_dict().items():
+        if name in before:
+            assert not torch.equal(value, before[name]), name
