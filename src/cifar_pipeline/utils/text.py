@@ -158,12 +158,22 @@ def print_traceback(error: BaseException) -> None:
     print(redact_and_escape("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
+def one_line(text: object) -> str:
+    """Join the lines of a text, or of an error's message, with single spaces between words."""
+    return " ".join(str(text).split())
+
+
+def percent(fraction: float, digits: int = 2, space: str = " ") -> str:
+    """Format a fraction as a percentage: `93.21 %`."""
+    return f"{100 * fraction:.{digits}f}{space}%"
+
+
 def flatten_dict(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """What lies at the ends of nested mappings, under names as they are written on a command line: `optimizer.lr`."""
-    found: dict[str, Any] = {}
+    """Flatten nested mappings; keys are joined as on a command line: `optimizer.lr`."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}{separator}{inner}": end for inner, end in flatten_dict(value, separator).items()}
+            flat |= {f"{key}{separator}{name}": leaf for name, leaf in flatten_dict(value, separator).items()}
         else:
-            found[str(key)] = value
-    return found
+            flat[str(key)] = value
+    return flat
