@@ -1,4 +1,4 @@
-"""Write what is made of conf/ for its readers: docs/configuration.md, and schema/ for editors. `make docs` calls it."""
+"""Generate docs/configuration.md and the JSON schemas of schema/ from conf/: `make docs`."""
 
 import argparse
 import json
@@ -14,23 +14,25 @@ CONF, PAGE, SCHEMA_DIR = Path("conf"), Path("docs/configuration.md"), Path("sche
 
 
 def documents() -> dict[Path, str]:
-    """The content of each file, by its path."""
-    made = {SCHEMA_DIR / f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas(CONF).items()}
-    return {PAGE: render_page(CONF, PAGE.parent), **made}
+    """Return the content of each generated file by its path."""
+    json_schemas = {
+        SCHEMA_DIR / f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas(CONF).items()
+    }
+    return {PAGE: render_page(CONF, PAGE.parent), **json_schemas}
 
 
-def document() -> None:
+def build_docs() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".").parse_args()
-    made = documents()
-    for path in made:
+    generated = documents()
+    for path in generated:
         require_writable(path, is_file=True)
-    for path, text in made.items():
-        with atomic_write(path) as part:
-            part.write_text(text, encoding="utf-8", newline="\n")
-    for path in set(SCHEMA_DIR.glob("*.json")) - set(made):
+    for path, text in generated.items():
+        with atomic_write(path) as tmp:
+            tmp.write_text(text, encoding="utf-8", newline="\n")
+    for path in set(SCHEMA_DIR.glob("*.json")) - set(generated):
         path.unlink()
-    info(f"{PAGE} and {len(made) - 1} files of {SCHEMA_DIR}/ are as conf/ says.")
+    info(f"Wrote {PAGE} and {len(generated) - 1} JSON schemas in {SCHEMA_DIR}/.")
 
 
 if __name__ == "__main__":
-    run_script(document)
+    run_script(build_docs)

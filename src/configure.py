@@ -1,6 +1,6 @@
-"""Stage `configure`: conf/ and params.yaml become composed.yaml, whose keys the other stages depend on.
+"""Compose the configuration (DVC stage `configure`): conf/ and params.yaml -> composed.yaml.
 
-What is wrong in them is refused here, before any work is done.
+The other stages depend on its keys. Mistakes in the configuration are reported here, before any work.
 """
 
 from pathlib import Path

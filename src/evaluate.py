@@ -1,4 +1,4 @@
-"""Evaluate the model on the test split (DVC stage `evaluate`): models/ -> reports/ and the run that `train` made."""
+"""Evaluate the model on the test split (DVC stage `evaluate`): models/ -> reports/ and the MLflow run of `train`."""
 
 from omegaconf import DictConfig
 
@@ -6,7 +6,7 @@ from cifar_pipeline.cli.entrypoint import run_stage
 
 
 def evaluate(config: DictConfig) -> None:
-    # Imported here, because `--cfg job`, completion and a refused value should answer at once.
+    # Imported here, so that `--cfg job`, completion and invalid values do not wait for it.
     from cifar_pipeline.stages.evaluate import evaluate
 
     evaluate(config)

@@ -1,6 +1,6 @@
-"""Stage preprocess: reads data/raw, writes data/processed (arrays and dataset.json) and reports/samples.png.
+"""Split the images and write them as arrays (DVC stage `preprocess`): data/raw -> data/processed.
 
-And reports/skipped.csv: each file that was not taken, with the reason.
+Also writes reports/samples.png, and reports/skipped.csv: each file that was skipped, with the reason.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ SAMPLES, SKIPPED = Path("reports/samples.png"), Path("reports/skipped.csv")
 
 
 def preprocess(config: DictConfig) -> None:
-    """Part the images into train, val and test, and show ten of every class."""
+    """Split the images into train, val and test, and draw ten of every class."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.cli.stage_inputs import require_unchanged, state_of, watch
+    from cifar_pipeline.cli.stage_inputs import hash_stats, require_unchanged, watch
     from cifar_pipeline.data.dataset import Dataset, dataset_config, effective_dataset_config
     from cifar_pipeline.data.preprocessing import require_usable, train_val_split, write_dataset
     from cifar_pipeline.data.sources.base import available_source
@@ -32,37 +32,38 @@ def preprocess(config: DictConfig) -> None:
     require_writable(PROCESSED)
     require_writable(SAMPLES, is_file=True)
     require_writable(SKIPPED, is_file=True)
-    wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
-    watch(str(RAW), lambda: state_of(RAW))
-    watch(config.image_dir, lambda: state_of(Path(config.image_dir)))
-    source = available_source(RAW, wanted, fallback)
-    asked = dataset_config(config.data)
-    used = effective_dataset_config(asked, by_fallback=source is fallback)
-    # From here on, because the arrays are written from the cache of images, which another process would clear.
+    requested, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
+    watch(str(RAW), lambda: hash_stats(RAW))
+    watch(config.image_dir, lambda: hash_stats(Path(config.image_dir)))
+    source = available_source(RAW, requested, fallback)
+    data_config = dataset_config(config.data)
+    effective = effective_dataset_config(data_config, by_fallback=source is fallback)
+    # Locked from here on, because another process would prune the image cache that the arrays are written from.
     with exclusive_lock(PROCESSED):
         status(f"Reading {source.title}")
         try:
-            official = source.read(RAW / source.name)
+            raw = source.read(RAW / source.name)
         finally:
             skipped = getattr(source, "skipped", ())
             write_skipped(skipped, SKIPPED)
-        train, val = train_val_split(official, config.data.val_fraction, config.data.split_seed)
-        require_usable(official, train, source.title)
+        train, val = train_val_split(raw, config.data.val_fraction, config.data.split_seed)
+        require_usable(raw, train, source.title)
         status("Writing the arrays")
         with atomic_replace_dir(PROCESSED) as folder:
-            said = sum(reason not in UNLABELED for _, reason in skipped)
+            num_skipped = sum(reason not in UNLABELED for _, reason in skipped)
             write_dataset(
-                folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used, skipped=said
-            )
+                folder, raw, train, val,
+                source=source, wanted=requested.title, asked=data_config, used=effective, skipped=num_skipped,
+            )  # fmt: skip
             require_unchanged()
 
     status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
-    for leak in dataset.describe_duplicates():
-        warning(leak)
+    for description in dataset.describe_duplicates():
+        warning(description)
     images, labels = dataset.split("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
-    info(f"{dataset.caption}: " + ", ".join(f"{size:,} {part}" for part, size in dataset.sizes.items()) + " images.")
+    info(f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images.")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,13 @@ def sweep(name: str) -> None:
     from cifar_pipeline.sweeps.summary import load_comparison, print_summary
     from cifar_pipeline.tracking.sweeps import find_sweep
 
-    read_params()  # Outside of the project's folder an empty database would be made.
-    found = find_sweep(name)
-    if found is None:
-        raise UserError(f"There is no sweep {name or 'yet'}: `make sweep` or `python src/train.py -m ...` makes one.")
-    print_summary(load_comparison(found.info.run_id), found.info.run_id)
+    read_params()  # fails outside of the project, where an empty database would be created
+    run = find_sweep(name)
+    if run is None:
+        raise UserError(
+            f"There is no sweep {name or 'yet'}: start one with `make sweep` or `python src/train.py -m ...`."
+        )
+    print_summary(load_comparison(run.info.run_id), run.info.run_id)
 
 
 def experiments() -> None:
@@ -50,11 +52,13 @@ def experiments() -> None:
     runs = list_evaluated_runs("cifar10")
     measured = []
     for recipe in compose.experiments():
-        own = [run for run in runs if run.values == result_params(recipe.values)]
-        for hardware in dict.fromkeys(run.hardware for run in own):
-            measured.append((recipe, [run for run in own if run.hardware == hardware]))
+        matching = [run for run in runs if run.values == result_params(recipe.values)]
+        for hardware in dict.fromkeys(run.hardware for run in matching):
+            measured.append((recipe, [run for run in matching if run.hardware == hardware]))
     if not measured:
-        raise UserError("No experiment of conf/experiment/ has been measured as it stands: `dvc exp run` measures one.")
+        raise UserError(
+            "No experiment of conf/experiment/ has been measured with its current values: run one with `dvc exp run`."
+        )
     info(experiments_table(measured))
 
 

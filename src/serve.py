@@ -1,4 +1,4 @@
-"""Answer for images over HTTP with the champion, in MLflow's protocol, on the host and port of conf/serve/."""
+"""Serve the champion over HTTP: MLflow's scoring protocol, on the host and port of conf/serve/."""
 
 import argparse
 
@@ -7,9 +7,9 @@ from cifar_pipeline.cli.entrypoint import load_config, run_script
 
 def serve() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
-    parser.add_argument("--model", help="a folder, models:/NAME/NUMBER or runs:/RUN/last; the champion without")
-    asked, config = parser.parse_args(), load_config()
-    # Imported here, because `--help` and a refusal should answer at once.
+    parser.add_argument("--model", help="a folder, models:/NAME/NUMBER or runs:/RUN/last (default: the champion)")
+    args, config = parser.parse_args(), load_config()
+    # Imported here, so that `--help` and invalid values do not wait for it.
     from pathlib import Path
 
     from cifar_pipeline.config.compose import available_cores
@@ -18,14 +18,14 @@ def serve() -> None:
     from cifar_pipeline.tracking.model_uri import resolve_model
 
     listener = bind(config.serve.host, config.serve.port)
-    model, machine = asked.model, config.runtime
+    model, runtime = args.model, config.runtime
     if not model:
-        # Imported here, because MLflow takes seconds that a model in a folder doesn't need.
+        # Imported here: MLflow takes seconds, and a model in a folder does not need it.
         from cifar_pipeline.tracking.champion import PromotionPolicy, pipeline_dataset_name
 
         model = PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models"))).champion
     with resolve_model(model, "", config.evaluation.checkpoint) as folder:
-        predictor = open_predictor(folder, threads_for(machine.threads, available_cores()), machine.accelerator)
+        predictor = open_predictor(folder, threads_for(runtime.threads, available_cores()), runtime.accelerator)
     serve(predictor, model, listener, config.serve.max_images)
 
 

@@ -50,8 +50,8 @@ def test_a_failure_leaves_the_old(tmp_path):
 def test_a_killed_process_leaves_the_old_and_the_next_clears_up(tmp_path):
     fill(tmp_path / "x", "old")
     code = (
-        "import os, sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one, whole_folder\n"
-        f"with whole_folder(Path({str(tmp_path / 'x')!r})) as new:\n"
+        "import os; from pathlib import Path; from cifar_pipeline.utils.atomic import atomic_replace_dir\n"
+        f"with atomic_replace_dir(Path({str(tmp_path / 'x')!r})) as new:\n"
         "    (new / 'half').touch(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}).returncode == -9

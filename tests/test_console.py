@@ -52,12 +52,12 @@ def test_what_takes_longer_says_how_far_how_fast_and_how_long_still(clock: list[
 def test_never_more_than_ten_lines_nor_more_often_than_asked(clock: list[float]) -> None:
     assert len(lines(clock, 1e5, steps=1000)) == 10
     assert len(lines(clock, 10, steps=1000)) == 4
-    assert len(lines(clock, 100, every=30)) == 3
+    assert len(lines(clock, 100, min_interval=30)) == 3
 
 
 def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[float]) -> None:
     page = io.StringIO()
-    options = {"unit_of_bytes": True, "begun": 100e6, "console": Console(file=page)}
+    options = {"is_bytes": True, "initial": 100e6, "console": Console(file=page)}
     with progress_bar("Downloading", 200e6, **options) as advance:  # type: ignore[arg-type]
         clock[0] += 5
         advance(50e6)
@@ -66,7 +66,7 @@ def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[fl
 
 def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
     page = io.StringIO()
-    with progress_bar("Downloading", None, unit_of_bytes=True, console=Console(file=page)) as advance:
+    with progress_bar("Downloading", None, is_bytes=True, console=Console(file=page)) as advance:
         for _ in range(3):
             clock[0] += 4
             advance(8e6)
@@ -75,7 +75,7 @@ def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
 
 def test_brackets_are_no_markup(clock: list[float]) -> None:
     page = io.StringIO()
-    with progress_bar("[bold]x", 1, console=Console(file=page), every=0) as advance:
+    with progress_bar("[bold]x", 1, console=Console(file=page), min_interval=0) as advance:
         advance(1)
     assert page.getvalue().startswith("[bold]x: 100 %")
 
@@ -137,18 +137,18 @@ def on_terminal(program: str, **environment: str) -> str:
 
 BARS = """
 import time
-from cifar_pipeline import console
-console.SECONDS = 0.1
-with console.progress("Test images", 1000, transient=True) as advance:
+from cifar_pipeline.utils import console
+console.STATUS_DELAY = 0.1
+with console.progress_bar("Test images", 1000, transient=True) as advance:
     for _ in range(5):
         advance(200)
         time.sleep(0.1)
-    console.doing("Compiling")
+    console.status("Compiling")
     time.sleep(0.3)
-console.doing("Drawing figures")
+console.status("Drawing figures")
 time.sleep(0.4)
-console.say("That is all")
-console.warn("Odd")
+console.info("That is all")
+console.warning("Odd")
 """
 
 
@@ -170,7 +170,7 @@ def test_no_color_is_honoured() -> None:
 
 def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None:
     program = (
-        "import time; from cifar_pipeline import console; console.SECONDS = 0.05; console.doing('Loading');"
+        "import time; from cifar_pipeline.utils import console; console.STATUS_DELAY = 0.05; console.status('Loading');"
         "time.sleep(0.3); print('{}')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True, check=True)
@@ -188,8 +188,8 @@ def test_durations_are_written_as_people_say_them(seconds: float, words: str) ->
 def test_a_table_in_a_file_is_not_folded_to_the_width_of_a_screen(tmp_path: Path) -> None:
     word = "x" * 120
     code = (
-        "from cifar_pipeline.utils.console import terminal; from rich.table import Table\n"
-        f"table = Table(); table.add_row({word!r}); terminal.print(table, soft_wrap=False)"
+        "from cifar_pipeline.utils.console import stdout_console; from rich.table import Table\n"
+        f"table = Table(); table.add_row({word!r}); stdout_console.print(table, soft_wrap=False)"
     )
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -33,12 +33,12 @@ def caused_by(cause: BaseException) -> BaseException:
     ("cause", "told"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "disk is full.*a/b.*free some space"),
-        (PermissionError(errno.EACCES, "Permission denied", "models"), "may not be written.*models"),
-        (OSError(errno.EIO, "Input/output error", "last.ckpt"), "can't read or write .*last.ckpt.*see to the disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "models"), "Permission denied.*models"),
+        (OSError(errno.EIO, "Input/output error", "last.ckpt"), "I/O error .*last.ckpt.*check the disk"),
         (sqlite3.OperationalError("database is locked"), "database.*locked.*end the process"),
-        (sqlite3.DatabaseError("file is not a database"), "a good copy of mlflow.db"),
+        (sqlite3.DatabaseError("file is not a database"), "restore mlflow.db from a backup"),
         (sqlite3.OperationalError("database or disk is full"), "free some space"),
-        (requests.ConnectionError("refused"), "server.*doesn't answer"),
+        (requests.ConnectionError("refused"), "server.*does not respond"),
     ],
 )
 def test_a_fault_behind_a_librarys_error_is_told(cause: BaseException, told: str) -> None:
@@ -55,11 +55,11 @@ def test_a_bug_is_not_told_as_a_fault_of_the_machine(error: BaseException) -> No
 def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
     """The real thing: the limit of a process, in a process of its own."""
     code = (
-        "from pathlib import Path; from cifar_pipeline.utils.errors import fault_sentence\n"
-        "from cifar_pipeline.utils.atomic import whole_file\n"
+        "from pathlib import Path; from cifar_pipeline.utils.errors import describe_environment_error\n"
+        "from cifar_pipeline.utils.atomic import atomic_write\n"
         "try:\n"
-        "    with whole_file(Path('last.ckpt')) as part: part.write_bytes(bytes(2_000_000))\n"
-        "except BaseException as error: print(fault_sentence(error))\n"
+        "    with atomic_write(Path('last.ckpt')) as part: part.write_bytes(bytes(2_000_000))\n"
+        "except BaseException as error: print(describe_environment_error(error))\n"
     )
     (tmp_path / "last.ckpt").write_bytes(b"what was there")
     limit = 1_000_000
@@ -71,7 +71,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert "The disk is full, or a limit is reached" in ended.stdout, ended.stderr
+    assert "The disk is full, or a size limit is reached" in ended.stdout, ended.stderr
     assert (tmp_path / "last.ckpt").read_bytes() == b"what was there"
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -82,7 +82,7 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
     require_writable(tmp_path / "not" / "there" / "yet")
     # Root may write anywhere, so what the system would say is put into its mouth.
     monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
-    with pytest.raises(UserError, match=r"models may not be written to.*chmod"):
+    with pytest.raises(UserError, match=r"models is not writable.*chmod"):
         require_writable(tmp_path / "models")
 
 
@@ -119,11 +119,11 @@ def server() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("code", "body", "told"),
     [
-        (401, b"no", "asks who you are: set MLFLOW_TRACKING_USERNAME"),
-        (403, b'{"error_code": "PERMISSION_DENIED", "message": "not you"}', "does not allow this to you.*not you"),
-        (404, b"<html>nothing here", "is no MLflow server"),
-        (200, b"<html>a proxy's page", "answers with an error: see that the address is that of MLflow"),
-        (503, b"busy", r"answers with errors \(too many 503 error responses\): look into its log"),
+        (401, b"no", "requires a login: set MLFLOW_TRACKING_USERNAME"),
+        (403, b'{"error_code": "PERMISSION_DENIED", "message": "not you"}', "denies access.*not you"),
+        (404, b"<html>nothing here", "is not an MLflow server"),
+        (200, b"<html>a proxy's page", "returned an error: check that the address is MLflow's"),
+        (503, b"busy", r"returned errors \(too many 503 error responses\): check its log"),
     ],
 )
 def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_empty(
@@ -141,4 +141,4 @@ def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_emp
             ask()
         sentence = describe_environment_error(raised.value)
         assert sentence is not None and re.search(told, sentence), sentence
-        assert sentence.startswith(f"MLflow's server at {address} ")
+        assert sentence.startswith(f"The MLflow server at {address} ")

@@ -27,14 +27,14 @@ def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
     assert json.loads(text) == {"file": ODD + "\U000e0041"}
 
 
-@pytest.mark.parametrize("voice", ["terminal", "errors"])
+@pytest.mark.parametrize("voice", ["stdout_console", "stderr_console"])
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_line_shows_them_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     spoken = getattr(console, voice)
     monkeypatch.setattr(spoken, "_file", page)  # `file` would be restored as the stream of this test
     monkeypatch.setattr(spoken, "_force_terminal", is_terminal)
-    {"terminal": info, "errors": warning}[voice](ODD)
+    {"stdout_console": info, "stderr_console": warning}[voice](ODD)
     spoken.print(ODD, markup=False)  # as a table's cell, past `say`
     page.flush()
     said = page.buffer.getvalue().decode()

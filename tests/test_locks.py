@@ -55,8 +55,8 @@ def test_threads_replace_one_folder_at_once_and_it_is_always_whole(tmp_path, who
 
 WRITE = """
 from pathlib import Path
-from cifar_pipeline.utils.atomic import whole_file
-with whole_file(Path("table.csv")) as part:
+from cifar_pipeline.utils.atomic import atomic_write
+with atomic_write(Path("table.csv")) as part:
     part.write_text("of the other")
 """
 

@@ -17,13 +17,13 @@ LAUGHS = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{level}: &a{level} [{', '.join(10 * [f'*a{level - 1}'])}]\n" for level in range(1, 9)
 )
 BOMBS = {
-    "aliases of aliases": (LAUGHS, "its aliases stand for more than 10,000 values"),
+    "aliases of aliases": (LAUGHS, "its aliases expand to more than 10,000 values"),
     "merged aliases": (
         "a0: &a0 {x: 1}\n"
         + "".join(f"a{level}: &a{level} {{x: *a{level - 1}, y: *a{level - 1}}}\n" for level in range(1, 30)),
-        "its aliases stand for more than",
+        "its aliases expand to more than",
     ),
-    "a value that holds itself": ("a: &a {b: *a}", "the value `a` holds itself"),
+    "a value that holds itself": ("a: &a {b: *a}", "the value `a` contains itself"),
     "a list in a list": ("a: " + "[" * 100_000 + "]" * 100_000, "it is nested deeper than 50 values"),
     "a mapping in a mapping": ("".join(f"{' ' * depth}a:\n" for depth in range(300)), "it is nested deeper than"),
 }

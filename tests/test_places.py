@@ -70,17 +70,17 @@ def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
 
 def test_a_link_that_leads_to_itself_is_refused_before_any_work(tmp_path):
     (tmp_path / "models").symlink_to("models")
-    with pytest.raises(UserError, match="leads to itself"):
+    with pytest.raises(UserError, match="is a symbolic link to itself"):
         require_writable(tmp_path / "models")
 
 
 def test_what_is_in_the_way_is_refused_before_any_work(tmp_path):
     (tmp_path / "models").write_text("")
-    with pytest.raises(UserError, match="is a file, and a folder goes there"):
+    with pytest.raises(UserError, match="is a file, but a folder will be written there"):
         require_writable(tmp_path / "models")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         require_writable(tmp_path / "models" / "deep")
-    with pytest.raises(UserError, match="is a folder, and a file goes there"):
+    with pytest.raises(UserError, match="is a folder, but a file will be written there"):
         require_writable(tmp_path, is_file=True)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
@@ -119,7 +119,7 @@ def test_a_device_stays_a_device(tmp_path, linked):
 def test_standard_output_gets_what_was_written_behind_what_was_there(tmp_path):
     (tmp_path / "all.csv").write_text("before\n")
     with (tmp_path / "all.csv").open("a") as out:
-        code = "print('first')\nwith whole_file(Path('/dev/stdout')) as part: part.write_text('second\\n')"
+        code = "print('first')\nwith atomic_write(Path('/dev/stdout')) as part: part.write_text('second\\n')"
         assert python(code, tmp_path, stdout=out).returncode == 0
     assert (tmp_path / "all.csv").read_text() == "before\nfirst\nsecond\n"
 
@@ -137,13 +137,13 @@ def test_a_mounted_folder_keeps_its_place_and_gets_the_new_content(tmp_path, kin
 def fill(content):
     for folder in ("models", "models/deep"):
         require_writable(Path(folder))
-    with only_one(Path("models")), whole_folder(Path("models")) as part:
+    with exclusive_lock(Path("models")), atomic_replace_dir(Path("models")) as part:
         (part / content).mkdir()
         (part / content / "weights").write_text(content)
         (part / "facts").write_text(content)
 for content in ("old", "new"):
     fill(content)
-with whole_files(Path("models")) as part:
+with atomic_update_dir(Path("models")) as part:
     (part / "facts").write_text("newer")
 print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/facts").read_text())
 print(sorted(path.name for path in Path().iterdir()))
@@ -167,8 +167,8 @@ def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path)
     )
     ended = python_behind("mount --bind two one && mount -t tmpfs none models/last", code, tmp_path)
     first, second = ended.stdout.splitlines()
-    assert first.startswith("Refusal") and "mount its folder instead" in first
-    assert second.startswith("Refusal") and "models/last in it is a mount point" in second
+    assert first.startswith("UserError") and "mount its folder instead" in first
+    assert second.startswith("UserError") and "models/last in it is a mount point" in second
 
 
 @pytest.mark.parametrize("number", sorted(atomic.MOUNT_POINT_ERRNOS))
@@ -192,6 +192,6 @@ def test_a_file_system_without_renames_is_refused_before_any_work(tmp_path, monk
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
     monkeypatch.setattr(atomic, "_swap", refuse)
-    with pytest.raises(UserError, match=r"does not let a new models take the place of the old one"):
+    with pytest.raises(UserError, match=r"does not allow renames, with which models is replaced"):
         require_writable(tmp_path / "models")
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
 from cifar_pipeline.cli.entrypoint import run_script
-from cifar_pipeline.utils.atomic import only_one
+from cifar_pipeline.utils.atomic import exclusive_lock
 
 def blocked():
     # A mutex that this thread holds already: no signal interrupts it.
@@ -39,7 +39,7 @@ def main():
 # What a command does when it is stopped, and whether it can end in order.
 PHASES = {
     "in Python": ("while True: time.sleep(0.01)", True),
-    "waiting for a lock": ("with only_one(Path('held')): pass", True),
+    "waiting for a lock": ("with exclusive_lock(Path('held')): pass", True),
     "in a library's code": ("blocked()", False),
     "waiting for a database": ("sqlite3.connect('held.db', timeout=300).execute('BEGIN IMMEDIATE')", False),
     "with threads that read a pipe": ("with ThreadPoolExecutor(2) as pool: list(pool.map(read_fifo, range(4)))", False),
@@ -53,7 +53,10 @@ PHASES = {
 def all_held(folder):
     """A lock and a database that somebody holds, and a pipe that nobody writes into."""
     os.mkfifo(folder / "fifo")
-    code = "from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\nwith only_one(Path('held')): input()"
+    code = (
+        "from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
+        "with exclusive_lock(Path('held')): input()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(SRC)}, stdin=subprocess.PIPE
     )
@@ -109,9 +112,9 @@ def test_a_signal_ends_a_command_within_five_seconds_in_every_phase(tmp_path, nu
 def test_a_signal_to_a_forked_process_is_none_to_the_one_that_forked_it():
     code = """
 import os, signal, time
-from cifar_pipeline import interruption
-interruption.SECONDS_TO_END = 0.5
-interruption.listen()
+from cifar_pipeline.utils import process
+process.GRACE_SECONDS = 0.5
+process.install_sigterm_handler()
 child = os.fork()
 if not child:
     time.sleep(60)

@@ -6,8 +6,8 @@ import sys
 AT_THE_END = """
 import atexit, gc
 atexit.register(lambda: print(gc.get_freeze_count() > 0))
-from cifar_pipeline.utils.process import collect_rarely
-collect_rarely()
+from cifar_pipeline.utils.process import relax_gc
+relax_gc()
 """
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.cli.stage_inputs import content_of, require_unchanged, state_of, watch
+from cifar_pipeline.cli.stage_inputs import hash_content, hash_stats, require_unchanged, watch
 from cifar_pipeline.config import source_files
 from configure import configure
 from helpers.config_project import Project
@@ -40,7 +40,7 @@ def test_a_stage_that_dvc_starts_runs_on_what_dvc_records(recorded: Project) -> 
 def test_a_pending_edit_is_refused_before_any_work(recorded: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded.edit("params.yaml", *LR)
     recorded.start(stage_that(pytest.fail)).assert_refused(
-        "optimizer.lr is 0.3 by params.yaml and conf/, but 0.001 in composed.yaml, which DVC records", "`dvc repro`"
+        "optimizer.lr is 0.3 in params.yaml and conf/, but 0.001 in composed.yaml, which DVC records", "`dvc repro`"
     )
     monkeypatch.delenv("DVC_STAGE")
     assert recorded.start(stage_that(lambda: None)).code == 0
@@ -48,7 +48,7 @@ def test_a_pending_edit_is_refused_before_any_work(recorded: Project, monkeypatc
 
 def test_values_that_a_stage_does_not_depend_on_may_differ(recorded: Project) -> None:
     recorded.write("dvc.yaml", "stages: {train: {params: [{composed.yaml: [optimizer, versions.train]}]}}\n")
-    recorded.edit("params.yaml", "evaluate: null", "evaluate: best")
+    recorded.edit("params.yaml", "evaluation: null", "evaluation: best")
     assert recorded.start(stage_that(lambda: None)).code == 0
 
 
@@ -88,14 +88,14 @@ def test_what_changes_while_a_stage_runs_keeps_it_from_publishing(recorded: Proj
     edit, words = CHANGES[change]
     ended = recorded.start(stage_that(lambda: edit(recorded)))
     assert ended.code == 1 and ended.err.count("\n") == 1, ended.err
-    assert words in ended.err and "while this ran, so nothing was published: type `dvc repro`" in ended.err
+    assert words in ended.err and "while this ran, so nothing was published: run `dvc repro`" in ended.err
     assert not (recorded.folder / "published").exists()
 
 
 def test_by_hand_the_same_command_is_named(project: Project) -> None:
     ended = project.start(stage_that(lambda: project.edit("params.yaml", *LR)), "seed=1")
     assert ended.code == 1
-    assert "type the same command to run with it, or undo the change first to keep the training" in ended.err
+    assert "run the same command to use the change, or undo the change first to keep the finished training" in ended.err
     # What the command line says holds, whatever params.yaml says by then.
     assert project.start(stage_that(lambda: project.edit("params.yaml", "0.3", "0.4")), "optimizer.lr=0.5").code == 0
 
@@ -104,7 +104,7 @@ def test_an_input_that_changes_keeps_a_stage_from_publishing(project: Project) -
     project.write("input/file", "before")
 
     def changed() -> None:
-        watch("input", lambda: content_of(Path("input")))
+        watch("input", lambda: hash_content(Path("input")))
         project.write("input/file", "after!")
 
     ended = project.start(stage_that(changed))
@@ -114,7 +114,7 @@ def test_an_input_that_changes_keeps_a_stage_from_publishing(project: Project) -
 def test_the_state_of_files_tells_every_change(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    seen = {state_of(tmp_path / "gone"), state_of(folder)}
+    seen = {hash_stats(tmp_path / "gone"), hash_stats(folder)}
     for change in (
         lambda: (folder / "a").write_text("1"),
         lambda: (folder / "a").write_text("2"),
@@ -122,7 +122,7 @@ def test_the_state_of_files_tells_every_change(tmp_path: Path) -> None:
         lambda: (folder / "b").unlink(),
     ):
         change()
-        seen.add(state_of(folder))
+        seen.add(hash_stats(folder))
     assert len(seen) == 5  # empty again at the end
 
 

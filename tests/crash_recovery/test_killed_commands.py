@@ -90,6 +90,6 @@ def test_a_second_training_waits_and_takes_the_result(slow, undisturbed):
     second.wait_for("waiting for it to end")
     first.process.send_signal(signal.SIGCONT)
     said = first.end() + second.end()
-    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "has finished before: its weights are taken" in said
+    assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "has already finished: its weights are reused" in said
     assert slow.model() == undisturbed("plain").workspace.model()
     assert [run.info.status for run in slow.runs()] == ["FINISHED"]

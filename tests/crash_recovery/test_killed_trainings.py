@@ -56,4 +56,4 @@ def test_a_sigterm_while_it_starts_ends_it_with_one_line(copy):
     training.process.send_signal(signal.SIGTERM)
     said = training.end(code=128 + signal.SIGTERM)
     spoken = [line for line in sentences(said) if not line.startswith("import time:")]
-    assert spoken == ["Stopped: the same command goes on."]
+    assert spoken == ["Stopped: the same command resumes."]

@@ -134,7 +134,7 @@ def test_torchrun_trains_to_the_numbers_of_one_process(alone, copy):
     assert_same_numbers(alone, copy)
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]
     assert said.count("epoch 4/4") == 1
-    assert copy.run(*torchrun).count("has finished before") == 1
+    assert copy.run(*torchrun).count("has already finished") == 1
     copy.run(*torchrun, "trainer.devices=3", code=1)
 
 

@@ -15,7 +15,7 @@ from helpers.servers import free_port
 from helpers.workspace import add_own, sentences
 
 SECONDS = 5
-STOPPED = ("Stopped: the same command goes on.", "Stopped, before everything was ended in order")
+STOPPED = ("Stopped: the same command resumes.", "Stopped before the cleanup was complete")
 
 
 def ended_in_time(command, number=signal.SIGTERM):

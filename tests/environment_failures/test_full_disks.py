@@ -4,7 +4,7 @@ import pytest
 
 from helpers.dir_snapshot import content_of
 
-FULL = "The disk is full, or a limit is reached"
+FULL = "The disk is full, or a size limit is reached"
 
 
 def limited(workspace, kilobytes, script, *arguments, code=1):
@@ -18,7 +18,7 @@ def limited(workspace, kilobytes, script, *arguments, code=1):
 def test_a_checkpoint_that_finds_no_place_ends_the_training_and_the_next_makes_it(copy):
     models = content_of(copy.root / "models")
     last = limited(copy, 4000, "train", "model=wide", "optimizer=adam")
-    assert last.startswith(FULL) and last.endswith("the same command goes on.")
+    assert last.startswith(FULL) and last.endswith("the same command resumes it.")
     assert content_of(copy.root / "models") == models
     assert [run.info.status for run in copy.runs()] == ["FAILED"]
     assert not list(copy.root.glob(".cache/**/*.part*"))
@@ -33,7 +33,7 @@ def test_a_data_set_that_finds_no_place_leaves_the_old_one(copy):
 def test_a_database_that_can_not_grow_is_named(copy):
     models = content_of(copy.root / "models")
     last = limited(copy, 8, "train", "seed=1")
-    assert last.startswith(("MLflow's database can't be used", FULL)) and "free some space" in last
+    assert last.startswith(("MLflow's database cannot be used", FULL)) and "free some space" in last
     assert content_of(copy.root / "models") == models
 
 

@@ -25,5 +25,5 @@ def test_a_file_where_a_folder_goes_is_refused_before_training(copy):
     (copy.root / "models").write_text("of somebody")
     runs = len(copy.runs())
     (sentence,) = sentences(copy.train("seed=1", code=2))
-    assert "models is a file, and a folder goes there" in sentence
+    assert "models is a file, but a folder will be written there" in sentence
     assert len(copy.runs()) == runs and copy.read("models") == "of somebody"

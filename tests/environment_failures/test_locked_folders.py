@@ -32,7 +32,7 @@ def locked(copy):
 def test_a_locked_models_folder_is_refused_before_training(locked):
     said = locked.run("python", "-c", AS_ANYBODY, "python", "src/train.py", "seed=1", code=2)
     (sentence,) = sentences(said)
-    assert "models may not be written to" in sentence
+    assert "models is not writable" in sentence
     assert locked.runs() == []
 
 

@@ -14,7 +14,7 @@ from helpers.workspace import logged_steps
 
 EPOCHS = 6
 SECONDS = 60
-SENTENCE = "MLflow's server at {} doesn't answer"
+SENTENCE = "The MLflow server at {} does not respond"
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_
 
     back = Way(server, way.port)
     said = copy.run(*words)
-    assert "has finished before: its weights are taken" in said and "epoch" not in said
+    assert "has already finished: its weights are reused" in said and "epoch" not in said
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
     assert run.info.status == "FINISHED"

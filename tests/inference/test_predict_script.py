@@ -56,7 +56,7 @@ def test_json_is_a_line_for_each_file_and_nothing_else(files: Project) -> None:
 
 def test_csv_is_a_row_for_each_file(files: Project) -> None:
     ended = run(predict, "0.png", "bad [1].png", "--csv", "answers.csv", "--top", 1)
-    assert (ended.code, ended.out) == (1, "The answers are in answers.csv.\n")
+    assert (ended.code, ended.out) == (1, "Wrote the predictions to answers.csv.\n")
     good, bad = csv.DictReader(io.StringIO((files.folder / "answers.csv").read_text()))
     assert good["class"] in CLASSES and 0 < float(good["probability"]) <= 1 and good["error"] == ""
     assert bad["class"] == "" and bad["error"].startswith("it is damaged")
@@ -127,7 +127,7 @@ def test_answers_go_into_a_fifo_that_stays_one(files: Project) -> None:
 
 def test_a_folder_as_the_table_is_refused_before_the_model_is_loaded(files: Project) -> None:
     ended = run(predict, "0.png", "--csv", ".", "--model", "nowhere")
-    assert (ended.code, ended.out) == (2, "") and "is a folder, and a file goes there" in ended.err
+    assert (ended.code, ended.out) == (2, "") and "is a folder, but a file will be written there" in ended.err
 
 
 def test_what_is_skipped_in_a_folder_is_counted_on_standard_error(files: Project) -> None:

@@ -20,7 +20,7 @@ def shared(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Worksp
 def test_a_stage_is_refused_while_an_edit_is_pending(shared: Workspace, clone: Workspace) -> None:
     shared.edit("params.yaml", *LR)
     said = shared.run("dvc", "repro", "--force", "--single-item", "train", code=FAILED)
-    assert "optimizer.lr is 0.002 by params.yaml and conf/, but 0.001 in composed.yaml" in said
+    assert "optimizer.lr is 0.002 in params.yaml and conf/, but 0.001 in composed.yaml" in said
     assert "exited with 2" in said and "Traceback" not in said and "epoch" not in said
     assert shared.read("dvc.lock") == clone.read("dvc.lock")
     shared.edit("params.yaml", *reversed(LR))
@@ -61,7 +61,7 @@ def test_new_pins_run_configure_alone_and_other_versions_what_depends_on_them(sh
     shared.write("composed.yaml", before["composed.yaml"].replace("    timm: ", "    timm: 0."))
     assert set(json.loads(shared.dvc("status", "--json"))) == {"configure", "train"}
     said = shared.run("dvc", "repro", "--force", "--single-item", "train", code=FAILED)
-    assert "is installed, but composed.yaml, which DVC records, says 0." in said and "`dvc repro -f configure`" in said
+    assert "is installed, but composed.yaml, which DVC records, has 0." in said and "`dvc repro -f configure`" in said
     for path, text in before.items():
         shared.write(path, text)
     assert "up to date" in shared.dvc("status")

@@ -20,7 +20,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
     said = copy.train()
-    assert "has finished before" in said and "`rerun=true` goes on with it" in said
+    assert "has already finished" in said and "`rerun=true` goes on with it" in said
     assert copy.model() == weights
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
@@ -60,7 +60,7 @@ def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
 @pytest.mark.long
 def test_what_has_finished_is_not_trained_again(copy, clone):
     said = copy.train()
-    assert "has finished before: its weights are taken" in said and "epoch" not in said
+    assert "has already finished: its weights are reused" in said and "epoch" not in said
     assert copy.model() == clone.model()
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]
 

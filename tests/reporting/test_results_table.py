@@ -70,7 +70,7 @@ def test_what_another_machine_has_measured_stays(database: Path) -> None:
 
 def test_nothing_measured_is_refused_and_writes_nothing(database: Path) -> None:
     ended = run(results)
-    assert ended.code == 2 and "No recipe of conf/experiment/ has been measured" in ended.err
+    assert ended.code == 2 and "No experiment of conf/experiment/ has been measured" in ended.err
     assert (database / "README.md").read_text(encoding="utf-8") == PAGE
 
 

@@ -108,7 +108,9 @@ def test_without_any_sweep_there_is_nothing_to_compare(never_swept, inside):
     inside(never_swept)
     ended = run(compare)
     assert ended.code == 2
-    assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]
+    assert sentences(ended.err) == [
+        "There is no sweep yet: start one with `make sweep` or `python src/train.py -m ...`."
+    ]
     assert never_swept.runs() == []
 
 

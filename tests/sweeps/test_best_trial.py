@@ -63,7 +63,7 @@ def scenario_taken(workspace: Workspace) -> Won:
 @pytest.mark.long
 def test_the_winners_experiment_takes_the_weights_that_are_there(outcome):
     won = outcome(scenario_taken)
-    assert "has finished before: its weights are taken" in won.said and "epoch" not in won.said
+    assert "has already finished: its weights are reused" in won.said and "epoch" not in won.said
     assert won.workspace.model() == won.weights
 
 

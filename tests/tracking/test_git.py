@@ -55,7 +55,7 @@ def test_a_repository_of_somebody_else_is_a_reason_and_no_absence(
     assert "git.commit" not in tags and "git.dirty" not in tags
     assert tags["git.error"].startswith("detected dubious ownership in repository at")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "commit and changes of the code are not noted" in said
+    assert said.count("\n") == 1 and "the commit and uncommitted changes are not recorded" in said
     assert f"git config --global --add safe.directory {repository.parents[1]}" in said
     assert "dubious ownership" in published_results()["error"]
 

@@ -1,7 +1,7 @@
-"""What a stage started from, compared with what is there before it publishes a result.
+"""Detect changes of a stage's inputs between its start and the publication of its result.
 
-DVC records a stage's dependencies after the stage has run: what changed meanwhile would stand in dvc.lock with a result
-that was made of something else.
+DVC hashes a stage's dependencies after the stage has run. A change in the meantime would be recorded in dvc.lock with a
+result that was computed from the old content.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from cifar_pipeline.utils.safe_io import require_bounded
 
 COMPOSED, STAGES = Path("composed.yaml"), Path("dvc.yaml")
 CONFIGURE = "configure"
-EMPTY = object()
+MISSING = object()
 
 
 @dataclass
 class StageStart:
-    """What a stage started from: values by their dotted keys, the code, and inputs with how each is looked at."""
+    """The state at a stage's start: values by dotted keys, code, and inputs, each with its hash function and hash."""
 
     stage: str
     overrides: list[str]
@@ -40,8 +40,7 @@ class StageStart:
     inputs: dict[str, tuple[Callable[[], str], str]] = field(default_factory=dict)
 
     @property
-    def is_dvcs(self) -> bool:
-        """Whether DVC started the stage."""
+    def is_from_dvc(self) -> bool:
         return is_started_by_dvc(self.stage)
 
 
@@ -49,44 +48,44 @@ _start: StageStart | None = None
 
 
 def is_started_by_dvc(stage: str) -> bool:
-    """Whether DVC started this process as `stage`, and not another one that started it."""
+    """Whether DVC started this process as `stage`, not as part of another stage."""
     return os.environ.get("DVC_STAGE", "").rpartition(":")[2] == stage
 
 
-def begin(stage: str, config: DictConfig) -> None:
-    """Note what a stage starts from.
+def record_start(stage: str, config: DictConfig) -> None:
+    """Record the configuration and the code that a stage starts with.
 
-    Raises `Refusal` where DVC started it, and composed.yaml, which DVC records, says otherwise than params.yaml and
-    conf/ do by now.
+    Raises:
+        UserError: DVC started the stage, and params.yaml or conf/ differ from composed.yaml, which DVC records.
     """
     global _start
     used = loaded_sources().used(stage, stage_targets(config, stage))
     start = StageStart(stage, list(HydraConfig.get().overrides.task), _values(stage, config), used)
-    if start.is_dvcs and stage != CONFIGURE:
+    if start.is_from_dvc and stage != CONFIGURE:
         _require_recorded(start)
     _start = start
 
 
-def watch(name: str, look: Callable[[], str]) -> None:
-    """Note an input of the running stage; `look` returns what stands for its content."""
+def watch(name: str, hash_input: Callable[[], str]) -> None:
+    """Record an input of the running stage; `hash_input` returns a hash of its content."""
     assert _start is not None
-    _start.inputs[name] = (look, _snapshot(look))
+    _start.inputs[name] = (hash_input, _hash_or_error(hash_input))
 
 
 def require_unchanged() -> None:
-    """Raise `Fault` where the code, the choices or an input of the running stage has changed since it started."""
+    """Raise EnvironmentFailure if the code, the configuration or an input has changed since the stage started."""
     assert _start is not None
-    what = next(_changes(_start), None)
-    if what is not None:
-        command = "`dvc repro`" if _start.is_dvcs else "the same command"
-        kept = ", or undo the change first to keep the training that was done" if _start.stage == "train" else ""
+    change = next(_changes(_start), None)
+    if change is not None:
+        command = "`dvc repro`" if _start.is_from_dvc else "the same command"
+        hint = ", or undo the change first to keep the finished training" if _start.stage == "train" else ""
         raise EnvironmentFailure(
-            f"{what} while this ran, so nothing was published: type {command} to run with it{kept}."
+            f"{change} while this ran, so nothing was published: run {command} to use the change{hint}."
         )
 
 
-def state_of(*paths: Path) -> str:
-    """What stands for the content of files and folders without reading it: names, sizes and times of change."""
+def hash_stats(*paths: Path) -> str:
+    """Hash the names, sizes and modification times of files and folders, without reading their content."""
     states = []
     for path in _files(*paths):
         state = path.stat() if path.exists() else None
@@ -94,34 +93,34 @@ def state_of(*paths: Path) -> str:
     return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def content_of(*paths: Path) -> str:
-    """A hash of the content of files and folders."""
-    whole = hashlib.sha256()
+def hash_content(*paths: Path) -> str:
+    """Hash the names and the content of files and folders."""
+    total = hashlib.sha256()
     for path in _files(*paths):
-        whole.update(str(path).encode("utf-8", "surrogateescape"))
+        total.update(str(path).encode("utf-8", "surrogateescape"))
         with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def _files(*paths: Path) -> Iterator[Path]:
     for path in paths:
         if not path.is_dir():
             yield path
-        for place, folders, names in os.walk(path):
-            folders.sort()
-            yield from (Path(place, name) for name in sorted(names))
+        for folder, subfolders, names in os.walk(path):
+            subfolders.sort()
+            yield from (Path(folder, name) for name in sorted(names))
 
 
-def _snapshot(look: Callable[[], str]) -> str:
+def _hash_or_error(hash_input: Callable[[], str]) -> str:
     try:
-        return look()
+        return hash_input()
     except (UserError, OSError) as error:
         return str(error)
 
 
 def _changes(start: StageStart) -> Iterator[str]:
-    """What has changed since the start, a phrase for each thing."""
+    """Yield what has changed since the start, as the beginnings of sentences."""
     if file := start.used.changed():
         yield f"{file} was edited"
     try:
@@ -129,54 +128,56 @@ def _changes(start: StageStart) -> Iterator[str]:
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         yield f"params.yaml or conf/ was edited ({format_error(error).rstrip('.')})"
         return
-    if found := _difference(start.values, now):
-        key, before, after = found
+    if difference := _first_difference(start.values, now):
+        key, before, after = difference
         yield f"{key} was changed from {before} to {after}"
-    if start.is_dvcs and start.stage != CONFIGURE and (found := _difference(start.values, _recorded(start.stage))):
-        yield f"{found[0]} was changed from {found[1]} to {found[2]} in {COMPOSED}"
-    for name, (look, before) in start.inputs.items():
-        if _snapshot(look) != before:
+    if start.is_from_dvc and start.stage != CONFIGURE:
+        if difference := _first_difference(start.values, _recorded(start.stage)):
+            key, before, after = difference
+            yield f"{key} was changed from {before} to {after} in {COMPOSED}"
+    for name, (hash_input, before) in start.inputs.items():
+        if _hash_or_error(hash_input) != before:
             yield f"{name} was changed"
 
 
 def _require_recorded(start: StageStart) -> None:
-    """Refuse to run on other values than DVC records."""
-    found = _difference(start.values, _recorded(start.stage))
-    if found is None:
+    """Raise UserError where the stage's values differ from those in composed.yaml, which DVC records."""
+    difference = _first_difference(start.values, _recorded(start.stage))
+    if difference is None:
         return
-    key, here, there = found
+    key, current, recorded = difference
     if key.startswith("versions."):
         raise UserError(
-            f"{key.rpartition('.')[2]} {here} is installed, but {COMPOSED}, which DVC records, says {there}: type "
-            "`dvc repro -f configure`, then `dvc repro`; or install what it says (`make setup`)."
+            f"{key.rpartition('.')[2]} {current} is installed, but {COMPOSED}, which DVC records, has {recorded}: run "
+            "`dvc repro -f configure`, then `dvc repro`; or install the recorded version (`make setup`)."
         )
     raise UserError(
-        f"{key} is {here} by params.yaml and conf/, but {there} in {COMPOSED}, which DVC records: `dvc repro` "
-        "composes it anew and runs what depends on it."
+        f"{key} is {current} in params.yaml and conf/, but {recorded} in {COMPOSED}, which DVC records: run "
+        "`dvc repro` to update it and what depends on it."
     )
 
 
 def _values(stage: str, config: DictConfig) -> dict[str, Any]:
-    """The values that a stage depends on, as they would be recorded for it."""
+    """Return the values that a stage depends on, as they would be recorded in composed.yaml."""
     return _select(stage, recorded_config(config, only=None if stage == CONFIGURE else stage))
 
 
 def _recorded(stage: str) -> dict[str, Any]:
-    """The values in composed.yaml that a stage depends on. Raises Refusal where the file can't be read."""
+    """Return the values in composed.yaml that a stage depends on. Raises UserError where the file is unreadable."""
     try:
         require_bounded(COMPOSED.read_bytes())
         content = OmegaConf.to_container(OmegaConf.load(COMPOSED))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{COMPOSED} is missing or damaged: `dvc repro -f configure` writes it.")
+        raise UserError(f"{COMPOSED} is missing or damaged: run `dvc repro -f configure` to write it.")
     return _select(stage, {str(key): value for key, value in content.items()})
 
 
 def _select(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values below the keys that dvc.yaml names for a stage, or all of them, by their dotted keys."""
+    """Return, by dotted keys, the values below the keys that dvc.yaml lists for a stage, or all without a list."""
     flat = dict(_leaves(values))
-    entries = _stage_names().get(stage, {}).get("params", ())
+    entries = _dvc_stages().get(stage, {}).get("params", ())
     listed = [entry.get(str(COMPOSED)) for entry in entries if isinstance(entry, Mapping)]
     keys = [key for entry in listed for key in entry or ()]
     if not keys and stage == CONFIGURE:
@@ -185,7 +186,7 @@ def _select(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)}
 
 
-def _stage_names() -> dict[str, Any]:
+def _dvc_stages() -> dict[str, Any]:
     if not STAGES.is_file():
         return {}
     stages: dict[str, Any] = yaml.safe_load(STAGES.read_text(encoding="utf-8")).get("stages", {})
@@ -200,11 +201,11 @@ def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The first key whose values differ, and both as a person would write them."""
-    for key in dict.fromkeys([*one, *other]):
-        values = one.get(key, EMPTY), other.get(key, EMPTY)
+def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the first key whose values differ, and both values as YAML."""
+    for key in dict.fromkeys([*first, *second]):
+        values = first.get(key, MISSING), second.get(key, MISSING)
         if values[0] != values[1]:
-            first, second = ("not there" if value is EMPTY else to_yaml_inline(value) for value in values)
-            return key, first, second
+            before, after = ("missing" if value is MISSING else to_yaml_inline(value) for value in values)
+            return key, before, after
     return None

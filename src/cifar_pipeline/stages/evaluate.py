@@ -1,6 +1,6 @@
-"""Stage `evaluate`: models/ and the test part of data/processed -> reports/, and onto the run that `train` opened.
+"""Evaluate the model on the test split: models/, data/processed -> reports/ and the MLflow run of the training.
 
-The only place where the test part is looked at, once per model.
+Nothing else uses the test split.
 """
 
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.cli.stage_inputs import content_of, require_unchanged, watch
+from cifar_pipeline.cli.stage_inputs import hash_content, require_unchanged, watch
 from cifar_pipeline.config.compose import available_cores
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
@@ -29,41 +29,39 @@ PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("repor
 def evaluate(config: DictConfig) -> None:
     start = time.perf_counter()
     disable_malloc_trim()
-    options, machine = config.evaluation, config.runtime
+    options, runtime = config.evaluation, config.runtime
     require_writable(REPORTS)
     dataset = Dataset.open(PROCESSED)
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
-    watch(str(MODELS), lambda: content_of(MODELS, REPORTS / "history.csv"))
+    watch(str(MODELS), lambda: hash_content(MODELS, REPORTS / "history.csv"))
     dataset.verify()
-    # A training that ends meanwhile must not replace one part of its result before the other is read.
+    # Locked, so that a training that ends now does not replace models/ between two reads.
     with exclusive_lock(MODELS):
         trained = TrainedModel.open(MODELS, options.checkpoint)
         trained.require_same_dataset(dataset)
-        predictor = Predictor.open(trained.model, threads_for(machine.threads, available_cores()), machine.accelerator)
+        predictor = Predictor.open(trained.model, threads_for(runtime.threads, available_cores()), runtime.accelerator)
         weights = (trained.model / WEIGHTS_FILE).read_bytes()
         history = (REPORTS / "history.csv").read_text(encoding="utf-8", errors="replace")
 
-    def network() -> "NormalizedModel":
-        """The network with its weights, as our own code builds it."""
+    def build_model() -> "NormalizedModel":
+        """Build the model from the configuration and load its weights."""
         from cifar_pipeline.inference.torch_model import load_weights
         from cifar_pipeline.models.build import build_bare_model, build_inference_model
 
-        deployed = build_inference_model(build_bare_model(config, dataset), config, dataset)
-        load_weights(deployed, weights, trained.model / WEIGHTS_FILE)
-        return deployed
+        model = build_inference_model(build_bare_model(config, dataset), config, dataset)
+        load_weights(model, weights, trained.model / WEIGHTS_FILE)
+        return model
 
     images, labels = dataset.split("test")
     with progress_bar("Test images", len(images), transient=True) as advance:
         device, logits, probabilities = compute_outputs(
-            predictor, images, options.batch_size, advance, machine.accelerator, network
+            predictor, images, options.batch_size, advance, runtime.accelerator, build_model
         )
-    answers = Predictions(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
-    info(
-        f"Test accuracy: {answers.correct.mean():.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on "
-        f"{device})"
-    )
+    predictions = Predictions(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
+    accuracy = predictions.correct.mean()
+    info(f"Test accuracy: {accuracy:.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on {device})")
 
-    # What takes seconds to load comes after the number that was waited for.
+    # Slow imports come after the accuracy is printed.
     import torch
 
     from cifar_pipeline.inference.predictor import require_same_outputs
@@ -77,44 +75,47 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.tracking.provenance import published_results
     from cifar_pipeline.tracking.runs import resume_run
 
-    truth = torch.from_numpy(labels)
-    loss = trained.loss(torch.from_numpy(logits), truth)
-    measured = compute_metrics(torch.from_numpy(probabilities), truth, loss, dataset.classes, options.calibration_bins)
+    targets = torch.from_numpy(labels)
+    loss = trained.loss(torch.from_numpy(logits), targets)
+    measured = compute_metrics(
+        torch.from_numpy(probabilities), targets, loss, dataset.classes, options.calibration_bins
+    )
     metrics = measured | {
         "parameters": trained.metadata["parameters"],
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
     }
-    looked_into = answers.examples_to_explain(options.num_attributions)
-    model, way = network().eval(), get_activation(trained.metadata["output_activation"])
-    require_same_outputs(model, way, images[looked_into], probabilities[looked_into], trained.model)
+    explained = predictions.examples_to_explain(options.num_attributions)
+    model, activation = build_model().eval(), get_activation(trained.metadata["output_activation"])
+    require_same_outputs(model, activation, images[explained], probabilities[explained], trained.model)
     evaluation = Evaluation(
         run=trained.run,
         facts=trained.metadata,
         metrics=metrics,
         caption=dataset.caption,
-        predictions=answers,
+        predictions=predictions,
         images=images,
         history=read_history(history, str(REPORTS / "history.csv")),
         filters=first_conv_weights(model),
         attributions=AttributionMaps(
-            looked_into, attributions(model, way, images[looked_into], answers.predictions[looked_into], dataset.mean)
+            explained,
+            attributions(model, activation, images[explained], predictions.predictions[explained], dataset.mean),
         ),
         published=published_results(),
     )
     status("Drawing the figures and the report page")
-    with atomic_update_dir(REPORTS) as part:
-        written = write_figures(part, evaluation, options.num_error_images)
+    with atomic_update_dir(REPORTS) as tmp:
+        written = write_figures(tmp, evaluation, options.num_error_images)
         written.append(
-            write_report(part / "report.html", evaluation, options.calibration_bins, options.num_error_images)
+            write_report(tmp / "report.html", evaluation, options.calibration_bins, options.num_error_images)
         )
         timing = {"train": trained.metadata["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
-        written += write_numbers(part, metrics, timing, answers)
+        written += write_numbers(tmp, metrics, timing, predictions)
         require_unchanged()
 
-    status("Putting the results on the run in MLflow")
+    status("Uploading the results to MLflow")
     with resume_run(trained.run["id"], trained.run["name"]) as run:
-        # The numbers per class are on the run as metrics.json: forty charts would hide the others.
+        # Metrics per class are logged in metrics.json only: as metrics they would be forty more charts.
         run.log_metrics(flatten({"test": measured["test"]}))
         run.log_files([REPORTS / path.name for path in written])
     info(f"Report:        {REPORTS / 'report.html'}")

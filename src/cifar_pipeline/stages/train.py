@@ -1,6 +1,6 @@
-"""Stage `train`: data/processed -> models/ and reports/history.csv, and a run in MLflow.
+"""Train the model, export it and log it: data/processed -> models/, reports/history.csv and a run in MLflow.
 
-By hand it does exactly what the DVC stage does; with `-m` it is one job of a sweep and writes to the job's own folder.
+Started by hand or by DVC, it does the same; with `-m` it is one job of a sweep and writes to the job's folder.
 """
 
 from pathlib import Path
@@ -32,9 +32,8 @@ PROCESSED = Path("data/processed")
 
 
 def train(config: DictConfig) -> float | None:
-
+    """Return the validation accuracy of the last epoch; None without a validation split and on ranks above zero."""
     provenance.record_commit()
-
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
@@ -51,51 +50,52 @@ def train(config: DictConfig) -> float | None:
     if trial:
         require_validation_split(dataset.sizes["val"])
     if not trial or trial.number == 0:
-        info(f"Data:   {dataset.caption}, {dataset.sizes['train']:,} images, {dataset.sizes['val']:,} more held back")
-        info(f"Device: {hardware}; steps {engine}")
+        train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
+        info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
+        info(f"Device: {hardware}; engine: {engine}")
 
-    this = fingerprint(config, dataset.hash)
-    name, folder = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / this)
-    plan = build_training(config, dataset, hardware, engine, folder, processes)
-    if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, this)) is not None:
+    run_fingerprint = fingerprint(config, dataset.hash)
+    name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
+    setup = build_training(config, dataset, hardware, engine, run_dir, processes)
+    if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, run_fingerprint)) is not None:
         return value
     if not processes.is_rank_zero:
-        fit(plan, logger=None)
+        fit(setup, logger=None)
         return None
 
-    def graph() -> OnnxTemplate:
-        status("Exporting the network")
+    def export() -> OnnxTemplate:
+        status("Exporting the model")
         return OnnxTemplate.of(
-            build_inference_model(plan.module.net, config, dataset), dataset.shape, config.loss.output_activation
+            build_inference_model(setup.module.net, config, dataset), dataset.shape, config.loss.output_activation
         )
 
-    # Before the training, so that hours of it don't end in a network that can't be exported.
-    exported = None if folder.is_finished and not config.rerun else graph()
+    # Exported before the training: a model that cannot be exported fails now, not after hours.
+    exported = None if run_dir.is_finished and not config.rerun else export()
     data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
     status("Opening the run in MLflow")
-    # The folder is held until its result is published: no other process may clear or replace it before.
-    with folder.lock(config.rerun) as rerun:
-        with training_run(this, name, result_config(config), data, rerun, trial) as run:
+    # Locked until the result is published, so that no other process prunes or replaces it.
+    with run_dir.lock(config.rerun) as rerun:
+        with training_run(run_fingerprint, name, result_config(config), data, rerun, trial) as run:
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id, run.logged_epochs)
-            if folder.is_finished and not rerun:
-                info(f"This training ({name}) has finished before: its weights are taken. `rerun=true` trains again.")
-                logger.log_rows(folder.rows())
-                release_workers(processes, hardware.accelerator, this)
+            if run_dir.is_finished and not rerun:
+                info(f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again.")
+                logger.log_rows(run_dir.rows())
+                release_workers(processes, hardware.accelerator, run_fingerprint)
             else:
-                exported = exported or graph()
-                fitted = fit(plan, logger)
+                exported = exported or export()
+                result = fit(setup, logger)
                 status("Writing the models")
-                facts = training_metadata(plan, fitted, config, chosen_options(), dataset, provenance.commit())
-                with folder.write_result(facts, fitted.rows) as result:
-                    for checkpoint in folder.checkpoints():
-                        plan.module.load_checkpoint(folder.checkpoint(checkpoint))
-                        deployed = build_inference_model(plan.module.net, config, dataset)
-                        save_model(exported, deployed, facts, result / checkpoint)
+                metadata = training_metadata(setup, result, config, chosen_options(), dataset, provenance.commit())
+                with run_dir.write_result(metadata, result.rows) as result_dir:
+                    for checkpoint in run_dir.checkpoints():
+                        setup.module.load_checkpoint(run_dir.checkpoint(checkpoint))
+                        model = build_inference_model(setup.module.net, config, dataset)
+                        save_model(exported, model, metadata, result_dir / checkpoint)
                     require_unchanged()
-            status("Putting the models on the run in MLflow")
+            status("Uploading the models to MLflow")
             logger.send_kept()
-            run.log_result(folder.result, run_tags(folder.facts()))
+            run.log_result(run_dir.result, run_tags(run_dir.facts()))
         require_unchanged()
-        folder.copy_to(output_root(), {"id": run.id, "name": name})
-        folder.prune(config.runtime.max_cached_runs)
-        return folder.rows()[-1].get("val/accuracy")
+        run_dir.copy_to(output_root(), {"id": run.id, "name": name})
+        run_dir.prune(config.runtime.max_cached_runs)
+        return run_dir.rows()[-1].get("val/accuracy")

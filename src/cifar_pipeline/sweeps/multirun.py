@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from cifar_pipeline.utils.atomic import exclusive_lock_if_free
 from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.paths import sweep_dir
-from cifar_pipeline.utils.process import pass_on
+from cifar_pipeline.utils.process import forward_sigterm
 
 # How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
 WORKER_DEATH_ERRORS = (
@@ -48,7 +48,7 @@ def register_sweep(parent: str, folder: Path) -> None:
     """Remember the parent run and the folder of the multirun. Called by the callback."""
     global _parent, _folder
     _parent, _folder = parent, folder
-    pass_on()
+    forward_sigterm()
 
 
 def run_and_summarize(launch: Callable[[], None]) -> None:

@@ -53,7 +53,7 @@ class EpochProgressBar(Callback):
         images = min(self.data.dataset.sizes["train"], int(trainer.num_training_batches) * self._together)
         bar = progress_bar(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, images", images, transient=True,
-            every=LINE_SECONDS, begun=min(done, images),
+            min_interval=LINE_SECONDS, initial=min(done, images),
         )  # fmt: skip
         self.advance = self.open.enter_context(bar)
         self.seen, self.when = 0, time.monotonic()

@@ -1,13 +1,11 @@
-"""Files and folders that change as a whole: whoever looks sees the old content or the new, never half of either.
+"""Replace files and folders atomically, and lock them against other processes.
 
-The partial content lies in a hidden sibling, so that a rename suffices, and outside what DVC takes as a stage's output.
-Links stay as they are: what they lead to is replaced. Streams and devices are written into.
+A reader sees the old content or the new, never a mix. New content is written to a hidden temporary file or folder next
+to the target and then renamed over it. Symbolic links are kept: their targets are replaced. Streams and devices
+(/dev/stdout, FIFOs) are written into. Mount points cannot be renamed: their entries are replaced one by one.
 
-Where a path leads: links followed, streams and devices told from files, mount points from folders.
-
-Locks that say which process is at a file or folder; the system releases them when the process ends, however it ends.
-
-A lock is an flock on a hidden file. A process number would say nothing to a process in another container.
+A lock is an flock on a hidden file, which the system releases when the process ends, even if it is killed. Process ids
+would be no substitute: they mean nothing in another container.
 """
 
 import ctypes
@@ -29,26 +27,26 @@ from filelock import FileLock, Timeout
 from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 
-# The folders whose names are open files of a process, as /dev/stdout is a link to one.
+# Folders that list the open files of a process; /dev/stdout links into one.
 DESCRIPTORS = re.compile(r"/proc/(self|thread-self|\d+)(/task/\d+)?/fd|/dev/fd")
-# A file that DVC has linked from its cache: what the link leads to is the only copy of an older result.
+# The target of a link that DVC made into its cache: it may be the only copy of an older result.
 IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?$")
-MOST_LINKS = 40
+MAX_LINKS = 40
 
 
 def real_path(path: Path) -> Path:
-    """Follow the links that `path` is or goes through, and return what a writer has to replace: the links stay.
+    """Resolve symbolic links to the path that a writer has to replace; the links themselves are kept.
 
-    What a dangling link names is returned as well. A link into DVC's cache is not followed.
+    The target of a dangling link is returned as well. A link into DVC's cache is not followed.
 
     Raises:
-        OSError: (ELOOP) the link leads to itself.
+        OSError: (ELOOP) the link points to itself.
     """
-    for _ in range(MOST_LINKS):
-        path = _in_real_folder(path)
+    for _ in range(MAX_LINKS):
+        path = _resolve_parent(path)
         if not path.is_symlink():
             return path
-        target = _in_real_folder(path.parent / path.readlink())
+        target = _resolve_parent(path.parent / path.readlink())
         if IN_DVC_CACHE.search(target.as_posix()):
             return path
         path = target
@@ -56,25 +54,25 @@ def real_path(path: Path) -> Path:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` leads to what can be written into, and not replaced: a terminal, a pipe, a FIFO, a device.
+    """Whether `path` can be written into but not replaced: a terminal, a pipe, a FIFO, a device.
 
-    Standard output counts as one where it was redirected to a file, too: others may have written to that before.
+    Standard output counts as a stream even when redirected to a file, which may have content already.
     """
     if _descriptor(path) is not None:
         return True
     try:
-        kind = path.stat().st_mode
+        mode = path.stat().st_mode
     except OSError:
         return False
-    return not stat.S_ISREG(kind) and not stat.S_ISDIR(kind)
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def write_into(path: Path, content: Path) -> None:
-    """Write the bytes of the file `content` into the stream or device at `path`."""
+    """Copy the file `content` into the stream or device at `path`."""
     descriptor = _descriptor(path)
-    if descriptor is not None and descriptor.parent.name == "fd" and _is_own(descriptor.parent):
+    if descriptor is not None and descriptor.parent.name == "fd" and _is_this_process(descriptor.parent):
         sys.stdout.flush()
-        handle = os.dup(int(descriptor.name))  # opened by its name, a redirected file would be emptied
+        handle = os.dup(int(descriptor.name))  # opening it by name would truncate a redirected file
     else:
         handle = os.open(path, os.O_WRONLY)
     with os.fdopen(handle, "wb") as out, content.open("rb") as file:
@@ -82,28 +80,28 @@ def write_into(path: Path, content: Path) -> None:
 
 
 def is_mount(path: Path) -> bool:
-    """Whether a file system, a folder or a file is mounted on `path`, which keeps its place then."""
+    """Whether a file system, a folder or a file is mounted on `path`, which then cannot be renamed."""
     return path.exists() and (path in mounts() or path.stat().st_dev != path.parent.stat().st_dev)
 
 
 def mounts() -> set[Path]:
-    """Every mount point that this process sees."""
+    """Return all mount points visible to this process."""
     try:
         return {Path(partition.mountpoint) for partition in psutil.disk_partitions(all=True)}
     except (OSError, RuntimeError):  # a container without /proc
         return set()
 
 
-def _in_real_folder(path: Path) -> Path:
-    """`path` without links in the folders above it."""
+def _resolve_parent(path: Path) -> Path:
+    """Return `path` with the links in its parent folders resolved."""
     path = path.absolute()
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _descriptor(path: Path) -> Path | None:
-    """The name of the open file that `path` is, or is a link to."""
-    for _ in range(MOST_LINKS):
-        path = _in_real_folder(path)
+    """Return the /proc or /dev/fd name of the open file that `path` is or links to; None for other paths."""
+    for _ in range(MAX_LINKS):
+        path = _resolve_parent(path)
         if path.name.isdigit() and DESCRIPTORS.fullmatch(path.parent.as_posix()):
             return path
         if not path.is_symlink():
@@ -112,20 +110,20 @@ def _descriptor(path: Path) -> Path | None:
     return None
 
 
-def _is_own(folder: Path) -> bool:
+def _is_this_process(folder: Path) -> bool:
     return folder.as_posix() == "/dev/fd" or folder.parts[2] in ("self", "thread-self", str(os.getpid()))
 
 
 TOKEN_BYTES = 8
-# The hidden names of one writer: its lock, what it has written so far, and the folder that it replaces.
-CLAIMED = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})\.(?P<kind>lock|old|part)(?P<suffix>\..*)?")
+# The hidden names of one writer: its lock, its temporary file, and the folder that it is replacing.
+TMP_NAME = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})\.(?P<role>lock|old|part)(?P<suffix>\..*)?")
 
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Let one process at a time write to `path`; the others wait, and say so.
+    """Let one process at a time write to `path`; others wait, with a message.
 
-    DVC leaves a stage running when DVC itself is killed, and starts a second one when it is started again.
+    Stages can overlap: a killed DVC leaves its stage running, and a restarted one starts it again.
     """
     lock_file = _lock_path(path)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -143,9 +141,9 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_lock_if_free(path: Path) -> Iterator[bool]:
-    """Like `only_one`, without waiting: yields whether this process is the one.
+    """Like `exclusive_lock`, without waiting: yield whether this process holds the lock.
 
-    A process that holds other paths may ask: it never waits, so there is no deadlock.
+    As it never waits, it is safe in a process that holds other locks.
     """
     lock = FileLock(_lock_path(path))
     try:
@@ -160,7 +158,7 @@ def exclusive_lock_if_free(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds `only_one(path)` at this moment."""
+    """Whether some process holds the `exclusive_lock` of `path` at this moment."""
     lock_file = _lock_path(path)
     if not lock_file.parent.is_dir():
         return False
@@ -172,70 +170,70 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def claimed(path: Path, folder: Path) -> Iterator[Path]:
-    """Yield a hidden name in `folder` for a new `path`, which no other writer has; what is there at the end is removed.
+def claim_tmp_path(path: Path, folder: Path) -> Iterator[Path]:
+    """Yield a unique hidden path in `folder` for the new content of `path`; remove whatever is left there afterwards.
 
-    What writers of the same `path` left there when they were killed is removed first. A writer is known to be alive by
-    the lock that it holds: two threads, and processes of two containers, tell each other apart.
+    Temporary files of killed writers of `path` are removed first. A writer is alive while it holds the lock of its
+    token, which works across threads, processes and containers.
     """
     remove_stale_tmp(path, folder)
     token = secrets.token_hex(TOKEN_BYTES)
     lock_file = folder / f".{path.name}.{token}.lock"
-    part = folder / f".{path.name}.{token}.part{path.suffix}"
+    tmp = folder / f".{path.name}.{token}.part{path.suffix}"
     lock = FileLock(lock_file)
     while True:
         lock.acquire()
         if lock_file.exists():
             break
-        lock.release()  # removed by `clear_killed` between its creation and its locking
+        lock.release()  # removed by `remove_stale_tmp` between its creation and its locking
     try:
-        yield part
+        yield tmp
     finally:
-        remove(part)
+        remove(tmp)
         _remove_lock(lock, lock_file)
 
 
 def remove_stale_tmp(path: Path, folder: Path) -> None:
-    """Remove from `folder` what killed writers of `path` left; a folder that was being replaced gets its place back."""
-    matches = [CLAIMED.fullmatch(entry.name) for entry in folder.iterdir()]
-    found = [match for match in matches if match and match["name"] == path.name]
-    for token in {match["token"] for match in found}:
+    """Remove from `folder` what killed writers of `path` left; restore a folder that was being replaced."""
+    matches = [TMP_NAME.fullmatch(entry.name) for entry in folder.iterdir()]
+    own = [match for match in matches if match and match["name"] == path.name]
+    for token in {match["token"] for match in own}:
         lock_file = folder / f".{path.name}.{token}.lock"
         lock = FileLock(lock_file)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # its writer is alive, or it is another user's
+        except (Timeout, OSError):  # its writer is alive, or is another user
             continue
-        old = replaced_name(path, token)
+        old = old_path(path, token)
         try:
             if old.exists() and not path.exists():
                 old.rename(path)
-            for match in found:
-                if match["token"] == token and match["kind"] != "lock":
+            for match in own:
+                if match["token"] == token and match["role"] != "lock":
                     remove(folder / match[0])
         finally:
             _remove_lock(lock, lock_file)
 
 
-def replaced_name(path: Path, token: str) -> Path:
-    """The hidden name that a folder has while another takes its place by several renames."""
+def old_path(path: Path, token: str) -> Path:
+    """Return the hidden name of a folder while it is being replaced by several renames."""
     return path.with_name(f".{path.name}.{token}.old")
 
 
-def token_of(part: Path) -> str:
-    """The token in a name that `claimed` gave."""
-    match = CLAIMED.fullmatch(part.name)
+def token_of(tmp: Path) -> str:
+    """Return the token in a path of `claim_tmp_path`."""
+    match = TMP_NAME.fullmatch(tmp.name)
     assert match is not None
     return match["token"]
 
 
-def is_claimed_name(name: str) -> bool:
-    """Whether a hidden file or folder of this name is a writer's."""
-    return CLAIMED.fullmatch(name) is not None
+def is_tmp_name(name: str) -> bool:
+    """Whether a file name is one of a writer's hidden names."""
+    return TMP_NAME.fullmatch(name) is not None
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it, if it is there."""
+    """Remove a file, a link or a folder tree, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -243,7 +241,7 @@ def remove(path: Path) -> None:
 
 
 def _remove_lock(lock: FileLock, lock_file: Path) -> None:
-    with suppress(OSError):  # Windows removes no open file
+    with suppress(OSError):  # Windows cannot remove open files
         lock_file.unlink(missing_ok=True)
     lock.release()
 
@@ -253,53 +251,53 @@ def _lock_path(path: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
 
 
-# What lets two names change places in one step: the function, and what stands before each path and behind both.
+# System calls that swap two paths in one step: function, arguments before each path, and flags after both.
 EXCHANGE_SYSCALLS = {"linux": ("renameat2", (ctypes.c_int(-100),), 2), "darwin": ("renamex_np", (), 2)}
-# How a system refuses to rename a mount point, or a folder of a container's image.
+# Errors of renaming a mount point, or a folder of a container's image.
 MOUNT_POINT_ERRNOS = {errno.EBUSY, errno.EXDEV}
 NO_SPACE_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what was written there takes the name `path` when the block ends well.
+    """Yield a temporary path to write to, and rename it to `path` when the block ends without an error.
 
-    Threads and processes may write the same `path` at once: the last one's content stays. What is written for a stream,
-    a FIFO or a device goes there when the block ends well.
+    Concurrent writers of the same `path` are safe: the last one wins. For a stream, a FIFO or a device, the content is
+    copied into it at the end.
     """
     if is_stream(path):
-        with TemporaryDirectory(prefix="part-") as place:
-            part = Path(place) / f"part{path.suffix}"
-            yield part
-            write_into(path, part)
+        with TemporaryDirectory(prefix="tmp-") as folder:
+            tmp = Path(folder) / f"tmp{path.suffix}"
+            yield tmp
+            write_into(path, tmp)
         return
     target = real_path(path)
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(target, target.parent) as part:
-        yield part
-        _fsync(part)
-        part.replace(target)
+    with claim_tmp_path(target, target.parent) as tmp:
+        yield tmp
+        _fsync(tmp)
+        tmp.replace(target)
         _fsync(target.parent)
 
 
 @contextmanager
 def atomic_replace_dir(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; when the block ends well, it takes the name and the place of `path`.
+    """Yield an empty folder to fill, and replace the folder `path` by it when the block ends without an error.
 
-    A mount point keeps its place: its entries are replaced one by one.
+    The entries of a mount point, which cannot be renamed, are replaced one by one.
     """
-    with _staged(path) as (target, part):
-        yield part
-        for file in part.rglob("*"):
+    with _staged(path) as (target, tmp):
+        yield tmp
+        for file in tmp.rglob("*"):
             _fsync(file)
-        _fsync(part)
-        names = {file.name for file in part.iterdir()}
-        if part.parent == target or not _put(part, target):
-            _replace_entries(part, target, names)
+        _fsync(tmp)
+        names = {file.name for file in tmp.iterdir()}
+        if tmp.parent == target or not _move_into_place(tmp, target):
+            _replace_entries(tmp, target, names)
             for old in target.iterdir():
-                if old.name not in names and not is_claimed_name(old.name):
+                if old.name not in names and not is_tmp_name(old.name):
                     remove(old)
             _fsync(target)
         _fsync(target.parent)
@@ -307,59 +305,63 @@ def atomic_replace_dir(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_update_dir(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder; the files in it when the block ends well go to `folder`, over those of their names.
+    """Yield an empty folder; when the block ends without an error, move its files into `folder`, replacing old ones.
 
-    What else is in `folder` stays. All change at once: `folder` is exchanged for one that has the others as well. In a
+    Other files in `folder` are kept. All files change at once, as `folder` is swapped for a folder with both; in a
     mount point they are replaced one by one.
     """
-    with _staged(folder) as (target, part):
-        yield part
-        names = {file.name for file in part.iterdir()}
+    with _staged(folder) as (target, tmp):
+        yield tmp
+        names = {file.name for file in tmp.iterdir()}
         for name in names:
-            _fsync(part / name)
+            _fsync(tmp / name)
         target.mkdir(parents=True, exist_ok=True)
-        if part.parent != target:
-            _link_missing(target, part)
-            _fsync(part)
-        if part.parent == target or not _put(part, target):
-            _replace_entries(part, target, names)
+        if tmp.parent != target:
+            _link_missing(target, tmp)
+            _fsync(tmp)
+        if tmp.parent == target or not _move_into_place(tmp, target):
+            _replace_entries(tmp, target, names)
             _fsync(target)
         _fsync(target.parent)
 
 
 def require_writable(path: Path, is_file: bool = False) -> None:
-    """Refuse, before any work, a folder (or file) that could not be replaced when the work is done."""
-    wanted, other = ("file", "folder") if is_file else ("folder", "file")
+    """Check, before any work, that a folder (or file) can be replaced when the work is done.
+
+    Raises:
+        UserError: it is the wrong type of file, not writable, or a mount point is in the way.
+    """
+    expected, actual = ("file", "folder") if is_file else ("folder", "file")
     try:
         target = real_path(path)
     except OSError:
-        raise UserError(f"{path} is a link that leads to itself: remove it (`rm {path}`).") from None
+        raise UserError(f"{path} is a symbolic link to itself: remove it (`rm {path}`).") from None
     if is_stream(path) and is_file:
         if not os.access(path, os.W_OK):
-            raise UserError(f"{path} may not be written to: allow it (`chmod u+w {path}`).")
+            raise UserError(f"{path} is not writable: allow it (`chmod u+w {path}`).")
         return
     if target.exists() and target.is_dir() == is_file:
-        raise UserError(f"{path} is a {other}, and a {wanted} goes there: move it away, or name another {wanted}.")
+        raise UserError(
+            f"{path} is a {actual}, but a {expected} will be written there: move it away, or choose another {expected}."
+        )
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir():
-        raise UserError(f"{parent} is no folder, and {target} goes there: move it away.")
-    locked = next((place for place in (parent, target) if place.exists() and not os.access(place, os.W_OK)), None)
+        raise UserError(f"{parent} is not a folder, but {target} will be written there: move it away.")
+    locked = next((folder for folder in (parent, target) if folder.exists() and not os.access(folder, os.W_OK)), None)
     if locked is not None:
-        raise UserError(f"{locked} may not be written to, and the result goes there: allow it (`chmod u+w {locked}`).")
+        raise UserError(f"{locked} is not writable, but the result will be written there: `chmod u+w {locked}`.")
     if is_file and is_mount(target):
-        raise UserError(
-            f"{target} is mounted by itself, and such a file can't be replaced as a whole: mount its folder instead."
-        )
-    below = sorted(place for place in mounts() if target in place.parents)
+        raise UserError(f"{target} is a mounted file, which cannot be replaced atomically: mount its folder instead.")
+    below = sorted(mount for mount in mounts() if target in mount.parents)
     if below:
-        raise UserError(f"{target} is replaced as a whole, but {below[0]} in it is a mount point: unmount that.")
-    _try_exchange(target, target if is_mount(target) else parent)
+        raise UserError(f"{target} is replaced atomically, but {below[0]} in it is a mount point: unmount that.")
+    _try_swap(target, target if is_mount(target) else parent)
 
 
-def _try_exchange(target: Path, place: Path) -> None:
-    """Do with empty folders what will be done with `target`, and refuse what the file system refuses."""
+def _try_swap(target: Path, folder: Path) -> None:
+    """Swap two empty folders in `folder`. Raises UserError where its file system does not allow that."""
     try:
-        with claimed(target, place) as probe:
+        with claim_tmp_path(target, folder) as probe:
             for name in ("new", "old"):
                 (probe / name).mkdir(parents=True)
             _swap(probe / "new", probe / "old")
@@ -367,67 +369,67 @@ def _try_exchange(target: Path, place: Path) -> None:
         if error.errno in NO_SPACE_ERRNOS:
             raise
         raise UserError(
-            f"{place} does not let a new {target.name} take the place of the old one ({error.strerror}): make it "
-            f"writable, or let {target.name} be a link to a folder elsewhere."
+            f"{folder} does not allow renames, with which {target.name} is replaced ({error.strerror}): make it "
+            f"writable, or make {target.name} a link to a folder elsewhere."
         ) from None
 
 
 @contextmanager
 def _staged(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield where a folder really is, and an empty one that is going to take its place: within it, if it is mounted."""
+    """Yield the real folder and an empty temporary one that will replace it; a mounted folder contains the latter."""
     target = real_path(path)
-    place = target if is_mount(target) else target.parent
-    place.mkdir(parents=True, exist_ok=True)
-    with claimed(target, place) as part:
-        part.mkdir()
-        yield target, part
+    folder = target if is_mount(target) else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim_tmp_path(target, folder) as tmp:
+        tmp.mkdir()
+        yield target, tmp
 
 
-def _put(part: Path, target: Path) -> bool:
-    """Let `part` become `target`, and `part` what was there before; False where `target` can't be renamed."""
+def _move_into_place(tmp: Path, target: Path) -> bool:
+    """Rename `tmp` to `target`, or swap them where `target` exists; False where `target` cannot be renamed."""
     while True:
         try:
             if target.exists():
-                _swap_dirs(part, target)
+                _swap_dirs(tmp, target)
             else:
-                part.rename(target)
+                tmp.rename(target)
             return True
         except OSError as error:
             if error.errno in MOUNT_POINT_ERRNOS:
                 return False
-            # Another process has made or removed it meanwhile.
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not part.exists():
+            # Another process has created or removed it in the meantime.
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not tmp.exists():
                 raise
 
 
 def _swap_dirs(new: Path, path: Path) -> None:
-    """Let a folder that `claimed` named take the place of another, and that one its own."""
+    """Swap a temporary folder of `claim_tmp_path` with the folder that it replaces."""
     _swap(new, path)
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Let two folders change places: in one step where the system has one, by three renames where it has not."""
-    name, before, behind = EXCHANGE_SYSCALLS.get(sys.platform, ("", (), 0))
+    """Swap two folders: in one system call where there is one, otherwise by three renames."""
+    name, before, flags = EXCHANGE_SYSCALLS.get(sys.platform, ("", (), 0))
     exchange = getattr(ctypes.CDLL(None, use_errno=True), name, None) if name else None
     if exchange is not None:
-        one, other = ctypes.c_char_p(os.fsencode(new)), ctypes.c_char_p(os.fsencode(path))
-        if not exchange(*before, one, *before, other, ctypes.c_uint(behind)):
+        first, second = ctypes.c_char_p(os.fsencode(new)), ctypes.c_char_p(os.fsencode(path))
+        if not exchange(*before, first, *before, second, ctypes.c_uint(flags)):
             return
         number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # what a file system without it says
+        if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # the file system does not support it
             raise OSError(number, os.strerror(number), str(path))
-    old = replaced_name(path, token_of(new)) if is_claimed_name(new.name) else path.with_name(f"{path.name}.old")
+    old = old_path(path, token_of(new)) if is_tmp_name(new.name) else path.with_name(f"{path.name}.old")
     path.rename(old)
     new.rename(path)
     old.rename(new)
 
 
-def _replace_entries(part: Path, folder: Path, names: Iterable[str]) -> None:
-    """Move the entries of `part` to their names in `folder`, one file after the other.
+def _replace_entries(tmp: Path, folder: Path, names: Iterable[str]) -> None:
+    """Move the entries of `tmp` into `folder`, file by file.
 
-    Folders are gone through, because those of a container's image can't be renamed.
+    Subfolders are descended into, because those of a container's image cannot be renamed.
     """
-    for new in sorted(part / name for name in names):
+    for new in sorted(tmp / name for name in names):
         old = folder / new.name
         if new.is_dir() and not new.is_symlink():
             if not old.is_dir() or old.is_symlink():
@@ -445,14 +447,14 @@ def _replace_entries(part: Path, folder: Path, names: Iterable[str]) -> None:
             new.replace(old)
 
 
-def _link_missing(folder: Path, part: Path) -> None:
-    """Give `part` whatever `folder` has and `part` has not, by links where the file system has them."""
-    mine = {path.name for path in part.iterdir()}
+def _link_missing(folder: Path, tmp: Path) -> None:
+    """Add to `tmp` what only `folder` has, as hard links where the file system supports them."""
+    existing = {path.name for path in tmp.iterdir()}
 
-    def given(inside: str, names: list[str]) -> set[str]:
-        return mine & set(names) if Path(inside) == folder else set()
+    def ignored(subfolder: str, names: list[str]) -> set[str]:
+        return existing & set(names) if Path(subfolder) == folder else set()
 
-    shutil.copytree(folder, part, symlinks=True, ignore=given, copy_function=_link, dirs_exist_ok=True)
+    shutil.copytree(folder, tmp, symlinks=True, ignore=ignored, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:
@@ -463,8 +465,8 @@ def _link(source: str, target: str) -> None:
 
 
 def _fsync(path: Path) -> None:
-    # A rename can outlive a power cut that the renamed bytes did not, unless they were forced to the disk before.
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    # Without it, a rename may survive a power cut while the renamed content does not.
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:

@@ -1,4 +1,7 @@
-"""The one voice in which the project speaks to a person: lines, progress and refusals."""
+"""Print log lines, a delayed status line and progress bars with rich; plain lines where there is no terminal.
+
+Results go to standard output, warnings and errors to standard error. Every line is redacted and escaped.
+"""
 
 import atexit
 import os
@@ -28,16 +31,16 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from cifar_pipeline.utils.text import escape_control, redact_and_escape
+from cifar_pipeline.utils.text import escape_control, percent, redact_and_escape
 
-# In a pipe or a file nothing needs to fit a screen, and a name folded to 80 columns can't be searched for.
+# In a pipe or a file nothing needs to fit a screen, and a name wrapped at 80 columns can't be searched for.
 NON_TTY_WIDTH = 200
-# How long something may take before there is a word about it, and the time between two words.
+# Seconds before a status or progress line is printed, and between two progress lines.
 STATUS_DELAY = 2.0
 
 
 class _EscapingConsole(Console):
-    """A console on which text from outside is text: the only escape sequences are rich's own."""
+    """A Console that escapes control characters in text; only rich's own escape sequences reach the terminal."""
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         return super()._render_buffer(
@@ -47,11 +50,11 @@ class _EscapingConsole(Console):
 
 
 class _Console(_EscapingConsole):
-    """A console whose lines end what was shown for want of one."""
+    """A Console that clears the pending status before printing."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        # A bar draws itself anew with a control and nothing else.
-        if not all(isinstance(part, Control) for part in objects):
+        # A progress bar redraws itself by printing controls only.
+        if not all(isinstance(item, Control) for item in objects):
             clear_status()
         super().print(*objects, **options)
 
@@ -61,36 +64,36 @@ stdout_console = _Console(highlight=False, soft_wrap=True, width=_width)
 stderr_console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-# What lines begin with, so that those of processes beside each other can be told apart.
+# Distinguishes the lines of processes that share a terminal.
 _prefix = ""
 
 
-def set_log_prefix(speaker: str) -> None:
-    """Let this process begin its lines with `speaker`."""
+def set_log_prefix(prefix: str) -> None:
+    """Begin every line of this process with `prefix`."""
     global _prefix
-    _prefix = speaker
+    _prefix = prefix
 
 
 _muted = False
-# How long a silent process waits with its complaint for the one that speaks to end it.
+# Seconds for which a muted rank holds its error back: rank zero usually prints one and terminates it before.
 NONZERO_RANK_ERROR_DELAY = 4.0
 
 
-def mute(speaker: str) -> None:
-    """Let this process say nothing, because another one speaks for it; only if it ends badly, as `speaker`."""
+def mute(prefix: str) -> None:
+    """Mute this process (rank > 0); fatal errors are still printed, after `prefix`."""
     global _muted
     _muted = True
     clear_status()
-    set_log_prefix(speaker)
+    set_log_prefix(prefix)
 
 
 def is_muted() -> bool:
-    """Whether another process speaks for this one."""
+    """Whether this process prints fatal errors only."""
     return _muted
 
 
 def info(line: str) -> None:
-    """Print one plain line."""
+    """Print one line on standard output."""
     if _muted:
         return
     stdout_console.print(_prefixed(line))
@@ -98,121 +101,123 @@ def info(line: str) -> None:
 
 
 def warning(line: str) -> None:
-    """Print one line that must not be overlooked, on standard error."""
+    """Print one highlighted line on standard error."""
     if _muted:
         return
     stderr_console.print(_prefixed(line), style="bold yellow")
 
 
 def log_error(line: str) -> None:
-    """Print why the work ends here, on standard error. A silent process does so if nobody says it for it."""
+    """Print a fatal error on standard error; a muted process waits `NONZERO_RANK_ERROR_DELAY` before."""
     if _muted:
         time.sleep(NONZERO_RANK_ERROR_DELAY)
     stderr_console.print(_prefixed(line), style="bold red")
 
 
 def _prefixed(line: str) -> str:
-    """Escape a line for rich's markup and for terminals, without secrets, after this process's name."""
-    # Here already, because rich drops some control characters without a word.
+    """Prepend the process's prefix, redact secrets, and escape control characters and rich's markup."""
+    # Escaped before rich sees it, because rich silently drops some control characters.
     return escape(redact_and_escape(_prefix + line))
 
 
 class _DelayedSpinner:
-    """What is being done while nothing is said: shown with its seconds on a terminal, elsewhere in one line."""
+    """Show a status after `STATUS_DELAY`: a spinner with its seconds on a terminal, one line elsewhere."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.lock, self.over = what, threading.Lock(), False
-        self.shown: Progress | None = None
+    def __init__(self, description: str) -> None:
+        self.description, self.lock, self.stopped = description, threading.Lock(), False
+        self.progress: Progress | None = None
         self.timer = threading.Timer(STATUS_DELAY, self._show)
         self.timer.daemon = True
         self.timer.start()
 
     def _show(self) -> None:
-        # Standard output is for results. Its own console, since the others' lines end this.
+        # On standard error, which leaves standard output to results. Printing on the shared consoles clears the status.
         console = _EscapingConsole(stderr=True, highlight=False, soft_wrap=True)
         with self.lock:
-            if self.over:
+            if self.stopped:
                 return
             if not console.is_terminal or _bars:
-                console.print(_prefixed(f"{self.what} ..."))
+                console.print(_prefixed(f"{self.description} ..."))
                 return
             columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-            self.shown = Progress(
+            self.progress = Progress(
                 *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            self.shown.add_task(_prefixed(self.what))
-            self.shown.tasks[0].start_time = self.shown.get_time() - STATUS_DELAY
-            self.shown.start()
+            self.progress.add_task(_prefixed(self.description))
+            self.progress.tasks[0].start_time = self.progress.get_time() - STATUS_DELAY
+            self.progress.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.timer.cancel()
         with self.lock:
-            self.over = True
-            if self.shown:
-                self.shown.stop()
+            self.stopped = True
+            if self.progress:
+                self.progress.stop()
 
 
 _spinner: _DelayedSpinner | None = None
-_bars = 0  # bars that are on the terminal at this moment
+_bars = 0  # number of progress bars on the terminal
 
 
-def status(what: str) -> None:
-    """Say what is being done from now on, if no other line comes within two seconds."""
+def status(description: str) -> None:
+    """Show what the program is working on, unless another line is printed within `STATUS_DELAY`."""
     global _spinner
     clear_status()
     if not _muted:
-        _spinner = _DelayedSpinner(what)
+        _spinner = _DelayedSpinner(description)
 
 
 @atexit.register
 def clear_status() -> None:
-    """Say no more what is being done, because it is done."""
+    """Clear the status line."""
     global _spinner
-    waiting, _spinner = _spinner, None
-    if waiting:
-        waiting.end()
+    spinner, _spinner = _spinner, None
+    if spinner:
+        spinner.stop()
 
 
 @contextmanager
 def progress_bar(
-    what: str,
+    description: str,
     total: float | None,
-    unit_of_bytes: bool = False,
+    is_bytes: bool = False,
     transient: bool = False,
     console: Console = stdout_console,
-    every: float | None = None,
-    begun: float = 0,
+    min_interval: float | None = None,
+    initial: float = 0,
 ) -> Iterator[Callable[[float], None]]:
-    """Show how far `what` is, how fast it goes, and the time still to go.
+    """Show progress, rate and remaining time of a task with `total` items (None: unknown).
 
-    On no terminal these are plain lines: at a tenth of the way, `every` so many seconds at most (`SECONDS`); what is
-    done sooner says nothing. `begun` is how far it was before.
+    Without a terminal, print plain lines: one per tenth of the total, at least `min_interval` seconds apart (default:
+    `STATUS_DELAY`), so that short tasks print nothing. `initial` items were done before and do not count for the rate.
 
-    Yields a function that takes how much further the work has come.
+    Yields:
+        a function that takes the number of items done since its last call.
     """
     clear_status()
     if _muted:
         yield lambda amount: None
         return
     if not console.is_terminal:
-        yield _TextProgress(what, total, unit_of_bytes, console, STATUS_DELAY if every is None else every, begun)
+        interval = STATUS_DELAY if min_interval is None else min_interval
+        yield _TextProgress(description, total, is_bytes, console, interval, initial)
         return
-    how_far: list[ProgressColumn] = (
-        [DownloadColumn(), TransferSpeedColumn()] if unit_of_bytes else [MofNCompleteColumn(), _RateColumn()]
+    columns: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if is_bytes else [MofNCompleteColumn(), _RateColumn()]
     )
     bar = Progress(
         TextColumn("{task.description}"),
-        BarColumn(max(10, min(40, console.width - len(what) - 40))),
-        *how_far,
+        BarColumn(max(10, min(40, console.width - len(description) - 40))),
+        *columns,
         TimeRemainingColumn(),
         console=console,
         transient=transient,
-        # Results on standard output stay there, also where only standard error is a terminal.
+        # Results must reach standard output, also where only standard error is a terminal.
         redirect_stdout=console is stdout_console,
     )
     global _bars
     with bar:
-        task = bar.add_task(escape(redact_and_escape(what)), total=total, completed=int(begun))
+        task = bar.add_task(escape(redact_and_escape(description)), total=total, completed=int(initial))
         _bars += 1
         try:
             yield lambda amount: bar.update(task, advance=amount)
@@ -221,7 +226,7 @@ def progress_bar(
 
 
 class _RateColumn(ProgressColumn):
-    """How many a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -229,44 +234,52 @@ class _RateColumn(ProgressColumn):
 
 
 class _TextProgress:
-    """A line at a tenth of the way, if it takes long."""
+    """Print progress as plain lines: at most one per tenth of the total, at least `min_interval` seconds apart."""
 
     def __init__(
-        self, what: str, total: float | None, of_bytes: bool, console: Console, every: float, begun: float
+        self,
+        description: str,
+        total: float | None,
+        is_bytes: bool,
+        console: Console,
+        min_interval: float,
+        initial: float,
     ) -> None:
-        self.what, self.total, self.of_bytes, self.console, self.every = what, total, of_bytes, console, every
-        self.done, self.begun, self.tenths = begun, begun, 0
-        self.start = self.said = time.monotonic()
-        self.is_going = False
+        self.description, self.total, self.is_bytes, self.console = description, total, is_bytes, console
+        self.min_interval = min_interval
+        self.done, self.initial, self.last_decile = initial, initial, 0
+        self.start = self.last_printed = time.monotonic()
+        self.started = False
 
     def __call__(self, amount: float) -> None:
         self.done += amount
-        now, tenths = time.monotonic(), int(10 * self.done / self.total) if self.total else self.tenths + 1
-        if tenths > self.tenths and now - self.said >= self.every:
-            self.tenths, self.said = tenths, now
-            self.console.print(_prefixed(f"{self.what}: {', '.join(self._words(now - self.start))}"))
-        if not self.is_going:
-            # What comes first may take longer than all that follows: something is compiled, a host is found.
-            self.is_going, self.start, self.begun = True, now, self.done
+        now = time.monotonic()
+        decile = int(10 * self.done / self.total) if self.total else self.last_decile + 1
+        if decile > self.last_decile and now - self.last_printed >= self.min_interval:
+            self.last_decile, self.last_printed = decile, now
+            self.console.print(_prefixed(f"{self.description}: {', '.join(self._format(now - self.start))}"))
+        if not self.started:
+            # The rate is measured from the first call on: compiling or connecting may take longer than all the rest.
+            self.started, self.start, self.initial = True, now, self.done
 
-    def _words(self, seconds: float) -> Iterator[str]:
-        speed = (self.done - self.begun) / seconds if seconds else 0.0
-        size, unit = (1e6, " MB") if self.of_bytes else (1, "")
-        yield f"{100 * self.done / self.total:.0f} %" if self.total else f"{self.done / size:,.0f}{unit}"
+    def _format(self, seconds: float) -> Iterator[str]:
+        speed = (self.done - self.initial) / seconds if seconds else 0.0
+        size, unit = (1e6, " MB") if self.is_bytes else (1, "")
+        yield percent(self.done / self.total, 0) if self.total else f"{self.done / size:,.0f}{unit}"
         if speed:
-            yield f"{speed / size:,.1f}{unit}/s" if self.of_bytes or speed < 10 else f"{speed:,.0f}/s"
+            yield f"{speed / size:,.1f}{unit}/s" if self.is_bytes or speed < 10 else f"{speed:,.0f}/s"
         if speed and self.total and self.done < self.total:
             yield f"{format_duration((self.total - self.done) / speed)} left"
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time as a person would: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Format a duration: `0.4 s`, `48 s`, `3 min 05 s`, `2 h 07 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,6 +1,7 @@
-"""Questions to git about the repository around the working directory, with its absence told apart from its failure.
+"""Query git about the repository around the working directory: its commit, its diff, files of a commit.
 
-Neither the user's settings of git nor variables of a hook change an answer, and no program that they name is run.
+A missing repository is distinguished from an error of git. Neither the user's git configuration nor the variables of a
+hook affect the output, and no program that they name is run.
 """
 
 import os
@@ -12,9 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from cifar_pipeline.utils.console import warning
+from cifar_pipeline.utils.text import one_line
 
 TIMEOUT_SECONDS = 60
-# What a hook of git sets for its own repository, which may be another one; and what changes the form of an answer.
+# Set by git for hooks, for a repository that may be another one, or by users; they change what git prints.
 HOOK_VARIABLES = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIFF_OPTS", "GIT_DIR", "GIT_EXTERNAL_DIFF",
     "GIT_GRAFT_FILE", "GIT_ICASE_PATHSPECS", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
@@ -26,14 +28,14 @@ DIFF = (
     "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--unified=3", "--src-prefix=a/",
     "--dst-prefix=b/", "--submodule=diff", "--ignore-submodules=none",
 )  # fmt: skip
-# More of a difference than that is not kept.
+# A longer diff is truncated.
 MAX_DIFF_BYTES = 8_000_000
-# New files whose content is a part of the difference; others are named, because nobody chose to keep what they hold.
+# Untracked files of these types are included in the diff; others are only listed, as they may be private or large.
 CODE_PATHS, MAX_NEW_FILES = {".py", ".yaml", ".yml", ".cpp", ".cu", ".h"}, 100
 
 
 class Kind(StrEnum):
-    """What git says about the working directory."""
+    """State of git in the working directory."""
 
     MISSING = "git is not installed"
     OUTSIDE = "no repository"
@@ -44,7 +46,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Repository:
-    """The repository around the working directory: its commit, or why there is none to be had."""
+    """The repository around the working directory: its commit, or the reason why it is unknown."""
 
     kind: Kind
     commit: str = ""
@@ -52,18 +54,18 @@ class Repository:
 
     @property
     def error(self) -> str:
-        """Why no commit is known although one might be; empty where one is, and outside of any repository."""
+        """Why the commit is unknown; empty where it is known, and outside of any repository."""
         return "" if self.kind in (Kind.FOUND, Kind.OUTSIDE) else self.reason or str(self.kind)
 
 
 class GitError(Exception):
-    """What git said instead of an answer."""
+    """A git command failed; the message is git's."""
 
 
 def find_repository() -> Repository:
-    """Ask git for the repository around the working directory, and warn once where it refuses an answer.
+    """Return the repository around the working directory; warn once where git fails.
 
-    A repository that ignores this folder is another project's.
+    A repository that ignores this folder counts as another project's.
     """
     try:
         git_output("rev-parse", "--git-dir")
@@ -81,47 +83,47 @@ def find_repository() -> Repository:
 
 
 def is_in_repository() -> bool:
-    """Whether a command such as `git restore` or `dvc exp run` finds a repository with a commit here."""
+    """Whether there is a repository with a commit, as `git restore` and `dvc exp run` need it."""
     return find_repository().kind is Kind.FOUND
 
 
 def folder_in_repository() -> str:
-    """Return the working directory's path below the repository's top, `projects/images/`; empty at the top.
+    """Return the working directory relative to the repository's root, `projects/images/`; empty at the root.
 
     Raises:
-        GitError: git gives no answer.
+        GitError: git fails.
     """
     return os.fsdecode(git_output("rev-parse", "--show-prefix"))
 
 
 def git_diff(folders: tuple[str, ...]) -> bytes:
-    """Return what the folders hold beyond the commit, as a patch for `git apply`, with new code.
+    """Return the uncommitted changes in the folders, new code included, as a patch for `git apply`.
 
-    Other new files are named below it.
+    Other new files are listed at its end.
 
     Raises:
-        GitError: git gives no answer.
+        GitError: git fails.
     """
-    parts = [_bounded((*DIFF, "HEAD", "--", *folders), MAX_DIFF_BYTES)]
-    listed = git_output("ls-files", "-z", "--others", "--exclude-standard", "--", *folders)
-    new = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    chunks = [_bounded((*DIFF, "HEAD", "--", *folders), MAX_DIFF_BYTES)]
+    untracked = git_output("ls-files", "-z", "--others", "--exclude-standard", "--", *folders)
+    new = [os.fsdecode(name) for name in untracked.split(b"\0") if name]
     code = [name for name in new if Path(name).suffix in CODE_PATHS and not Path(name).is_symlink()][:MAX_NEW_FILES]
-    below = folder_in_repository()
-    as_new = (*DIFF, "--no-index", f"--src-prefix=a/{below}", f"--dst-prefix=b/{below}", "--", os.devnull)
+    prefix = folder_in_repository()
+    as_new = (*DIFF, "--no-index", f"--src-prefix=a/{prefix}", f"--dst-prefix=b/{prefix}", "--", os.devnull)
     for name in code:
-        parts.append(_bounded((*as_new, name), MAX_DIFF_BYTES - sum(map(len, parts))))
-    parts += [f"New file: {name}\n".encode(errors="surrogateescape") for name in new if name not in code]
-    return b"".join(parts)
+        chunks.append(_bounded((*as_new, name), MAX_DIFF_BYTES - sum(map(len, chunks))))
+    chunks += [f"New file: {name}\n".encode(errors="surrogateescape") for name in new if name not in code]
+    return b"".join(chunks)
 
 
 def last_commit(path: Path) -> tuple[str, str]:
-    """Return the newest commit that changed a file and its date, `7c78472` and `2026-11-25`; empty without one.
+    """Return the newest commit that changed a file, and its date: `7c78472` and `2026-11-25`; empty without one.
 
     Raises:
-        GitError: git gives no answer.
+        GitError: git fails.
     """
-    told = git_output("log", "-1", "--no-show-signature", "--no-color", "--format=%h %cs", "--", path.as_posix())
-    commit, _, date = told.decode("ascii").partition(" ")
+    output = git_output("log", "-1", "--no-show-signature", "--no-color", "--format=%h %cs", "--", path.as_posix())
+    commit, _, date = output.decode("ascii").partition(" ")
     return commit, date
 
 
@@ -129,7 +131,7 @@ def in_commit(commit: str, path: Path) -> bytes | None:
     """Return the content of a file in a commit; None where the commit has no such file.
 
     Raises:
-        GitError: git gives no answer.
+        GitError: git fails.
     """
     if not git_output("ls-tree", "-z", commit, "--", path.as_posix()):
         return None
@@ -140,58 +142,62 @@ _warned: set[str] = set()
 
 
 def warn_git_failed(error: GitError) -> str:
-    """Return git's reason in one line, and show it once with what git advises."""
-    reason = " ".join(str(error).split())
+    """Return git's error message in one line, and print it as a warning the first time."""
+    reason = one_line(error)
     if reason not in _warned:
         _warned.add(reason)
-        warning(f"Git gives no answer here, so that commit and changes of the code are not noted: {reason}")
+        warning(f"Git failed, so the commit and uncommitted changes are not recorded: {reason}")
     return reason
 
 
 def git_output(*arguments: str, stripped: bool = True) -> bytes:
-    """Return what git prints.
+    """Return what a git command prints on standard output.
 
     Raises:
         FileNotFoundError: git is not installed.
         GitError: it fails.
     """
-    done = _run(*arguments)
-    if done.returncode:
-        raise GitError(_reason(done.stderr) or f"`git {arguments[0]}` ended with {done.returncode}")
-    return done.stdout.strip() if stripped else done.stdout
+    completed = _run(*arguments)
+    if completed.returncode:
+        raise GitError(_reason(completed.stderr) or f"`git {arguments[0]}` exited with code {completed.returncode}")
+    return completed.stdout.strip() if stripped else completed.stdout
 
 
 def _is_unborn() -> bool:
     """Whether HEAD names a branch that has no commit yet."""
-    named = _run("symbolic-ref", "--quiet", "HEAD")
-    if named.returncode:
+    symbolic = _run("symbolic-ref", "--quiet", "HEAD")
+    if symbolic.returncode:
         return False
-    return not git_output("for-each-ref", "--format=%(refname)", named.stdout.decode(errors="surrogateescape").strip())
+    branch = symbolic.stdout.decode(errors="surrogateescape").strip()
+    return not git_output("for-each-ref", "--format=%(refname)", branch)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(_one_line(arguments), capture_output=True, env=_environment(), timeout=TIMEOUT_SECONDS)
+        return subprocess.run(_command(arguments), capture_output=True, env=_environment(), timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise GitError(f"`git {arguments[0]}` did not answer within {TIMEOUT_SECONDS} seconds") from None
+        raise GitError(f"`git {arguments[0]}` timed out after {TIMEOUT_SECONDS} seconds") from None
     except PermissionError as error:
-        raise GitError(f"git may not be run ({error})") from None
+        raise GitError(f"git could not be started ({error})") from None
 
 
-def _bounded(arguments: Iterable[str], most: int) -> bytes:
-    """Return at most so many bytes of a difference, and a line that says so where it is longer."""
-    if most <= 0:
+def _bounded(arguments: Iterable[str], max_bytes: int) -> bytes:
+    """Return at most `max_bytes` of a diff, and a closing line where it was truncated."""
+    if max_bytes <= 0:
         return b""
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(_one_line(arguments), stdout=subprocess.PIPE, stderr=errors, env=_environment()) as process,
+        subprocess.Popen(_command(arguments), stdout=subprocess.PIPE, stderr=errors, env=_environment()) as process,
     ):
         assert process.stdout is not None
-        content = process.stdout.read(most + 1)
-        if len(content) > most:
+        content = process.stdout.read(max_bytes + 1)
+        if len(content) > max_bytes:
             process.kill()
-            return content[:most] + f"\n(The difference is longer than {MAX_DIFF_BYTES:,} bytes: cut here.)\n".encode()
-        # 1 says that there is a difference, with --no-index.
+            return (
+                content[:max_bytes]
+                + f"\n(The difference is longer than {MAX_DIFF_BYTES:,} bytes: cut here.)\n".encode()
+            )
+        # With --no-index, exit code 1 means that there is a difference.
         if process.wait() > 1:
             errors.seek(0)
             raise GitError(_reason(errors.read()))
@@ -202,7 +208,7 @@ def _reason(errors: bytes) -> str:
     return errors.decode(errors="backslashreplace").strip().removeprefix("fatal: ").removeprefix("error: ")
 
 
-def _one_line(arguments: Iterable[str]) -> list[str]:
+def _command(arguments: Iterable[str]) -> list[str]:
     return ["git", "--no-pager", *SETTINGS, *arguments]
 
 

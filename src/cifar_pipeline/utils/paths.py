@@ -1,4 +1,4 @@
-"""Where things that outlive one stage are kept: the main workspace, also for an experiment in a temporary one."""
+"""Paths in the main workspace, which a DVC experiment in a temporary copy shares, and the workspace's id."""
 
 import json
 import os
@@ -11,20 +11,20 @@ from cifar_pipeline.utils.atomic import atomic_write, is_locked
 
 
 def main_workspace() -> Path:
-    """The folder of the project that a person works in; DVC names it where a stage runs in a temporary copy."""
+    """Return the project's folder. Where DVC runs a stage in a temporary copy, it is the one copied (DVC_ROOT)."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def runs_cache_dir() -> Path:
-    """Where checkpoints and results of trainings are kept, a folder for each fingerprint."""
+    """Return the folder with the checkpoints and results of trainings, one subfolder per fingerprint."""
     return main_workspace() / ".cache" / "trainings"
 
 
 def workspace_id() -> str:
-    """The random id of the main workspace, which tells it from all others that use the same MLflow server.
+    """Return the random id of the main workspace, which distinguishes workspaces that share an MLflow server.
 
-    It is kept in `.cache/workspace-id` together with that file's inode, which no copy has: a copied workspace makes an
-    id of its own. One that is moved on its disk, or mounted in another container, keeps its id.
+    It is stored in `.cache/workspace-id` together with that file's inode, which differs in every copy: a copied
+    workspace gets a new id. One that is moved on its disk, or mounted in another container, keeps its id.
     """
     path = main_workspace() / ".cache" / "workspace-id"
     if known := _read_id(path):
@@ -34,24 +34,24 @@ def workspace_id() -> str:
         if known := _read_id(path):
             return known
         new = secrets.token_hex(16)
-        with atomic_write(path) as part:
-            part.touch()
-            part.write_text(json.dumps({"id": new, "inode": part.stat().st_ino}) + "\n")
+        with atomic_write(path) as tmp:
+            tmp.touch()
+            tmp.write_text(json.dumps({"id": new, "inode": tmp.stat().st_ino}) + "\n")
         return new
 
 
 def is_training_locked(fingerprint: str) -> bool:
-    """Whether some process of this workspace is at the training with this fingerprint."""
+    """Whether some process of this workspace runs the training with this fingerprint."""
     return is_locked(runs_cache_dir() / fingerprint)
 
 
 def sweep_dir(sweep: str) -> Path:
-    """What the process of the sweep with this fingerprint holds a lock for."""
+    """Return the path that the process of the sweep with this fingerprint locks."""
     return main_workspace() / ".cache" / "sweeps" / sweep
 
 
 def _read_id(path: Path) -> str:
-    """The id in the file; empty where there is none, and where the file was copied from another workspace."""
+    """Return the id in the file; empty where there is none, or where the file is a copy from another workspace."""
     try:
         content = json.loads(path.read_text())
         return str(content["id"]) if content["inode"] == path.stat().st_ino else ""

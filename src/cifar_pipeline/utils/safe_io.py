@@ -1,6 +1,7 @@
-"""Regular files, told from pipes, sockets, devices and folders before anything opens them.
+"""Open regular files only, and parse untrusted YAML and JSON within bounds.
 
-Parse YAML and JSON that nobody vouches for: what would cost far more than its size is an error of the format.
+Pipes, sockets, devices and folders are rejected before they are opened. Documents that expand to far more than their
+size (YAML's "billion laughs") or are nested too deep are format errors.
 """
 
 import json
@@ -13,7 +14,7 @@ import yaml
 
 from cifar_pipeline.utils.errors import UserError
 
-# What a path may lead to instead of a regular file. Opening one may wait for ever, or do something to a device.
+# File types other than regular files. Opening one may block forever, or affect a device.
 NOT_REGULAR = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -24,22 +25,22 @@ NOT_REGULAR = {
 
 
 class NotRegularFile(UserError):
-    """A path that leads to no regular file; `kind` says in words what it leads to."""
+    """A path that is not a regular file; `kind` is its type in words, such as "a socket"."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        super().__init__(f"{path} is {kind}, not a file: name a regular file.")
+        super().__init__(f"{path} is {kind}, not a file: give a regular file.")
         self.kind = kind
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes, and never wait for a pipe or touch a device.
+    """Open a regular file to read its bytes, without ever blocking on a pipe or opening a device.
 
     Raises:
-        Irregular: `path` is a named pipe, a socket, a device or a folder.
-        OSError: there is no such file, or it may not be read.
+        NotRegularFile: `path` is a named pipe, a socket, a device or a folder.
+        OSError: there is no such file, or it is not readable.
     """
     require_regular(path, path.stat().st_mode)
-    # What lies there may be exchanged after it was looked at: without O_NONBLOCK a pipe would be waited for.
+    # The path may be replaced by a pipe after the check: O_NONBLOCK keeps `open` from blocking.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         require_regular(path, os.fstat(handle).st_mode)
@@ -50,31 +51,31 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """Read a regular file of UTF-8. Raises as `open_regular` does, and UnicodeDecodeError."""
+    """Read a regular file as UTF-8. Raises what `open_regular` raises, and UnicodeDecodeError."""
     with open_regular(path) as file:
         return file.read().decode()
 
 
 def require_regular(path: Path, mode: int | None = None) -> None:
-    """Raise Irregular where `path`, or the `mode` that was found for it, is that of no regular file."""
+    """Raise NotRegularFile unless `path`, or its known `mode` (`st_mode`), is that of a regular file."""
     kind = irregular_type(path.stat().st_mode if mode is None else mode)
     if kind:
         raise NotRegularFile(path, kind)
 
 
 def irregular_type(mode: int) -> str:
-    """Return in words what a file's mode (`st_mode`) says that it is; empty for a regular file."""
+    """Return the file type of a mode (`st_mode`) in words; empty for a regular file."""
     return "" if stat.S_ISREG(mode) else NOT_REGULAR.get(stat.S_IFMT(mode), "something else")
 
 
-# Far more than any file here needs, and far less than Python's limit for recursion.
+# More than any file of ours needs, and far below Python's recursion limit.
 MAX_DEPTH = 50
-# Values that stand in a document by an alias (`*name`), all those below it included: OmegaConf copies each.
+# Values that a document repeats by aliases (`*name`), counting nested ones: OmegaConf copies each.
 MAX_ALIASED_NODES = 10_000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError where it is none, or nested too deep."""
+    """Parse JSON. Raises ValueError where it is invalid or nested too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -82,16 +83,16 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Parse YAML of plain values. Raises yaml.YAMLError as `require_bounded` does, and where it is none."""
+    """Parse YAML of plain values. Raises yaml.YAMLError where it is invalid or exceeds `require_bounded`."""
     require_bounded(text)
     return yaml.safe_load(text)
 
 
 def require_bounded(text: str | bytes, name: str = "") -> None:
-    """Raise yaml.YAMLError, with the place, where a document of YAML is nested too deep or larger than it looks.
+    """Raise yaml.YAMLError, with the line, for a YAML document that is nested too deep or expands too much.
 
-    `name` is that of the file, for the message. Anchors in anchors ("billion laughs") make a document of a few hundred
-    bytes into millions of values, and one that holds itself has no end.
+    `name` is the file's name in the message. Nested aliases ("billion laughs") turn a few hundred bytes into millions
+    of values, and a value that contains itself never ends.
     """
     stream = yaml.SafeLoader(text)
     stream.name = name or stream.name
@@ -101,7 +102,7 @@ def require_bounded(text: str | bytes, name: str = "") -> None:
     try:
         while stream.check_event():
             event: yaml.Event = stream.get_event()  # type: ignore[no-untyped-call]
-            fault = None
+            problem = None
             if isinstance(event, yaml.CollectionEndEvent):
                 anchor, before = opened.pop()
                 if anchor:
@@ -110,17 +111,17 @@ def require_bounded(text: str | bytes, name: str = "") -> None:
                 size = sizes.get(event.anchor or "", 0)
                 count, aliased = count + size, aliased + size
                 if any(event.anchor == anchor for anchor, _ in opened):
-                    fault = f"the value `{event.anchor}` holds itself"
+                    problem = f"the value `{event.anchor}` contains itself"
                 elif aliased > MAX_ALIASED_NODES:
-                    fault = f"its aliases stand for more than {MAX_ALIASED_NODES:,} values"
+                    problem = f"its aliases expand to more than {MAX_ALIASED_NODES:,} values"
             elif isinstance(event, yaml.NodeEvent):
                 count += 1
                 if isinstance(event, yaml.CollectionStartEvent):
                     opened.append((event.anchor, count - 1))
-                    fault = f"it is nested deeper than {MAX_DEPTH} values" if len(opened) > MAX_DEPTH else None
+                    problem = f"it is nested deeper than {MAX_DEPTH} values" if len(opened) > MAX_DEPTH else None
                 elif event.anchor:
                     sizes[event.anchor] = 1
-            if fault:
-                raise yaml.MarkedYAMLError(None, None, fault, event.start_mark)  # type: ignore[arg-type]
+            if problem:
+                raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
     finally:
         stream.dispose()

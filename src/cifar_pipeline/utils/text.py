@@ -1,15 +1,12 @@
-"""Redact passwords, tokens and keys in text that leaves the process: messages, tags, files.
+"""Redact secrets, escape control characters, and format text.
 
-A secret is recognised by its place (the password of a URL, a query parameter such as `token` or `X-Amz-Signature`), or
-by its value, where an environment variable such as MLFLOW_TRACKING_PASSWORD holds it.
+Redaction covers all text that leaves the process: messages, tags, files. A secret is recognized by its position (the
+password of a URL, a query parameter such as `token` or `X-Amz-Signature`), or by its value, where an environment
+variable such as MLFLOW_TRACKING_PASSWORD contains it.
 
-Escape the characters of a text that would act on a terminal or a page, or cannot be written: `\x1b`, `\udcff`.
-
-File names, class names and messages come from outside. A control character moves the cursor or starts an escape
-sequence, a bidirectional override shows text in another order, a lone surrogate (a byte of a file name that is no
-UTF-8) cannot be encoded.
-
-Nested values under one name each: the way down to them.
+Escaping covers file names, class names and messages that come from outside. A control character moves the cursor or
+starts an escape sequence, a bidirectional override changes the order of the text shown, and a lone surrogate (a byte of
+a file name that is not UTF-8) cannot be encoded.
 """
 
 import logging
@@ -21,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-# C0 and DEL, C1; marks, embeddings, overrides and isolates of direction; separators of lines; surrogates; tags.
+# C0 and DEL, C1; directional marks, embeddings, overrides and isolates; line separators; surrogates; tags.
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff"
     r"\U000e0000-\U000e007f]"
@@ -29,13 +26,13 @@ _UNSAFE = re.compile(
 
 
 def escape_control(text: str, keep: str = "") -> str:
-    r"""Return the text with its unsafe characters escaped as Python writes them, except those in `keep`."""
-    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    r"""Escape unsafe characters as in a Python literal (`\x1b`, `\udcff`), except those in `keep`."""
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def escape_control_json(text: str) -> str:
-    r"""Escape the same characters in JSON as `\u001b`, so that it can be printed and reads back as it was."""
-    return _UNSAFE.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped_json(found[0]), text)
+    r"""Escape the same characters in a JSON document as `\u001b`, which keeps its value."""
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped_json(match[0]), text)
 
 
 def _escaped(character: str) -> str:
@@ -44,13 +41,13 @@ def _escaped(character: str) -> str:
 
 def _escaped_json(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[place]:02x}{units[place + 1]:02x}" for place in range(0, len(units), 2))
+    return "".join(f"\\u{units[index]:02x}{units[index + 1]:02x}" for index in range(0, len(units), 2))
 
 
 MASK = "***"
-# Shorter values are found in ordinary words.
+# Shorter values occur in ordinary words.
 MIN_SECRET_LENGTH = 6
-# What the names of secret query parameters, keys and environment variables end with, or hold as a whole word.
+# Suffixes and whole words in the names of secret query parameters, keys and environment variables.
 _NAME = (
     r"(?:[\w.%+-]*[_.-])?(?:pass(?:word|wd|phrase)?|pwd|secret|token|sig|signature|credential|jwt|sas|"
     r"(?:api|access|account|secret|private|shared|auth)?[_-]?key|access[_-]?key[_-]?id|auth|authorization|code)"
@@ -59,38 +56,38 @@ _SECRET_VARIABLE = re.compile(
     r"(?:.*_)?(?:PASSWORD|PASSWD|PASSPHRASE|TOKEN|SECRET|API_?KEY|ACCESS_KEY|SECRET_KEY|ACCOUNT_KEY|CONNECTION_STRING)",
     re.IGNORECASE,
 )
-# The user may be there without a password, and a token is often the user. SQLAlchemy takes passwords with `/` and `@`.
+# The password may be missing, and a token is often the user. SQLAlchemy accepts passwords with `/` and `@`.
 _USERINFO = re.compile(
     r"(?<=://)(?P<user>[^\s:/?#@\"'<>]*)(?P<password>:(?!\d{1,5}[/?#])(?:(?!://)[^\s\"'<>])*)?@(?=[^\s@]*)"
 )
 _QUERY = re.compile(rf"(?P<name>[?&;](?:{_NAME})=)(?P<value>[^\s&#;\"'<>\])}},]+)", re.IGNORECASE)
-# Of a configuration's keys only what can be nothing else: `key` and `code` may be ordinary ones there.
+# Stricter for keys of a configuration, where `key` and `code` may be ordinary names.
 _SECRET_KEY = re.compile(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(?P<name>[~+]*[\w./@-]+=)(?P<value>.+)", re.DOTALL)
 
 
 def redact(text: str) -> str:
-    """Replace the secrets in a text by `***`: those of every URL in it, and the values of secret environment variables.
+    """Replace the secrets in a text by `***`: those in URLs, and the values of secret environment variables.
 
-    Of a URL the user's name stays, unless it has no password: then it may itself be a token.
+    A URL's user name is kept, unless there is no password: then it may be a token itself.
     """
     if "://" in text:
-        text = _USERINFO.sub(lambda found: f"{found['user'] if found['password'] else MASK}:{MASK}@", text)
+        text = _USERINFO.sub(lambda match: f"{match['user'] if match['password'] else MASK}:{MASK}@", text)
         text = text.replace(f"{MASK}:{MASK}@", f"{MASK}@")
     if "=" in text:
-        text = _QUERY.sub(lambda found: found["name"] + MASK, text)
+        text = _QUERY.sub(lambda match: match["name"] + MASK, text)
     for secret in sorted(set(_known_secrets()), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
 
 
 def redact_bytes(content: bytes) -> bytes:
-    """Redact a text in any encoding that holds ASCII; its other bytes stay."""
+    """Redact a text in any ASCII-compatible encoding; other bytes are kept."""
     return redact(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def redact_values(value: Any, name: str = "") -> Any:
-    """Redact every text in nested mappings and lists; under a key such as `password` the whole text."""
+    """Redact every string in nested mappings and lists; under a key such as `password`, the entire string."""
     if isinstance(value, Mapping):
         return {key: redact_values(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -100,20 +97,20 @@ def redact_values(value: Any, name: str = "") -> Any:
     return MASK if value and _is_secret_key(name) else redact(value)
 
 
-def redact_arguments(words: Iterable[str]) -> list[str]:
-    """Redact the words of a command line, `key=value` by its key as well."""
+def redact_arguments(arguments: Iterable[str]) -> list[str]:
+    """Redact the arguments of a command line, `key=value` also by its key."""
 
-    def word(text: str) -> str:
-        found = _ASSIGNMENT.fullmatch(text)
-        if found and _is_secret_key(found["name"].rstrip("=").rpartition(".")[2].lstrip("+-")):
-            return found["name"] + MASK
-        return redact(text)
+    def redacted(argument: str) -> str:
+        match = _ASSIGNMENT.fullmatch(argument)
+        if match and _is_secret_key(match["name"].rstrip("=").rpartition(".")[2].lstrip("+-")):
+            return match["name"] + MASK
+        return redact(argument)
 
-    return [word(text) for text in words]
+    return [redacted(argument) for argument in arguments]
 
 
 def contains_secret(text: str) -> bool:
-    """Return whether a word of a command line holds a secret."""
+    """Return whether an argument of a command line contains a secret."""
     return redact_arguments([text]) != [text]
 
 
@@ -122,39 +119,39 @@ def _is_secret_key(name: str) -> bool:
 
 
 def _known_secrets() -> Iterator[str]:
-    """Yield the secrets that this process's environment holds."""
-    # One by one, because MLflow's thread removes a variable of its own meanwhile.
+    """Yield the secrets in this process's environment variables."""
+    # Not `items()`, because a thread of MLflow removes a variable in the meantime.
     for name in list(os.environ):
         value = os.environ.get(name, "")
         if _SECRET_VARIABLE.fullmatch(name) and len(value) >= MIN_SECRET_LENGTH:
             yield value
         elif "://" in value:
-            for found in _USERINFO.finditer(value):
-                password = (found["password"] or "").removeprefix(":")
+            for match in _USERINFO.finditer(value):
+                password = (match["password"] or "").removeprefix(":")
                 yield from {text for text in (password, unquote(password)) if len(text) >= MIN_SECRET_LENGTH}
-            yield from (found["value"] for found in _QUERY.finditer(value) if len(found["value"]) >= MIN_SECRET_LENGTH)
+            yield from (match["value"] for match in _QUERY.finditer(value) if len(match["value"]) >= MIN_SECRET_LENGTH)
 
 
 def redact_and_escape(text: str) -> str:
-    """Redact a text and escape what would act on a terminal, but for the ends of its lines and its tabs."""
+    """Redact a text and escape its control characters, except newlines and tabs."""
     return escape_control(redact(text), keep="\n\t")
 
 
 class _RedactedRecord(logging.LogRecord):
-    """A line of a library's log."""
+    """A record of a library's logger."""
 
     def getMessage(self) -> str:  # noqa: N802
         return redact_and_escape(super().getMessage())
 
 
 def redact_logging() -> None:
-    """Redact and escape what others print: the tracebacks of errors that nobody caught, and the lines of logs."""
-    sys.excepthook = lambda kind, error, place: print_traceback(error)
+    """Redact and escape the tracebacks of uncaught errors and the log records of libraries."""
+    sys.excepthook = lambda cls, error, _: print_traceback(error)
     logging.setLogRecordFactory(_RedactedRecord)
 
 
 def print_traceback(error: BaseException) -> None:
-    """Print an error with its traceback, on standard error."""
+    """Print an error with its traceback on standard error."""
     print(redact_and_escape("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 

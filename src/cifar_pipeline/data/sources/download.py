@@ -135,7 +135,7 @@ class ResumableDownloader:
         done = start
         # The host alone, so that a bar has its place beside it.
         what = f"Downloading from {urlsplit(response.url).hostname}"
-        bar = progress_bar(what, total, unit_of_bytes=True, begun=start)
+        bar = progress_bar(what, total, is_bytes=True, initial=start)
         with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(DOWNLOAD_CHUNK):
                 if not done and chunk.lstrip()[:1] == b"<":
