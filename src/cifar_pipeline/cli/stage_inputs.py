@@ -131,10 +131,10 @@ def _changes(start: StageStart) -> Iterator[str]:
     if difference := _first_difference(start.values, now):
         key, before, after = difference
         yield f"{key} was changed from {before} to {after}"
-    if start.is_from_dvc and start.stage != CONFIGURE:
-        if difference := _first_difference(start.values, _recorded(start.stage)):
-            key, before, after = difference
-            yield f"{key} was changed from {before} to {after} in {COMPOSED}"
+    is_recorded = start.is_from_dvc and start.stage != CONFIGURE
+    if is_recorded and (difference := _first_difference(start.values, _recorded(start.stage))):
+        key, before, after = difference
+        yield f"{key} was changed from {before} to {after} in {COMPOSED}"
     for name, (hash_input, before) in start.inputs.items():
         if _hash_or_error(hash_input) != before:
             yield f"{name} was changed"
