@@ -1,4 +1,4 @@
-"""What several packages' tests share: a project to break, and a small processed data set."""
+"""Fixtures shared by several folders: a project to modify, and a small processed data set; scheduling of tests."""
 
 import dataclasses
 import os
@@ -19,63 +19,64 @@ from cifar_pipeline.data.sources.digits import Digits
 from helpers.config_project import ROOT, Project
 
 TRAIN, VAL, TEST = 90, 30, 20
-# Linux's file system in memory: what is forced to the disk there takes no time, and the tests do so thousands of times.
-MEMORY, ENOUGH = Path("/dev/shm"), 4 << 30
-# Folders whose tests share a workspace in which the real stages have run, and those beside them that take longest.
-SHARING = ("pipeline", "sweeps", "crash_recovery", "environment_failures")
-FIRST = (*SHARING, "notebooks", "training")
+# Linux's file system in memory, where fsync takes no time; the tests call it thousands of times.
+MEMORY_DIR, MIN_FREE_BYTES = Path("/dev/shm"), 4 << 30
+# Folders whose tests share a workspace in which the real stages have run, and the slowest other ones.
+SHARED_FOLDERS = ("pipeline", "sweeps", "crash_recovery", "environment_failures")
+FIRST_FOLDERS = (*SHARED_FOLDERS, "notebooks", "training")
 
 
-class Sharing(LoadScopeScheduling):
-    """Keeps tests that share something slow to make in one process: a whole folder, or else a file.
+class FolderScheduling(LoadScopeScheduling):
+    """Run the tests of a file, or of a folder in SHARED_FOLDERS, in one process, as they share slow fixtures.
 
-    Those that take longest come first, so that all processes end together; xdist would begin with those that are many.
-    (`xdist_group` marks do nothing with pytest 9.2 and xdist 3.8: what they add to a test's id is lost.)
+    The slowest come first, so that all processes end together; xdist would start with the largest groups.
+    (`xdist_group` marks have no effect with pytest 9.2 and xdist 3.8: the suffix that they add to a test's id is lost.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return next((name for name in SHARING if name in Path(path).parts), path)
+        return next((name for name in SHARED_FOLDERS if name in Path(path).parts), path)
 
 
 def pytest_configure() -> None:
-    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ENOUGH:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-    # What is compiled is kept for all workspaces of the tests, and for the next time.
+    if os.access(MEMORY_DIR, os.W_OK) and shutil.disk_usage(MEMORY_DIR).free > MIN_FREE_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DIR))
+    # Compiled code is shared by all workspaces of the tests, and kept for later runs.
     compiled = ROOT / ".cache" / "compiled" / "tests"
     compiled.mkdir(0o700, parents=True, exist_ok=True)
     compiled.parent.chmod(0o700)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
-    # There is a process for each core: more threads would only wait for each other.
+    # There is a process for each core: more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     config.option.loadscopereorder = False
-    return Sharing(config, log)
+    return FolderScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        return next((number for number, name in enumerate(FIRST) if name in item.path.parts), len(FIRST))
+    def priority(item: pytest.Item) -> int:
+        indices = (index for index, name in enumerate(FIRST_FOLDERS) if name in item.path.parts)
+        return next(indices, len(FIRST_FOLDERS))
 
-    items.sort(key=place)
+    items.sort(key=priority)
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """A folder of this name, filled by whoever asks first; all processes of this run of the tests see the same."""
+    """Return a function that fills a folder of a given name once for all processes of a test run."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
-        done = root / f"{name}.made"
+        marker = root / f"{name}.made"
         with FileLock(root / f"{name}.lock"):
-            if not done.exists():
+            if not marker.exists():
                 (root / name).mkdir()
                 make(root / name)
-                done.touch()
+                marker.touch()
         return root / name
 
     return made
@@ -83,7 +84,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def empty_database(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """MLflow's database with its tables and no run, to copy: MLflow takes seconds to make one."""
+    """Return an MLflow database without runs, to be copied: MLflow takes seconds to create one."""
 
     def make(folder: Path) -> None:
         from mlflow import MlflowClient
@@ -101,13 +102,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A small part of the digits, processed as the configuration `data=digits` asks for: 90, 30 and 20 images."""
+    """A subset of the digits, processed with `data=digits`: 90 train, 30 val and 20 test images."""
     return small_digits(tmp_path_factory, VAL)
 
 
 @pytest.fixture(scope="session")
 def digits_without_val(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The same with nothing held back."""
+    """The same subset without a validation split."""
     return small_digits(tmp_path_factory, 0)
 
 
@@ -115,18 +116,23 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
     raw, folder = tmp_path_factory.mktemp("raw") / "digits", tmp_path_factory.mktemp("processed")
     source = Digits(test_fraction=0.2, size=32)
     source.fetch(raw, [], 1, raw)
-    whole = source.read(raw)
+    dataset = source.read(raw)
     count = TRAIN + VAL
     small = dataclasses.replace(
-        whole,
-        train_images=whole.train_images[:count],
-        train_labels=whole.train_labels[:count],
-        test_images=whole.test_images[:TEST],
-        test_labels=whole.test_labels[:TEST],
+        dataset,
+        train_images=dataset.train_images[:count],
+        train_labels=dataset.train_labels[:count],
+        test_images=dataset.test_images[:TEST],
+        test_labels=dataset.test_labels[:TEST],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        asked = dataset_config(compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data)
+        data_config = dataset_config(
+            compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data
+        )
     order = np.arange(count)
-    write_dataset(folder, small, order[val:], order[:val], source=source, wanted=source.title, asked=asked, used=asked)
+    write_dataset(
+        folder, small, order[val:], order[:val],
+        source=source, wanted=source.title, asked=data_config, used=data_config,
+    )  # fmt: skip
     return Dataset.open(folder)

@@ -31,7 +31,7 @@ def visible(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def test_new_content_takes_the_place_of_old(tmp_path):
+def test_new_content_replaces_old(tmp_path):
     for content in ("old", "new"):
         fill(tmp_path / "a folder", content)
         assert read(tmp_path / "a folder") == content
@@ -87,7 +87,7 @@ def test_the_folder_is_there_at_every_moment(tmp_path):
 
 
 @pytest.mark.parametrize("system", ["this one", "one without an exchange", "a mounted folder"])
-def test_files_take_their_places_and_what_is_beside_them_stays(tmp_path, monkeypatch, system):
+def test_files_are_replaced_and_other_files_are_kept(tmp_path, monkeypatch, system):
     folder = tmp_path / "reports"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "file").write_text("of somebody else")
@@ -123,7 +123,7 @@ def test_files_change_together_or_not_at_all(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which file a handle is of")
-def test_what_takes_a_name_was_forced_to_the_disk_before(tmp_path, monkeypatch):
+def test_content_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     """A power cut between the two could leave the name with nothing behind it."""
     done = []
     sync, replace, exchange = os.fsync, Path.replace, atomic._swap_dirs

@@ -39,23 +39,23 @@ def lines(clock: list[float], seconds: float, steps: int = 10, **options: object
     return page.getvalue().splitlines()
 
 
-def test_what_is_done_in_two_seconds_says_nothing(clock: list[float]) -> None:
+def test_a_task_of_less_than_two_seconds_prints_nothing(clock: list[float]) -> None:
     assert lines(clock, 1.9) == []
 
 
-def test_what_takes_longer_says_how_far_how_fast_and_how_long_still(clock: list[float]) -> None:
+def test_longer_tasks_print_progress_rate_and_remaining_time(clock: list[float]) -> None:
     assert lines(clock, 10)[:2] == ["Test images: 20 %, 100/s, 8.0 s left", "Test images: 40 %, 100/s, 6.0 s left"]
     assert lines(clock, 1000)[0] == "Test images: 10 %, 1.0/s, 15 min 00 s left"
     assert lines(clock, 1000)[-1] == "Test images: 100 %, 1.0/s"
 
 
-def test_never_more_than_ten_lines_nor_more_often_than_asked(clock: list[float]) -> None:
+def test_at_most_ten_lines_are_printed_at_the_minimum_interval(clock: list[float]) -> None:
     assert len(lines(clock, 1e5, steps=1000)) == 10
     assert len(lines(clock, 10, steps=1000)) == 4
     assert len(lines(clock, 100, min_interval=30)) == 3
 
 
-def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[float]) -> None:
+def test_bytes_downloaded_before_do_not_count_for_the_rate(clock: list[float]) -> None:
     page = io.StringIO()
     options = {"is_bytes": True, "initial": 100e6, "console": Console(file=page)}
     with progress_bar("Downloading", 200e6, **options) as advance:  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def test_bytes_that_were_there_before_say_nothing_about_the_speed(clock: list[fl
     assert page.getvalue() == "Downloading: 75 %, 10.0 MB/s, 5.0 s left\n"
 
 
-def test_without_a_known_end_it_says_how_much_came(clock: list[float]) -> None:
+def test_without_a_total_the_amount_is_printed(clock: list[float]) -> None:
     page = io.StringIO()
     with progress_bar("Downloading", None, is_bytes=True, console=Console(file=page)) as advance:
         for _ in range(3):
@@ -90,7 +90,7 @@ def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:
     raise AssertionError(f"it never said {text!r}, but {said!r}")
 
 
-def test_what_is_being_done_is_said_if_it_takes_long(
+def test_a_status_is_printed_once_after_a_delay(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "STATUS_DELAY", 0.02)
@@ -102,7 +102,7 @@ def test_what_is_being_done_is_said_if_it_takes_long(
 
 
 @pytest.mark.parametrize("line", [lambda: info("done"), lambda: warning("odd"), lambda: log_error("no"), clear_status])
-def test_any_other_line_comes_instead_of_what_is_being_done(
+def test_any_other_line_clears_the_status(
     line: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "STATUS_DELAY", 0.05)
@@ -163,12 +163,12 @@ def test_a_terminal_shows_bars_that_vanish_and_keeps_lines() -> None:
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") > 0
 
 
-def test_no_color_is_honoured() -> None:
+def test_no_color_is_honored() -> None:
     written = on_terminal(BARS, NO_COLOR="1")
     assert "Odd" in written and not COLOUR.search(written)
 
 
-def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None:
+def test_the_status_is_not_printed_on_standard_output() -> None:
     program = (
         "import time; from cifar_pipeline.utils import console; console.STATUS_DELAY = 0.05; console.status('Loading');"
         "time.sleep(0.3); print('{}')"
@@ -181,11 +181,11 @@ def test_results_on_standard_output_stay_apart_from_what_is_being_done() -> None
     ("seconds", "words"),
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
 )
-def test_durations_are_written_as_people_say_them(seconds: float, words: str) -> None:
+def test_durations_are_formatted_for_people(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
-def test_a_table_in_a_file_is_not_folded_to_the_width_of_a_screen(tmp_path: Path) -> None:
+def test_a_table_in_a_file_is_not_wrapped_at_the_width_of_a_screen(tmp_path: Path) -> None:
     word = "x" * 120
     code = (
         "from cifar_pipeline.utils.console import stdout_console; from rich.table import Table\n"

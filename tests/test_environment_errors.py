@@ -41,14 +41,14 @@ def caused_by(cause: BaseException) -> BaseException:
         (requests.ConnectionError("refused"), "server.*does not respond"),
     ],
 )
-def test_a_fault_behind_a_librarys_error_is_told(cause: BaseException, told: str) -> None:
+def test_a_failure_of_the_machine_behind_a_librarys_error_is_described(cause: BaseException, told: str) -> None:
     sentence = describe_environment_error(caused_by(cause))
     assert sentence is not None
     assert re.search(told, sentence), sentence
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), FileNotFoundError(errno.ENOENT, "no such file", "x")])
-def test_a_bug_is_not_told_as_a_fault_of_the_machine(error: BaseException) -> None:
+def test_a_bug_is_not_reported_as_a_failure_of_the_machine(error: BaseException) -> None:
     assert describe_environment_error(caused_by(error)) is None
 
 

@@ -20,7 +20,7 @@ def test_unsafe_characters_are_escaped_and_letters_stay() -> None:
     assert escape_control("a\nb\x00", keep="\n") == "a\nb\\x00"
 
 
-def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
+def test_json_with_unsafe_characters_can_be_printed_and_parsed() -> None:
     text = escape_control_json(json.dumps({"file": ODD + "\U000e0041"}, ensure_ascii=False))
     text.encode()
     assert escape_control(text) == text
@@ -29,7 +29,7 @@ def test_json_with_them_is_safe_to_print_and_reads_back() -> None:
 
 @pytest.mark.parametrize("voice", ["stdout_console", "stderr_console"])
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_line_shows_them_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_lines_are_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     spoken = getattr(console, voice)
     monkeypatch.setattr(spoken, "_file", page)  # `file` would be restored as the stream of this test

@@ -65,7 +65,7 @@ def test_nothing_imports_a_stage():
         assert not imported_packages(path) & stages, f"{name_of(path)} imports a script"
 
 
-def test_there_are_no_circles():
+def test_there_are_no_import_cycles():
     tuple(TopologicalSorter({path: imported_files(path) for path in FILES}).static_order())  # it raises CycleError
 
 

@@ -27,7 +27,7 @@ def can_be_alone() -> bool:
         return False
 
 
-def test_threads_write_one_file_at_once_and_it_is_always_whole(tmp_path):
+def test_threads_write_one_file_at_once_and_readers_see_complete_content(tmp_path):
     def write(number: int) -> None:
         for _ in range(TIMES):
             with atomic_write(tmp_path / "shard.npy") as part:
@@ -40,7 +40,7 @@ def test_threads_write_one_file_at_once_and_it_is_always_whole(tmp_path):
 
 
 @pytest.mark.parametrize("whole", [atomic_replace_dir, atomic_update_dir])
-def test_threads_replace_one_folder_at_once_and_it_is_always_whole(tmp_path, whole):
+def test_threads_replace_one_folder_at_once_and_readers_see_complete_content(tmp_path, whole):
     def replace(number: int) -> None:
         for _ in range(TIMES // 5):
             with whole(tmp_path / "reports") as part:
@@ -72,7 +72,7 @@ def test_a_writer_in_another_container_leaves_the_unfinished_file_of_a_live_one(
     assert names(tmp_path) == ["table.csv"]
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(tmp_path):
     code = WRITE.replace('"of the other")', '"half"); import os; os.kill(os.getpid(), 9)')
     environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -82,7 +82,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     assert names(tmp_path) == ["table.csv"]
 
 
-def test_a_name_that_begins_like_another_is_another(tmp_path):
+def test_a_name_that_begins_like_another_is_a_different_one(tmp_path):
     """The hidden names of `x.y` are none of `x`."""
     with atomic_write(tmp_path / "x.y") as part, atomic_write(tmp_path / "x") as other:
         part.write_text("1")

@@ -109,7 +109,7 @@ def test_a_signal_ends_a_command_within_five_seconds_in_every_phase(tmp_path, nu
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_signal_to_a_forked_process_is_none_to_the_one_that_forked_it():
+def test_a_signal_to_a_forked_process_does_not_reach_its_parent():
     code = """
 import os, signal, time
 from cifar_pipeline.utils import process

@@ -47,7 +47,7 @@ def test_the_container_is_set_up_as_a_clone_is():
     assert PROJECT["requires-python"] == ">=" + re.findall(r"python:(\d+\.\d+)", container["image"])[0]
 
 
-def test_name_version_and_licence_are_the_same_everywhere():
+def test_name_version_and_license_are_the_same_everywhere():
     citation = yaml.safe_load(read(ROOT / "CITATION.cff"))
     for key, name in (("title", "name"), ("version", "version"), ("license", "license"), ("abstract", "description")):
         assert citation[key] == PROJECT[name]

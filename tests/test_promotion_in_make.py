@@ -64,6 +64,6 @@ def test_another_database_or_server_promotes_again(project: Path) -> None:
     assert promotions(project, MLFLOW_TRACKING_URI="http://elsewhere") == 3
 
 
-def test_a_refused_model_is_asked_about_again(project: Path) -> None:
+def test_a_model_that_was_not_promoted_is_tried_again(project: Path) -> None:
     (project / "code").write_text("2")
     assert promotions(project) == 1 and promotions(project) == 2

@@ -42,7 +42,7 @@ def test_a_secret_in_a_url_is_masked_by_its_place(text: str, expected: str) -> N
         "optimizer.lr=0.001",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text) == text
     assert not contains_secret(text)
 
@@ -77,7 +77,7 @@ def test_tracebacks_and_logs_of_libraries_are_redacted_and_escaped() -> None:
     assert "topsecret@" not in ended.stderr.replace("raise ValueError('at https://u:topsecret@h/", "")
 
 
-def test_a_variable_that_another_thread_removes_meanwhile_is_no_matter(monkeypatch):
+def test_a_variable_that_another_thread_removes_is_harmless(monkeypatch):
     """A thread of MLflow's sets and removes one of its own."""
     monkeypatch.setenv("PASSING", "")
     over = threading.Event()

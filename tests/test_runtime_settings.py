@@ -11,7 +11,7 @@ relax_gc()
 """
 
 
-def test_a_process_that_ends_does_not_look_through_all_libraries_once_more(monkeypatch):
+def test_garbage_is_not_collected_at_exit(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "src")
     ended = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["True"]

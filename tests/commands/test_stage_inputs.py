@@ -1,4 +1,4 @@
-"""A stage runs on what DVC records, and publishes nothing where something has changed since it started."""
+"""A stage runs with the values that DVC records, and publishes nothing if an input changed since it started."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +15,17 @@ LR = ("overrides: {}", "overrides: {optimizer: {lr: 0.3}}")
 
 @pytest.fixture
 def recorded(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project with its composed.yaml, in which DVC starts a stage called `train`."""
+    """Return a project with its composed.yaml, in an environment where DVC starts the stage `train`."""
     assert project.start(configure).code == 0
     monkeypatch.setenv("DVC_STAGE", "train")
     return project
 
 
-def stage_that(does: Callable[[], object]) -> Callable[..., None]:
-    """A stage that does something between its start and its result."""
+def stage_that(action: Callable[[], object]) -> Callable[..., None]:
+    """Return a stage that calls `action` between its start and its result."""
 
     def train(config: object) -> None:
-        does()
+        action()
         require_unchanged()
         Path("published").touch()
 
@@ -67,16 +67,19 @@ def test_a_composed_file_that_is_damaged_is_refused(recorded: Project, content: 
 
 
 CHANGES: dict[str, tuple[Callable[[Project], object], str]] = {
-    "a choice": (lambda project: project.edit("params.yaml", *LR), "optimizer.lr was changed from 0.001 to 0.3"),
-    "an option": (
+    "a value in params.yaml": (
+        lambda project: project.edit("params.yaml", *LR),
+        "optimizer.lr was changed from 0.001 to 0.3",
+    ),
+    "a value in conf/": (
         lambda project: project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.002"),
         "optimizer.lr was changed from 0.001 to 0.002",
     ),
-    "half an edit": (
+    "an unfinished edit": (
         lambda project: project.write("conf/optimizer/sgd.yaml", "lr: [\n"),
         "params.yaml or conf/ was edited (conf/optimizer/sgd.yaml, line 2",
     ),
-    "what DVC records": (
+    "composed.yaml": (
         lambda project: project.edit("composed.yaml", "  lr: 0.001", "  lr: 0.1"),
         "optimizer.lr was changed from 0.001 to 0.1 in composed.yaml",
     ),
@@ -85,10 +88,10 @@ CHANGES: dict[str, tuple[Callable[[Project], object], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_while_a_stage_runs_keeps_it_from_publishing(recorded: Project, change: str) -> None:
-    edit, words = CHANGES[change]
+    edit, message = CHANGES[change]
     ended = recorded.start(stage_that(lambda: edit(recorded)))
     assert ended.code == 1 and ended.err.count("\n") == 1, ended.err
-    assert words in ended.err and "while this ran, so nothing was published: run `dvc repro`" in ended.err
+    assert message in ended.err and "while this ran, so nothing was published: run `dvc repro`" in ended.err
     assert not (recorded.folder / "published").exists()
 
 
@@ -96,7 +99,7 @@ def test_by_hand_the_same_command_is_named(project: Project) -> None:
     ended = project.start(stage_that(lambda: project.edit("params.yaml", *LR)), "seed=1")
     assert ended.code == 1
     assert "run the same command to use the change, or undo the change first to keep the finished training" in ended.err
-    # What the command line says holds, whatever params.yaml says by then.
+    # The command line takes precedence over an edit of params.yaml.
     assert project.start(stage_that(lambda: project.edit("params.yaml", "0.3", "0.4")), "optimizer.lr=0.5").code == 0
 
 
@@ -111,10 +114,10 @@ def test_an_input_that_changes_keeps_a_stage_from_publishing(project: Project) -
     assert ended.code == 1 and ended.err.startswith("input was changed while this ran")
 
 
-def test_the_state_of_files_tells_every_change(tmp_path: Path) -> None:
+def test_the_hash_of_file_stats_changes_with_every_change(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    seen = {hash_stats(tmp_path / "gone"), hash_stats(folder)}
+    hashes = {hash_stats(tmp_path / "gone"), hash_stats(folder)}
     for change in (
         lambda: (folder / "a").write_text("1"),
         lambda: (folder / "a").write_text("2"),
@@ -122,12 +125,12 @@ def test_the_state_of_files_tells_every_change(tmp_path: Path) -> None:
         lambda: (folder / "b").unlink(),
     ):
         change()
-        seen.add(hash_stats(folder))
-    assert len(seen) == 5  # empty again at the end
+        hashes.add(hash_stats(folder))
+    assert len(hashes) == 5  # empty again at the end
 
 
-def test_variables_that_change_numbers_are_told_from_others() -> None:
-    given = {
+def test_variables_that_change_numbers_are_distinguished_from_others() -> None:
+    relevant = {
         "NVIDIA_TF32_OVERRIDE": "1", "ONEDNN_MAX_CPU_ISA": "AVX2", "TORCHINDUCTOR_FREEZING": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "ATEN_CPU_CAPABILITY": "default", "PYTORCH_JIT": "0",
     }  # fmt: skip
@@ -135,4 +138,4 @@ def test_variables_that_change_numbers_are_told_from_others() -> None:
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0", "TORCHINDUCTOR_CACHE_DIR": "/x", "PATH": "/bin",
         "PYTORCH_CUDA_ALLOC_CONF": "x", "ONEDNN_VERBOSE": "1", "PYTORCH_KERNEL_CACHE_PATH": "/x",
     }  # fmt: skip
-    assert source_files.variables(given | others) == dict(sorted(given.items()))
+    assert source_files.variables(relevant | others) == dict(sorted(relevant.items()))

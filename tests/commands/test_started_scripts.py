@@ -1,4 +1,4 @@
-"""The stages as a person starts them: real processes, in a copy of the project."""
+"""Stages started as a user does: in processes, in a copy of the project."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from cifar_pipeline.config.source_files import NON_RESULT_PACKAGES, SourceTree
 from helpers.config_project import ROOT, Project
 
 SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
-# Runs a script as `python script ...` does, then says which modules it has loaded.
+# Runs a script as `python script ...` does, then prints the loaded modules.
 LOADED = """
 import json, runpy, sys
 sys.argv = sys.argv[1:]
@@ -32,7 +32,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(project: Project) -> Project:
-    """With src/ in it, in the working directory."""
+    """Return a project with src/, in the working directory."""
     shutil.copytree(ROOT / "src", project.folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return project
 
@@ -55,7 +55,7 @@ def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: st
         ("download", {"torch", "lightning", "mlflow", "sklearn"}),
     ],
 )
-def test_a_stage_waits_for_nothing_that_it_does_not_use(copy: Project, script: str, heavy: set[str]) -> None:
+def test_a_stage_imports_no_slow_library_that_it_does_not_use(copy: Project, script: str, heavy: set[str]) -> None:
     ended = start("-c", LOADED, f"src/{script}.py", "data=digits")
     assert ended.returncode == 0, ended.stderr
     modules = json.loads(ended.stderr.splitlines()[-1])
@@ -63,13 +63,13 @@ def test_a_stage_waits_for_nothing_that_it_does_not_use(copy: Project, script: s
     assert not heavy & set(modules)
 
 
-def test_a_refusal_is_one_line_and_exit_code_2(copy: Project) -> None:
+def test_a_user_error_is_one_line_and_exit_code_2(copy: Project) -> None:
     ended = start("src/train.py", "optimizer.lr=-1")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "optimizer.lr=-1 is not allowed; it must be a number above 0.\n"
 
 
-def test_a_stage_started_elsewhere_says_where_to_start_it(copy: Project) -> None:
+def test_a_stage_started_outside_of_the_root_folder_is_refused(copy: Project) -> None:
     ended = subprocess.run(
         [sys.executable, str(copy.folder / "src" / "configure.py")],
         cwd=copy.folder / "src",
@@ -102,8 +102,8 @@ def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) 
     assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw"] * len(SCRIPTS) + ["trainer.max_epochs="]
 
 
-def test_a_class_that_fails_shows_where(copy: Project) -> None:
-    """A refusal is for a wrong choice; a fault in somebody's own code needs its traceback."""
+def test_a_class_that_fails_shows_a_traceback(copy: Project) -> None:
+    """An error in a user's own class needs its traceback, unlike an invalid value."""
     copy.write(
         "src/cifar_pipeline/data/sources/broken.py", "class Broken:\n    def __init__(self):\n        self.x.y\n"
     )
@@ -118,14 +118,11 @@ def test_a_class_that_fails_shows_where(copy: Project) -> None:
 def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     modules = [
         "cifar_pipeline.training.trainer",
-        "cifar_pipeline.training.trainer",
-        "cifar_pipeline.training.trainer",
         "cifar_pipeline.training.run_dir",
-        "cifar_pipeline.inference.onnx_export",
         "cifar_pipeline.inference.onnx_export",
         "cifar_pipeline.models.lenet",
     ]
-    found = {f"src/{name}" for name in SourceTree(Path("src")).used("configure", modules).paths}
+    followed = {f"src/{name}" for name in SourceTree(Path("src")).used("configure", modules).paths}
     code = f"import sys; sys.path.insert(0, 'src'); import {', '.join(modules)}\n" + (
         "for module in list(sys.modules.values()):\n"
         "    if module.__name__.startswith('cifar_pipeline.'): print(module.__file__)"
@@ -141,4 +138,4 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
         others = {*NON_RESULT_PACKAGES, "__init__", "src"}
         return {path for path, package in packages.items() if package not in others and path.endswith(".py")}
 
-    assert computing(loaded) == computing(found)
+    assert computing(loaded) == computing(followed)

@@ -1,4 +1,4 @@
-"""One workspace with processed digits and something in models/, from which each test takes a copy."""
+"""Fixtures: a workspace with processed digits and a file in models/, copied for each test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from helpers.workspace import Workspace, add_own, prepared
 
-# A network whose checkpoint is larger than the database.
+# A model whose checkpoint is larger than the database.
 WIDE = """
 from torch import nn
 
@@ -22,12 +22,14 @@ class Wide(nn.Sequential):
 def origin(
     made_once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Workspace:
-    """Only to look at: see `copy`."""
-    workspace = Workspace(made_once("prepared", prepared)).copy(tmp_path_factory.mktemp("faults") / "origin")
+    """Create the workspace that `copy` copies; read-only."""
+    workspace = Workspace(made_once("prepared", prepared)).copy(
+        tmp_path_factory.mktemp("environment_failures") / "origin"
+    )
     workspace.edit("params.yaml", "experiment: tutorial", "experiment: debug")
     add_own(workspace, WIDE)
     (workspace.root / "conf" / "model" / "wide.yaml").write_text("_target_: own.Wide\n")
-    # What must stay as it is need not have been trained: a training takes long to start.
+    # A file that must stay as it is; there is no need to train a real model.
     (workspace.root / "models" / "last").mkdir(parents=True)
     (workspace.root / "models" / "last" / "model.onnx").write_bytes(b"trained before")
     return workspace

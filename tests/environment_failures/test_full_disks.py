@@ -1,4 +1,4 @@
-"""Where a file can't grow any more, a stage ends with a sentence, and what was there before is still there."""
+"""Where a file cannot grow, a stage ends with one sentence, and earlier results are kept."""
 
 import pytest
 
@@ -8,14 +8,14 @@ FULL = "The disk is full, or a size limit is reached"
 
 
 def limited(workspace, kilobytes, script, *arguments, code=1):
-    """Run a stage whose files may have so many kilobytes; what it said last."""
+    """Run a stage whose files are limited to `kilobytes`, and return its last line."""
     limit = f'ulimit -f {kilobytes}; exec "$0" "$@"'
     said = workspace.run("bash", "-c", limit, "python", f"src/{script}.py", *arguments, code=code)
     assert "Traceback" not in said
     return said.splitlines()[-1]
 
 
-def test_a_checkpoint_that_finds_no_place_ends_the_training_and_the_next_makes_it(copy):
+def test_a_checkpoint_without_disk_space_fails_the_run_and_keeps_the_old_models(copy):
     models = content_of(copy.root / "models")
     last = limited(copy, 4000, "train", "model=wide", "optimizer=adam")
     assert last.startswith(FULL) and last.endswith("the same command resumes it.")
@@ -24,7 +24,7 @@ def test_a_checkpoint_that_finds_no_place_ends_the_training_and_the_next_makes_i
     assert not list(copy.root.glob(".cache/**/*.part*"))
 
 
-def test_a_data_set_that_finds_no_place_leaves_the_old_one(copy):
+def test_a_data_set_without_disk_space_leaves_the_old_one(copy):
     processed = content_of(copy.root / "data")
     assert limited(copy, 1000, "preprocess", "data.val_fraction=0.3").startswith(FULL)
     assert content_of(copy.root / "data") == processed
@@ -38,7 +38,7 @@ def test_a_database_that_can_not_grow_is_named(copy):
 
 
 @pytest.mark.long
-def test_the_training_that_found_no_place_goes_on_when_there_is_some(copy):
+def test_a_training_resumes_when_there_is_disk_space_again(copy):
     limited(copy, 4000, "train", "model=wide", "optimizer=adam")
     copy.train("model=wide", "optimizer=adam")
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]

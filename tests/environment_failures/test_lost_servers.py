@@ -1,4 +1,4 @@
-"""An MLflow server that doesn't answer costs seconds, one that is lost costs no training and no metric."""
+"""An unreachable MLflow server costs seconds; one that is lost later costs no training and no metric."""
 
 import socket
 import threading
@@ -24,8 +24,8 @@ def server(tmp_path):
         yield port
 
 
-class Way:
-    """The way to a server, which can be cut: after that nobody listens at its port."""
+class Proxy:
+    """A proxy to a local port, which can be shut down to simulate a lost server."""
 
     def __init__(self, to, port=0):
         self.to, self.sockets = to, []
@@ -44,7 +44,7 @@ class Way:
             for pair in ((near, far), (far, near)):
                 threading.Thread(target=pump, args=pair, daemon=True).start()
 
-    def cut(self):
+    def shut_down(self):
         for end in (self.listening, *self.sockets):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -58,29 +58,36 @@ def pump(source, target):
         target.shutdown(socket.SHUT_WR)
 
 
-def test_a_server_that_refuses_is_told_in_seconds_and_before_training(copy):
-    nowhere = "http://127.0.0.1:9"
-    began = time.monotonic()
-    said = copy.run("env", f"MLFLOW_TRACKING_URI={nowhere}", "python", "src/train.py", "seed=1", code=1)
-    assert time.monotonic() - began < SECONDS
-    assert said.splitlines()[-1].startswith(SENTENCE.format(nowhere))
+def test_a_server_that_refuses_connections_is_reported_in_seconds_and_before_training(copy):
+    unreachable = "http://127.0.0.1:9"
+    start = time.monotonic()
+    said = copy.run("env", f"MLFLOW_TRACKING_URI={unreachable}", "python", "src/train.py", "seed=1", code=1)
+    assert time.monotonic() - start < SECONDS
+    assert said.splitlines()[-1].startswith(SENTENCE.format(unreachable))
     assert "Traceback" not in said and "epoch 1/" not in said
 
 
 @pytest.mark.long
-def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_back(copy, server):
-    way = Way(server)
-    uri = f"http://127.0.0.1:{way.port}"
-    words = ["env", f"MLFLOW_TRACKING_URI={uri}", "python", "src/train.py", "loss=slow", f"trainer.max_epochs={EPOCHS}"]
-    training = copy.start(*words)
+def test_a_lost_server_stops_no_training_and_receives_everything_when_it_is_back(copy, server):
+    proxy = Proxy(server)
+    uri = f"http://127.0.0.1:{proxy.port}"
+    command = [
+        "env",
+        f"MLFLOW_TRACKING_URI={uri}",
+        "python",
+        "src/train.py",
+        "loss=slow",
+        f"trainer.max_epochs={EPOCHS}",
+    ]
+    training = copy.start(*command)
     training.wait_for(f"epoch 1/{EPOCHS}")
-    way.cut()
+    proxy.shut_down()
     said = training.end(code=1)
     assert f"epoch {EPOCHS}/{EPOCHS}" in said and "Traceback" not in said
     assert said.splitlines()[-1].startswith(SENTENCE.format(uri))
 
-    back = Way(server, way.port)
-    said = copy.run(*words)
+    restored = Proxy(server, proxy.port)
+    said = copy.run(*command)
     assert "has already finished: its weights are reused" in said and "epoch" not in said
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
@@ -88,5 +95,5 @@ def test_a_server_that_is_lost_stops_no_training_and_gets_everything_when_it_is_
     for key in ("train/loss", "val/accuracy", "lr"):
         assert logged_steps(client, run.info.run_id, key) == list(range(1, EPOCHS + 1))
     assert [model.model_id for model in run.outputs.model_outputs]
-    back.cut()
+    restored.shut_down()
     mlflow.set_tracking_uri(None)

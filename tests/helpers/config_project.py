@@ -1,4 +1,4 @@
-"""A copy of the project's configuration that a test may break, and its stages started in this process."""
+"""Copy the project's configuration for a test to modify, and run stages and scripts in this process."""
 
 import contextlib
 import io
@@ -20,24 +20,21 @@ from helpers.source_tree import ROOT
 
 
 def options_of(group: str, own: bool = False) -> list[str]:
-    """The options of conf/`group`, each new file without a new line in a test.
-
-    Those of their `own` are no other option with other values.
-    """
+    """Return the options of conf/`group`; `own` leaves out those that inherit from another option."""
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
     return [file.stem for file in files if not own or "defaults" not in OmegaConf.load(file)]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a stage ended: its exit code, and what it printed."""
+    """Exit code and output of a stage or script."""
 
     code: Any
     out: str
     err: str
 
     def assert_refused(self, *fragments: str) -> None:
-        """Exit code 2, and on standard error exactly one sentence, which says all of this; AssertionError if not."""
+        """Assert exit code 2 and exactly one sentence on standard error, which contains all fragments."""
         assert (self.code, self.out) == (2, "")
         assert self.err.count("\n") == 1, self.err
         for fragment in fragments:
@@ -49,19 +46,19 @@ class Ended:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of conf/ and params.yaml in a folder of its own, which is the working directory."""
+    """A copy of conf/ and params.yaml in its own folder, which is the working directory."""
 
     folder: Path
 
     @staticmethod
     def made(folder: Path) -> "Project":
-        """The project's configuration as it stands, copied to `folder`."""
+        """Copy the project's configuration to `folder`."""
         shutil.copytree(ROOT / "conf", folder / "conf")
         shutil.copy(ROOT / "params.yaml", folder)
         return Project(folder)
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """Replace `old`, which must be there, by `new`."""
+        """Replace the first `old`, which must exist, by `new`."""
         text = (self.folder / path).read_text()
         assert old in text, f"{path} has no {old!r}"
         (self.folder / path).write_text(text.replace(old, new, 1))
@@ -71,19 +68,16 @@ class Project:
         (self.folder / path).write_text(text)
 
     def compose(self, *overrides: str) -> DictConfig:
-        """The configuration that a stage gets with these overrides on its command line."""
+        """Compose the configuration with overrides, as on a stage's command line."""
         return compose_config(list(overrides))
 
     def start(self, stage: Stage, *arguments: str) -> Ended:
-        """Start `stage` as its script does, in this process."""
+        """Run `stage` in this process, as its script does."""
         return started(stage, run_stage, arguments)
 
 
 def run(script: Callable[[], Any], *arguments: object, listed: str = "", seconds: float = 600) -> Ended:
-    """Run a script beside the pipeline, in this process; `listed` stands on its standard input.
-
-    What takes more than so many `seconds` says how far it is.
-    """
+    """Run a script in this process with `listed` as its standard input; print progress after `seconds`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
         return started(script, run_script, [str(argument) for argument in arguments], seconds)
@@ -98,10 +92,10 @@ def started(
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
             patch.setenv(name, "")
-        # A sweep's last point would stay that of the next test's training in this process.
+        # Otherwise a sweep's last trial would be that of the next test's training in this process.
         for name in ("_trial", "_basis"):
             patch.setattr(job, name, None)
-        # What is said on a busy machine only would change what is compared.
+        # Status lines appear only on a busy machine, and would change the output.
         patch.setattr(console, "STATUS_DELAY", seconds)
         try:
             runner(main)

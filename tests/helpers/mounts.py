@@ -1,10 +1,10 @@
-"""Mounts in a namespace of a process's own, where the kernel lets a user have one."""
+"""Mount file systems in a separate mount namespace, where the kernel allows that."""
 
 import subprocess
 
 import pytest
 
-# Before a command: what it mounts is gone when it ends, and nobody else sees it.
+# Prefix of a command: its mounts are invisible to other processes, and end with it.
 OWN_MOUNTS = ("unshare", "--mount", "--map-root-user")
 
 
@@ -16,4 +16,4 @@ def _can_mount() -> bool:
         return False
 
 
-needs_mounts = pytest.mark.skipif(not _can_mount(), reason="nothing may be mounted here")
+needs_mounts = pytest.mark.skipif(not _can_mount(), reason="mounting is not allowed here")

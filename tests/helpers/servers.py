@@ -1,4 +1,4 @@
-"""Servers that tests start on this machine."""
+"""Start servers on this machine and wait for them."""
 
 import socket
 import subprocess
@@ -15,18 +15,18 @@ SECONDS = 120  # to start, on a busy machine
 
 
 def free_port() -> int:
-    """A port at which nobody listens now."""
+    """Return an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def wait_for_answer(address: str, process: "subprocess.Popen[Any]") -> None:
-    """Return once `process` serves this address. AssertionError where it has ended, or has had its time."""
-    began = time.monotonic()
+    """Wait until `process` serves this address. Raises AssertionError if it ends, or after SECONDS."""
+    start = time.monotonic()
     while not answers(address):
-        assert process.poll() is None, f"the server of {address} has ended with {process.returncode}"
-        assert time.monotonic() - began < SECONDS, f"{address} has not answered for {SECONDS} s"
+        assert process.poll() is None, f"the server of {address} exited with {process.returncode}"
+        assert time.monotonic() - start < SECONDS, f"{address} has not responded for {SECONDS} s"
         time.sleep(0.1)
 
 
@@ -39,11 +39,11 @@ def answers(address: str) -> bool:
 
 @contextmanager
 def mlflow_server(folder: Path, database: str, workers: int) -> Iterator[int]:
-    """The port of an MLflow server with its runs in `database` and its files in `folder`."""
+    """Yield the port of an MLflow server with its runs in `database` and its artifacts in `folder`."""
     port = free_port()
-    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
+    arguments = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
     store = ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
-    process = subprocess.Popen([sys.executable, *words, *store], cwd=folder)
+    process = subprocess.Popen([sys.executable, *arguments, *store], cwd=folder)
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/health", process)
         yield port

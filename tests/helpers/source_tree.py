@@ -1,4 +1,4 @@
-"""What the code in src/ says about itself, read without running it."""
+"""Analyze the code in src/ without running it: files, packages, imports."""
 
 import ast
 from pathlib import Path
@@ -11,18 +11,18 @@ FILES = sorted(SRC.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """As a person would point to it: `training/fit.py`, `train.py`."""
+    """Return a short name for messages: `training/trainer.py`, `train.py`."""
     return path.relative_to(SRC).as_posix().removeprefix(f"{PACKAGE}/")
 
 
 def package_of(path: Path) -> str:
-    """`training` for cifar_pipeline/training/fit.py, `console` for cifar_pipeline/console.py, empty for a script."""
+    """Return `training` for cifar_pipeline/training/trainer.py, and an empty string for a script."""
     parts = path.relative_to(SRC).parts
     return parts[1].removesuffix(".py") if parts[0] == PACKAGE else ""
 
 
 def imported_names(path: Path) -> set[str]:
-    """The dotted modules that a file imports, and the dotted names that it imports from them, anywhere in it."""
+    """Return the modules that a file imports, and the names that it imports from them, with dots."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -34,11 +34,11 @@ def imported_names(path: Path) -> set[str]:
 
 
 def imported_packages(path: Path) -> set[str]:
-    """The first words of what a file imports: `torch`, `pathlib`, `cifar_pipeline`."""
+    """Return the top-level packages that a file imports: `torch`, `pathlib`, `cifar_pipeline`."""
     return {name.partition(".")[0] for name in imported_names(path)}
 
 
 def imported_files(path: Path) -> set[Path]:
-    """Those of our files that a file imports itself."""
+    """Return the files of src/ that a file imports directly."""
     files = {SRC.joinpath(*name.split(".")).with_suffix(".py") for name in imported_names(path)}
     return {file for file in files if file.is_file() and file != path}

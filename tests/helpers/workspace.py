@@ -1,4 +1,4 @@
-"""A copy of the project in a folder of its own, and how a person would run commands there: offline, on the digits."""
+"""Copy the project to its own folder, and run commands there as in a shell: offline, on the digits."""
 
 import json
 import os
@@ -19,28 +19,27 @@ from helpers.source_tree import ROOT
 
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
-# Nobody listens there: refused at once, also where there is a network.
+# A port without a server: connections are refused at once, also with a network.
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 PERSON = ("-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false")
-# Variables that would make a command here something else than the same command typed in a new shell, where Python
-# also leaves its bytecode beside the code.
-DISTURBING = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CIFAR10_SOURCE")
+# Variables that would make a command behave differently from the same command in a new shell.
+UNSET_PREFIXES = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CIFAR10_SOURCE")
 
-# Time enough for a training to be killed in the middle.
+# A loss slow enough for a training to be killed in the middle.
 SLOW = """
 import time
 from torch.nn import CrossEntropyLoss
 
 
 class Slow(CrossEntropyLoss):
-    def forward(self, *given):
+    def forward(self, *inputs):
         time.sleep(0.03)
-        return super().forward(*given)
+        return super().forward(*inputs)
 """
 
 
 class Command:
-    """A command that was started in a workspace; its two streams come as one."""
+    """A command started in a workspace, with standard output and error in one stream."""
 
     def __init__(self, words: tuple[str, ...], root: Path, environment: dict[str, str]) -> None:
         self.words, self.output = " ".join(words), ""
@@ -51,46 +50,46 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Where the tests run in the background, they ignore Ctrl-C, and what they start would inherit that.
+            # Tests in the background ignore Ctrl-C, and child processes would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
 
     def wait_for(self, text: str) -> None:
-        """Read until a line holds `text`."""
+        """Read until a line contains `text`."""
         assert self.process.stdout
         for line in self.process.stdout:
             self.output += line
             if text in line:
                 return
-        raise AssertionError(f"{self.words} never said {text!r}:\n{self.output}")
+        raise AssertionError(f"{self.words} never printed {text!r}:\n{self.output}")
 
     def end(self, code: int = 0) -> str:
-        """Everything printed, once the command has ended, which must be with `code`."""
+        """Wait for the end of the command, assert its exit code, and return its output."""
         self.output += self.process.communicate(timeout=240)[0]
-        ended = self.process.returncode
-        assert ended == code, f"{self.words} ended with {ended} instead of {code}:\n{self.output}"
+        returncode = self.process.returncode
+        assert returncode == code, f"{self.words} ended with {returncode} instead of {code}:\n{self.output}"
         return self.output
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The project at `root`; `source` is what CIFAR10_SOURCE says there."""
+    """The project at `root`; `source` is the value of CIFAR10_SOURCE for its commands."""
 
     root: Path
     source: str = "/nowhere/cifar-10-batches-py"
 
     def start(self, *words: str) -> Command:
-        """Start a command as in a shell with the environment active."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(DISTURBING)}
+        """Start a command as in a shell with the virtual environment active."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(UNSET_PREFIXES)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        ours = {
+        overrides = {
             "PATH": path,
             "CIFAR10_SOURCE": self.source,
             "COLUMNS": "200",
             "PYTHONUTF8": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return Command(words, self.root, inherited | ours)
+        return Command(words, self.root, inherited | overrides)
 
     def run(self, *words: str, code: int = 0) -> str:
         return self.start(*words).end(code)
@@ -103,7 +102,7 @@ class Workspace:
 
     def commit(self) -> None:
         self.run("git", "add", "--all")
-        self.run("git", *PERSON, "commit", "--quiet", "--allow-empty", "-m", "as the tests need it")
+        self.run("git", *PERSON, "commit", "--quiet", "--allow-empty", "-m", "set up the test")
 
     def read(self, path: str) -> str:
         return (self.root / path).read_text()
@@ -115,13 +114,13 @@ class Workspace:
         return json.loads(self.read(path))
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """Replace the one place that says `old`."""
+        """Replace `old`, which must occur exactly once, by `new`."""
         text = self.read(path)
         assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
         (self.root / path).write_text(text.replace(old, new))
 
     def model(self, folder: str = "models") -> bytes:
-        """The model file of the last weights."""
+        """Return the model file with the last weights."""
         return (self.root / folder / "last" / "model.onnx").read_bytes()
 
     @property
@@ -129,25 +128,25 @@ class Workspace:
         return MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
 
     def runs(self) -> list[Run]:
-        """The runs of the one experiment, the oldest first."""
+        """Return the runs of the experiment, oldest first."""
         experiment = self.mlflow.get_experiment_by_name("cifar-pipeline")
         assert experiment
         return list(self.mlflow.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
 
     def logged(self, run: Run, metric: str = "train/loss") -> list[int]:
-        """The epochs of a run in order, as often as they were logged."""
+        """Return the logged epochs of a run in order, duplicates included."""
         return logged_steps(self.mlflow, run.info.run_id, metric)
 
     def copy(self, root: Path) -> "Workspace":
-        """The same in another folder, with its cache and its runs."""
+        """Copy the workspace to another folder, with its cache and its runs."""
         shutil.copytree(self.root, root, symlinks=True)
-        # Here, so that no command in the copy says it.
+        # Now, so that no command in the copy prints a message about it.
         relocate(root / "mlflow.db", self.root.resolve(), root.resolve())
         return Workspace(root, self.source)
 
 
 def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
-    """What git would commit of the working tree as it is now, without the published results; no repository yet."""
+    """Copy what git would commit of the working tree, without the published results and without a repository."""
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -159,23 +158,23 @@ def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
     mirrors = yaml.safe_load(workspace.read("conf/data/cifar10.yaml"))["mirrors"]
     workspace.edit("conf/data/cifar10.yaml", "".join(f"  - {url}\n" for url in mirrors), f"  - {NOWHERE}\n")
     workspace.edit("params.yaml", "overrides: {}", f"overrides: {{trainer: {{max_epochs: {EPOCHS}}}}}")
-    # Two threads would wait for each other wherever something else runs on the machine.
+    # Two threads would compete wherever something else runs on the machine.
     workspace.edit("conf/runtime/default.yaml", "threads: auto", "threads: 1")
     return workspace
 
 
 def prepared(folder: Path) -> Workspace:
-    """A workspace with processed digits and an empty database."""
+    """Create a workspace with processed digits and an empty database."""
     workspace = workspace_of_tree(folder)
     workspace.edit("params.yaml", "data: null", "data: digits")
     for stage in ("download", "preprocess"):
         workspace.run("python", f"src/{stage}.py")
-    workspace.run("python", "src/report.py", "sweep", code=2)  # there is nothing to compare, but the database is made
+    workspace.run("python", "src/report.py", "sweep", code=2)  # nothing to compare, but this creates the database
     return workspace
 
 
 def add_own(workspace: Workspace, code: str) -> None:
-    """What a user might bring along: `code` in a file beside the stages, and `loss=slow`, which takes its time."""
+    """Add a user's own module src/own.py with `code`, and the option `loss=slow`."""
     (workspace.root / "src" / "own.py").write_text(SLOW + code)
     (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\noutput_activation: softmax\n")
 
@@ -186,21 +185,21 @@ def make_repository(workspace: Workspace) -> None:
 
 
 def do_without_git(workspace: Workspace) -> None:
-    """Make it an unpacked archive, as the Makefile does where there is no .git."""
+    """Configure DVC to work without git, as the Makefile does where there is no .git."""
     workspace.dvc("config", "--local", "core.no_scm", "true")
 
 
 def logged_steps(client: MlflowClient, run_id: str, metric: str) -> list[int]:
-    """The steps at which a run has this metric, in order."""
+    """Return the steps at which a run has this metric, in order."""
     return sorted(entry.step for entry in client.get_metric_history(run_id, metric))
 
 
-def sentences(said: str) -> list[str]:
-    """The lines of a command, less those on what it is doing, which only a busy machine makes it say."""
-    return [line for line in said.splitlines() if not line.endswith(" ...")]
+def sentences(output: str) -> list[str]:
+    """Return the lines of a command's output without status lines, which appear only on a busy machine."""
+    return [line for line in output.splitlines() if not line.endswith(" ...")]
 
 
 def stages_that(output: str, what: str) -> list[str]:
-    """Which stages `dvc repro` says that it ran ("Running stage 'x'") or skipped ("Stage 'x' didn't change")."""
+    """Return the stages that `dvc repro` ran ("Running stage 'x'") or skipped ("Stage 'x' didn't change")."""
     begin, end = {"ran": ("Running stage '", "':"), "skipped": ("Stage '", "' didn't change")}[what]
     return [name for name in STAGES if f"{begin}{name}{end}" in output]

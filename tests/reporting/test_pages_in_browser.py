@@ -63,11 +63,11 @@ def test_a_page_opens_without_a_fault_and_nothing_is_wider_than_the_screen(
     page: Page, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
     page.open(pages[name], width, dark)
-    assert page.tell("document.documentElement.scrollWidth") <= page.tell("innerWidth") == width
-    assert page.tell(TOO_WIDE) == []
-    assert page.tell("document.images.length") > 1 and page.tell(UNLOADED) == []
-    assert page.tell(CONTRAST) > 7
-    assert page.tell("matchMedia('(prefers-color-scheme: dark)').matches") is dark
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth") == width
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate("document.images.length") > 1 and page.evaluate(UNLOADED) == []
+    assert page.evaluate(CONTRAST) > 7
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
     assert page.problems == [] and page.fetched == []
 
 
@@ -89,13 +89,13 @@ def test_figures_are_dark_on_dark_pages(page: Page, pages: dict[str, Path]) -> N
     seen = {}
     for dark in (False, True):
         page.open(pages["report"], 1280, dark)
-        seen[dark] = page.tell(drawn)
+        seen[dark] = page.evaluate(drawn)
     assert seen[False][0] < 150 and seen[True][1] > 600, seen  # letters: dark on light, light on dark
 
 
 def test_the_report_can_be_printed(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["report"], 1280)
-    assert page.paper().startswith(b"%PDF")
+    assert page.pdf().startswith(b"%PDF")
 
 
 def test_a_fault_would_be_seen(page: Page, tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_a_fault_would_be_seen(page: Page, tmp_path: Path) -> None:
     page.open(tmp_path / "bad.html", 360)
     assert any("nothing is not defined" in problem for problem in page.problems)
     assert page.fetched == ["http://127.0.0.1:9/a.png"]
-    assert len(page.tell(TOO_WIDE)) == 1 and page.tell(UNLOADED) == ["a"]
+    assert len(page.evaluate(TOO_WIDE)) == 1 and page.evaluate(UNLOADED) == ["a"]
     page.problems.clear()
     page.fetched.clear()

@@ -38,7 +38,7 @@ def python_behind(mount: str, code: str, folder: Path) -> subprocess.CompletedPr
     return python(code, folder, *shell, capture_output=True)
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     large = tmp_path / "large disk"
     large.mkdir()
     for name in ("models", "reports", "table.csv"):
@@ -68,7 +68,7 @@ def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
     assert (tmp_path / "samples.png").read_text() == "new" and cached.read_text() == "an older result"
 
 
-def test_a_link_that_leads_to_itself_is_refused_before_any_work(tmp_path):
+def test_a_link_to_itself_is_refused_before_any_work(tmp_path):
     (tmp_path / "models").symlink_to("models")
     with pytest.raises(UserError, match="is a symbolic link to itself"):
         require_writable(tmp_path / "models")
@@ -86,7 +86,7 @@ def test_what_is_in_the_way_is_refused_before_any_work(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
-def test_a_fifo_gets_what_was_written_and_stays(tmp_path):
+def test_a_fifo_receives_the_content_and_stays(tmp_path):
     fifo, got = tmp_path / "answers", []
     os.mkfifo(fifo)
     require_writable(fifo, is_file=True)
@@ -116,7 +116,7 @@ def test_a_device_stays_a_device(tmp_path, linked):
     assert stat.S_ISCHR(device.stat().st_mode)
 
 
-def test_standard_output_gets_what_was_written_behind_what_was_there(tmp_path):
+def test_standard_output_is_appended_to(tmp_path):
     (tmp_path / "all.csv").write_text("before\n")
     with (tmp_path / "all.csv").open("a") as out:
         code = "print('first')\nwith atomic_write(Path('/dev/stdout')) as part: part.write_text('second\\n')"
@@ -126,7 +126,7 @@ def test_standard_output_gets_what_was_written_behind_what_was_there(tmp_path):
 
 @needs_mounts
 @pytest.mark.parametrize("kind", ["another file system", "a folder of the same one"])
-def test_a_mounted_folder_keeps_its_place_and_gets_the_new_content(tmp_path, kind):
+def test_a_mounted_folder_stays_and_gets_the_new_content(tmp_path, kind):
     (tmp_path / "models").mkdir()
     (tmp_path / "elsewhere").mkdir()
     mount = {
