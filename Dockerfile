@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# The project with its pinned environment, for CPUs and NVIDIA GPUs alike: torch brings CUDA along. See docs/scaling.md.
+# The project with its pinned environment, for CPUs and NVIDIA GPUs: torch includes CUDA. See docs/scaling.md.
 FROM python:3.11-slim-bookworm
 
-# The compiler makes the blocks of steps; no version of these changes a result.
+# The compiler is for compiled training steps; the versions of these packages do not affect results.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends --yes g++ git make \
@@ -12,7 +12,7 @@ RUN useradd --create-home --uid 1000 person && install -d -o person -g person /h
 USER 1000
 WORKDIR /home/person/cifar-pipeline
 
-# The large layer, which only other dependencies make anew. Another index of packages: --build-arg PIP_INDEX_URL=...
+# The large layer, rebuilt only when dependencies change. For another package index: --build-arg PIP_INDEX_URL=...
 ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1
 COPY --chown=person .dvc .dvc

@@ -1,4 +1,4 @@
-"""Replacing a folder whole, whatever happens in between."""
+"""Atomic replacement of files and folders, also when a writer is killed in between."""
 
 import errno
 import os
@@ -79,11 +79,11 @@ def test_the_folder_is_there_at_every_moment(tmp_path):
     fill(tmp_path / "x", "0")
     replacing = threading.Thread(target=lambda: [fill(tmp_path / "x", str(number)) for number in range(1, 50)])
     replacing.start()
-    looked = 0
+    checks = 0
     while replacing.is_alive():
         (tmp_path / "x").stat()
-        looked += 1
-    assert looked > 100 and read(tmp_path / "x") == "49"
+        checks += 1
+    assert checks > 100 and read(tmp_path / "x") == "49"
 
 
 @pytest.mark.parametrize("system", ["this one", "one without an exchange", "a mounted folder"])
@@ -122,9 +122,9 @@ def test_files_change_together_or_not_at_all(tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which file a handle is of")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="file descriptors have names on Linux only")
 def test_content_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
-    """A power cut between the two could leave the name with nothing behind it."""
+    """Otherwise a power cut could leave an empty file under the new name."""
     done = []
     sync, replace, exchange = os.fsync, Path.replace, atomic._swap_dirs
 

@@ -1,4 +1,4 @@
-"""How the project speaks: plain lines where nobody watches, nothing where nothing takes long, colour where wanted."""
+"""Console output: plain lines without a terminal, no progress for short tasks, colors only where allowed."""
 
 import io
 import json
@@ -18,19 +18,19 @@ from cifar_pipeline.utils.console import clear_status, format_duration, info, lo
 from helpers.source_tree import SRC
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-COLOUR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
+COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which goes on when the test says so."""
+    """A clock that the test advances."""
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
 def lines(clock: list[float], seconds: float, steps: int = 10, **options: object) -> list[str]:
-    """What a file gets of `steps` equal steps that take so many seconds together."""
+    """Return the lines printed to a file during `steps` equal steps that take `seconds` in total."""
     page = io.StringIO()
     with progress_bar("Test images", steps * 100, console=Console(file=page), **options) as advance:  # type: ignore[arg-type]
         for _ in range(steps):
@@ -81,13 +81,13 @@ def test_brackets_are_no_markup(clock: list[float]) -> None:
 
 
 def wait_for(text: str, capsys: pytest.CaptureFixture[str]) -> str:
-    said = ""
+    output = ""
     for _ in range(500):
-        said += capsys.readouterr().err
-        if text in said:
-            return said
+        output += capsys.readouterr().err
+        if text in output:
+            return output
         time.sleep(0.01)
-    raise AssertionError(f"it never said {text!r}, but {said!r}")
+    raise AssertionError(f"{text!r} was not printed, but {output!r}")
 
 
 def test_a_status_is_printed_once_after_a_delay(
@@ -113,23 +113,25 @@ def test_any_other_line_clears_the_status(
 
 
 def on_terminal(program: str, **environment: str) -> str:
-    """What a program of ours writes to a terminal of 80 columns."""
+    """Run a program on a terminal of 80 columns, and return what it prints."""
     ours, theirs = pty.openpty()
-    given = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLORTERM")
+    }
     child = subprocess.Popen(
         [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, cwd=SRC,
-        env={**given, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
+        env={**inherited, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
     )  # fmt: skip
     os.close(theirs)
     written = b""
     while True:
         try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # Linux's way to say that the other end is closed
+            data = os.read(ours, 1 << 16)
+        except OSError:  # on Linux: the other end is closed
             break
-        if not part:
+        if not data:
             break
-        written += part
+        written += data
     os.close(ours)
     assert child.wait() == 0, written
     return written.decode()
@@ -156,16 +158,16 @@ def test_a_terminal_shows_bars_that_vanish_and_keeps_lines() -> None:
     written = on_terminal(BARS)
     plain = CONTROL.sub("", written)
     assert re.search(r"Test images ━+ +\d+/1000 +[\d,]+/s", plain)
-    assert "Compiling ..." in plain  # beside a bar it is a line
+    assert "Compiling ..." in plain  # while there is a bar, a status is a plain line
     assert re.search(r"Drawing figures 0:00:0\d", plain) and "Drawing figures ..." not in plain
-    assert plain.count("That is all") == 1 and COLOUR.search(written)
+    assert plain.count("That is all") == 1 and COLOR.search(written)
     # The cursor is shown again as often as it was hidden.
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") > 0
 
 
 def test_no_color_is_honored() -> None:
     written = on_terminal(BARS, NO_COLOR="1")
-    assert "Odd" in written and not COLOUR.search(written)
+    assert "Odd" in written and not COLOR.search(written)
 
 
 def test_the_status_is_not_printed_on_standard_output() -> None:

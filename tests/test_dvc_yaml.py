@@ -1,4 +1,4 @@
-"""dvc.yaml is honest: what a stage depends on is what its script imports and reads, no less and no more."""
+"""dvc.yaml lists exactly the code, the configuration keys and the package versions that each stage uses."""
 
 import ast
 import sys
@@ -9,34 +9,37 @@ import pytest
 import yaml
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS
-from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS as IDENTITY
+from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS
 from cifar_pipeline.config.source_files import IMPORTED_AS, NON_RESULT_PACKAGES, PACKAGES
-from cifar_pipeline.data.dataset import DATASET_KEYS as ASKED
+from cifar_pipeline.data.dataset import DATASET_KEYS
 from helpers.source_tree import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# Where a user's own code lies that a stage uses: data sources before the training, everything from there on.
-OWN_SOURCES, OWN = {"src/project/__init__.py", "src/project/data"}, {"src/project"}
-OF_USERS = {"download": OWN_SOURCES, "preprocess": OWN_SOURCES, "train": OWN, "evaluate": OWN}
-# Packages that bring, keep, show or check: what they do changes no number, no image and no table.
+# Folders of a user's own code that a stage may use: data sources before the training, everything from there on.
+USER_SOURCES, USER_CODE = {"src/project/__init__.py", "src/project/data"}, {"src/project"}
+USER_DEPENDENCIES = {
+    "download": USER_SOURCES, "preprocess": USER_SOURCES, "train": USER_CODE, "evaluate": USER_CODE,
+}  # fmt: skip
+# Packages that download, store, display or check: they change no number, no image and no table.
 NOT_COMPUTING_PACKAGES = {
     "filelock", "google", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich",
     "safetensors", "yaml",
 }  # fmt: skip
-# What is imported in a stage and can't change what it leaves: a training reads no image files, and its table of
-# epochs is the same by any pandas; ONNX Runtime checks what it exports, and onnx what is
-# measured. (`preprocess` depends on pillow-heif where there are images that it may read.)
+# Packages that a stage imports, but which cannot change its outputs: the contact sheet and the list of skipped files
+# are made without torch and pandas; a training reads no image files, attributes nothing, and writes the same table of
+# epochs with any pandas; ONNX Runtime checks what is exported, and onnx what is evaluated. (`preprocess` depends on
+# pillow-heif where there are images that it may read.)
 UNUSED = {
-    "preprocess": {"pillow-heif"},
-    "train": {"onnxruntime", "pandas", "pillow", "pillow-heif"},
+    "preprocess": {"pandas", "pillow-heif", "torch", "torchmetrics"},
+    "train": {"captum", "onnxruntime", "pandas", "pillow", "pillow-heif"},
     "evaluate": {"onnx", "pillow-heif"},
 }
-# Functions of ours that take the configuration, or a part of it, and read the keys that a table of theirs names.
+# Functions that take the configuration, or a section of it, and read the keys of a table.
 BY_TABLE = {
-    "fingerprint": IDENTITY,
-    "require_matching_config": [f"data.{key}" for key in ASKED],
-    "dataset_config": [f"data.{key}" for key in ASKED],
-    # These refuse values, or write all of them down: they read everything and decide nothing.
+    "fingerprint": FINGERPRINT_KEYS,
+    "require_matching_config": [f"data.{key}" for key in DATASET_KEYS],
+    "dataset_config": [f"data.{key}" for key in DATASET_KEYS],
+    # These validate values or record all of them: they read everything without affecting a result.
     "check_targets": [],
     "result_config": [],
     "write_composed": [],
@@ -51,14 +54,14 @@ def script(stage: str) -> Path:
 
 
 def body(stage: str) -> Path:
-    """The file with the function of the stage: in stages/, or the script itself."""
+    """Return the file with the function of the stage: in stages/, or the script itself."""
     path = SRC / PACKAGE / "stages" / f"{stage}.py"
     return path if path.is_file() else script(stage)
 
 
 def params(stage: str) -> set[str]:
-    listed = STAGES[stage].get("params", [])
-    return {key for entry in listed for key in entry["composed.yaml"]}
+    entries = STAGES[stage].get("params", [])
+    return {key for entry in entries for key in entry["composed.yaml"]}
 
 
 @each_stage
@@ -68,7 +71,7 @@ def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
     stages = {"stages"} & packages
     ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{package}" for package in packages - stages)}
     ours |= {f"src/{PACKAGE}/stages/{stage}.py" for _ in stages}
-    assert named == ours | OF_USERS.get(stage, set())
+    assert named == ours | USER_DEPENDENCIES.get(stage, set())
 
 
 @each_stage
@@ -88,7 +91,7 @@ def test_a_stage_names_the_keys_that_it_reads(stage):
 @pytest.mark.parametrize("stage", PACKAGES)
 def test_a_stage_depends_on_the_versions_of_the_packages_that_compute_in_it(stage):
     files = computing_files(script(stage))
-    if stage == "train":  # and what conf/ chooses from there
+    if stage == "train":  # and the classes that conf/ names
         files |= {path for path in FILES if package_of(path) in ("models", "training")}
     imported = {IMPORTED_AS.get(name, name) for path in files for name in imported_packages(path)}
     imported -= {PACKAGE, *sys.stdlib_module_names, *NOT_COMPUTING_PACKAGES, *UNUSED.get(stage, ())}
@@ -107,11 +110,11 @@ def test_every_key_that_is_named_is_in_the_composed_configuration():
 
 
 def test_stages_take_and_give_the_same_files():
-    """What a stage takes that is no code of ours is written by another one, or by a person."""
+    """A stage's inputs are outputs of another stage, or files written by users."""
     written = {path for stage in STAGES.values() for path in outputs(stage)}
     for name, stage in STAGES.items():
-        taken = {path for path in stage["deps"] if not path.startswith("src/")}
-        assert taken <= written | {"conf", "constraints.txt", "params.yaml", "${image_dir}"}, name
+        inputs = {path for path in stage["deps"] if not path.startswith("src/")}
+        assert inputs <= written | {"conf", "constraints.txt", "params.yaml", "${image_dir}"}, name
 
 
 def test_every_output_survives_until_it_is_replaced():
@@ -125,32 +128,32 @@ def outputs(stage: dict) -> dict[str, dict]:
 
 
 def computing_packages(start: Path) -> set[str]:
-    """The packages whose code a script runs to come to its result."""
+    """Return the packages whose code contributes to a script's result."""
     return {package_of(path) for path in computing_files(start)} - {"", "__init__"}
 
 
 def computing_files(start: Path) -> set[Path]:
-    """Our files that a script uses, itself among them; imports are not followed through what computes nothing."""
-    seen, waiting = set(), [start]
-    while waiting:
-        path = waiting.pop()
+    """Return the files that contribute to a script's result, itself included: imports, followed within such packages."""
+    seen, queue = set(), [start]
+    while queue:
+        path = queue.pop()
         if path not in seen and package_of(path) not in NON_RESULT_PACKAGES:
             seen.add(path)
-            waiting += imported_files(path)
+            queue += imported_files(path)
     return seen
 
 
 def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> Iterator[str]:
-    """The keys below `prefix` that a function reads of its parameter, itself or by handing it to a function of ours."""
+    """Yield the keys below `prefix` that a function reads from `parameter`, also in our functions that it calls."""
     tree = ast.parse(path.read_text())
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(definition(tree, function)):
         if not (isinstance(node, ast.Name) and node.id == parameter and isinstance(node.ctx, ast.Load)):
             continue
-        key, outer = chain(node, parents)
+        key, outer = key_chain(node, parents)
         key = ".".join(filter(None, [prefix, key]))
         call = parents[outer]
-        handed = call.value if isinstance(call, ast.keyword) else outer
+        argument = call.value if isinstance(call, ast.keyword) else outer
         call = parents[call] if isinstance(call, ast.keyword) else call
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
             yield key
@@ -158,14 +161,14 @@ def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> It
             yield ast.literal_eval(parents[call].slice) if isinstance(parents[call].slice, ast.Constant) else ""
         elif call.func.id in BY_TABLE:
             yield from BY_TABLE[call.func.id]
-        elif (found := defined(tree, path, call.func.id)) is None or is_record(*found):
-            yield key  # Python's, Hydra's or OmegaConf's, or a record that is handed on: all of it may be read
+        elif (callee := find_definition(tree, path, call.func.id)) is None or is_dataclass(*callee):
+            yield key  # a function of a library, or a dataclass: all of it may be read
         else:
-            yield from keys_read(*found, parameter_of(*found, call, handed), key)
+            yield from keys_read(*callee, parameter_of(*callee, call, argument), key)
 
 
-def chain(node: ast.expr, parents: dict[ast.AST, ast.AST]) -> tuple[str, ast.expr]:
-    """`a.b` for `config.a["b"]`, and the whole of that expression; a method that is called is no key."""
+def key_chain(node: ast.expr, parents: dict[ast.AST, ast.AST]) -> tuple[str, ast.expr]:
+    """Return `a.b` for `config.a["b"]`, and the outermost expression; called methods are no keys."""
     words: list[str] = []
     while True:
         parent = parents[node]
@@ -183,8 +186,8 @@ def chain(node: ast.expr, parents: dict[ast.AST, ast.AST]) -> tuple[str, ast.exp
         node = parent
 
 
-def defined(tree: ast.Module, path: Path, name: str) -> tuple[Path, str] | None:
-    """The file and name of the function or class of ours that `name` stands for in this file."""
+def find_definition(tree: ast.Module, path: Path, name: str) -> tuple[Path, str] | None:
+    """Return the file and the name of the function or class that `name` refers to; None if it is not ours."""
     if any(getattr(node, "name", None) == name for node in tree.body):
         return path, name
     for node in ast.walk(tree):
@@ -195,14 +198,14 @@ def defined(tree: ast.Module, path: Path, name: str) -> tuple[Path, str] | None:
     return None
 
 
-def is_record(path: Path, name: str) -> bool:
-    """Whether this is a class without a constructor of its own: a dataclass."""
+def is_dataclass(path: Path, name: str) -> bool:
+    """Whether this is a class without an `__init__`: a dataclass."""
     node = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", None) == name)
     return isinstance(node, ast.ClassDef) and not any(getattr(inner, "name", "") == "__init__" for inner in node.body)
 
 
 def definition(tree: ast.Module, name: str) -> ast.FunctionDef:
-    """The function of this name; of a class, what makes it."""
+    """Return the function of this name; for a class, its `__init__`."""
     node = next(node for node in tree.body if getattr(node, "name", None) == name)
     if isinstance(node, ast.ClassDef):
         node = next(inner for inner in node.body if getattr(inner, "name", None) == "__init__")
@@ -210,11 +213,11 @@ def definition(tree: ast.Module, name: str) -> ast.FunctionDef:
     return node
 
 
-def parameter_of(path: Path, name: str, call: ast.Call, handed: ast.expr) -> str:
-    """What the called function calls the argument that it was handed."""
+def parameter_of(path: Path, name: str, call: ast.Call, argument: ast.expr) -> str:
+    """Return the name of the parameter that receives `argument`."""
     for keyword in call.keywords:
-        if keyword.value is handed:
+        if keyword.value is argument:
             assert keyword.arg
             return keyword.arg
-    names = [argument.arg for argument in definition(ast.parse(path.read_text()), name).args.args]
-    return [argument for argument in names if argument != "self"][call.args.index(handed)]
+    names = [parameter.arg for parameter in definition(ast.parse(path.read_text()), name).args.args]
+    return [name for name in names if name != "self"][call.args.index(argument)]

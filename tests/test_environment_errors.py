@@ -1,4 +1,4 @@
-"""What a machine does wrong is told in a sentence that says what to do; what is a bug is not."""
+"""Failures of the machine are described in one sentence with the fix; bugs are not."""
 
 import errno
 import re
@@ -19,7 +19,7 @@ from cifar_pipeline.utils.errors import UserError, describe_environment_error
 
 
 def caused_by(cause: BaseException) -> BaseException:
-    """As libraries raise it: an error of their own around it."""
+    """Wrap an error in another one, as libraries do."""
     try:
         try:
             raise cause
@@ -30,7 +30,7 @@ def caused_by(cause: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("cause", "told"),
+    ("cause", "pattern"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "disk is full.*a/b.*free some space"),
         (PermissionError(errno.EACCES, "Permission denied", "models"), "Permission denied.*models"),
@@ -41,10 +41,10 @@ def caused_by(cause: BaseException) -> BaseException:
         (requests.ConnectionError("refused"), "server.*does not respond"),
     ],
 )
-def test_a_failure_of_the_machine_behind_a_librarys_error_is_described(cause: BaseException, told: str) -> None:
+def test_a_failure_of_the_machine_behind_a_librarys_error_is_described(cause: BaseException, pattern: str) -> None:
     sentence = describe_environment_error(caused_by(cause))
     assert sentence is not None
-    assert re.search(told, sentence), sentence
+    assert re.search(pattern, sentence), sentence
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), FileNotFoundError(errno.ENOENT, "no such file", "x")])
@@ -53,7 +53,7 @@ def test_a_bug_is_not_reported_as_a_failure_of_the_machine(error: BaseException)
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
-    """The real thing: the limit of a process, in a process of its own."""
+    """Set the limit in a separate process."""
     code = (
         "from pathlib import Path; from cifar_pipeline.utils.errors import describe_environment_error\n"
         "from cifar_pipeline.utils.atomic import atomic_write\n"
@@ -80,14 +80,14 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
     (tmp_path / "models").mkdir()
     require_writable(tmp_path / "models")
     require_writable(tmp_path / "not" / "there" / "yet")
-    # Root may write anywhere, so what the system would say is put into its mouth.
-    monkeypatch.setattr("os.access", lambda place, mode: not str(place).endswith("models"))
+    # Mocked, because root may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("models"))
     with pytest.raises(UserError, match=r"models is not writable.*chmod"):
         require_writable(tmp_path / "models")
 
 
-class Answering(BaseHTTPRequestHandler):
-    """Answers whatever it is asked with the server's `reply`."""
+class FixedResponse(BaseHTTPRequestHandler):
+    """Respond to every request with the server's `reply`."""
 
     def do_POST(self) -> None:
         code, body = self.server.reply  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ class Answering(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FixedResponse) as server:
         import mlflow
 
         before = mlflow.get_tracking_uri()
@@ -117,7 +117,7 @@ def server() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("code", "body", "told"),
+    ("code", "body", "pattern"),
     [
         (401, b"no", "requires a login: set MLFLOW_TRACKING_USERNAME"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "not you"}', "denies access.*not you"),
@@ -127,7 +127,7 @@ def server() -> Iterator[Any]:
     ],
 )
 def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_empty(
-    server: Any, code: int, body: bytes, told: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, code: int, body: bytes, pattern: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cifar_pipeline.tracking.client import connect
     from cifar_pipeline.tracking.model_uri import resolve_model
@@ -135,10 +135,10 @@ def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_emp
     monkeypatch.chdir(tmp_path)
     address = f"http://127.0.0.1:{server.server_port}"
     server.reply = code, body
-    for ask in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):
+    for request in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with pytest.raises(Exception) as raised:
-            ask()
+            request()
         sentence = describe_environment_error(raised.value)
-        assert sentence is not None and re.search(told, sentence), sentence
+        assert sentence is not None and re.search(pattern, sentence), sentence
         assert sentence.startswith(f"The MLflow server at {address} ")

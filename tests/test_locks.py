@@ -1,4 +1,4 @@
-"""Writers of one name beside each other: each has a hidden name of its own, and none removes that of a live one."""
+"""Concurrent writers of one path: each has its own temporary file, and none removes that of a live writer."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_update_dir, atomic_write
 from helpers.source_tree import SRC
 
-OWN_PROCESSES = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
+OWN_PID_NAMESPACE = ("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc")
 THREADS, TIMES = 8, 25
 
 
@@ -19,10 +19,10 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def can_be_alone() -> bool:
-    """Whether a process may see no others here, as in a container."""
+def can_unshare_pids() -> bool:
+    """Whether a process can have its own PID namespace here, as in a container."""
     try:
-        return not subprocess.run([*OWN_PROCESSES, "true"], capture_output=True).returncode
+        return not subprocess.run([*OWN_PID_NAMESPACE, "true"], capture_output=True).returncode
     except OSError:
         return False
 
@@ -39,11 +39,11 @@ def test_threads_write_one_file_at_once_and_readers_see_complete_content(tmp_pat
     assert names(tmp_path) == ["shard.npy"]
 
 
-@pytest.mark.parametrize("whole", [atomic_replace_dir, atomic_update_dir])
-def test_threads_replace_one_folder_at_once_and_readers_see_complete_content(tmp_path, whole):
+@pytest.mark.parametrize("replace_dir", [atomic_replace_dir, atomic_update_dir])
+def test_threads_replace_one_folder_at_once_and_readers_see_complete_content(tmp_path, replace_dir):
     def replace(number: int) -> None:
         for _ in range(TIMES // 5):
-            with whole(tmp_path / "reports") as part:
+            with replace_dir(tmp_path / "reports") as part:
                 (part / "one").write_text(str(number))
                 (part / "two").write_text(str(number))
 
@@ -61,12 +61,12 @@ with atomic_write(Path("table.csv")) as part:
 """
 
 
-@pytest.mark.skipif(not can_be_alone(), reason="no process may have numbers of its own here")
+@pytest.mark.skipif(not can_unshare_pids(), reason="PID namespaces are not allowed here")
 def test_a_writer_in_another_container_leaves_the_unfinished_file_of_a_live_one(tmp_path):
     with atomic_write(tmp_path / "table.csv") as part:
         part.write_text("mine")
         environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
-        subprocess.run([*OWN_PROCESSES, sys.executable, "-c", WRITE], cwd=tmp_path, env=environment, check=True)
+        subprocess.run([*OWN_PID_NAMESPACE, sys.executable, "-c", WRITE], cwd=tmp_path, env=environment, check=True)
         assert (tmp_path / "table.csv").read_text() == "of the other"
     assert (tmp_path / "table.csv").read_text() == "mine"
     assert names(tmp_path) == ["table.csv"]
@@ -78,12 +78,12 @@ def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert killed.returncode == -9 and len(names(tmp_path)) == 2
     with atomic_write(tmp_path / "table.csv") as part:
-        part.write_text("whole")
+        part.write_text("complete")
     assert names(tmp_path) == ["table.csv"]
 
 
 def test_a_name_that_begins_like_another_is_a_different_one(tmp_path):
-    """The hidden names of `x.y` are none of `x`."""
+    """The hidden names of `x.y` are not those of `x`."""
     with atomic_write(tmp_path / "x.y") as part, atomic_write(tmp_path / "x") as other:
         part.write_text("1")
         other.write_text("2")

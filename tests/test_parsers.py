@@ -1,4 +1,4 @@
-"""YAML and JSON that would cost far more than their size are errors of the format, found at once."""
+"""YAML and JSON that expand to far more than their size are rejected at once."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ BOMBS = {
         + "".join(f"a{level}: &a{level} {{x: *a{level - 1}, y: *a{level - 1}}}\n" for level in range(1, 30)),
         "its aliases expand to more than",
     ),
-    "a value that holds itself": ("a: &a {b: *a}", "the value `a` contains itself"),
+    "a value that contains itself": ("a: &a {b: *a}", "the value `a` contains itself"),
     "a list in a list": ("a: " + "[" * 100_000 + "]" * 100_000, "it is nested deeper than 50 values"),
     "a mapping in a mapping": ("".join(f"{' ' * depth}a:\n" for depth in range(300)), "it is nested deeper than"),
 }
@@ -31,17 +31,17 @@ BOMBS = {
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_yaml_that_grows_is_an_error_with_its_line(case: str) -> None:
-    text, said = BOMBS[case]
-    with pytest.raises(yaml.MarkedYAMLError, match=said) as found:
+    text, message = BOMBS[case]
+    with pytest.raises(yaml.MarkedYAMLError, match=message) as raised:
         parse_yaml(text)
-    assert found.value.problem_mark is not None
+    assert raised.value.problem_mark is not None
 
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_params_that_grow_are_refused_at_once(project: Project, case: str) -> None:
-    text, said = BOMBS[case]
+    text, message = BOMBS[case]
     project.write("params.yaml", "overrides:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
-    with pytest.raises(UserError, match=rf"^params\.yaml, line \d+, is no valid YAML: {said}"):
+    with pytest.raises(UserError, match=rf"^params\.yaml, line \d+, is no valid YAML: {message}"):
         read_params()
 
 

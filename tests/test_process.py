@@ -36,7 +36,7 @@ def read_fifo(_):
 def main():
     print("ready", flush=True)
 """
-# What a command does when it is stopped, and whether it can end in order.
+# Python code that a command runs when it is stopped, and whether it can be cleaned up in time.
 PHASES = {
     "in Python": ("while True: time.sleep(0.01)", True),
     "waiting for a lock": ("with exclusive_lock(Path('held')): pass", True),
@@ -50,8 +50,8 @@ PHASES = {
 
 
 @contextmanager
-def all_held(folder):
-    """A lock and a database that somebody holds, and a pipe that nobody writes into."""
+def locked_resources(folder):
+    """Hold a lock and a database, and create a pipe without a writer."""
     os.mkfifo(folder / "fifo")
     code = (
         "from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
@@ -75,7 +75,7 @@ def all_held(folder):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_command_within_five_seconds_in_every_phase(tmp_path, number):
     started, ended = {}, {}
-    with all_held(tmp_path):
+    with locked_resources(tmp_path):
         for phase, (code, _) in PHASES.items():
             source = f"{START}    {code}\nrun_script(main)"
             environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}

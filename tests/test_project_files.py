@@ -1,4 +1,4 @@
-"""The files by which hosts and editors know the project: they parse, agree, and ask for no more rights than needed."""
+"""CI, hooks, containers and metadata files: they parse, agree, and request no more permissions than needed."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def test_the_workflow_runs_what_a_person_runs_and_may_comment_only_where_it_does
     assert jobs["differences"]["permissions"] == {"contents": "read", "pull-requests": "write"}
     script = "\n".join(step.get("run", "") for step in jobs["differences"]["steps"])
     assert "dvc metrics diff" in script and "dvc params diff" in script
-    # What a stranger wrote (a title, a branch's name) never becomes a part of a script.
+    # Text of strangers (a title, a branch name) must not be inserted into a script.
     assert "${{" not in script
 
 
@@ -62,17 +62,17 @@ def test_the_image_runs_as_a_user_and_keeps_its_dependencies_in_a_layer_of_their
     names = [name for name, _ in instructions]
     (base,) = (rest for name, rest in instructions if name == "FROM")
     assert PROJECT["requires-python"] == ">=" + re.findall(r"python:(\d+\.\d+)", base)[0]
-    setting_up = next(place for place, (_, rest) in enumerate(instructions) if "make setup" in rest)
-    everything = next(
-        place for place, (name, rest) in enumerate(instructions) if name == "COPY" and " . " in f"{rest} "
+    setup_index = next(index for index, (_, rest) in enumerate(instructions) if "make setup" in rest)
+    copy_all_index = next(
+        index for index, (name, rest) in enumerate(instructions) if name == "COPY" and " . " in f"{rest} "
     )
-    assert names.index("USER") < setting_up < everything
+    assert names.index("USER") < setup_index < copy_all_index
     assert all(rest != "root" for name, rest in instructions if name == "USER")
-    copied = " ".join(rest for name, rest in instructions[:setting_up] if name == "COPY").split()
+    copied = " ".join(rest for name, rest in instructions[:setup_index] if name == "COPY").split()
     for file in ("pyproject.toml", "constraints.txt", "Makefile", PROJECT["readme"], *PROJECT["license-files"]):
         assert file in copied
-    kept_out = read(ROOT / ".dockerignore").split()
-    assert {".git", ".venv", "data", "models", "mlflow.db*"} <= set(kept_out)
+    ignored = read(ROOT / ".dockerignore").split()
+    assert {".git", ".venv", "data", "models", "mlflow.db*"} <= set(ignored)
 
 
 def test_an_environment_that_was_moved_is_made_again(tmp_path: Path) -> None:
@@ -91,6 +91,6 @@ def test_an_environment_that_was_moved_is_made_again(tmp_path: Path) -> None:
     assert "venv" not in planned(project)
     moved = project.rename(tmp_path / "the second")
     assert "-m venv --clear .venv" in planned(moved)
-    # Made by hand, and marked with `touch`: whose it is, nobody knows.
+    # Created by hand and marked with `touch`: its location is unknown.
     (moved / ".venv" / ".set-up").write_text("")
     assert "venv" not in planned(moved)

@@ -1,4 +1,4 @@
-"""`make` promotes a model once: again where the model, its numbers, the rule, the code or the database is another."""
+"""`make` promotes a model once, and again when the model, its metrics, the policy, the code or the database changes."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ case "$*" in *promote*) echo "$@" >> promotions; exit $(cat code 2>/dev/null || 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose commands do nothing but note that a model was promoted."""
+    """A project whose commands are stubs that record promotions."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "constraints.txt", "params.yaml", "models/run.json", "reports/metrics.json",
                  "conf/registry/default.yaml", "conf/experiment/tutorial.yaml", "src/registry.py", "promote",
@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def promotions(project: Path, **variables: str) -> int:
-    """How often a model has been promoted once `make` has ended."""
+    """Run `make`, and return the number of promotions so far."""
     environment = {**os.environ, **variables}
     environment.pop("MAKEFLAGS", None)
     subprocess.run(["make"], cwd=project, env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Secrets in text that leaves the process become `***`: by their place in a URL, or by their value."""
+"""Secrets in text that leaves the process become `***`, by their position in a URL or by their value."""
 
 import os
 import subprocess
@@ -78,16 +78,16 @@ def test_tracebacks_and_logs_of_libraries_are_redacted_and_escaped() -> None:
 
 
 def test_a_variable_that_another_thread_removes_is_harmless(monkeypatch):
-    """A thread of MLflow's sets and removes one of its own."""
+    """A thread of MLflow sets and removes a variable."""
     monkeypatch.setenv("PASSING", "")
-    over = threading.Event()
+    stop = threading.Event()
 
-    def come_and_go():
-        while not over.is_set():
+    def set_and_remove():
+        while not stop.is_set():
             os.environ["PASSING"] = "1"
             del os.environ["PASSING"]
 
-    thread = threading.Thread(target=come_and_go)
+    thread = threading.Thread(target=set_and_remove)
     thread.start()
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -96,5 +96,5 @@ def test_a_variable_that_another_thread_removes_is_harmless(monkeypatch):
             assert redact("nothing secret") == "nothing secret"
     finally:
         sys.setswitchinterval(before)
-        over.set()
+        stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""What takes Python's collector seconds is left out, where it frees nothing."""
+"""Python's garbage collector does not run where it takes seconds and frees nothing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""DVC's folder for notes on repositories is private after `make setup`: its pickles are code that DVC runs."""
+"""DVC's site cache is private after `make setup`: it contains pickles, which DVC loads."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ Shell = Callable[[str], None]
 
 
 class Planted:
-    """Makes the file `ran` where it is unpickled."""
+    """Creates the file `ran` when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch ran",)
@@ -29,7 +29,7 @@ def shell(tmp_path: Path) -> Shell:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     home = tmp_path / "home"
     home.mkdir()
-    # DVC asks for /var/tmp/dvc alone; the system's configuration can name another, and the workspace's comes before it.
+    # DVC's default is /var/tmp/dvc; here the system configuration sets another one, which the workspace's overrides.
     (tmp_path / "config").write_text(f"[core]\n    site_cache_dir = {tmp_path / 'shared'}\n")
     environment = {"PATH": path, "HOME": str(home), "DVC_SYSTEM_CONFIG_DIR": str(tmp_path), "DVC_NO_ANALYTICS": "1"}
 
@@ -43,14 +43,14 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def setting() -> str:
-    """The commands of the Makefile that make the folder private, as the shell gets them."""
-    found = re.search(r"^PRIVATE_SITE_CACHE := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
+    """Return the commands of the Makefile that make the folder private."""
+    match = re.search(r"^PRIVATE_SITE_CACHE := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert match
+    return match[1]
 
 
-def plant(notes: Path) -> None:
-    with sqlite3.connect(notes) as database:
+def plant(cache: Path) -> None:
+    with sqlite3.connect(cache) as database:
         database.execute(
             "insert into Cache (key, raw, store_time, access_time, access_count, size, mode, value)"
             " values (?, 0, 0, 0, 0, 0, 4, ?)",
@@ -60,8 +60,8 @@ def plant(notes: Path) -> None:
 
 
 def test_a_pickle_planted_in_the_shared_folder_is_not_loaded(shell: Shell, tmp_path: Path) -> None:
-    (notes,) = (tmp_path / "shared").rglob("links/cache.db")
-    plant(notes)
+    (cache,) = (tmp_path / "shared").rglob("links/cache.db")
+    plant(cache)
     shell(setting())
     shell("dvc checkout --quiet")
     assert not (tmp_path / "repository" / "ran").exists()
@@ -72,8 +72,8 @@ def test_a_pickle_planted_in_the_shared_folder_is_not_loaded(shell: Shell, tmp_p
 
 
 def test_without_the_setting_dvc_loads_it(shell: Shell, tmp_path: Path) -> None:
-    (notes,) = (tmp_path / "shared").rglob("links/cache.db")
-    plant(notes)
+    (cache,) = (tmp_path / "shared").rglob("links/cache.db")
+    plant(cache)
     with pytest.raises(subprocess.CalledProcessError):
         shell("dvc checkout --quiet")
     assert (tmp_path / "repository" / "ran").exists()

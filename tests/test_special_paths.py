@@ -1,4 +1,4 @@
-"""Writing where no regular file is: links, streams, devices, mount points; real ones, in namespaces of their own."""
+"""Writing to links, streams, devices and mount points, which are real ones in separate namespaces."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ from helpers.source_tree import SRC
 
 
 def python(code: str, folder: Path, *before: str, **options) -> subprocess.CompletedProcess[str]:
-    """Run code that may use this module's functions, as an own process in `folder`."""
+    """Run code that may use `utils.atomic` in a separate process in `folder`."""
     source = f"from pathlib import Path\nfrom cifar_pipeline.utils.atomic import *\n{code}"
     environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
     command = [*before, sys.executable, "-c", source]
@@ -33,7 +33,7 @@ def python(code: str, folder: Path, *before: str, **options) -> subprocess.Compl
 
 
 def python_behind(mount: str, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run code as `python` does, after a command that mounts in a namespace of its own."""
+    """Run code after a command that mounts something in a separate namespace."""
     shell = (*OWN_MOUNTS, "sh", "-c", f'{mount} && exec "$@"', "sh")
     return python(code, folder, *shell, capture_output=True)
 
@@ -42,7 +42,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     large = tmp_path / "large disk"
     large.mkdir()
     for name in ("models", "reports", "table.csv"):
-        (tmp_path / name).symlink_to(large / name)  # all dangle at first
+        (tmp_path / name).symlink_to(large / name)  # dangling at first
     for content in ("old", "new"):
         for path in (tmp_path / "models", tmp_path / "reports"):
             require_writable(path)
@@ -54,8 +54,8 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         with atomic_write(tmp_path / "table.csv") as part:
             part.write_text(content)
         assert all((tmp_path / name).is_symlink() for name in ("models", "reports", "table.csv"))
-        found = {name: text for name, text in content_of(large).items() if not name.endswith(".lock")}
-        assert found == {name: content.encode() for name in ("models/weights", "reports/metrics", "table.csv")}
+        written = {name: text for name, text in content_of(large).items() if not name.endswith(".lock")}
+        assert written == {name: content.encode() for name in ("models/weights", "reports/metrics", "table.csv")}
 
 
 def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
@@ -87,16 +87,16 @@ def test_what_is_in_the_way_is_refused_before_any_work(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
 def test_a_fifo_receives_the_content_and_stays(tmp_path):
-    fifo, got = tmp_path / "answers", []
+    fifo, received = tmp_path / "predictions", []
     os.mkfifo(fifo)
     require_writable(fifo, is_file=True)
-    reader = threading.Thread(target=lambda: got.append(fifo.read_text()))
+    reader = threading.Thread(target=lambda: received.append(fifo.read_text()))
     reader.start()
     with atomic_write(fifo) as part:
         part.write_text("file,class\n")
     reader.join(10)
-    assert got == ["file,class\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
-    assert [path.name for path in tmp_path.iterdir()] == ["answers"]
+    assert received == ["file,class\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -140,17 +140,17 @@ def fill(content):
     with exclusive_lock(Path("models")), atomic_replace_dir(Path("models")) as part:
         (part / content).mkdir()
         (part / content / "weights").write_text(content)
-        (part / "facts").write_text(content)
+        (part / "metadata").write_text(content)
 for content in ("old", "new"):
     fill(content)
 with atomic_update_dir(Path("models")) as part:
-    (part / "facts").write_text("newer")
-print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/facts").read_text())
+    (part / "metadata").write_text("newer")
+print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/metadata").read_text())
 print(sorted(path.name for path in Path().iterdir()))
 """
     ended = python_behind(mount, code, tmp_path)
     assert ended.stdout.splitlines() == [
-        "['models/facts', 'models/new', 'models/new/weights'] newer",
+        "['models/metadata', 'models/new', 'models/new/weights'] newer",
         "['.models.lock', 'elsewhere', 'models']",
     ], ended.stderr
 
@@ -173,7 +173,7 @@ def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path)
 
 @pytest.mark.parametrize("number", sorted(atomic.MOUNT_POINT_ERRNOS))
 def test_a_folder_that_can_not_be_renamed_gets_the_new_content(tmp_path, monkeypatch, number):
-    """As in a container, whose image holds the folder; the system's answer is put into its mouth."""
+    """As in a container whose image contains the folder; the error is mocked."""
 
     def refuse(new: Path, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
