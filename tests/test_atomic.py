@@ -90,7 +90,7 @@ def test_the_folder_is_there_at_every_moment(tmp_path):
 def test_files_are_replaced_and_other_files_are_kept(tmp_path, monkeypatch, system):
     folder = tmp_path / "reports"
     (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "file").write_text("of somebody else")
+    (folder / "deep" / "file").write_text("unrelated")
     (folder / "a").symlink_to("deep/file")
     if system == "one without an exchange":
         monkeypatch.setattr(atomic, "EXCHANGE_SYSCALLS", {})
@@ -101,10 +101,10 @@ def test_files_are_replaced_and_other_files_are_kept(tmp_path, monkeypatch, syst
 
         monkeypatch.setattr(atomic, "_swap_dirs", busy)
     for content in ("old", "new"):
-        with atomic_update_dir(folder) as part:
+        with atomic_update_dir(folder) as tmp:
             for name in ("a", "b"):
-                (part / name).write_text(content)
-        assert (folder / "deep" / "file").read_text() == "of somebody else"
+                (tmp / name).write_text(content)
+        assert (folder / "deep" / "file").read_text() == "unrelated"
         assert {path.name: path.read_text() for path in folder.iterdir() if path.is_file()} == {
             "a": content,
             "b": content,
@@ -114,10 +114,10 @@ def test_files_are_replaced_and_other_files_are_kept(tmp_path, monkeypatch, syst
 
 def test_files_change_together_or_not_at_all(tmp_path):
     folder = tmp_path / "reports"
-    with atomic_update_dir(folder) as part:
-        (part / "a").write_text("old")
-    with pytest.raises(RuntimeError), atomic_update_dir(folder) as part:
-        (part / "a").write_text("new")
+    with atomic_update_dir(folder) as tmp:
+        (tmp / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_update_dir(folder) as tmp:
+        (tmp / "a").write_text("new")
         raise RuntimeError
     assert [(path.name, path.read_text()) for path in tmp_path.rglob("*") if path.is_file()] == [("a", "old")]
 
@@ -134,9 +134,9 @@ def test_content_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append(f"sync {name(handle)}"), sync(handle))[1])
     monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("replace"), replace(self, to))[1])
     monkeypatch.setattr(atomic, "_swap_dirs", lambda new, path: (done.append("exchange"), exchange(new, path))[1])
-    with atomic_write(tmp_path / "file") as part:
-        part.write_text("new")
-    assert done == [f"sync {part.name}", "replace", f"sync {tmp_path.name}"]
+    with atomic_write(tmp_path / "file") as tmp:
+        tmp.write_text("new")
+    assert done == [f"sync {tmp.name}", "replace", f"sync {tmp_path.name}"]
     fill(tmp_path / "x", "old")
     done.clear()
     fill(tmp_path / "x", "new")

@@ -180,19 +180,19 @@ def test_the_status_is_not_printed_on_standard_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "expected"),
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")],
 )
-def test_durations_are_formatted_for_people(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
+def test_durations_are_formatted_for_people(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
 
 
 def test_a_table_in_a_file_is_not_wrapped_at_the_width_of_a_screen(tmp_path: Path) -> None:
-    word = "x" * 120
+    text = "x" * 120
     code = (
         "from cifar_pipeline.utils.console import stdout_console; from rich.table import Table\n"
-        f"table = Table(); table.add_row({word!r}); stdout_console.print(table, soft_wrap=False)"
+        f"table = Table(); table.add_row({text!r}); stdout_console.print(table, soft_wrap=False)"
     )
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert word in done.stdout
+    assert text in done.stdout

@@ -104,9 +104,9 @@ def test_every_key_that_is_named_is_in_the_composed_configuration():
     composed = yaml.safe_load((ROOT / "composed.yaml").read_text())
     for key in set().union(*(params(stage) for stage in STAGES)):
         node = composed
-        for word in key.split("."):
-            assert word in node, f"composed.yaml has no {key}"
-            node = node[word]
+        for name in key.split("."):
+            assert name in node, f"composed.yaml has no {key}"
+            node = node[name]
 
 
 def test_stages_take_and_give_the_same_files():
@@ -133,7 +133,7 @@ def computing_packages(start: Path) -> set[str]:
 
 
 def computing_files(start: Path) -> set[Path]:
-    """Return the files that contribute to a script's result, itself included: imports, followed within such packages."""
+    """Return the files that contribute to a script's result, itself included, by following imports."""
     seen, queue = set(), [start]
     while queue:
         path = queue.pop()
@@ -169,20 +169,20 @@ def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> It
 
 def key_chain(node: ast.expr, parents: dict[ast.AST, ast.AST]) -> tuple[str, ast.expr]:
     """Return `a.b` for `config.a["b"]`, and the outermost expression; called methods are no keys."""
-    words: list[str] = []
+    names: list[str] = []
     while True:
         parent = parents[node]
         if isinstance(parent, ast.Attribute):
             grandparent = parents[parent]
             if isinstance(grandparent, ast.Call) and grandparent.func is parent:
                 if parent.attr == "get" and isinstance(grandparent.args[0], ast.Constant):
-                    words.append(grandparent.args[0].value)
-                return ".".join(words), grandparent
-            words.append(parent.attr)
+                    names.append(grandparent.args[0].value)
+                return ".".join(names), grandparent
+            names.append(parent.attr)
         elif isinstance(parent, ast.Subscript) and parent.value is node and isinstance(parent.slice, ast.Constant):
-            words.append(parent.slice.value)
+            names.append(parent.slice.value)
         else:
-            return ".".join(words), node
+            return ".".join(names), node
         node = parent
 
 

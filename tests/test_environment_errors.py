@@ -58,7 +58,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path) -> None:
         "from pathlib import Path; from cifar_pipeline.utils.errors import describe_environment_error\n"
         "from cifar_pipeline.utils.atomic import atomic_write\n"
         "try:\n"
-        "    with atomic_write(Path('last.ckpt')) as part: part.write_bytes(bytes(2_000_000))\n"
+        "    with atomic_write(Path('last.ckpt')) as tmp: tmp.write_bytes(bytes(2_000_000))\n"
         "except BaseException as error: print(describe_environment_error(error))\n"
     )
     (tmp_path / "last.ckpt").write_bytes(b"what was there")

@@ -93,17 +93,17 @@ def test_a_signal_ends_a_command_within_five_seconds_in_every_phase(tmp_path, nu
         sent = time.monotonic()
         try:
             for phase, process in started.items():
-                said = process.communicate(timeout=max(0.1, sent + SECONDS - time.monotonic()))[1]
-                ended[phase] = process.returncode, said
+                output = process.communicate(timeout=max(0.1, sent + SECONDS - time.monotonic()))[1]
+                ended[phase] = process.returncode, output
         finally:
             for process in started.values():
                 process.kill()
     for phase, (_, is_clean) in PHASES.items():
-        code, said = ended[phase]
-        assert code == 128 + number, f"{phase}: {code}, {said}"
-        (sentence,) = sentences(said)
-        assert sentence in ("Stopped.", UNCLEAN.strip()), f"{phase}: {said}"
-        assert not is_clean or sentence == "Stopped.", f"{phase}: {said}"
+        code, output = ended[phase]
+        assert code == 128 + number, f"{phase}: {code}, {output}"
+        (sentence,) = sentences(output)
+        assert sentence in ("Stopped.", UNCLEAN.strip()), f"{phase}: {output}"
+        assert not is_clean or sentence == "Stopped.", f"{phase}: {output}"
     assert sentences(ended["ending"][1]) == [UNCLEAN.strip()]
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 

@@ -47,12 +47,12 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         for path in (tmp_path / "models", tmp_path / "reports"):
             require_writable(path)
         require_writable(tmp_path / "table.csv", is_file=True)
-        with exclusive_lock(tmp_path / "models"), atomic_replace_dir(tmp_path / "models") as part:
-            (part / "weights").write_text(content)
-        with atomic_update_dir(tmp_path / "reports") as part:
-            (part / "metrics").write_text(content)
-        with atomic_write(tmp_path / "table.csv") as part:
-            part.write_text(content)
+        with exclusive_lock(tmp_path / "models"), atomic_replace_dir(tmp_path / "models") as tmp:
+            (tmp / "weights").write_text(content)
+        with atomic_update_dir(tmp_path / "reports") as tmp:
+            (tmp / "metrics").write_text(content)
+        with atomic_write(tmp_path / "table.csv") as tmp:
+            tmp.write_text(content)
         assert all((tmp_path / name).is_symlink() for name in ("models", "reports", "table.csv"))
         written = {name: text for name, text in content_of(large).items() if not name.endswith(".lock")}
         assert written == {name: content.encode() for name in ("models/weights", "reports/metrics", "table.csv")}
@@ -63,8 +63,8 @@ def test_a_link_into_dvcs_cache_is_replaced_and_the_cache_left_alone(tmp_path):
     cached.parent.mkdir(parents=True)
     cached.write_text("an older result")
     (tmp_path / "samples.png").symlink_to(cached)
-    with atomic_write(tmp_path / "samples.png") as part:
-        part.write_text("new")
+    with atomic_write(tmp_path / "samples.png") as tmp:
+        tmp.write_text("new")
     assert (tmp_path / "samples.png").read_text() == "new" and cached.read_text() == "an older result"
 
 
@@ -92,8 +92,8 @@ def test_a_fifo_receives_the_content_and_stays(tmp_path):
     require_writable(fifo, is_file=True)
     reader = threading.Thread(target=lambda: received.append(fifo.read_text()))
     reader.start()
-    with atomic_write(fifo) as part:
-        part.write_text("file,class\n")
+    with atomic_write(fifo) as tmp:
+        tmp.write_text("file,class\n")
     reader.join(10)
     assert received == ["file,class\n"] and stat.S_ISFIFO(fifo.stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
@@ -111,40 +111,40 @@ def test_a_device_stays_a_device(tmp_path, linked):
         path = tmp_path / "link"
         path.symlink_to(device)
     require_writable(path, is_file=True)
-    with atomic_write(path) as part:
-        part.write_text("file,class\n")
+    with atomic_write(path) as tmp:
+        tmp.write_text("file,class\n")
     assert stat.S_ISCHR(device.stat().st_mode)
 
 
 def test_standard_output_is_appended_to(tmp_path):
     (tmp_path / "all.csv").write_text("before\n")
     with (tmp_path / "all.csv").open("a") as out:
-        code = "print('first')\nwith atomic_write(Path('/dev/stdout')) as part: part.write_text('second\\n')"
+        code = "print('first')\nwith atomic_write(Path('/dev/stdout')) as tmp: tmp.write_text('second\\n')"
         assert python(code, tmp_path, stdout=out).returncode == 0
     assert (tmp_path / "all.csv").read_text() == "before\nfirst\nsecond\n"
 
 
 @needs_mounts
-@pytest.mark.parametrize("kind", ["another file system", "a folder of the same one"])
-def test_a_mounted_folder_stays_and_gets_the_new_content(tmp_path, kind):
+@pytest.mark.parametrize("mounted", ["another file system", "a folder of the same one"])
+def test_a_mounted_folder_stays_and_gets_the_new_content(tmp_path, mounted):
     (tmp_path / "models").mkdir()
     (tmp_path / "elsewhere").mkdir()
     mount = {
         "another file system": "mount -t tmpfs none models",
         "a folder of the same one": "mount --bind elsewhere models",
-    }[kind]
+    }[mounted]
     code = """
 def fill(content):
     for folder in ("models", "models/deep"):
         require_writable(Path(folder))
-    with exclusive_lock(Path("models")), atomic_replace_dir(Path("models")) as part:
-        (part / content).mkdir()
-        (part / content / "weights").write_text(content)
-        (part / "metadata").write_text(content)
+    with exclusive_lock(Path("models")), atomic_replace_dir(Path("models")) as tmp:
+        (tmp / content).mkdir()
+        (tmp / content / "weights").write_text(content)
+        (tmp / "metadata").write_text(content)
 for content in ("old", "new"):
     fill(content)
-with atomic_update_dir(Path("models")) as part:
-    (part / "metadata").write_text("newer")
+with atomic_update_dir(Path("models")) as tmp:
+    (tmp / "metadata").write_text("newer")
 print(sorted(str(path) for path in Path("models").rglob("*")), Path("models/metadata").read_text())
 print(sorted(path.name for path in Path().iterdir()))
 """
@@ -175,23 +175,23 @@ def test_a_mounted_file_and_a_mount_within_are_refused_before_any_work(tmp_path)
 def test_a_folder_that_can_not_be_renamed_gets_the_new_content(tmp_path, monkeypatch, number):
     """As in a container whose image contains the folder; the error is mocked."""
 
-    def refuse(new: Path, path: Path) -> None:
+    def fail(new: Path, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(atomic, "_swap_dirs", refuse)
+    monkeypatch.setattr(atomic, "_swap_dirs", fail)
     for content in ("old", "new"):
-        with atomic_replace_dir(tmp_path / "models") as part:
-            (part / "last" / content).mkdir(parents=True)
-            (part / "last" / "weights").write_text(content)
+        with atomic_replace_dir(tmp_path / "models") as tmp:
+            (tmp / "last" / content).mkdir(parents=True)
+            (tmp / "last" / "weights").write_text(content)
     assert content_of(tmp_path / "models") == {"last/weights": b"new"}
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def test_a_file_system_without_renames_is_refused_before_any_work(tmp_path, monkeypatch):
-    def refuse(new: Path, path: Path) -> None:
+    def fail(new: Path, path: Path) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
-    monkeypatch.setattr(atomic, "_swap", refuse)
+    monkeypatch.setattr(atomic, "_swap", fail)
     with pytest.raises(UserError, match=r"does not allow renames, with which models is replaced"):
         require_writable(tmp_path / "models")
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ FULL = "The disk is full, or a size limit is reached"
 def limited(workspace, kilobytes, script, *arguments, code=1):
     """Run a stage whose files are limited to `kilobytes`, and return its last line."""
     limit = f'ulimit -f {kilobytes}; exec "$0" "$@"'
-    said = workspace.run("bash", "-c", limit, "python", f"src/{script}.py", *arguments, code=code)
-    assert "Traceback" not in said
-    return said.splitlines()[-1]
+    output = workspace.run("bash", "-c", limit, "python", f"src/{script}.py", *arguments, code=code)
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
 
 
 def test_a_checkpoint_without_disk_space_fails_the_run_and_keeps_the_old_models(copy):

@@ -14,8 +14,8 @@ def test_a_stage_fills_a_mounted_folder_and_one_behind_a_link(copy, tmp_path):
     # Stale files are removed, also from a mounted folder.
     mounted = "mount -t tmpfs none data/processed && touch data/processed/stale"
     stage, kept = "python src/preprocess.py", "mountpoint data/processed && cp -r data/processed kept"
-    said = copy.run(*OWN_MOUNTS, "sh", "-c", f"{mounted} && {stage} && {kept}")
-    assert "is a mountpoint" in said
+    output = copy.run(*OWN_MOUNTS, "sh", "-c", f"{mounted} && {stage} && {kept}")
+    assert "is a mountpoint" in output
     assert content_of(copy.root / "kept") == before
     assert (copy.root / "reports").is_symlink() and (tmp_path / "elsewhere" / "samples.png").is_file()
 

@@ -30,8 +30,8 @@ def locked(copy):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities can be dropped on Linux only")
 def test_a_locked_models_folder_is_refused_before_training(locked):
-    said = locked.run("python", "-c", WITHOUT_ROOT_RIGHTS, "python", "src/train.py", "seed=1", code=2)
-    (sentence,) = sentences(said)
+    output = locked.run("python", "-c", WITHOUT_ROOT_RIGHTS, "python", "src/train.py", "seed=1", code=2)
+    (sentence,) = sentences(output)
     assert "models is not writable" in sentence
     assert locked.runs() == []
 
@@ -44,7 +44,7 @@ def test_a_locked_database_is_waited_for_and_no_metric_is_lost(copy):
         database.execute("BEGIN EXCLUSIVE")
         time.sleep(LOCKED_FOR)
         database.execute("COMMIT")
-    said = training.end()
-    assert "Traceback" not in said
+    output = training.end()
+    assert "Traceback" not in output
     (run,) = copy.runs()
     assert (run.info.status, copy.logged(run)) == ("FINISHED", [1, 2, 3, 4, 5, 6])

@@ -61,10 +61,10 @@ def pump(source, target):
 def test_a_server_that_refuses_connections_is_reported_in_seconds_and_before_training(copy):
     unreachable = "http://127.0.0.1:9"
     start = time.monotonic()
-    said = copy.run("env", f"MLFLOW_TRACKING_URI={unreachable}", "python", "src/train.py", "seed=1", code=1)
+    output = copy.run("env", f"MLFLOW_TRACKING_URI={unreachable}", "python", "src/train.py", "seed=1", code=1)
     assert time.monotonic() - start < SECONDS
-    assert said.splitlines()[-1].startswith(SENTENCE.format(unreachable))
-    assert "Traceback" not in said and "epoch 1/" not in said
+    assert output.splitlines()[-1].startswith(SENTENCE.format(unreachable))
+    assert "Traceback" not in output and "epoch 1/" not in output
 
 
 @pytest.mark.long
@@ -82,13 +82,13 @@ def test_a_lost_server_stops_no_training_and_receives_everything_when_it_is_back
     training = copy.start(*command)
     training.wait_for(f"epoch 1/{EPOCHS}")
     proxy.shut_down()
-    said = training.end(code=1)
-    assert f"epoch {EPOCHS}/{EPOCHS}" in said and "Traceback" not in said
-    assert said.splitlines()[-1].startswith(SENTENCE.format(uri))
+    output = training.end(code=1)
+    assert f"epoch {EPOCHS}/{EPOCHS}" in output and "Traceback" not in output
+    assert output.splitlines()[-1].startswith(SENTENCE.format(uri))
 
     restored = Proxy(server, proxy.port)
-    said = copy.run(*command)
-    assert "has already finished: its weights are reused" in said and "epoch" not in said
+    output = copy.run(*command)
+    assert "has already finished: its weights are reused" in output and "epoch" not in output
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
     assert run.info.status == "FINISHED"

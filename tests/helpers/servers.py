@@ -24,13 +24,13 @@ def free_port() -> int:
 def wait_for_answer(address: str, process: "subprocess.Popen[Any]") -> None:
     """Wait until `process` serves this address. Raises AssertionError if it ends, or after SECONDS."""
     start = time.monotonic()
-    while not answers(address):
+    while not responds(address):
         assert process.poll() is None, f"the server of {address} exited with {process.returncode}"
         assert time.monotonic() - start < SECONDS, f"{address} has not responded for {SECONDS} s"
         time.sleep(0.1)
 
 
-def answers(address: str) -> bool:
+def responds(address: str) -> bool:
     try:
         return requests.get(address, timeout=5).ok
     except requests.RequestException:

@@ -41,10 +41,10 @@ class Slow(CrossEntropyLoss):
 class Command:
     """A command started in a workspace, with standard output and error in one stream."""
 
-    def __init__(self, words: tuple[str, ...], root: Path, environment: dict[str, str]) -> None:
-        self.words, self.output = " ".join(words), ""
+    def __init__(self, arguments: tuple[str, ...], root: Path, environment: dict[str, str]) -> None:
+        self.command, self.output = " ".join(arguments), ""
         self.process = subprocess.Popen(
-            words,
+            arguments,
             cwd=root,
             env=environment,
             stdout=subprocess.PIPE,
@@ -61,13 +61,13 @@ class Command:
             self.output += line
             if text in line:
                 return
-        raise AssertionError(f"{self.words} never printed {text!r}:\n{self.output}")
+        raise AssertionError(f"{self.command} never printed {text!r}:\n{self.output}")
 
     def end(self, code: int = 0) -> str:
         """Wait for the end of the command, assert its exit code, and return its output."""
         self.output += self.process.communicate(timeout=240)[0]
         returncode = self.process.returncode
-        assert returncode == code, f"{self.words} ended with {returncode} instead of {code}:\n{self.output}"
+        assert returncode == code, f"{self.command} ended with {returncode} instead of {code}:\n{self.output}"
         return self.output
 
 
@@ -78,7 +78,7 @@ class Workspace:
     root: Path
     source: str = "/nowhere/cifar-10-batches-py"
 
-    def start(self, *words: str) -> Command:
+    def start(self, *arguments: str) -> Command:
         """Start a command as in a shell with the virtual environment active."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(UNSET_PREFIXES)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -89,10 +89,10 @@ class Workspace:
             "PYTHONUTF8": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return Command(words, self.root, inherited | overrides)
+        return Command(arguments, self.root, inherited | overrides)
 
-    def run(self, *words: str, code: int = 0) -> str:
-        return self.start(*words).end(code)
+    def run(self, *arguments: str, code: int = 0) -> str:
+        return self.start(*arguments).end(code)
 
     def dvc(self, *arguments: str) -> str:
         return self.run("dvc", *arguments)

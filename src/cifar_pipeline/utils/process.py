@@ -29,7 +29,7 @@ UNCLEAN = "Stopped before the cleanup was complete: the next command completes i
 
 
 class Interrupted(SystemExit):
-    """Exit on a signal: code 130 for Ctrl-C, 143 for SIGTERM; `message` tells how to resume, if anything can be."""
+    """Exit on a signal: code 130 for Ctrl-C, 143 for SIGTERM; `message` replaces the default message, if set."""
 
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(128 + number)
@@ -187,7 +187,7 @@ def relax_gc() -> None:
 def disable_malloc_trim() -> None:
     """Let glibc keep freed memory in the process; no effect on other systems.
 
-    By default each tensor of more than 32 MiB is mapped anew and the system zeroes its pages one by one: a quarter of
+    By default each tensor of more than 32 MiB is newly mapped and the system zeroes its pages one by one: a quarter of
     the time of a training step of experiment=airbench94 on a CPU.
     """
     if sys.platform == "linux":
