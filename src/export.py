@@ -32,9 +32,8 @@ def export() -> None:
             metadata = ModelMetadata.read(folder)
             model = build_inference_model(build_bare_model(config, metadata), config, metadata)
             written.append(write_pt2(folder, model, args.to))
-    info(
-        f"Wrote {', '.join(map(str, written))}. The model takes images and returns probabilities; class names are inside."
-    )
+    files = ", ".join(map(str, written))
+    info(f"Wrote {files}. The model takes images and returns probabilities; class names are inside.")
     info(f"To use it in a browser, run `python -m http.server --directory {args.to}` and open http://127.0.0.1:8000.")
 
 
