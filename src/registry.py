@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
 
 def registry() -> None:
     args, config = arguments(), load_config()
-    # Imported here: MLflow takes seconds, and `--help` and a refused value need none of it.
+    # Imported here, because MLflow takes seconds that `--help` and an invalid value need not wait for.
     from cifar_pipeline.reporting.summary import print_versions
     from cifar_pipeline.tracking.champion import PromotionPolicy, from_pipeline, from_run, pipeline_dataset_name
     from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
@@ -35,7 +35,7 @@ def registry() -> None:
         checkpoint = config.evaluation.checkpoint
         candidate = from_run(args.run, checkpoint) if args.run else from_pipeline(Path("models"), checkpoint)
         policy = PromotionPolicy.of(config.registry, candidate.dataset)
-        info(promote(candidate, policy, asked_for=bool(args.run)))
+        info(promote(candidate, policy, explicit=bool(args.run)))
     else:
         info(roll_back(PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models")))))
 

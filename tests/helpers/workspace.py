@@ -177,7 +177,7 @@ def prepared(folder: Path) -> Workspace:
 def add_own(workspace: Workspace, code: str) -> None:
     """What a user might bring along: `code` in a file beside the stages, and `loss=slow`, which takes its time."""
     (workspace.root / "src" / "own.py").write_text(SLOW + code)
-    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
+    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\noutput_activation: softmax\n")
 
 
 def make_repository(workspace: Workspace) -> None:
