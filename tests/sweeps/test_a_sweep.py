@@ -123,7 +123,7 @@ def test_without_any_sweep_there_is_nothing_to_compare(never_swept, inside):
     inside(never_swept)
     ended = run(report, "sweep")
     assert ended.code == 2
-    assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` makes one."]
+    assert sentences(ended.err) == ["There is no sweep yet: `make sweep` or `python src/train.py -m ...` starts one."]
     assert never_swept.runs() == []
 
 
