@@ -11,7 +11,7 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the registered versions, newest first")
     promote = commands.add_parser(
-        "promote", help="register a model, and make it the champion if it beats the current one (conf/registry/)"
+        "promote", help="register a model, and make it the champion if it beats the present one (conf/registry/)"
     )
     promote.add_argument("run", nargs="?", metavar="RUN", help="id or name of a run (default: the pipeline's model)")
     commands.add_parser("rollback", help="make the previous champion the champion again")
@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
 
 def registry() -> None:
     args, config = arguments(), load_config()
-    # Imported here: MLflow takes seconds, and `--help` and invalid values do not need it.
+    # Imported here, because MLflow takes seconds that `--help` and an invalid value need not wait for.
     from cifar_pipeline.reporting.summary import print_versions
     from cifar_pipeline.tracking.champion import PromotionPolicy, from_pipeline, from_run, pipeline_dataset_name
     from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
@@ -35,7 +35,7 @@ def registry() -> None:
         checkpoint = config.evaluation.checkpoint
         candidate = from_run(args.run, checkpoint) if args.run else from_pipeline(Path("models"), checkpoint)
         policy = PromotionPolicy.of(config.registry, candidate.dataset)
-        info(promote(candidate, policy, asked_for=bool(args.run)))
+        info(promote(candidate, policy, explicit=bool(args.run)))
     else:
         info(roll_back(PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models")))))
 

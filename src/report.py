@@ -1,4 +1,4 @@
-"""Print results: the pipeline's last run, the trials of a sweep, or all measured experiments."""
+"""Print results: the pipeline's last run, the trials of a sweep, or a table of all evaluated experiments."""
 
 import argparse
 from pathlib import Path
@@ -13,13 +13,21 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("summary", help="data, accuracy and time of the pipeline's last run (`make` prints it)")
     sweep = commands.add_parser("sweep", help="compare the trials of a sweep, finished or not")
     sweep.add_argument("sweep", nargs="?", default="", metavar="SWEEP", help="run id or name (default: the newest)")
-    commands.add_parser("experiments", help="Markdown table of conf/experiment/: accuracy over the measured seeds")
+    commands.add_parser("experiments", help="Markdown table of conf/experiment/: test accuracy over the seeds")
     return parser.parse_args()
 
 
 def report() -> None:
     args = arguments()
-    {"summary": summary, "sweep": lambda: sweep(args.sweep), "experiments": experiments}[args.command]()
+    if args.command == "summary":
+        summary()
+    elif args.command == "sweep":
+        sweep(args.sweep)
+    else:
+        experiments()
+
+
+# The functions import what they need themselves, because MLflow takes seconds that `summary` and `--help` don't need.
 
 
 def summary() -> None:
@@ -29,18 +37,15 @@ def summary() -> None:
 
 
 def sweep(name: str) -> None:
-    # Imported here: MLflow takes seconds.
     from cifar_pipeline.config.params import read_params
     from cifar_pipeline.sweeps.summary import load_comparison, print_summary
     from cifar_pipeline.tracking.sweeps import find_sweep
 
-    read_params()  # fails outside of the project, where an empty database would be created
-    run = find_sweep(name)
-    if run is None:
-        raise UserError(
-            f"There is no sweep {name or 'yet'}: start one with `make sweep` or `python src/train.py -m ...`."
-        )
-    print_summary(load_comparison(run.info.run_id), run.info.run_id)
+    read_params()  # Fails outside the project's folder, where an empty database would be created.
+    parent = find_sweep(name)
+    if parent is None:
+        raise UserError(f"There is no sweep {name or 'yet'}: `make sweep` or `python src/train.py -m ...` starts one.")
+    print_summary(load_comparison(parent.info.run_id), parent.info.run_id)
 
 
 def experiments() -> None:
@@ -50,16 +55,17 @@ def experiments() -> None:
     from cifar_pipeline.utils.console import info
 
     runs = list_evaluated_runs("cifar10")
-    measured = []
+    rows = []
     for recipe in compose.experiments():
         matching = [run for run in runs if run.values == result_params(recipe.values)]
         for hardware in dict.fromkeys(run.hardware for run in matching):
-            measured.append((recipe, [run for run in matching if run.hardware == hardware]))
-    if not measured:
+            rows.append((recipe, [run for run in matching if run.hardware == hardware]))
+    if not rows:
         raise UserError(
-            "No experiment of conf/experiment/ has been measured with its current values: run one with `dvc exp run`."
+            "No experiment of conf/experiment/ was evaluated without other changes: `dvc exp run -S experiment=NAME` "
+            "evaluates one."
         )
-    info(experiments_table(measured))
+    info(experiments_table(rows))
 
 
 if __name__ == "__main__":

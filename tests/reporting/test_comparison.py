@@ -246,5 +246,5 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
 
 def test_the_page_of_a_sweep_without_a_finished_trial_says_so() -> None:
     page = sweep_page(sweep(trial("a", status="KILLED", optimizer="a")), {}, "")
-    assert "No trial has finished: there is none to choose." in page and "a was killed, and left no reason." in page
+    assert "No trial finished, so there is no best trial." in page and "a was killed, and left no reason." in page
     assert 'id="command"' not in page

@@ -1,4 +1,4 @@
-"""What the tests want to know about a sweep in a workspace's MLflow database."""
+"""Read sweeps from a workspace's MLflow database and from the output of `train.py -m`."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ PARENT = "mlflow.parentRunId"
 
 
 def sweeps(workspace: Workspace) -> list[Run]:
-    """The parent runs, the oldest first."""
+    """List the parent runs, oldest first."""
     return [run for run in workspace.runs() if "sweep" in run.data.tags]
 
 
@@ -28,17 +28,17 @@ def children(workspace: Workspace, parent: Run) -> list[Run]:
 
 
 def trials(parent: Run) -> list[str]:
-    """The run id of each trial, in their order."""
+    """List the run ids of the trials, by number."""
     return [json.loads(text)["run"] for key, text in sorted(parent.data.tags.items()) if key.startswith("trial.")]
 
 
 def in_order(workspace: Workspace, parent: Run) -> list[Run]:
-    """The run of each trial, in their order, whichever began first."""
+    """List the runs of the trials, by number."""
     return [workspace.mlflow.get_run(run_id) for run_id in trials(parent)]
 
 
 def rows(workspace: Workspace, parent: Run) -> list[dict[str, str]]:
-    """The table that the sweep's run keeps."""
+    """Read the comparison.csv of the sweep's run."""
     return list(csv.DictReader(io.StringIO(artifact(workspace, parent, "comparison.csv").decode())))
 
 
@@ -46,13 +46,13 @@ def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
     return Path(workspace.mlflow.download_artifacts(run.info.run_id, name)).read_bytes()
 
 
-def trained(said: str) -> list[int]:
-    """The number of each trial that was trained from its first epoch on."""
-    return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", said, re.MULTILINE)]
+def trained(output: str) -> list[int]:
+    """List the numbers of the trials that were trained from their first epoch."""
+    return [int(number) for number in re.findall(r"^\[(\d+)\] epoch 1/", output, re.MULTILINE)]
 
 
-def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> None:
-    """The jobs are one sweep's children with all their metrics, and the table has their numbers."""
+def assert_complete(workspace: Workspace, output: str, count: int, epochs: int = 2) -> None:
+    """Check that all jobs are children of one sweep with all their metrics, and that the table has their numbers."""
     sweep = the_sweep(workspace)
     jobs = children(workspace, sweep)
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
@@ -61,10 +61,25 @@ def is_whole(workspace: Workspace, said: str, count: int, epochs: int = 2) -> No
         assert [workspace.logged(job, metric) for job in jobs] == [list(range(1, epochs + 1))] * count
     numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}
     assert {row["run_id"]: float(row["val/loss"]) for row in rows(workspace, sweep)} == numbers
-    assert "Traceback" not in said and "locked" not in said
+    assert "Traceback" not in output and "locked" not in output
 
 
-def folder(said: str) -> str:
-    """Where the comparison was kept."""
-    (found,) = re.findall(r"^Kept in (\S+) and", said, re.MULTILINE)
-    return found
+def folder(output: str) -> str:
+    """Return the folder of the sweep."""
+    (name,) = re.findall(r"^Saved the comparison to (\S+) and", output, re.MULTILINE)
+    return name
+
+
+def params_lines(output: str) -> dict[str, str]:
+    """Return the lines, by key, that a sweep without git says to set in params.yaml."""
+    (lines,) = re.findall(r"^  Set in params\.yaml:\n((?:    \w+: .*\n)+)  Then type: dvc repro$", output, re.MULTILINE)
+    return dict(line.strip().split(": ", 1) for line in lines.splitlines())
+
+
+def set_params(workspace: Workspace, lines: dict[str, str]) -> None:
+    """Edit params.yaml as a user would: replace the line of each key."""
+    text = workspace.read("params.yaml")
+    for key, value in lines.items():
+        (old,) = re.findall(rf"^{key}:.*$", text, re.MULTILINE)
+        text = text.replace(old, f"{key}: {value}")
+    workspace.write("params.yaml", text)

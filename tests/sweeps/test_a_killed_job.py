@@ -1,4 +1,4 @@
-"""A job of submitit's that is killed costs a sweep its own trial only, and the same command typed again finishes it."""
+"""A killed submitit job fails only its own trial, and the same command finishes the sweep."""
 
 import time
 from dataclasses import dataclass
@@ -17,60 +17,60 @@ SECONDS = 120
 @dataclass(frozen=True)
 class KilledJob:
     workspace: Workspace
-    said: str
-    left: list[Run]
+    output: str
+    runs_left: list[Run]
     epochs: list[int]
     again: str
 
 
 def jobs_of(sweep: Command) -> list[psutil.Process]:
-    """The processes in which submitit trains trials, without those that watch over them."""
-    found = []
+    """Find the processes in which submitit trains trials, without their supervisors."""
+    jobs = []
     for process in psutil.Process(sweep.process.pid).children(recursive=True):
         try:
             if "submitit.core._submit" in process.cmdline():
-                found.append(process)
+                jobs.append(process)
         except psutil.NoSuchProcess:
             continue
-    return found
+    return jobs
 
 
-def the_job_left(workspace: Workspace, sweep: Command) -> psutil.Process:
-    """The one job that still trains, in the middle, once the other has finished."""
-    began = time.monotonic()
-    while time.monotonic() - began < SECONDS:
+def wait_for_the_last_job(workspace: Workspace, sweep: Command) -> psutil.Process:
+    """Wait until one trial has finished and the other is in the middle of its training; return the latter's process."""
+    start = time.monotonic()
+    while time.monotonic() - start < SECONDS:
         runs = [run for run in workspace.runs() if "sweep" not in run.data.tags]
-        in_the_middle = any(run.info.status == "RUNNING" and workspace.logged(run) for run in runs)
+        is_training = any(run.info.status == "RUNNING" and workspace.logged(run) for run in runs)
         jobs = jobs_of(sweep)
-        if in_the_middle and len(jobs) == 1 and any(run.info.status == "FINISHED" for run in runs):
+        if is_training and len(jobs) == 1 and any(run.info.status == "FINISHED" for run in runs):
             return jobs[0]
         assert sweep.process.poll() is None, sweep.end()
         time.sleep(0.1)
-    raise AssertionError("no job was left alone in the middle of its training")
+    raise AssertionError("no single job was left in the middle of its training")
 
 
 def scenario_killed_job(workspace: Workspace) -> KilledJob:
     sweep = workspace.start("python", "src/train.py", *SWEEP)
-    the_job_left(workspace, sweep).kill()
-    said = sweep.end(code=1)
-    left = children(workspace, the_sweep(workspace))
-    (killed,) = [run for run in left if run.info.status != "FINISHED"]
-    return KilledJob(workspace, said, left, workspace.logged(killed), workspace.train(*SWEEP))
+    wait_for_the_last_job(workspace, sweep).kill()
+    output = sweep.end(code=1)
+    runs_left = children(workspace, the_sweep(workspace))
+    (killed,) = [run for run in runs_left if run.info.status != "FINISHED"]
+    return KilledJob(workspace, output, runs_left, workspace.logged(killed), workspace.train(*SWEEP))
 
 
 @pytest.mark.long
-def test_a_killed_job_costs_its_trial_only_and_the_same_command_finishes(outcome):
+def test_a_killed_job_fails_its_trial_only_and_the_same_command_finishes_the_sweep(outcome):
     killed = outcome(scenario_killed_job)
-    assert "Traceback" not in killed.said + killed.again
-    assert sum(run.info.status == "FINISHED" for run in killed.left) == 1
+    assert "Traceback" not in killed.output + killed.again
+    assert sum(run.info.status == "FINISHED" for run in killed.runs_left) == 1
     assert 0 < len(killed.epochs) < 20
-    # What a job says goes to a file of submitit's.
-    jobs_said = "".join(path.read_text() for path in killed.workspace.root.rglob("*_log.out"))
-    assert "finished before" in jobs_said and "Going on from the checkpoint" in jobs_said
+    # submitit writes the output of a job to a file.
+    job_output = "".join(path.read_text() for path in killed.workspace.root.rglob("*_log.out"))
+    assert "finished before" in job_output and "Going on from the checkpoint" in job_output
 
     sweep = the_sweep(killed.workspace)
     jobs = children(killed.workspace, sweep)
-    assert [job.info.run_id for job in jobs] == [run.info.run_id for run in killed.left]
+    assert [job.info.run_id for job in jobs] == [run.info.run_id for run in killed.runs_left]
     assert {job.info.status for job in [sweep, *jobs]} == {"FINISHED"}
     assert all(killed.workspace.logged(job) == list(range(1, 21)) for job in jobs)
     assert [row["status"] for row in rows(killed.workspace, sweep)] == ["FINISHED", "FINISHED"]

@@ -1,4 +1,4 @@
-"""A trial that fails stops nobody, and everyone is told why it failed."""
+"""A failing trial does not stop the others, and the reason is printed and recorded."""
 
 from dataclasses import dataclass
 
@@ -16,57 +16,57 @@ REFUSED = "optimizer.lr=-1 is not allowed; it must be a number above 0."
 @dataclass(frozen=True)
 class Failed:
     workspace: Workspace
-    said: str
+    output: str
     sweep: Run
     jobs: list[Run]
-    kept: str
+    markdown: str
 
 
 def scenario_failing(workspace: Workspace) -> Failed:
-    said = workspace.train(*SWEEP, code=1)
+    output = workspace.train(*SWEEP, code=1)
     sweep = the_sweep(workspace)
-    jobs, kept = children(workspace, sweep), artifact(workspace, sweep, "comparison.md").decode()
-    return Failed(workspace, said, sweep, jobs, kept)
+    jobs, markdown = children(workspace, sweep), artifact(workspace, sweep, "comparison.md").decode()
+    return Failed(workspace, output, sweep, jobs, markdown)
 
 
-def test_the_trials_beside_a_failing_one_go_on(outcome):
+def test_the_other_trials_continue_after_a_failure(outcome):
     failed = outcome(scenario_failing)
     assert [job.info.status for job in failed.jobs] == ["FINISHED"] + 5 * ["FAILED"]
     assert failed.sweep.info.status == "FAILED"
-    assert "[0] epoch 1/1" in failed.said and "[5] trial 6 of 6: loss=raising optimizer.lr=-1" in failed.said
+    assert "[0] epoch 1/1" in failed.output and "[5] Trial 6/6: loss=raising optimizer.lr=-1" in failed.output
 
 
 def test_each_failed_trial_is_named_with_its_reason(outcome):
     failed = outcome(scenario_failing)
     _, diverged, refused, raised, *_ = failed.jobs
-    path = f"{folder(failed.said)}/3/error.txt"
-    raising = f"LookupError: no such label (the traceback: {failed.workspace.root / path})"
+    path = f"{folder(failed.output)}/3/error.txt"
+    raising = f"LookupError: no such label (traceback: {failed.workspace.root / path})"
     reasons = {"1": DIVERGED, "2": REFUSED, "3": raising}
     for number, reason in reasons.items():
-        assert f"[{number}] {reason}" in failed.said
+        assert f"[{number}] {reason}" in failed.output
     for job, reason in zip((diverged, refused, raised), reasons.values(), strict=True):
         assert job.data.tags["failure"].startswith(reason)
-        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.said
-        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.kept
+        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.output
+        assert f"{job.info.run_name} failed: {reason.rstrip('.')}" in failed.markdown
     assert refused.info.run_name == "loss=cross_entropy optimizer.lr=-1"
     assert "own.py" in failed.workspace.read(path) and "LookupError" in failed.workspace.read(path)
-    assert "Traceback" not in failed.said
+    assert "Traceback" not in failed.output
 
 
-def test_the_good_trial_of_a_failed_sweep_is_still_the_choice(outcome):
+def test_a_failed_sweep_still_has_a_best_trial(outcome):
     failed = outcome(scenario_failing)
-    assert "To make debug-sgd-cross_entropy-0 optimizer.lr=0.001 the pipeline's choice" in failed.said
+    assert "To run debug-sgd-cross_entropy-0 optimizer.lr=0.001 in the pipeline" in failed.output
 
 
-def scenario_mended(workspace: Workspace) -> tuple[Failed, str]:
+def scenario_fixed(workspace: Workspace) -> tuple[Failed, str]:
     failed = scenario_failing(workspace)
     workspace.edit("src/own.py", 'raise LookupError("no such\\n  label")', "return cross_entropy(logits, labels)")
     return failed, workspace.train(*SWEEP, code=1)
 
 
 @pytest.mark.long
-def test_a_failed_sweep_typed_again_tries_the_failed_trials_again(outcome):
-    failed, again = outcome(scenario_mended)
+def test_the_same_command_tries_failed_trials_again(outcome):
+    failed, again = outcome(scenario_fixed)
     assert "[0] finished before" in again and trained(again) == [3]
     assert all(f"[{number}] {DIVERGED}" in again for number in (1, 4))
     sweep = the_sweep(failed.workspace)

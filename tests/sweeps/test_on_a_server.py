@@ -1,4 +1,4 @@
-"""A sweep from four processes against an MLflow server whose store is PostgreSQL loses nothing."""
+"""A sweep from four processes loses nothing on an MLflow server with PostgreSQL."""
 
 import os
 import shutil
@@ -13,41 +13,41 @@ from mlflow import MlflowClient
 from helpers.servers import free_port, mlflow_server
 from helpers.workspace import Workspace, logged_steps
 
-JOBS, AT_ONCE = 16, 4
+JOBS, PROCESSES = 16, 4
 SECONDS = 90
-USER = "postgres"  # where the tests run as root, which PostgreSQL refuses
+USER = "postgres"  # PostgreSQL refuses to run as root
 
 
-def program(name: str) -> str | None:
-    """Where a program of PostgreSQL's lies; Debian puts those of the server beside PATH."""
-    places = map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))
-    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *places]))
+def find_program(name: str) -> str | None:
+    """Find a program of PostgreSQL; Debian's server programs are not on PATH."""
+    folders = map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))
+    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *folders]))
 
 
 @pytest.fixture
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an empty database in a PostgreSQL of its own."""
-    initdb, pg_ctl = program("initdb"), program("pg_ctl")
+    """Start PostgreSQL; yield the URI of an empty database."""
+    initdb, pg_ctl = find_program("initdb"), find_program("pg_ctl")
     if not initdb or not pg_ctl:
         pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
     if find_spec("psycopg2") is None:
         pytest.skip("psycopg2 is not installed (the extra `server`)")
-    # Not below pytest's folders, which are closed to other users.
+    # Not in pytest's folders, which other users cannot read.
     folder, port = Path(f"/tmp/postgresql-of-tests-{os.getpid()}"), free_port()
     folder.mkdir(mode=0o700)
-    words: list[str] = []
+    prefix: list[str] = []
     if os.geteuid() == 0:
         shutil.chown(folder, USER)
-        words = ["runuser", "-u", USER, "--"]
+        prefix = ["runuser", "-u", USER, "--"]
     listen = f"-p {port} -k {folder} -h 127.0.0.1"
 
     def run(*command: str) -> None:
-        subprocess.run([*words, *command], cwd="/", check=True, stdout=subprocess.DEVNULL, timeout=SECONDS)
+        subprocess.run([*prefix, *command], cwd="/", check=True, stdout=subprocess.DEVNULL, timeout=SECONDS)
 
     try:
         run(initdb, "-D", f"{folder}/data", "--auth=trust", "--username=mlflow")
-        run(pg_ctl, "-D", f"{folder}/data", "-l", f"{folder}/said.txt", "-o", listen, "-w", "start")
-        # The database that every PostgreSQL has from its beginning will do.
+        run(pg_ctl, "-D", f"{folder}/data", "-l", f"{folder}/log.txt", "-o", listen, "-w", "start")
+        # This database exists in every new PostgreSQL cluster.
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         run(pg_ctl, "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
@@ -56,7 +56,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def server(database: str, tmp_path: Path) -> Iterator[str]:
-    """The address of an MLflow server with this database and a folder for the files."""
+    """Start an MLflow server with this database; yield its URL."""
     with mlflow_server(tmp_path, database, workers=2) as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -68,13 +68,12 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
     on_server = ("env", f"MLFLOW_TRACKING_URI={server}")
     local = workspace.runs()
     trials = f"seed=range(0,{JOBS})"
-    launcher = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={AT_ONCE}")
+    launcher = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={PROCESSES}")
     sweep = (*on_server, "python", "src/train.py", "-m", trials, "trainer.max_epochs=2", *launcher)
-    # Longer than a command may take elsewhere in the tests.
+    # Takes longer than the timeout of `Command.end`.
     command = workspace.start(*sweep)
     command.wait_for(f"[{JOBS - 1}]")
-    said = command.end()
-    assert "Traceback" not in said
+    assert "Traceback" not in command.end()
 
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("cifar-pipeline")
@@ -90,7 +89,7 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
         assert run.outputs.model_outputs
         assert client.list_artifacts(run.info.run_id)
     assert len({run.data.metrics["train/loss"] for run in children}) == JOBS
-    assert workspace.runs() == local  # none went to the file beside
+    assert workspace.runs() == local  # nothing was logged to the local file
 
     again = workspace.run(*sweep)
     assert again.count("finished before") == JOBS

@@ -1,4 +1,4 @@
-"""The trials of a sweep are trained on one state of code, conf/, packages and data; an edit makes another sweep."""
+"""All trials of a sweep use the same code, conf/, packages and data; a change makes it another sweep."""
 
 import dataclasses
 import json
@@ -24,33 +24,33 @@ SWEEP = ("-m", "seed=0,1,2", "loss=slow", "trainer.max_epochs=2")
 @dataclass(frozen=True)
 class Edited:
     workspace: Workspace
-    broken_off: str
-    left: list[Run]
+    interrupted: str
+    runs_left: list[Run]
     again: str
 
 
 def scenario_edited(workspace: Workspace) -> Edited:
-    """While the second of three trials trains, the loss's code is edited; then the same command again."""
+    """Edit the loss's code while the second of three trials trains; then type the same command again."""
     sweep = workspace.start("python", "src/train.py", *SWEEP)
     sweep.wait_for("[1] epoch 1/2")
     workspace.write(
         "src/own.py", workspace.read("src/own.py").replace("super().forward(*given)", "super().forward(*given) * 2")
     )
-    said = sweep.end(code=1)
-    left = workspace.runs()
-    return Edited(workspace, said, left, workspace.train(*SWEEP))
+    output = sweep.end(code=1)
+    runs_left = workspace.runs()
+    return Edited(workspace, output, runs_left, workspace.train(*SWEEP))
 
 
-def test_no_trial_is_trained_on_code_that_was_edited_after_the_sweep_began(outcome):
+def test_no_trial_is_trained_on_code_that_was_edited_after_the_sweep_started(outcome):
     edited = outcome(scenario_edited)
-    assert trained(edited.broken_off) == [0, 1]
-    assert "own.py was edited while this ran, so nothing was published" in edited.broken_off
-    assert "own.py was edited after the sweep began, and its trials would not be of one kind" in edited.broken_off
-    assert "Traceback" not in edited.broken_off
-    assert [run.info.status for run in edited.left] == ["FAILED", "FINISHED", "FAILED", "FAILED"]
+    assert trained(edited.interrupted) == [0, 1]
+    assert "own.py was edited while this ran, so nothing was published" in edited.interrupted
+    assert "own.py was edited after the sweep started, so its trials would not be comparable" in edited.interrupted
+    assert "Traceback" not in edited.interrupted
+    assert [run.info.status for run in edited.runs_left] == ["FAILED", "FINISHED", "FAILED", "FAILED"]
 
 
-def test_after_the_edit_it_is_another_sweep_whose_table_has_its_own_trials_alone(outcome):
+def test_after_the_edit_the_same_command_is_another_sweep_with_only_its_own_trials(outcome):
     edited = outcome(scenario_edited)
     assert trained(edited.again) == [0, 1, 2] and "finished before" not in edited.again
     first, second = sweeps(edited.workspace)
@@ -58,7 +58,7 @@ def test_after_the_edit_it_is_another_sweep_whose_table_has_its_own_trials_alone
     assert not set(trials(first)) & set(trials(second))
     assert {row["run_id"] for row in rows(edited.workspace, second)} == set(trials(second))
     by_seed = {run.data.params["seed"]: run for run in edited.workspace.runs() if run.info.run_id in trials(second)}
-    (before,) = [run for run in edited.left if run.info.status == "FINISHED"]
+    (before,) = [run for run in edited.runs_left if run.info.status == "FINISHED"]
     assert by_seed["0"].data.metrics["train/loss"] != before.data.metrics["train/loss"]
 
 
@@ -79,42 +79,42 @@ def other_precision(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Project, pytest.MonkeyPatch], Any], str]] = {
-    "conf/": (edit_adam, "conf/optimizer/adam.yaml was edited after the sweep began"),
+    "conf/": (edit_adam, "conf/optimizer/adam.yaml was edited after the sweep started"),
     "params.yaml": (lambda project, _: project.edit("params.yaml", "seed: 0", "seed: 1"), "params.yaml was edited"),
-    "data": (other_data, "data/processed was changed after the sweep began"),
-    "a package": (other_torch, "The version of lightning was changed"),
-    "a variable": (other_precision, "The variable NVIDIA_TF32_OVERRIDE was changed"),
+    "data": (other_data, "data/processed was changed after the sweep started"),
+    "a package": (other_torch, "The version of lightning changed"),
+    "a variable": (other_precision, "The environment variable NVIDIA_TF32_OVERRIDE changed"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_change_is_another_sweep_and_refused_in_this_one(
+def test_each_change_makes_another_sweep_and_is_an_error_in_this_one(
     project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     project.write("data/processed/dataset.json", json.dumps({"hash": "one"}))
-    noted, (apply, words) = SweepBasis.now(), CHANGES[change]
-    noted.require_same(project.compose())
+    basis, (apply, message) = SweepBasis.now(), CHANGES[change]
+    basis.require_same(project.compose())
     apply(project, monkeypatch)
-    assert SweepBasis.now().fingerprint != noted.fingerprint
-    with pytest.raises(UserError, match=words):
-        noted.require_same(project.compose())
+    assert SweepBasis.now().fingerprint != basis.fingerprint
+    with pytest.raises(UserError, match=message):
+        basis.require_same(project.compose())
 
 
-def test_a_process_that_has_loaded_other_code_trains_no_trial(project: Project) -> None:
-    """As a launcher's new process does, where a file was edited before it started."""
-    noted = SweepBasis.now()
-    old = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/lenet.py": "as it was before"})
-    with pytest.raises(UserError, match=r"cifar_pipeline/models/lenet.py was edited after the sweep began"):
+def test_a_process_with_other_code_trains_no_trial(project: Project) -> None:
+    """Such as a launcher's new process, if a file was edited before it started."""
+    basis = SweepBasis.now()
+    old = dataclasses.replace(basis, code=basis.code | {"cifar_pipeline/models/lenet.py": "old hash"})
+    with pytest.raises(UserError, match=r"cifar_pipeline/models/lenet.py was edited after the sweep started"):
         old.require_same(project.compose())
-    unused = dataclasses.replace(noted, code=noted.code | {"cifar_pipeline/models/airbench.py": "as it was before"})
+    unused = dataclasses.replace(basis, code=basis.code | {"cifar_pipeline/models/airbench.py": "old hash"})
     unused.require_same(project.compose())
 
 
-def test_what_decides_nothing_about_a_training_leaves_a_sweep_what_it_is(project: Project) -> None:
-    noted = SweepBasis.now()
+def test_changes_that_cannot_affect_a_training_keep_the_sweep(project: Project) -> None:
+    basis = SweepBasis.now()
     project.edit("conf/evaluation/default.yaml", "bins: 15", "bins: 10")
-    project.edit("params.yaml", "evaluate: null", "evaluate: best")
-    project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # as before")
-    noted.require_same(project.compose())
-    assert SweepBasis.now().fingerprint == noted.fingerprint
-    assert Path("conf/evaluation/default.yaml").as_posix() not in noted.values
+    project.edit("params.yaml", "evaluation: null", "evaluation: best")
+    project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # the default")
+    basis.require_same(project.compose())
+    assert SweepBasis.now().fingerprint == basis.fingerprint
+    assert Path("conf/evaluation/default.yaml").as_posix() not in basis.values

@@ -1,4 +1,4 @@
-"""Experiments of DVC's queue run their own configuration and land in the one database, tagged with their names."""
+"""Experiments of DVC's queue run their own code and configuration, and log to the main database with their names."""
 
 import json
 import time
@@ -13,11 +13,15 @@ def scenario_queue(workspace: Workspace) -> tuple[Workspace, str]:
     make_repository(workspace)
     workspace.dvc("repro", "preprocess")
     workspace.commit()
-    # Not committed: what is queued takes it along.
+    # Uncommitted changes are part of a queued experiment.
     workspace.edit("conf/trainer/debug.yaml", "limit_train_batches: 8", "limit_train_batches: 5")
-    workspace.edit("src/train.py", "    check_targets(config)\n", '    check_targets(config)\n    say("own code")\n')
+    workspace.edit(
+        "src/cifar_pipeline/stages/train.py",
+        "    check_targets(config)\n",
+        '    check_targets(config)\n    info("own code")\n',
+    )
     workspace.dvc("exp", "run", "--queue", "-S", "optimizer=sgd,adam", "-S", "++overrides.trainer.max_epochs=1")
-    workspace.edit("src/train.py", '    say("own code")\n', "")
+    workspace.edit("src/cifar_pipeline/stages/train.py", '    info("own code")\n', "")
     workspace.edit("conf/trainer/debug.yaml", "limit_train_batches: 5", "limit_train_batches: 8")
     workspace.dvc("queue", "start", "-j", "2")
     deadline = time.monotonic() + 200
@@ -25,15 +29,15 @@ def scenario_queue(workspace: Workspace) -> tuple[Workspace, str]:
         assert time.monotonic() < deadline, status
         time.sleep(1)
     tasks = [line.split()[0] for line in status.splitlines()[1:3]]
-    said = "".join(workspace.dvc("queue", "logs", task) for task in tasks)
+    output = "".join(workspace.dvc("queue", "logs", task) for task in tasks)
     workspace.dvc("queue", "stop")
-    return workspace, said
+    return workspace, output
 
 
 @pytest.mark.long
-def test_queued_experiments_are_runs_of_their_own_code_under_their_names(outcome):
-    workspace, said = outcome(scenario_queue)
-    assert said.count("own code") == 2
+def test_queued_experiments_run_their_own_code_and_are_tagged_with_their_names(outcome):
+    workspace, output = outcome(scenario_queue)
+    assert output.count("own code") == 2
     runs = workspace.runs()
     assert {(run.info.run_name, run.info.status) for run in runs} == {
         ("debug-sgd-cross_entropy-0", "FINISHED"),

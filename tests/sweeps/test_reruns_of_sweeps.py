@@ -1,4 +1,4 @@
-"""A sweep with `rerun=true` that is killed goes on with that rerun; once it has ended, the next begins anew."""
+"""A killed sweep with `rerun=true` resumes that rerun; after it has finished, `rerun=true` starts another."""
 
 import signal
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ SWEEP = ("-m", "optimizer=sgd,adam", "loss=slow", "trainer.max_epochs=3", "rerun
 class Rerun:
     workspace: Workspace
     killed: str
-    left: list[Run]
+    runs_left: list[Run]
     again: str
     ended: Run
     another: str
 
 
-def killed(workspace: Workspace, until: str) -> str:
+def run_and_kill(workspace: Workspace, until: str) -> str:
     sweep = workspace.start("python", "src/train.py", *SWEEP)
     sweep.wait_for(until)
     sweep.process.kill()
@@ -30,17 +30,17 @@ def killed(workspace: Workspace, until: str) -> str:
 
 
 def scenario_killed_rerun(workspace: Workspace) -> Rerun:
-    first, left = killed(workspace, "[1] epoch 2/3"), workspace.runs()
+    first, runs_left = run_and_kill(workspace, "[1] epoch 2/3"), workspace.runs()
     again = workspace.train(*SWEEP)
     ended = the_sweep(workspace)
-    return Rerun(workspace, first, left, again, ended, killed(workspace, "[0] epoch 1/3"))
+    return Rerun(workspace, first, runs_left, again, ended, run_and_kill(workspace, "[0] epoch 1/3"))
 
 
 @pytest.mark.long
-def test_a_killed_rerun_of_a_sweep_repeats_no_trial_that_has_finished_in_it(outcome):
+def test_a_killed_rerun_of_a_sweep_does_not_repeat_trials_that_finished_in_it(outcome):
     rerun = outcome(scenario_killed_rerun)
-    parent, first, second = rerun.left
-    assert [run.info.status for run in rerun.left] == ["RUNNING", "FINISHED", "RUNNING"]
+    parent, first, second = rerun.runs_left
+    assert [run.info.status for run in rerun.runs_left] == ["RUNNING", "FINISHED", "RUNNING"]
     assert trained(rerun.killed) == [0, 1] and trained(rerun.again) == []
     assert "this rerun of the sweep trained it already" in rerun.again
     assert "[1] Going on from the checkpoint" in rerun.again
@@ -50,7 +50,7 @@ def test_a_killed_rerun_of_a_sweep_repeats_no_trial_that_has_finished_in_it(outc
 
 
 @pytest.mark.long
-def test_a_rerun_of_a_sweep_that_has_ended_is_followed_by_a_new_one(outcome):
+def test_after_a_finished_rerun_of_a_sweep_another_one_starts(outcome):
     rerun = outcome(scenario_killed_rerun)
     assert trained(rerun.another) == [0] and "finished before" not in rerun.another
     runs = children(rerun.workspace, the_sweep(rerun.workspace))

@@ -1,22 +1,27 @@
-"""What is fixed in a sweep, what is swept, and how a trial is written down."""
+"""Fixed and swept overrides of a sweep, titles and names of trials, and the command that reproduces one."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, flag_override
 
 from cifar_pipeline.config.params import register_params
+from cifar_pipeline.sweeps import summary
 from cifar_pipeline.sweeps.callback import num_trials, split_fixed_and_swept
-from cifar_pipeline.sweeps.summary import dvc_override
+from cifar_pipeline.sweeps.summary import dvc_override, reproduce_command
+from cifar_pipeline.tracking.sweeps import TrialRecord
 from cifar_pipeline.tracking.trial import Trial, parse_overrides
 from helpers.config_project import Project
 
 
 def multirun(project: Project, overrides: list[str]) -> DictConfig:
-    """As the callback sees a multirun's configuration, which knows of what is swept only as text."""
+    """Compose the configuration of a multirun as the callback gets it, with swept values as text."""
     register_params()
-    of_hydra = [text for text in overrides if text.startswith(("hydra", "sweep="))]
+    hydra_overrides = [text for text in overrides if text.startswith(("hydra", "sweep="))]
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
-        config = compose("config", overrides=of_hydra, return_hydra_config=True)
+        config = compose("config", overrides=hydra_overrides, return_hydra_config=True)
     task = [text for text in overrides if not text.startswith("hydra")]
     with flag_override(config, ["readonly", "struct"], False):
         config.hydra.overrides.task = task
@@ -33,15 +38,15 @@ def multirun(project: Project, overrides: list[str]) -> DictConfig:
         (["seed=range(3)"], [], {"seed": "range(3)"}),
         (["optimizer.lr=tag(log, interval(0.1, 1))"], [], {"optimizer.lr": "tag(log, interval(0.1, 1))"}),
         (["sweep=seeds"], ["sweep=seeds"], {"seed": "0,1,2"}),
-        # The command line beats the file, as everywhere.
+        # The command line takes precedence over the file.
         (["sweep=seeds", "seed=7"], ["sweep=seeds", "seed=7"], {}),
         (["sweep=seeds", "seed=7,8"], ["sweep=seeds"], {"seed": "7,8"}),
         (["seed=0,1", "hydra/launcher=joblib"], [], {"seed": "0,1"}),
     ],
 )
-def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swept):
-    found_fixed, found_swept = split_fixed_and_swept(multirun(project, overrides))
-    assert (sorted(found_fixed), found_swept) == (sorted(fixed), swept)
+def test_overrides_are_split_into_fixed_and_swept(project, overrides, fixed, swept):
+    actual_fixed, actual_swept = split_fixed_and_swept(multirun(project, overrides))
+    assert (sorted(actual_fixed), actual_swept) == (sorted(fixed), swept)
 
 
 @pytest.mark.parametrize(
@@ -51,36 +56,64 @@ def test_what_is_swept_is_told_from_what_is_fixed(project, overrides, fixed, swe
         (["optimizer=sgd,adam", "seed=range(3)"], 6),
         (["sweep=seeds"], 3),
         (["sweep=seeds", "seed=7"], 1),
-        # What a search draws from, or a pattern, has no number.
+        # Intervals of a search and patterns cannot be counted.
         (["optimizer.lr=tag(log, interval(0.1, 1))"], 0),
         (["optimizer=glob(*)"], 0),
         (["sweep=search", "hydra.sweeper.n_trials=7"], 7),
     ],
 )
-def test_how_many_trials_there_will_be_is_known_beforehand(project, overrides, trials):
+def test_trials_are_counted_in_advance(project, overrides, trials):
     assert num_trials(multirun(project, overrides)) == trials
 
 
-def test_a_trial_says_which_of_how_many_it_is():
-    assert Trial("parent", 3, (), (), 12).place == "trial 4 of 12"
-    assert Trial("parent", 3, (), ()).place == "trial 4"
+def test_a_title_has_the_number_of_a_trial_and_of_all_trials():
+    assert Trial("parent", 3, (), (), 12).title == "Trial 4/12"
+    assert Trial("parent", 3, (), ()).title == "Trial 4"
 
 
-def test_a_trial_is_called_by_what_is_swept():
+def test_a_trial_is_named_by_its_swept_values():
     overrides = ("optimizer=adam", "++optimizer.lr=0.01", "augmentation=flip_crop", "seed=1", "trainer.max_epochs=2")
-    point = Trial("parent", 3, overrides, ("optimizer", "optimizer.lr", "augmentation", "seed"))
-    assert point.label == "optimizer=adam optimizer.lr=0.01 augmentation=flip_crop seed=1"
-    # Optimizer, loss and seed stand in every run's name.
-    assert point.beside == ["optimizer.lr=0.01", "augmentation=flip_crop"]
+    trial = Trial("parent", 3, overrides, ("optimizer", "optimizer.lr", "augmentation", "seed"))
+    assert trial.label == "optimizer=adam optimizer.lr=0.01 augmentation=flip_crop seed=1"
+    # Every run's name has optimizer, loss and seed.
+    assert trial.name_suffixes == ["optimizer.lr=0.01", "augmentation=flip_crop"]
     assert Trial("parent", 0, ("seed=1",), ()).label == ""
 
 
-def test_settings_are_read_from_overrides():
+def test_overrides_are_parsed_into_keys_and_values():
     assert parse_overrides(["a=1", "+b.c=x=y", "~d", "++a=2", "e="]) == {"a": "2", "b.c": "x=y", "e": ""}
 
 
-def test_a_value_is_set_where_params_has_its_place(project):
+def test_a_dvc_override_sets_a_key_of_params_or_of_its_overrides(project):
     assert dvc_override("optimizer", "adam") == "optimizer=adam"
     assert dvc_override("seed", "3") == "seed=3"
     assert dvc_override("optimizer.lr", "0.01") == "++overrides.optimizer.lr=0.01"
     assert dvc_override("optimizer.betas", "[0.9,0.99]") == "++overrides.optimizer.betas=[0.9,0.99]"
+
+
+def record(*overrides: str, **tags: str) -> TrialRecord:
+    run: Any = SimpleNamespace(data=SimpleNamespace(tags=tags))
+    return TrialRecord(0, overrides, run, reused=False)
+
+
+def test_without_git_the_command_is_lines_for_params_yaml_that_keep_its_other_overrides(project, monkeypatch):
+    monkeypatch.setattr(summary, "is_in_repository", lambda: False)
+    project.edit("params.yaml", "overrides: {}", "overrides: {trainer: {max_epochs: 7}, optimizer: {lr: 0.1}}")
+    trial = record("optimizer=adam", "++optimizer.lr=0.002", "launcher=joblib", threads="2", engine="eager")
+    assert (
+        reproduce_command(trial)
+        == """Set in params.yaml:
+  optimizer: adam
+  overrides: {trainer: {max_epochs: 7}, optimizer: {lr: 0.002}, runtime: {threads: 2, engine: eager}}
+Then type: dvc repro"""
+    )
+
+
+def test_with_git_the_command_is_an_experiment_of_dvc(project, monkeypatch):
+    monkeypatch.setattr(summary, "is_in_repository", lambda: True)
+    # Resumed on another machine, the training has two numbers of threads, which cannot be reproduced.
+    trial = record("optimizer=adam", "optimizer.betas=[0.8,0.9]", threads="2, 8", engine="eager")
+    assert reproduce_command(trial) == (
+        "dvc exp run -S optimizer=adam -S '++overrides.optimizer.betas=[0.8,0.9]' "
+        "-S ++overrides.runtime.threads=auto -S ++overrides.runtime.engine=eager"
+    )

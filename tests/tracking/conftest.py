@@ -1,4 +1,4 @@
-"""An empty main workspace with an MLflow database."""
+"""Fixture: an empty main workspace with an MLflow database."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Path]:
-    """The working directory, for all tests of a file."""
+    """Change to an empty workspace for all tests of a file."""
     root = tmp_path_factory.mktemp("Verfolgung für alle")
     shutil.copy(empty_database, root)
     with pytest.MonkeyPatch.context() as patch:

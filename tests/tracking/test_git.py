@@ -1,4 +1,4 @@
-"""Git's absence and its refusal are told apart, and no setting, hook or byte changes what a run says about its code."""
+"""Missing and failing git are distinguished, and no setting, hook or byte changes a run's tags about its code."""
 
 import os
 import shutil
@@ -13,20 +13,20 @@ from repositories import git, leave_repositories
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.provenance import published_results
-from cifar_pipeline.utils import git as asked
+from cifar_pipeline.utils import git as git_module
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import Kind, find_repository
 
-# Git's own way to let its tests see a repository of somebody else.
-SOMEBODY_ELSES = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
+# Variable with which git's own tests simulate a repository of another user.
+OTHER_OWNER = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project in a subfolder of where a repository may be."""
+    """Make a project in a subfolder of where a repository may be, without a repository."""
     leave_repositories(monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    asked._warned.clear()
+    git_module._warned.clear()
     project = tmp_path / "mono" / "projects" / "images"
     for name in ("src/train.py", "conf/config.yaml", "reports/metrics.json"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,20 +47,20 @@ def commit_all() -> None:
     git("commit", "--quiet", "--message", "all")
 
 
-def test_a_repository_of_somebody_else_is_a_reason_and_no_absence(
+def test_a_repository_of_another_user_is_reported_as_an_error(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(SOMEBODY_ELSES, "1")
+    monkeypatch.setenv(OTHER_OWNER, "1")
     tags = [provenance.tags() for _ in range(2)][1]
     assert "git.commit" not in tags and "git.dirty" not in tags
     assert tags["git.error"].startswith("detected dubious ownership in repository at")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "the commit and uncommitted changes are not recorded" in said
-    assert f"git config --global --add safe.directory {repository.parents[1]}" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "the commit and uncommitted changes are not recorded" in printed
+    assert f"git config --global --add safe.directory {repository.parents[1]}" in printed
     assert "dubious ownership" in published_results()["error"]
 
 
-def test_each_absence_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_reason_without_a_commit_is_distinguished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (find_repository().kind, find_repository().error) == (Kind.OUTSIDE, "")
     git("init", "--quiet")
     assert (find_repository().kind, provenance.tags()["git.error"]) == (Kind.EMPTY, "no commit yet")
@@ -72,7 +72,7 @@ def test_each_absence_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert provenance.tags()["git.error"] == "git is not installed"
 
 
-def test_a_damaged_commit_is_no_clean_tree(repository: Path) -> None:
+def test_a_damaged_commit_is_not_reported_as_a_clean_tree(repository: Path) -> None:
     (tree,) = git("rev-parse", "HEAD^{tree}").split()
     (repository.parents[1] / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
     tags = provenance.tags()
@@ -82,7 +82,7 @@ def test_a_damaged_commit_is_no_clean_tree(repository: Path) -> None:
 def test_a_project_below_the_top_of_its_repository_has_a_commit(repository: Path) -> None:
     assert provenance.tags()["git.commit"] == git("rev-parse", "HEAD")
     (repository.parents[1] / "other").mkdir()
-    (repository.parents[1] / "other" / "src.py").write_text("no part of this project\n")
+    (repository.parents[1] / "other" / "src.py").write_text("not in this project\n")
     assert provenance.tags()["git.dirty"] == "false"
     (repository / "src" / "train.py").write_text("edited\n")
     assert b"+++ b/projects/images/src/train.py" in provenance.diff()
@@ -99,14 +99,14 @@ def test_a_worktree_and_a_repository_that_ignores_the_folder(repository: Path, m
     assert "git.commit" not in provenance.tags()
 
 
-def test_bytes_that_are_no_utf_8_are_kept_as_they_are(repository: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_kept_unchanged(repository: Path) -> None:
     (repository / "src" / "train.py").write_bytes(b"# caf\xe9\n")
     (repository / "src" / "new.py").write_bytes(b"# na\xefve\n")
     (repository / "conf").rename(os.fsdecode(os.fsencode(repository) + b"/src/conf\xff"))
     assert provenance.tags()["git.dirty"] == "true"
     patch = provenance.diff()
     assert b"+# caf\xe9\n" in patch and b"+# na\xefve\n" in patch
-    # It makes the same tree again from the commit.
+    # The patch restores the same tree from the commit.
     git("stash", "--quiet", "--include-untracked")
     subprocess.run(["git", "apply", "-"], input=patch, check=True)
     assert (repository / "src" / "train.py").read_bytes() == b"# caf\xe9\n"
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_utf_8_are_kept_as_they_are(repository: Path) -> None:
 def test_a_large_difference_is_cut_and_a_binary_file_is_named(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asked, "MAX_DIFF_BYTES", 100_000)
+    monkeypatch.setattr(git_module, "MAX_DIFF_BYTES", 100_000)
     (repository / "src" / "weights.bin").write_bytes(bytes(1_000_000))
     assert provenance.diff() == b"New file: src/weights.bin\n"
     git("add", "--all")
@@ -126,7 +126,7 @@ def test_a_large_difference_is_cut_and_a_binary_file_is_named(
     assert len(patch) < 101_000 and b"cut here" in patch
 
 
-def test_neither_settings_nor_hooks_change_what_is_said(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_settings_nor_hooks_change_the_tags(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (repository / "src" / "train.py").write_text("edited\n")
     commit, patch = provenance.tags()["git.commit"], provenance.diff()
     trap = repository.parents[2] / "trap"
@@ -156,17 +156,19 @@ def test_neither_settings_nor_hooks_change_what_is_said(repository: Path, monkey
 
 
 @pytest.mark.parametrize("content", ["stages: {download: [", "- none\n", "stages: 3", b"\xff"])
-def test_a_damaged_lock_of_dvc_is_a_reason_and_no_absence(
+def test_a_damaged_lock_file_of_dvc_is_reported_as_an_error(
     folder: Path, content: str | bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "dvc.lock").write_bytes(content if isinstance(content, bytes) else content.encode())
     tags = provenance.tags()
     assert "dvc.data" not in tags and "\n" not in tags["dvc.error"] and tags["dvc.error"]
     assert provenance.dvc_hash("train", "models") == ""
-    assert "dvc.lock says nothing about models" in capsys.readouterr().err
+    assert "dvc.lock has no hash of models" in capsys.readouterr().err
 
 
-def test_bytes_of_the_command_line_that_are_no_utf_8_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_the_command_line_that_are_not_utf_8_are_escaped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.argv", ["src/train.py", os.fsdecode(b"data.root=/caf\xe9")])
     assert provenance.tags()["command"].encode() == rb"python src/train.py 'data.root=/caf\xe9'"
 
@@ -174,8 +176,8 @@ def test_bytes_of_the_command_line_that_are_no_utf_8_are_shown(folder: Path, mon
 def test_a_revision_of_a_project_below_the_top_of_its_repository_has_its_model(repository: Path) -> None:
     (repository / "models" / "last").mkdir(parents=True)
     (repository / "models" / "last" / "MLmodel").write_text("metadata: kept\n")
-    for words in (["init", "--subdir", "--quiet"], ["add", "--quiet", "models"]):
-        subprocess.run([sys.executable, "-m", "dvc", *words], check=True)
+    for arguments in (["init", "--subdir", "--quiet"], ["add", "--quiet", "models"]):
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True)
     commit_all()
     shutil.rmtree("models")
     with resolve_model("models", "HEAD", "last") as folder:

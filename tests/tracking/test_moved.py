@@ -1,4 +1,4 @@
-"""A project that was moved or copied finds its runs and models, and writes into its own folder."""
+"""A moved or copied project finds its runs and models, and writes into its own folder."""
 
 import json
 import shutil
@@ -17,32 +17,32 @@ from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import promote
 from cifar_pipeline.tracking.runs import training_run
 
-RULE = PromotionPolicy("digits", "champion", 0.0)
+POLICY = PromotionPolicy("digits", "champion", 0.0)
 CHAMPION = "models:/digits@champion"
 
 
 @pytest.fixture
 def original(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with a registered model; the working directory."""
+    """Make a project with a registered model and change to it."""
     root = tmp_path / "das erste für alle"
     root.mkdir()
     shutil.copy(empty_database, root)
     enter(monkeypatch, root)
     before = mlflow.get_tracking_uri()
-    promote(from_run(train(0.5), "last"), RULE, False)
+    promote(from_run(train(0.5), "last"), POLICY, False)
     yield root
     mlflow.set_tracking_uri(before)
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    """Begin anew in this folder; MLflow leaves the address of its database to other processes in a variable."""
+    """Change to this folder, without the variables that name another workspace or MLflow's database."""
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(root)
 
 
 def train(accuracy: float) -> str:
-    """A finished training in the working directory; the id of its run."""
+    """Log a finished training in the working directory; return the id of its run."""
     model = Path("result", "last")
     model.mkdir(parents=True, exist_ok=True)
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
@@ -63,8 +63,8 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def places(root: Path) -> list[str]:
-    """Everything in the database that names a place of files."""
+def paths_in_database(root: Path) -> list[str]:
+    """Return all paths in the database."""
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         return [
             value
@@ -81,26 +81,26 @@ def test_a_moved_project_finds_its_model_and_writes_into_its_new_folder(
     moved = original.rename(original.parent / "umbenannt & new")
     enter(monkeypatch, moved)
     assert content_of(CHAMPION) == "metadata: 0.5\n"
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"This project was in {original} before" in said and str(moved) in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and f"This project was in {original} before" in printed and str(moved) in printed
     run = train(0.6)
-    promote(from_run(run, "last"), RULE, False)
+    promote(from_run(run, "last"), POLICY, False)
     assert content_of(CHAMPION) == "metadata: 0.6\n" and content_of("models:/digits/1") == "metadata: 0.5\n"
     assert not original.exists()
     assert (moved / "mlruns" / run / "artifacts" / "metadata.json").is_file()
     assert "before" not in capsys.readouterr().err
-    assert not [place for place in places(moved) if original.as_uri() in place or str(original) in place]
-    # Somebody without our code reads it as well.
+    assert not [path for path in paths_in_database(moved) if original.as_uri() in path or str(original) in path]
+    # MLflow's own client finds the files too.
     client = MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
     assert Path(client.download_artifacts(run, "metadata.json")).is_file()
 
 
-def test_a_copy_and_its_original_go_on_apart(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_and_its_original_are_independent(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = original.parent / "copy"
     shutil.copytree(original, copy)
     before = files(original)
     enter(monkeypatch, copy)
-    promote(from_run(train(0.7), "last"), RULE, False)
+    promote(from_run(train(0.7), "last"), POLICY, False)
     assert content_of(CHAMPION) == "metadata: 0.7\n"
     assert files(original) == before
     enter(monkeypatch, original)
@@ -110,8 +110,8 @@ def test_a_copy_and_its_original_go_on_apart(original: Path, monkeypatch: pytest
     assert content_of("models:/digits/1") == "metadata: 0.5\n"
 
 
-def test_files_that_stayed_where_they_were_are_still_found(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = original.parent / "database alone"
+def test_files_that_were_not_moved_are_still_found(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = original.parent / "database only"
     copy.mkdir()
     with (
         closing(sqlite3.connect(original / "mlflow.db")) as database,
@@ -126,16 +126,16 @@ def test_files_that_stayed_where_they_were_are_still_found(original: Path, monke
     assert files(original / "mlruns") == before
 
 
-def test_a_store_outside_the_workspace_is_left_alone(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_outside_the_workspace_is_not_changed(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = original.parent / "other"
     other.mkdir()
-    before = places(original)
+    before = paths_in_database(original)
     enter(monkeypatch, other)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{original / 'mlflow.db'}")
     connect()
-    assert places(original) == before
+    assert paths_in_database(original) == before
 
 
 @pytest.mark.parametrize("location", ["s3://bucket/mlruns", "mlflow-artifacts:/1", "file:///other/runs", "mlruns", ""])
-def test_a_place_that_somebody_chose_is_left_alone(location: str) -> None:
+def test_a_location_that_the_user_chose_is_not_changed(location: str) -> None:
     assert previous_root(location, Path("/here")) is None

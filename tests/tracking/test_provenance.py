@@ -1,4 +1,4 @@
-"""Where a run came from: the commit, what differs from it, DVC's hash, the command; what is not there is left out."""
+"""A run's provenance: commit, uncommitted changes, DVC's hash, command; what is missing is omitted."""
 
 import sys
 
@@ -27,7 +27,7 @@ def repository(folder):
     return folder
 
 
-def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):
+def test_outside_of_git_and_dvc_their_tags_are_omitted(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["src/train.py", "optimizer=adam", "data.title=two words"])
     tags = provenance.tags()
     assert not [key for key in tags if key.startswith(("git.", "dvc."))]
@@ -37,7 +37,7 @@ def test_outside_of_git_and_dvc_their_facts_are_left_out(folder, monkeypatch):
     assert provenance.diff() == b""
 
 
-def test_without_git_installed_its_facts_are_left_out(folder, monkeypatch):
+def test_without_git_its_tags_are_omitted(folder, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))
     assert "git.commit" not in provenance.tags()
 
@@ -47,12 +47,12 @@ def test_a_repository_without_a_commit_is_no_error(folder):
     assert "git.commit" not in provenance.tags()
 
 
-def test_a_clean_tree_says_its_commit(repository):
+def test_a_clean_tree_is_tagged_with_its_commit(repository):
     tags = provenance.tags()
     assert (tags["git.commit"], tags["git.dirty"]) == (git("rev-parse", "HEAD"), "false")
 
 
-def test_only_code_and_configuration_make_it_dirty(repository):
+def test_only_changes_of_code_and_configuration_make_it_dirty(repository):
     (repository / "README.md").write_text("another\n")
     (repository / "params.yaml").write_text("seed: 0\n")
     assert provenance.tags()["git.dirty"] == "false"
@@ -61,13 +61,13 @@ def test_only_code_and_configuration_make_it_dirty(repository):
     assert b"-as committed\n+edited" in provenance.diff() and b"README" not in provenance.diff()
 
 
-def test_a_new_file_is_named_in_what_differs(repository):
+def test_the_diff_contains_new_files(repository):
     (repository / "src" / "mine.py").write_text("SECRET_OF_SUCCESS = 1\n")
     assert provenance.tags()["git.dirty"] == "true"
     assert b"src/mine.py" in provenance.diff()
 
 
-def test_a_run_names_its_experiment_of_dvc_and_the_datas_hash(folder, monkeypatch):
+def test_a_run_is_tagged_with_its_dvc_experiment_and_the_hash_of_the_data(folder, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "votes")
     (folder / "dvc.lock").write_text("stages: {download: {outs: [{path: data/raw, md5: 12ab.dir}]}}\n")
     tags = provenance.tags()
@@ -76,7 +76,7 @@ def test_a_run_names_its_experiment_of_dvc_and_the_datas_hash(folder, monkeypatc
     assert "dvc.data" not in provenance.tags()
 
 
-def test_what_was_noted_at_the_start_stays_for_the_process(repository, monkeypatch):
+def test_what_was_recorded_at_the_start_is_used_by_the_process_until_its_end(repository, monkeypatch):
     monkeypatch.setattr(provenance, "_recorded", {})
     provenance.record_commit()
     before = provenance.commit()

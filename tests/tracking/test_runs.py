@@ -1,4 +1,4 @@
-"""One run per training: opened once, continued by whoever comes next, ended as what really happened."""
+"""One run per training: opened once, resumed by the next process, ended with its real status."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +22,7 @@ def client(workspace) -> MlflowClient:
     return connect()[0]
 
 
-def opened(fingerprint, rerun="", config=CONFIG):
+def open_run(fingerprint, rerun="", config=CONFIG):
     return training_run(fingerprint, "sgd-mse-0", config, DATA, rerun)
 
 
@@ -34,8 +34,8 @@ def status(client: MlflowClient, run_id: str) -> str:
     return client.get_run(run_id).info.status
 
 
-def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path):
-    with opened("whole") as run:
+def test_a_run_has_the_configuration_as_a_file_and_as_parameters(client, tmp_path):
+    with open_run("complete") as run:
         assert status(client, run.id) == "RUNNING"
     logged = client.get_run(run.id)
     assert logged.info.status == "FINISHED" and logged.info.run_name == "sgd-mse-0"
@@ -52,22 +52,22 @@ def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path)
     assert yaml.safe_load(Path(path).read_text()) == CONFIG
 
 
-def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
+def test_a_run_is_tagged_with_the_environment_variables_that_change_numbers(client, monkeypatch):
     monkeypatch.setattr(source_files, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
-    with opened("variables") as run:
+    with open_run("variables") as run:
         pass
     tags = client.get_run(run.id).data.tags
     assert {key: value for key, value in tags.items() if key.startswith("env.")} == {"env.NVIDIA_TF32_OVERRIDE": "1"}
 
 
-def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, tmp_path):
+def test_a_long_value_is_cut_with_a_notice_and_complete_in_the_file(client, tmp_path):
     value = "x" * (MAX_PARAM_LENGTH + 1)
-    with opened("long", config={"augmentation": {"policy": value}, "exact": "y" * MAX_PARAM_LENGTH}) as run:
+    with open_run("long", config={"augmentation": {"policy": value}, "exact": "y" * MAX_PARAM_LENGTH}) as run:
         pass
     parameters = client.get_run(run.id).data.params
     assert parameters["exact"] == "y" * MAX_PARAM_LENGTH
-    shortened = parameters["augmentation.policy"]
-    assert len(shortened) == MAX_PARAM_LENGTH and shortened.endswith(" ... (the whole value: artifact config.yaml)")
+    cut = parameters["augmentation.policy"]
+    assert len(cut) == MAX_PARAM_LENGTH and cut.endswith(" ... (full value in the artifact config.yaml)")
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
     assert yaml.safe_load(Path(path).read_text())["augmentation"]["policy"] == value
 
@@ -81,104 +81,104 @@ def test_a_long_value_is_shortened_with_a_notice_and_whole_in_the_file(client, t
         (None, "FINISHED"),
     ],
 )
-def test_a_run_ends_as_what_happened(client, exception, expected):
+def test_a_run_ends_with_the_status_of_its_block(client, exception, expected):
     fingerprint = f"ends-{expected}-{type(exception).__name__}"
-    with pytest.raises(type(exception)) if exception else nullcontext(), opened(fingerprint) as run:
+    with pytest.raises(type(exception)) if exception else nullcontext(), open_run(fingerprint) as run:
         if exception:
             raise exception
     assert status(client, run.id) == expected
 
 
-def test_a_run_whose_process_died_is_continued_and_not_doubled(client):
-    with opened("died") as first:
+def test_a_run_whose_process_died_is_resumed_and_not_duplicated(client):
+    with open_run("died") as first:
         for epoch in (1, 2):
             first.log_metrics({"train/loss": 1 / epoch}, epoch)
     client.update_run(first.id, status="RUNNING")  # as a process that was killed leaves it
-    with opened("died") as second:
+    with open_run("died") as second:
         assert second.id == first.id
         assert second.logged_epochs == 2
     assert status(client, first.id) == "FINISHED"
     assert len(runs_of(client, "died")) == 1
 
 
-def test_the_run_of_a_training_whose_process_died_is_ended_by_the_next_training(client):
-    with opened("left") as left:
+def test_a_run_whose_process_died_is_ended_by_the_next_training(client):
+    with open_run("left") as left:
         pass
     client.update_run(left.id, status="RUNNING")  # as a process that was killed leaves it
-    with opened("next"):
+    with open_run("next"):
         assert status(client, left.id) == "KILLED"
 
 
-def test_a_training_that_ends_while_another_looks_is_not_taken_for_killed(client, monkeypatch):
-    with opened("ending") as ending:
+def test_a_training_that_ends_while_another_checks_it_does_not_count_as_killed(client, monkeypatch):
+    with open_run("ending") as ending:
         pass
     client.update_run(ending.id, status="RUNNING")
 
-    def is_held(fingerprint: str) -> bool:
+    def is_training_locked(fingerprint: str) -> bool:
         if fingerprint == "ending":
-            client.set_terminated(ending.id, "FINISHED")  # which it does before it lets go of its folder
+            client.set_terminated(ending.id, "FINISHED")  # which it does before it releases its lock
         return False
 
-    monkeypatch.setattr("cifar_pipeline.tracking.stale_runs.is_held", is_held)
-    with opened("looking"):
+    monkeypatch.setattr("cifar_pipeline.tracking.stale_runs.is_training_locked", is_training_locked)
+    with open_run("looking"):
         assert status(client, ending.id) == "FINISHED"
 
 
-def test_only_rerun_opens_another_and_that_is_the_one_continued(client):
-    with opened("again") as first:
+def test_only_a_rerun_opens_another_run_which_is_then_resumed(client):
+    with open_run("again") as first:
         pass
-    with pytest.raises(KeyboardInterrupt), opened("again", rerun="a") as stopped:
+    with pytest.raises(KeyboardInterrupt), open_run("again", rerun="a") as stopped:
         raise KeyboardInterrupt
-    with opened("again") as taken:  # the finished one's result, for which the rerun's run is not the place
+    with open_run("again") as reused:  # the finished run, not the rerun's
         pass
-    assert taken.id == first.id and status(client, stopped.id) == "KILLED"
-    with opened("again", rerun="a") as second:
+    assert reused.id == first.id and status(client, stopped.id) == "KILLED"
+    with open_run("again", rerun="a") as second:
         assert second.logged_epochs == 0
     assert second.id == stopped.id
     assert second.id != first.id
-    with opened("again") as third:
+    with open_run("again") as third:
         pass
     assert third.id == second.id
     assert len(runs_of(client, "again")) == 2
 
 
-def test_a_killed_run_that_a_rerun_leaves_alone_is_ended(client):
-    with opened("alone") as first:
+def test_a_stale_run_is_ended_by_a_rerun(client):
+    with open_run("alone") as first:
         pass
     client.update_run(first.id, status="RUNNING")  # as a process that was killed leaves it
-    with opened("alone", rerun="a") as second:
+    with open_run("alone", rerun="a") as second:
         assert status(client, first.id) == "KILLED"
     assert second.id != first.id
 
 
-def test_a_rerun_that_has_killed_its_process_twice_is_passed_over_once_and_then_tried_in_another_run(client):
+def test_a_rerun_that_crashed_its_process_twice_is_skipped_once_and_then_tried_in_another_run(client):
     parent = client.create_run(connect()[1]).info.run_id
-    point = Trial(parent, 0, (), (), rerun="s")
+    trial = Trial(parent, 0, (), (), rerun="s")
 
     def again():
-        return training_run("deadly", "sgd-mse-0", CONFIG, DATA, "a", point)
+        return training_run("deadly", "sgd-mse-0", CONFIG, DATA, "a", trial)
 
     for _ in range(2):
         with again() as run:
             pass
         client.update_run(run.id, status="RUNNING")  # as a process that was killed leaves it
-    with pytest.raises(UserError, match="the next start with rerun=true tries again"), again():
+    with pytest.raises(UserError, match="start the sweep with rerun=true to try it again"), again():
         pass
     assert status(client, run.id) == "FAILED" and finished_run("deadly", "s") is None
     with again() as other:
         pass
     assert other.id != run.id and len(runs_of(client, "deadly")) == 2
-    found = finished_run("deadly", "s")
-    assert found is not None and found.info.run_id == other.id
+    finished = finished_run("deadly", "s")
+    assert finished is not None and finished.info.run_id == other.id
 
 
-def test_another_identity_is_another_run(client):
-    with opened("one") as one, opened("two") as two:
+def test_another_fingerprint_is_another_run(client):
+    with open_run("one") as one, open_run("two") as two:
         assert one.id != two.id
 
 
 def test_metrics_keep_their_names_and_steps(client):
-    with opened("metrics") as run:
+    with open_run("metrics") as run:
         run.log_metrics({"per_class/a b/recall": 0.5, "test/accuracy": 1.0})
         run.log_metrics({"test/accuracy": 0.25}, step=3)
     history = client.get_metric_history(run.id, "test/accuracy")
@@ -186,11 +186,11 @@ def test_metrics_keep_their_names_and_steps(client):
     assert client.get_run(run.id).data.metrics == {"per_class/a b/recall": 0.5, "test/accuracy": 0.25}
 
 
-def test_results_become_models_and_files_once(client, tmp_path):
+def test_results_are_logged_as_models_and_files_once(client, tmp_path):
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "MLmodel").write_text("flavors: {}\n")
     (tmp_path / "metadata.json").write_text("{}")
-    with opened("result") as run:
+    with open_run("result") as run:
         run.log_result(tmp_path, {"device": "cpu"})
         run.log_result(tmp_path, {"device": "cpu"})
     logged = client.get_run(run.id)
@@ -202,8 +202,8 @@ def test_results_become_models_and_files_once(client, tmp_path):
     assert logged.data.tags["device"] == "cpu"
 
 
-def test_results_that_come_later_go_to_the_run_that_was_there(client, capsys):
-    with opened("later") as run:
+def test_later_results_go_to_the_trainings_run(client, capsys):
+    with open_run("later") as run:
         pass
     with resume_run(run.id, "sgd-mse-0") as later:
         later.log_metrics({"test/accuracy": 0.5})
@@ -211,10 +211,10 @@ def test_results_that_come_later_go_to_the_run_that_was_there(client, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_results_go_to_a_new_run_where_theirs_is_not_in_this_database(client, capsys):
+def test_results_go_to_a_new_run_if_the_trainings_run_is_not_in_this_database(client, capsys):
     with resume_run("0" * 32, "adam-mse-1") as run:
         pass
-    assert "is not in this MLflow database: a new one, adam-mse-1, takes the results" in capsys.readouterr().out
+    assert "is not in this MLflow database: logging the results to a new run, adam-mse-1" in capsys.readouterr().out
     assert client.get_run(run.id).info.run_name == "adam-mse-1" and status(client, run.id) == "FINISHED"
 
 
@@ -227,5 +227,5 @@ def test_results_go_to_a_new_run_where_theirs_is_not_in_this_database(client, ca
         ("quick", "quick", "quick-mse-0"),
     ],
 )
-def test_a_name_says_the_choices_and_another_recipe_than_the_tutorials(experiment, optimizer, name):
+def test_a_name_has_the_options_and_an_experiment_other_than_the_tutorial(experiment, optimizer, name):
     assert run_name({"experiment": experiment, "optimizer": optimizer, "loss": "mse", "model": "lenet"}, 0) == name

@@ -1,4 +1,4 @@
-"""Workspaces on one server: each ends what its own killed processes left, and nothing of the others'."""
+"""Workspaces that share a server: each ends the stale runs of its own killed processes, and no others."""
 
 import os
 import shutil
@@ -17,14 +17,15 @@ from cifar_pipeline.utils.paths import runs_cache_dir, sweep_dir
 from helpers.mounts import OWN_MOUNTS, needs_mounts
 from helpers.source_tree import SRC
 
-# A container's process: in its workspace, which has the same path in each, at a training until its input ends.
+# Process of a container: trains, in a workspace with the same path in each container, until its input ends.
 TRAINING = """
 import sys
-from cifar_pipeline.utils.paths import trainings_cache
-from cifar_pipeline.utils.atomic import only_one
+from cifar_pipeline.utils.paths import runs_cache_dir
+from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.tracking.runs import training_run
 data = {"name": "digits", "hash": "0" * 64, "source": "scikit-learn"}
-with only_one(trainings_cache() / sys.argv[1]), training_run(sys.argv[1], "sgd-mse-0", {"seed": 0}, data, "") as run:
+name = sys.argv[1]
+with exclusive_lock(runs_cache_dir() / name), training_run(name, "sgd-mse-0", {"seed": 0}, data) as run:
     print(run.id, flush=True)
     sys.stdin.read()
 """
@@ -33,25 +34,25 @@ DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-lear
 
 @pytest.fixture
 def client(workspace, tmp_path, empty_database, monkeypatch) -> MlflowClient:
-    """Of the one database that all folders use."""
+    """Connect to the one database that all workspaces use."""
     shutil.copy(empty_database, tmp_path / "shared.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
     return connect()[0]
 
 
 @pytest.fixture
-def elsewhere(workspace, tmp_path, monkeypatch):
-    """Another workspace under the hostname of this one, which is entered by a call."""
+def other_workspace(workspace, tmp_path, monkeypatch):
+    """Return a function that changes to another workspace with the same hostname."""
     return lambda: monkeypatch.chdir(tmp_path)
 
 
-def opened(fingerprint: str):
+def open_run(fingerprint: str):
     return training_run(fingerprint, "sgd-mse-0", {"seed": 0}, DATA)
 
 
-def left_running(client: MlflowClient, fingerprint: str) -> str:
-    """The run of a process that was killed."""
-    with opened(fingerprint) as run:
+def make_stale_run(client: MlflowClient, fingerprint: str) -> str:
+    """Make a run as a killed process leaves it; return its id."""
+    with open_run(fingerprint) as run:
         pass
     client.update_run(run.id, status="RUNNING")
     return run.id
@@ -61,14 +62,14 @@ def status(client: MlflowClient, run_id: str) -> str:
     return client.get_run(run_id).info.status
 
 
-def test_a_run_of_another_workspace_is_left_alone(client, elsewhere, monkeypatch, workspace):
-    theirs = left_running(client, "theirs")
-    elsewhere()
-    mine = left_running(client, "mine")
-    with opened("next"):
+def test_a_run_of_another_workspace_is_not_ended(client, other_workspace, monkeypatch, workspace):
+    theirs = make_stale_run(client, "theirs")
+    other_workspace()
+    mine = make_stale_run(client, "mine")
+    with open_run("next"):
         assert (status(client, theirs), status(client, mine)) == ("RUNNING", "KILLED")
     monkeypatch.chdir(workspace)
-    with opened("their next"):
+    with open_run("their next"):
         assert status(client, theirs) == "KILLED"
 
 
@@ -100,25 +101,25 @@ def test_two_containers_with_one_hostname_and_one_path_end_no_run_of_each_other(
     assert (status(client, run), status(client, other)) == ("FINISHED", "FINISHED")
 
 
-def test_the_same_training_in_another_workspace_is_a_run_of_its_own(client, elsewhere):
-    with opened("same") as theirs:
-        elsewhere()
-        with opened("same") as mine:
+def test_the_same_training_in_another_workspace_is_another_run(client, other_workspace):
+    with open_run("same") as theirs:
+        other_workspace()
+        with open_run("same") as mine:
             assert mine.id != theirs.id
         assert (status(client, theirs.id), status(client, mine.id)) == ("RUNNING", "FINISHED")
 
 
-def test_a_restarted_container_ends_what_it_left(client, monkeypatch):
-    left = left_running(client, "in a container")
+def test_a_restarted_container_ends_its_stale_runs(client, monkeypatch):
+    left = make_stale_run(client, "in a container")
     monkeypatch.setattr("platform.node", lambda: "0123456789ab")  # a new one has another hostname
-    with opened("after the restart"):
+    with open_run("after the restart"):
         assert status(client, left) == "KILLED"
 
 
-def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monkeypatch):
-    """Killed right after its run was made, a training leaves one that the next process ends."""
+def test_a_run_has_the_tag_of_its_workspace_from_its_creation(client, monkeypatch):
+    """The run of a training that was killed right after creating it is ended by the next process."""
     monkeypatch.setattr(MlflowClient, "update_run", lambda *_, **__: (_ for _ in ()).throw(SystemError))
-    with pytest.raises(SystemError), opened("just made"):
+    with pytest.raises(SystemError), open_run("just made"):
         pass
     monkeypatch.undo()
     experiment = connect()[1]
@@ -128,12 +129,12 @@ def test_a_run_is_known_as_of_this_workspace_from_its_first_moment(client, monke
     assert status(client, run.info.run_id) == "KILLED"
 
 
-def test_a_sweep_whose_process_is_gone_is_ended_and_one_that_is_held_is_not(client, elsewhere):
+def test_a_stale_sweep_is_ended_and_a_locked_one_is_not(client, other_workspace):
     left, _ = open_sweep("left", "sweep", {})
     held, _ = open_sweep("held", "sweep", {})
-    with exclusive_lock(sweep_dir("held")), opened("beside them"):
+    with exclusive_lock(sweep_dir("held")), open_run("another training"):
         assert (status(client, left), status(client, held)) == ("KILLED", "RUNNING")
-        elsewhere()
+        other_workspace()
         other, _ = open_sweep("held", "sweep", {})
         assert other != held
 
@@ -143,13 +144,13 @@ def test_a_copied_workspace_ends_the_runs_in_its_copied_database(workspace, monk
     shutil.copy(empty_database, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     client = connect()[0]
-    left = left_running(client, "copied")
+    left = make_stale_run(client, "copied")
     client.set_tag(left, "workspace", "of the original")
-    with opened("in the copy"):
+    with open_run("in the copy"):
         assert status(client, left) == "KILLED"
 
 
-def test_a_training_that_is_held_is_not_ended(client):
-    run = left_running(client, "held training")
-    with exclusive_lock(runs_cache_dir() / "held training"), opened("beside it"):
+def test_a_locked_training_is_not_ended(client):
+    run = make_stale_run(client, "locked training")
+    with exclusive_lock(runs_cache_dir() / "locked training"), open_run("another training"):
         assert status(client, run) == "RUNNING"

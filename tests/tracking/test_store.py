@@ -1,4 +1,4 @@
-"""One database and one experiment, whoever comes first, however many come at once, wherever they are started."""
+"""All processes of a workspace use one database and one experiment, also if they create it concurrently."""
 
 import os
 import sqlite3
@@ -11,11 +11,11 @@ import pytest
 from cifar_pipeline.tracking.client import DEFAULT_EXPERIMENT_NAME, connect, tracking_uri
 from helpers.source_tree import SRC
 
-AT_ONCE = 3
+PROCESSES = 3
 CONNECT = "from cifar_pipeline.tracking.client import connect; print(connect()[1])"
 
 
-def test_processes_that_all_find_no_database_make_one(tmp_path):
+def test_concurrent_processes_create_one_database(tmp_path):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
     environment = inherited | {"PYTHONPATH": str(SRC)}
     processes = [
@@ -27,19 +27,19 @@ def test_processes_that_all_find_no_database_make_one(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(AT_ONCE)
+        for _ in range(PROCESSES)
     ]
-    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for _, _, code in ends] == [0] * AT_ONCE, [error for _, error, _ in ends]
-    assert {error for _, error, _ in ends} == {""}
-    assert len({printed for printed, _, _ in ends}) == 1
+    results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, _, code in results] == [0] * PROCESSES, [error for _, error, _ in results]
+    assert {error for _, error, _ in results} == {""}
+    assert len({printed for printed, _, _ in results}) == 1
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
         assert names == [DEFAULT_EXPERIMENT_NAME]
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_temporary_workspace_uses_the_main_ones_database(workspace, tmp_path, monkeypatch):
+def test_a_temporary_workspace_uses_the_main_workspaces_database(workspace, tmp_path, monkeypatch):
     client, experiment = connect()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(workspace))
@@ -49,13 +49,13 @@ def test_a_temporary_workspace_uses_the_main_ones_database(workspace, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_is_named_goes_before_the_file(workspace, monkeypatch):
+def test_a_server_in_the_environment_takes_precedence_over_the_file(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert tracking_uri() == "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("empty", ["", None])
-def test_an_empty_variable_names_no_server(workspace, monkeypatch, empty):
+def test_an_empty_variable_is_not_a_server(workspace, monkeypatch, empty):
     if empty is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", empty)
     assert tracking_uri().startswith("sqlite:///")

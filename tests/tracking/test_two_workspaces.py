@@ -1,4 +1,4 @@
-"""Two workspaces promote through one database, one between any two steps of the other: the best one is the champion."""
+"""Two workspaces promote concurrently, interleaved at every step: the best model becomes the champion."""
 
 import json
 import sqlite3
@@ -20,13 +20,13 @@ from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
 
-RULE = PromotionPolicy("digits", "champion", 0.0)
-# More steps than any promotion takes.
-ALL = 40
+POLICY = PromotionPolicy("digits", "champion", 0.0)
+# More steps than any promotion needs.
+ALL_STEPS = 40
 
 
 class Turns:
-    """Lets threads call MLflow one at a time, in an order; then those that are left, one after the other."""
+    """Let threads call MLflow one at a time in the given order, and then each until its end."""
 
     def __init__(self, order: Sequence[int], count: int) -> None:
         self.order, self.live, self.changed = list(order), list(range(count)), threading.Condition()
@@ -52,8 +52,8 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Stepping:
-    """MLflow's client for one thread."""
+class TurnClient:
+    """MLflow client of one thread, which waits for its turn before each call."""
 
     client: MlflowClient
     turns: Turns
@@ -61,55 +61,55 @@ class Stepping:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.client, name)
-        return lambda *given, **named: self.turns.step(self.who, partial(method, *given, **named))
+        return lambda *args, **kwargs: self.turns.step(self.who, partial(method, *args, **kwargs))
 
 
 @dataclass(frozen=True)
-class Office:
-    """A registry with versions of 50, 60 and 70 % that several workspaces use at once."""
+class SharedRegistry:
+    """A registry with versions of 50, 60 and 70 % that several workspaces use concurrently."""
 
     root: Path
     candidates: tuple[Candidate, ...]
     patch: pytest.MonkeyPatch
 
-    def begin_anew(self, champion: str) -> None:
+    def reset(self, champion: str) -> None:
         with closing(sqlite3.connect(self.root / "mlflow.db")) as database, database:
             database.execute("DELETE FROM model_version_tags WHERE key LIKE 'champion.%'")
             database.execute("DELETE FROM registered_model_aliases")
         if champion:
-            promote(self.candidates[int(champion) - 1], RULE, False)
+            promote(self.candidates[int(champion) - 1], POLICY, False)
 
-    def at_once(self, order: Sequence[int], *works: Callable[[], str]) -> list[str]:
-        """What each of the works says, their calls of MLflow in this order."""
-        turns, said, local = Turns(order, len(works)), [""] * len(works), threading.local()
+    def interleave(self, order: Sequence[int], *tasks: Callable[[], str]) -> list[str]:
+        """Run the tasks, their MLflow calls in this order; return the line of each."""
+        turns, lines, local = Turns(order, len(tasks)), [""] * len(tasks), threading.local()
         client, experiment = connect()
 
-        def run(who: int, work: Callable[[], str]) -> None:
-            local.client = Stepping(client, turns, who)
+        def run(who: int, task: Callable[[], str]) -> None:
+            local.client = TurnClient(client, turns, who)
             try:
-                said[who] = work()
+                lines[who] = task()
             finally:
                 turns.end(who)
 
         with self.patch.context() as patch:
             patch.setattr(registry, "connect", lambda: (local.client, experiment))
-            patch.setattr(registry, "_only_one", nullcontext)  # a lock of each workspace's own holds up nobody
-            threads = [threading.Thread(target=run, args=pair) for pair in enumerate(works)]
+            patch.setattr(registry, "_registry_lock", nullcontext)  # each workspace has its own lock
+            threads = [threading.Thread(target=run, args=pair) for pair in enumerate(tasks)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        return said
+        return lines
 
     def promotion(self, number: str) -> Callable[[], str]:
-        return partial(promote, self.candidates[int(number) - 1], RULE, False)
+        return partial(promote, self.candidates[int(number) - 1], POLICY, False)
 
     @property
     def champion(self) -> str:
-        return str(connect()[0].get_model_version_by_alias(RULE.name, RULE.alias).version)
+        return str(connect()[0].get_model_version_by_alias(POLICY.name, POLICY.alias).version)
 
     def tags(self, number: str) -> dict[str, str]:
-        return dict(connect()[0].get_model_version(RULE.name, number).tags)
+        return dict(connect()[0].get_model_version(POLICY.name, number).tags)
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +125,15 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
             run.log_metrics({"val/accuracy": accuracy}, 1)
             run.log_result(result, {})
         made.append(from_run(run.id, "last"))
-        promote(made[-1], RULE, False)
+        promote(made[-1], POLICY, False)
     return tuple(made)
 
 
 @pytest.fixture
-def office(workspace: Path, candidates: tuple[Candidate, ...], monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    yield Office(workspace, candidates, monkeypatch)
+def shared(
+    workspace: Path, candidates: tuple[Candidate, ...], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SharedRegistry]:
+    yield SharedRegistry(workspace, candidates, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -142,90 +144,90 @@ def office(workspace: Path, candidates: tuple[Candidate, ...], monkeypatch: pyte
         pytest.param("1", (2, 5, 6, 8), marks=pytest.mark.long),
     ],
 )
-def test_whoever_comes_in_between_the_better_one_is_the_champion(
-    office: Office, first: str, others: Sequence[int]
+def test_the_better_of_two_interleaved_promotions_is_the_champion(
+    shared: SharedRegistry, first: str, others: Sequence[int]
 ) -> None:
     ends = set()
     for one in range(1, 10):
         for other in others:
             for who in (0, 1):
-                office.begin_anew(first)
-                order = [who] * one + [1 - who] * other + [who] * ALL
-                said = office.at_once(order, office.promotion("2"), office.promotion("3"))
-                assert office.champion == "3", f"after {order}: {said}"
-                assert not any(PENDING in office.tags(number) for number in "123")
-                assert said[1].startswith("Version 3 of digits (a-training, 70.00% on validation) is the champion now")
-                ends.add((said[0].partition(") ")[2].partition(":")[0], office.tags("3")["champion.before"]))
-    # Ways in which it can end, with what the better one replaced.
-    assert ends >= {("is the champion now", "2"), ("is registered", "2"), ("stays as it is", first)}
+                shared.reset(first)
+                order = [who] * one + [1 - who] * other + [who] * ALL_STEPS
+                lines = shared.interleave(order, shared.promotion("2"), shared.promotion("3"))
+                assert shared.champion == "3", f"after {order}: {lines}"
+                assert not any(PENDING in shared.tags(number) for number in "123")
+                assert lines[1].startswith("Version 3 of digits (a-training, 70.00% on validation) is the champion now")
+                ends.add((lines[0].partition(") ")[2].partition(":")[0], shared.tags("3")["champion.before"]))
+    # Possible outcomes of the worse one, and the version that the better one replaced.
+    assert ends >= {("is the champion now", "2"), ("is registered", "2"), ("was registered before", first)}
 
 
-def test_of_many_workspaces_at_once_the_best_is_the_champion(office: Office) -> None:
+def test_the_best_of_many_concurrent_promotions_is_the_champion(shared: SharedRegistry) -> None:
     for _ in range(2):
-        office.begin_anew("")
-        office.at_once([0, 2, 1, 1, 2, 0] * 6, *map(office.promotion, "132"))
-        assert office.champion == "3"
+        shared.reset("")
+        shared.interleave([0, 2, 1, 1, 2, 0] * 6, *map(shared.promotion, "132"))
+        assert shared.champion == "3"
 
 
 @pytest.mark.parametrize("steps", range(1, 14))
-def test_a_promotion_during_a_rollback_is_neither_lost_nor_brings_back_what_was_sent_back(
-    office: Office, steps: int
+def test_a_promotion_during_a_rollback_is_not_lost_and_does_not_restore_the_rolled_back_version(
+    shared: SharedRegistry, steps: int
 ) -> None:
     for who in (0, 1):
-        office.begin_anew("1")
-        office.promotion("2")()
-        office.at_once([who] * steps + [1 - who] * ALL, partial(roll_back, RULE), office.promotion("3"))
-        sent_back = [number for number in "123" if "champion.rolled_back" in office.tags(number)]
-        # As if one had come after the other.
-        assert (office.champion, sent_back) in [("3", ["2"]), ("2", ["3"])]
+        shared.reset("1")
+        shared.promotion("2")()
+        shared.interleave([who] * steps + [1 - who] * ALL_STEPS, partial(roll_back, POLICY), shared.promotion("3"))
+        rolled_back = [number for number in "123" if "champion.rolled_back" in shared.tags(number)]
+        # The same outcome as one after the other.
+        assert (shared.champion, rolled_back) in [("3", ["2"]), ("2", ["3"])]
 
 
-def test_killed_before_it_looked_the_same_command_puts_it_right(office: Office) -> None:
+def test_a_promotion_that_was_killed_halfway_is_completed_by_the_same_command(shared: SharedRegistry) -> None:
     client, _ = connect()
-    office.begin_anew("1")
-    office.promotion("3")()
-    # What a killed promotion of the worse one leaves, which had read the alias before.
+    shared.reset("1")
+    shared.promotion("3")()
+    # State after a promotion of the worse one that read the old alias and was killed.
     for key, value in {PENDING: "then", "champion.before": "1", "champion.since": "then"}.items():
-        client.set_model_version_tag(RULE.name, "2", key, value)
-    client.set_registered_model_alias(RULE.name, RULE.alias, "2")
-    office.promotion("2")()
-    assert office.champion == "3" and PENDING not in office.tags("2")
+        client.set_model_version_tag(POLICY.name, "2", key, value)
+    client.set_registered_model_alias(POLICY.name, POLICY.alias, "2")
+    shared.promotion("2")()
+    assert shared.champion == "3" and PENDING not in shared.tags("2")
 
 
-def test_an_alias_that_a_person_set_stays(office: Office) -> None:
-    office.begin_anew("1")
-    office.promotion("3")()
-    connect()[0].set_registered_model_alias(RULE.name, RULE.alias, "1")
-    assert "is the champion now" in office.promotion("2")()
-    assert office.champion == "2"
+def test_an_alias_that_the_user_set_stays(shared: SharedRegistry) -> None:
+    shared.reset("1")
+    shared.promotion("3")()
+    connect()[0].set_registered_model_alias(POLICY.name, POLICY.alias, "1")
+    assert "is the champion now" in shared.promotion("2")()
+    assert shared.champion == "2"
 
 
-def test_two_that_register_the_same_model_make_one_version(office: Office) -> None:
-    rule = PromotionPolicy("another name", "champion", 0.0)
+def test_two_workspaces_that_register_the_same_model_create_one_version(shared: SharedRegistry) -> None:
+    policy = PromotionPolicy("another name", "champion", 0.0)
     for steps in range(2, 8):
-        name = PromotionPolicy(f"{rule.name} {steps}", rule.alias, rule.min_improvement)
-        work = partial(promote, office.candidates[0], name, False)
-        said = office.at_once([0] * steps + [1] * ALL, work, work)
-        (version,) = read_versions(name.name)
-        assert version.aliases == ("champion",) and all("Version 1 of" in line for line in said)
+        numbered = PromotionPolicy(f"{policy.name} {steps}", policy.alias, policy.min_improvement)
+        task = partial(promote, shared.candidates[0], numbered, False)
+        lines = shared.interleave([0] * steps + [1] * ALL_STEPS, task, task)
+        (version,) = read_versions(numbered.name)
+        assert version.aliases == ("champion",) and all("Version 1 of" in line for line in lines)
 
 
-def test_an_experiment_that_another_workspace_makes_at_the_same_time_is_taken(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+def test_an_experiment_that_another_workspace_creates_concurrently_is_used(
+    shared: SharedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, calls = MlflowClient.get_experiment_by_name, []
+    original, calls = MlflowClient.get_experiment_by_name, []
 
     def late(client: MlflowClient, name: str) -> Any:
         calls.append(name)
-        return None if len(calls) == 1 else usual(client, name)
+        return None if len(calls) == 1 else original(client, name)
 
     known = connect()[1]
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
     assert connect()[1] == known and len(calls) == 2
 
 
-def test_what_else_keeps_an_experiment_from_being_made_is_no_other_workspace(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+def test_other_errors_of_creating_an_experiment_are_raised(
+    shared: SharedRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise MlflowException("out of order")

@@ -154,9 +154,9 @@ def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
     for name in ("data set", "run", "date"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        accuracies = [_percent(row.facts.get(f"{part}/accuracy")) for part in ("val", "test")]
-        run = row.facts.get("run", "") + (" (best)" if row.facts.get("checkpoint") == "best" else "")
-        dataset, date = row.facts.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
+        accuracies = [_percent(row.tags.get(f"{part}/accuracy")) for part in ("val", "test")]
+        run = row.tags.get("run", "") + (" (best)" if row.tags.get("checkpoint") == "best" else "")
+        dataset, date = row.tags.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
         cells = [row.address, ", ".join(row.aliases), *accuracies, dataset, run, date]
         table.add_row(*(Text(escape_control(cell)) for cell in cells), style="bold green" if row.aliases else None)
     stdout_console.print(table, soft_wrap=False)

@@ -46,14 +46,14 @@ def sweep_page(comparison: Comparison, drawings: dict[str, Figure], command: str
 
     Args:
         drawings: the figures, each under its heading.
-        command: what makes the best trial the pipeline's choice; empty where no trial has finished.
+        command: how to run the best trial in the pipeline; empty if no trial has finished.
     """
     header, rows = table_rows(comparison)
     found, order = groups(comparison), _order(len(header))
     return render(
         "compare.html",
         title=comparison.title,
-        points=len(comparison.trials),
+        trials=len(comparison.trials),
         metric=display_name(comparison.metric),
         over_seeds=comparison.averages_seeds,
         best=_best(comparison, found),
@@ -131,7 +131,7 @@ def figure(comparison: Comparison) -> Figure:
 def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png, curves.png and compare.html into `folder`.
 
-    `command` makes the best trial the pipeline's choice: the page names it. The same comparison gives the same bytes.
+    `command` is how to run the best trial in the pipeline; the page contains it. The same comparison gives the same bytes.
     Returns the files' paths.
     """
     drawings = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}

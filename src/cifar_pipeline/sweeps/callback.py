@@ -1,9 +1,7 @@
-"""Hydra's callback that makes a multirun one thing: the parent run, made before the first job and known to each.
+"""Hydra callback of a multirun: check the launcher, open the sweep's parent run, and pass it to each job.
 
-Hydra sends the callback along to wherever a job runs, other processes and machines included; environment variables
-would not get there.
-
-What a launcher needs of the machine on which a sweep is started, asked for before the sweep is opened.
+Hydra pickles the callback to the process of each job, also on other machines, where environment variables would not
+arrive.
 """
 
 import json
@@ -41,44 +39,45 @@ TIMEOUT_SECONDS = 5
 
 
 def check_launcher(config: DictConfig) -> None:
-    """Refuse a launcher that can start no job from here."""
+    """Raise UserError if the launcher cannot start jobs from this machine."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
         raise UserError(
-            "Slurm's `sbatch` is not on this machine: start the sweep where it is, or take launcher=submitit_local."
+            "Slurm's `sbatch` is not installed on this machine: start the sweep on a Slurm cluster, or set "
+            "launcher=submitit_local."
         )
     if launcher == "ray":
         _require_cluster(config.hydra.launcher.ray.init.get("address") or os.environ.get("RAY_ADDRESS", ""))
 
 
 def _require_cluster(address: str) -> None:
-    """Refuse the address of a cluster where nobody listens: Ray itself would try for minutes."""
-    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
-    if not found:
+    """Raise UserError if nothing listens at the cluster's address: Ray itself would retry for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
+    if not match:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=TIMEOUT_SECONDS).close()
+        socket.create_connection((match[1], int(match[2])), timeout=TIMEOUT_SECONDS).close()
     except OSError:
         raise UserError(
-            f"No Ray cluster answers at {address}: start it, or leave hydra.launcher.ray.init.address and RAY_ADDRESS "
-            "empty for this machine alone."
+            f"No Ray cluster responds at {address}: start it, or unset hydra.launcher.ray.init.address and RAY_ADDRESS "
+            "to use this machine only."
         ) from None
 
 
 class SweepCallback(Callback):
-    """Opens the parent run of a multirun and tells each job about it."""
+    """Open the parent run of a multirun and pass it to each job."""
 
     def __init__(self) -> None:
         self.parent = ""
         self.process = 0
         self.folder = Path()
         self.swept: tuple[str, ...] = ()
-        self.points = 0
+        self.total = 0
         self.rerun = ""
         self.basis: SweepBasis | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Find the sweep's parent run by its fingerprint, or make it."""
+        """Resume the sweep's parent run, or create it."""
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
             _reject_secrets(config)
@@ -86,7 +85,7 @@ class SweepCallback(Callback):
             with sweep_subdir(config) as folder:
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
-            # Hydra would make a warning of it, and go on.
+            # Hydra would turn the exception into a warning and continue.
             if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
                 print_traceback(error)
             log_error(format_error(error))
@@ -97,7 +96,7 @@ class SweepCallback(Callback):
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
             import_module("optuna").logging.set_verbosity(logging.WARNING)
         fixed, swept = split_fixed_and_swept(config)
-        self.swept, self.points = tuple(swept), num_trials(config)
+        self.swept, self.total = tuple(swept), num_trials(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         composed = compose("config", overrides=fixed)
         base = result_config(composed)
@@ -108,13 +107,13 @@ class SweepCallback(Callback):
         fingerprint = digest([base, swept, search, self.basis.fingerprint])
         multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
-        facts = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(fingerprint, name, facts, composed.rerun)
+        metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
+        return open_sweep(fingerprint, name, metadata, composed.rerun)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """In the process of the job, let it know which trial of which sweep it is."""
+        """Set the trial that the job's process runs."""
         if self.parent:
-            # A Ray node's processes are where the node was started.
+            # The working directory of a Ray worker is where its node was started.
             os.chdir(self.folder)
             settings = HydraConfig.get()
             job.start_trial(
@@ -123,7 +122,7 @@ class SweepCallback(Callback):
                     int(settings.job.num),
                     tuple(settings.overrides.task),
                     self.swept,
-                    self.points,
+                    self.total,
                     self.rerun,
                 ),
                 self.process,
@@ -132,15 +131,15 @@ class SweepCallback(Callback):
 
 
 def _reject_secrets(config: DictConfig) -> None:
-    """Refuse a command line with secrets, and redact the configuration that Hydra writes to multirun.yaml.
+    """Raise UserError for secrets on the command line, and redact the configuration that goes to multirun.yaml.
 
-    Jobs compose their configuration anew from the files and the command line.
+    Jobs do not read that file: they compose their configuration from conf/, params.yaml and the command line.
     """
     for word in config.hydra.overrides.task:
         if contains_secret(word):
             raise UserError(
-                f"A sweep keeps its command line in files, and {word} holds a secret: put it into an environment "
-                "variable, and write '${oc.env:NAME}' in its place in params.yaml."
+                f"A sweep keeps its command line in files, and {word} contains a secret: put it into an environment "
+                "variable and write '${oc.env:NAME}' in params.yaml instead."
             )
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
@@ -149,9 +148,12 @@ def _reject_secrets(config: DictConfig) -> None:
 
 
 def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]]:
-    """What is the same for every job, and what is swept: each key with its values as they were written.
+    """Split the overrides of a multirun.
 
-    Of two for a key the last counts: the command line's beats that of a file in conf/sweep/.
+    The last override of a key wins, so the command line takes precedence over conf/sweep/.
+
+    Returns:
+        The overrides that all jobs share, and each swept key with its values as written.
     """
     last = _last_overrides(config)
     fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
@@ -164,13 +166,13 @@ def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]
 
 
 def num_trials(config: DictConfig) -> int:
-    """How many trials a multirun will have; 0 where that is not known beforehand."""
+    """Count the trials of a multirun; 0 if that is not known in advance."""
     if trials := config.hydra.sweeper.get("n_trials"):
         return int(trials)
     try:
         swept = [override for override in _last_overrides(config).values() if override.is_sweep_override()]
         return prod(sum(1 for _ in override.sweep_iterator()) for override in swept)
-    except HydraException:  # ranges of numbers that a search chooses from, and patterns of names
+    except HydraException:  # intervals of a search, and glob patterns
         return 0
 
 

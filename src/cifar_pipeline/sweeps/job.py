@@ -1,8 +1,7 @@
-"""A job of a sweep: which trial it is, and how it fails without stopping the others.
+"""Run a trial of a sweep: require what the sweep started with, isolate failures, reuse finished trainings.
 
-What all trials of a sweep have in common: code, conf/ and params.yaml, packages, variables, data.
-
-A sweep notes it at its start: its fingerprint holds it, and no trial is trained on anything else.
+A sweep records code, conf/, params.yaml, package versions, environment variables and data when it starts
+(`SweepBasis`). Its fingerprint includes them, and a trial fails if they have changed since.
 """
 
 import functools
@@ -32,13 +31,21 @@ from cifar_pipeline.utils.safe_io import parse_json, require_bounded
 from cifar_pipeline.utils.text import redact_and_escape, redact_logging
 
 DATASET = Path("data/processed/dataset.json")
-# Groups of conf/ that decide nothing about a training.
-TRIAL_SECTIONS = {*NON_RESULT_GROUPS, "evaluation", "launcher", "sweep"}
+# Config groups and keys that cannot affect a training.
+NON_TRAINING_KEYS = {*NON_RESULT_GROUPS, "evaluation", "launcher", "sweep"}
 
 
 @dataclass(frozen=True)
 class SweepBasis:
-    """`code` has the hash of each file of the project, `values` what the files of conf/ and params.yaml hold."""
+    """Everything that all trials of a sweep share.
+
+    Attributes:
+        code: hash of each source file.
+        values: content of each file of conf/ and of params.yaml, without what cannot affect a training.
+        versions: of each package that the training uses.
+        variables: environment variables that affect numbers.
+        data: hash of the processed dataset; empty if there is none.
+    """
 
     code: dict[str, str]
     values: dict[str, Any]
@@ -48,7 +55,7 @@ class SweepBasis:
 
     @staticmethod
     def now() -> "SweepBasis":
-        """What is there now; the code is that of this process."""
+        """Record the present state; the code is what this process has loaded."""
         values = dict(_values())
         used = loaded_sources().used("train", target_names(list(values.values())))
         return SweepBasis(
@@ -61,50 +68,50 @@ class SweepBasis:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for everything that a trial may use."""
+        """Hash of everything that a trial may use."""
         used = loaded_sources().used("train", target_names(list(self.values.values())))
         return digest([used.hashes, self.values, self.versions, self.variables, self.data])
 
     def require_same(self, config: DictConfig) -> None:
-        """Refuse to train a trial where what it uses is not what the sweep began with."""
-        if what := next(self._changes(config), None):
+        """Raise UserError if something that the trial uses has changed since the sweep started."""
+        if change := next(self._changes(config), None):
             raise UserError(
-                f"{what} after the sweep began, and its trials would not be of one kind: undo that and type the same "
-                "command again, which does the rest; or type it as it is, for a new sweep."
+                f"{change} after the sweep started, so its trials would not be comparable: undo that and type the same "
+                "command again to finish the sweep, or keep it and type the command again for a new sweep."
             )
 
     def _changes(self, config: DictConfig) -> Iterator[str]:
         now = SweepBasis.now()
         used = loaded_sources().used("train", stage_targets(config, "train"))
         yield from (f"{name} was edited" for name, hashed in used.hashes.items() if self.code.get(name) != hashed)
-        if changed := used.changed():  # this process has loaded the old code, the next may load the new
+        if changed := used.changed():  # This process has loaded the old code, the next may load the new.
             yield f"{changed} was edited"
         yield from (f"{name} was edited" for name in _differing(self.values, now.values))
-        yield from (f"The version of {name} was changed" for name in _differing(self.versions, now.versions))
-        yield from (f"The variable {name} was changed" for name in _differing(self.variables, now.variables))
+        yield from (f"The version of {name} changed" for name in _differing(self.versions, now.versions))
+        yield from (f"The environment variable {name} changed" for name in _differing(self.variables, now.variables))
         if now.data != self.data:
             yield "data/processed was changed"
 
 
 def _values() -> Iterator[tuple[str, Any]]:
-    """The values in the files of conf/ and in params.yaml that may decide about a training, by the file's path."""
+    """Yield path and content of each file of conf/ and of params.yaml that can affect a training."""
     for path in (*sorted(CONF.rglob("*.yaml")), PARAMS):
-        if path.relative_to(CONF).parts[0] in TRIAL_SECTIONS if path.is_relative_to(CONF) else False:
+        if path.is_relative_to(CONF) and path.relative_to(CONF).parts[0] in NON_TRAINING_KEYS:
             continue
         yield path.as_posix(), _parsed(path.read_bytes())
 
 
 @functools.cache
 def _parsed(content: bytes) -> Any:
-    """The values in a file of YAML, less those that decide nothing about a training."""
+    """Parse a YAML file, without the keys that cannot affect a training."""
     try:
         require_bounded(content)
         values = OmegaConf.to_container(OmegaConf.load(io.BytesIO(content)))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        return str(error)  # whoever composes it says what is wrong
+        return str(error)  # Composing the configuration reports the error.
     if not isinstance(values, dict):
         return values
-    return {str(key): value for key, value in values.items() if key not in TRIAL_SECTIONS}
+    return {str(key): value for key, value in values.items() if key not in NON_TRAINING_KEYS}
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -112,7 +119,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 def _data_hash() -> str:
-    """What stands for the data set that is there; empty where there is none, which the trials refuse."""
+    """Read the hash of the processed dataset; empty if there is none, which the trials report."""
     try:
         return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -123,14 +130,13 @@ _trial: Trial | None = None
 _basis: SweepBasis | None = None
 
 
-def start_trial(point: Trial, sweep_process: int, basis: SweepBasis | None = None) -> None:
-    """Let this process know which trial it is at, and what the sweep began with.
+def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None = None) -> None:
+    """Set the trial that this process runs, and what the sweep started with.
 
-    Called by the callback, in the job's process. A process of its own ends with that of the sweep, if it was started on
-    the same machine.
+    Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
     """
     global _trial, _basis
-    _trial, _basis = point, basis
+    _trial, _basis = trial, basis
     redact_logging()
     if os.getpid() != sweep_process:
         install_sigterm_handler()
@@ -138,49 +144,52 @@ def start_trial(point: Trial, sweep_process: int, basis: SweepBasis | None = Non
 
 
 def current_trial() -> Trial | None:
-    """The trial that this process is at; none outside a multirun."""
+    """Return the trial that this process runs; None outside a multirun."""
     return _trial
 
 
 def require_validation_split(images: int) -> None:
-    """Refuse a sweep that has nothing to choose by: the test part is never used for that."""
+    """Raise UserError if there is no validation split, by which trials are compared (never by the test split)."""
     if images == 0:
-        raise UserError("data.val_fraction=0 leaves a sweep nothing to choose by: write a fraction such as 0.1.")
+        raise UserError(
+            "data.val_fraction=0 leaves no validation split to compare the trials by: set it to a fraction such as 0.1."
+        )
 
 
-def cached_objective(point: Trial, fingerprint: str) -> float | None:
-    """The validation accuracy of the run that has this fingerprint, if it has finished; the trial is linked to it.
+def cached_objective(trial: Trial, fingerprint: str) -> float | None:
+    """Return the validation accuracy of the finished run of this fingerprint, and link the trial to it; None if none.
 
-    In a rerun of the sweep, only a run that has finished in it counts.
+    In a rerun of the sweep, only runs that finished in this rerun count.
     """
     from cifar_pipeline.tracking.runs import finished_run
     from cifar_pipeline.tracking.sweeps import record_trial
 
-    run = finished_run(fingerprint, point.rerun)
+    run = finished_run(fingerprint, trial.rerun)
     if run is None:
         return None
-    record_trial(point, run.info.run_id)
-    more = "this rerun of the sweep trained it already" if point.rerun else "`rerun=true` trains it again"
-    info(f"finished before (run {run.info.run_name}); {more}")
+    record_trial(trial, run.info.run_id)
+    hint = "this rerun of the sweep trained it already" if trial.rerun else "`rerun=true` trains it again"
+    info(f"finished before (run {run.info.run_name}); {hint}")
     return float(run.data.metrics["val/accuracy"])
 
 
 def isolate_failures(stage: Stage) -> Stage:
-    """In a multirun, note a failure on the trial and tell the search that there is no value: the other jobs go on.
+    """Wrap a stage so that in a multirun a failure is recorded on the trial, and the other jobs continue.
 
-    Optuna's sweeper takes what is no number for a failed trial, but ends with an error for NaN.
+    A failed trial returns None: Optuna's sweeper counts what is not a number as a failure, but stops with an error at
+    NaN.
     """
 
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
-        # Asked anew in the job's process: a launcher copies this function's own names as they were before.
+        # Called here, in the job's process: a launcher pickles this function together with the old value of `_trial`.
         trial = current_trial()
         if trial is None:
             return stage(config)
         from cifar_pipeline.tracking.sweeps import record_failure, record_trial
 
         set_log_prefix(f"[{trial.number}] ")
-        info(f"{trial.place}: {' '.join(trial.overrides)}")
+        info(f"{trial.title}: {' '.join(trial.overrides)}")
         record_trial(trial)
         try:
             _require_same_basis(config)
@@ -202,12 +211,12 @@ def _require_same_basis(config: DictConfig) -> None:
 
 
 def describe_failure(error: Exception) -> str:
-    """Why a job failed, in a sentence; the traceback of what is a bug goes to error.txt in the job's folder."""
+    """Describe a failure in one line; the traceback of a bug is written to error.txt in the job's folder."""
     if isinstance(error, UserError):
         return str(error)
-    if fault := describe_environment_error(error):
-        return fault
+    if description := describe_environment_error(error):
+        return description
     path = output_root() / "error.txt"
-    with atomic_write(path) as part:
-        part.write_text(redact_and_escape("".join(traceback.format_exception(error))), encoding="utf-8")
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (the traceback: {path})"
+    with atomic_write(path) as tmp:
+        tmp.write_text(redact_and_escape("".join(traceback.format_exception(error))), encoding="utf-8")
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (traceback: {path})"

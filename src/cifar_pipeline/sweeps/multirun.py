@@ -1,7 +1,4 @@
-"""A multirun in the process that started it: after the last job comes the comparison, and an exit code.
-
-The folder of a multirun, which no other one writes to.
-"""
+"""Run a multirun in the process that started it: lock the sweep, make its folder, summarize it, set the exit code."""
 
 import os
 import signal
@@ -18,7 +15,7 @@ from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.paths import sweep_dir
 from cifar_pipeline.utils.process import forward_sigterm
 
-# How joblib's, submitit's and Ray's launchers say that a job's process is gone; none of them need be installed.
+# Exceptions of joblib, submitit and Ray for a dead worker, by name, because none of them need be installed.
 WORKER_DEATH_ERRORS = (
     "TerminatedWorkerError",
     "UncompletedJobError",
@@ -27,6 +24,8 @@ WORKER_DEATH_ERRORS = (
     "NodeDiedError",
 )
 
+FOLDER_KEY = "hydra.sweep.dir"
+
 _parent = ""
 _folder = Path()
 _lock = ExitStack()
@@ -34,29 +33,29 @@ _holds_lock = False
 
 
 def lock_sweep_dir(sweep: str) -> None:
-    """Lock the sweep with this fingerprint until it has ended, so that nobody takes its run for one that was left.
+    """Lock the sweep with this fingerprint until the process ends, so that its parent run does not count as stale.
 
-    Where another process is at the same sweep, the lock is that one's, and so is the sweep's run.
+    If another process runs the same sweep, that one keeps the lock, and the parent run is that one's to end.
     """
     global _holds_lock
-    place = sweep_dir(sweep)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _holds_lock = _lock.enter_context(exclusive_lock_if_free(place))
+    path = sweep_dir(sweep)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _holds_lock = _lock.enter_context(exclusive_lock_if_free(path))
 
 
 def register_sweep(parent: str, folder: Path) -> None:
-    """Remember the parent run and the folder of the multirun. Called by the callback."""
+    """Set the parent run and the folder of the multirun. Called by the callback."""
     global _parent, _folder
     _parent, _folder = parent, folder
     forward_sigterm()
 
 
 def run_and_summarize(launch: Callable[[], None]) -> None:
-    """Launch a stage; after a multirun, compare its trials and end the process with 1 where any of them failed.
+    """Launch a stage; after a multirun, print and save its comparison, and exit with 1 if any trial failed.
 
-    A job whose process was killed ends a multirun, not its comparison.
+    The comparison is also made if a killed worker stopped the multirun.
     """
-    # Python clears away the semaphores of a killed job in a process of its own, which would warn after the last line.
+    # Python's resource tracker removes the semaphores of a killed job, and would print warnings after the last line.
     filters = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
     killed = False
@@ -77,10 +76,10 @@ def run_and_summarize(launch: Callable[[], None]) -> None:
         return
     from cifar_pipeline.sweeps.summary import finish_sweep
 
-    all_well = finish_sweep(_parent, _folder)
+    all_finished = finish_sweep(_parent, _folder)
     if killed:
-        log_error("A job's process was killed: the same command typed again does the rest.")
-    if killed or not all_well:
+        log_error("A job's process was killed: type the same command again to finish the sweep.")
+    if killed or not all_finished:
         sys.exit(1)
 
 
@@ -92,26 +91,23 @@ def _abort() -> None:
 
 
 def _is_empty_search(error: Exception) -> bool:
-    """Whether it is what Optuna has to say where every trial failed."""
+    """Whether this is Optuna's error for a search in which every trial failed."""
     return isinstance(error, ValueError) and str(error).startswith("No trials are completed")
-
-
-KEY = "hydra.sweep.dir"
 
 
 @contextmanager
 def sweep_subdir(config: DictConfig) -> Iterator[Path]:
-    """Make the folder of a multirun, which no other one has: the second of one second gets a `-2` to its name.
+    """Create a folder for the multirun, with a suffix such as `-2` if two start in the same second.
 
-    Every job composes its configuration anew, so the name that was found is added to Hydra's overrides. A folder that
-    the command line names is taken as it is. The folder is removed where the block does not end well.
+    Every job composes its configuration again, so the name is added to Hydra's overrides. A folder given on the command
+    line is used unchanged. If the block raises, the folder is removed.
     """
-    wanted = Path(config.hydra.sweep.dir)
-    if any(word.lstrip("+").startswith(f"{KEY}=") for word in config.hydra.overrides.hydra):
-        yield wanted
+    default = Path(config.hydra.sweep.dir)
+    if any(word.lstrip("+").startswith(f"{FOLDER_KEY}=") for word in config.hydra.overrides.hydra):
+        yield default
         return
     for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
         try:
             folder.mkdir(parents=True)
             break
@@ -119,7 +115,7 @@ def sweep_subdir(config: DictConfig) -> Iterator[Path]:
             continue
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(folder)
-        config.hydra.overrides.hydra.append(f"{KEY}='{_escaped(str(folder))}'")
+        config.hydra.overrides.hydra.append(f"{FOLDER_KEY}='{_escape_quotes(str(folder))}'")
     try:
         yield folder
     except BaseException:
@@ -128,5 +124,5 @@ def sweep_subdir(config: DictConfig) -> Iterator[Path]:
         raise
 
 
-def _escaped(text: str) -> str:
+def _escape_quotes(text: str) -> str:
     return text.replace("'", "\\'")

@@ -1,7 +1,4 @@
-"""What a sweep came to: its trials gathered from MLflow, compared, and the command that chooses the best one.
-
-The command that makes a trial of a sweep what the pipeline runs.
-"""
+"""Summarize a sweep: load its trials from MLflow, compare them, and print how to run the best one in the pipeline."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import is_params_key, to_yaml_inline
+from cifar_pipeline.config.params import PARAMS, is_params_key, read_params, to_yaml_inline
 from cifar_pipeline.reporting.sweep_comparison import Comparison, winner
 from cifar_pipeline.reporting.sweep_report import print_comparison, write
 from cifar_pipeline.tracking.sweeps import (
@@ -27,14 +24,17 @@ from cifar_pipeline.utils.console import info, status, warning
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 
-# What a job was started with that says nothing about its training.
+# Config groups of a job's command line that do not affect its training. Threads and engine come from the run's tags.
 NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep")
+METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 
 def reproduce_command(record: TrialRecord) -> str:
-    """`dvc exp run -S ...` with the trial's choices; where there is no git, the lines to write in params.yaml.
+    """Format the command that runs a trial in the pipeline: `dvc exp run -S ...`.
 
-    The number of threads and the engine are named, because weights are equal bit for bit with the same only.
+    Without git, where DVC has no experiments: the lines to write in params.yaml, then `dvc repro`.
+
+    The number of threads and the engine are included, because only with the same ones are the weights bitwise equal.
     """
     assert record.run is not None
     values = {
@@ -44,45 +44,48 @@ def reproduce_command(record: TrialRecord) -> str:
     }
     for key in ("threads", "engine"):
         used = record.run.data.tags.get(key, "auto")
-        # Several one after the other, where the training was broken off, can't be asked for.
+        # A training that was resumed on other hardware has several, separated by commas.
         values[f"runtime.{key}"] = "auto" if "," in used else used
     if is_in_repository():
-        return shlex.join(
-            ["dvc", "exp", "run", *(part for item in values.items() for part in ("-S", dvc_override(*item)))]
-        )
+        settings = [word for item in values.items() for word in ("-S", dvc_override(*item))]
+        return shlex.join(["dvc", "exp", "run", *settings])
+    lines = "".join(f"  {key}: {value}\n" for key, value in params_values(values).items())
+    return f"Set in {PARAMS}:\n{lines}Then type: dvc repro"
+
+
+def params_values(values: dict[str, str]) -> dict[str, str]:
+    """Map each key of params.yaml to its new value, `overrides` with those that params.yaml has already."""
     params = {key: value for key, value in values.items() if is_params_key(key)}
     nested = [f"{key}={value}" for key, value in values.items() if not is_params_key(key)]
     if nested:
-        params["overrides"] = to_yaml_inline(OmegaConf.to_container(OmegaConf.from_dotlist(nested)))
-    lines = "; ".join(f"{key}: {value}" for key, value in params.items())
-    return f"dvc repro, with these lines in params.yaml: {lines}"
+        merged = OmegaConf.merge(read_params().get("overrides") or {}, OmegaConf.from_dotlist(nested))
+        params["overrides"] = to_yaml_inline(OmegaConf.to_container(merged))
+    return params
 
 
 def dvc_override(key: str, value: str) -> str:
-    """How DVC writes a value of params.yaml."""
+    """Format a value of params.yaml as an argument of `dvc exp run -S`."""
     return f"{key}={value}" if is_params_key(key) else f"++overrides.{key}={value}"
 
 
-METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
-
-
 def finish_sweep(parent: str, folder: Path) -> bool:
-    """Show the comparison, keep it in `folder` and on the parent run, and end that; whether no trial failed."""
+    """Print the comparison, save it to `folder` and the parent run, and end that run. Return whether all finished."""
     status("Comparing the trials")
     close_stale_trials(parent)
     comparison = load_comparison(parent)
     command = print_summary(comparison, parent)
-    well = bool((comparison.trials["status"] == "FINISHED").all())
+    all_finished = bool((comparison.trials["status"] == "FINISHED").all())
     status("Drawing the comparison and its page")
-    end_sweep(parent, "FINISHED" if well else "FAILED", write(comparison, folder, command))
-    info(f"Kept in {folder} and on the sweep's run in MLflow (`make ui`); {folder / 'compare.html'} is its page.")
-    return well
+    end_sweep(parent, "FINISHED" if all_finished else "FAILED", write(comparison, folder, command))
+    info(f"Saved the comparison to {folder} and the sweep's MLflow run (`make ui`): open {folder / 'compare.html'}.")
+    return all_finished
 
 
 def abort_sweep(parent: str, is_holder: bool = True) -> None:
-    """End a sweep that was stopped; one that was refused before its first job has never been.
+    """End the parent run of an interrupted sweep; delete it if no trial was started.
 
-    Where another process is at the same sweep (`is_holder` is false), its run stays as it is.
+    Args:
+        is_holder: False if another process runs the same sweep and so owns the parent run, which stays as it is.
     """
     close_stale_trials(parent)
     if not is_holder:
@@ -93,34 +96,35 @@ def abort_sweep(parent: str, is_holder: bool = True) -> None:
 
 
 def print_summary(comparison: Comparison, parent: str) -> str:
-    """Print the table and the command that makes the best trial the pipeline's choice; returns it, if there is one."""
+    """Print the table and how to run the best trial in the pipeline; return the latter, empty without a best trial."""
     print_comparison(comparison)
     best = winner(comparison)
     if best is None:
-        warning("No trial has finished: there is none to choose.")
+        warning("No trial finished, so there is no best trial.")
         return ""
     record = next(record for record in read_trials(parent) if record.run_id == best["run_id"])
-    info(f"To make {best['name']} the pipeline's choice and measure it on the test part:")
+    info(f"To run {best['name']} in the pipeline and evaluate it on the test split:")
     command = reproduce_command(record)
-    info(f"  {command}")
+    for line in command.splitlines():
+        info(f"  {line}")
     return command
 
 
 def load_comparison(parent: str) -> Comparison:
-    """The trials of a sweep as a table, and their histories."""
+    """Load the trials of a sweep as a table, with their histories."""
     run = find_sweep(parent)
     assert run is not None
     swept = tuple(parse_json(run.data.tags["swept"]))
     records = read_trials(parent)
-    points = pd.DataFrame([_row(record, swept, run.info.status) for record in records])
+    trials = pd.DataFrame([_row(record, swept, run.info.status) for record in records])
     datasets = {record.run.data.tags.get("dataset", "") for record in records if record.run}
     histories = {
         record.run.info.run_id: pd.DataFrame(history(record.run.info.run_id, METRICS))
         for record in records
         if record.run
     }
-    on = " and ".join(sorted(filter(None, datasets))) or "no data"
-    return Comparison(f"{run.info.run_name} on {on}", points, swept, histories)
+    dataset = " and ".join(sorted(filter(None, datasets))) or "no data"
+    return Comparison(f"{run.info.run_name} on {dataset}", trials, swept, histories)
 
 
 def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict[str, Any]:
@@ -128,8 +132,8 @@ def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict
     row: dict[str, Any] = {key: values.get(key, "") for key in swept}
     run = record.run
     if run is None:
-        status, reason = ("RUNNING", "") if sweep_status == "RUNNING" else ("FAILED", "it never began")
-        return {"run_id": "", "name": "", "status": status, "reason": reason, "reused": False} | row
+        trial_status, reason = ("RUNNING", "") if sweep_status == "RUNNING" else ("FAILED", "it never started")
+        return {"run_id": "", "name": "", "status": trial_status, "reason": reason, "reused": False} | row
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,

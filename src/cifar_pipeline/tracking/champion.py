@@ -1,11 +1,9 @@
-"""The champion of a registered model, and how several workspaces agree on it through one server.
+"""Choose the champion of a registered model, consistently across workspaces that share an MLflow server.
 
-MLflow has no compare-and-set: of two who set an alias, the last one wins, whatever the first one read. So a promotion
-first announces itself in a tag of its version, sets the alias, and then looks at what others announced since before it
-read the alias. Where there is anything, the best of all that ever won takes the alias. The last to
-set the alias is the last to look.
-
-A trained model that may be registered: a run's checkpoint with all that is known about it.
+MLflow has no compare-and-set: of two processes that set an alias, the last one wins, whatever it read before. So a
+promotion first announces itself in a tag of its version, then sets the alias, and then reads which versions others
+announced since before it read the alias. If there are any, the best version that was ever promoted gets the alias. The
+process that sets the alias last also reads last, so it sees all announcements.
 """
 
 import re
@@ -29,13 +27,32 @@ from cifar_pipeline.utils.safe_io import parse_json
 
 ACCURACY = "val/accuracy"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-# Facts of a run that its registered model carries, too.
+# Tags of a run that are copied to the version.
 COPIED_TAGS = ("fingerprint", "git.commit", "git.dirty", "dvc.data", "dvc.experiment", "device")
+
+
+# Tags of a version: when it became the champion, the champion before it, and when it was rolled back.
+PROMOTED_AT, PREVIOUS, ROLLED_BACK = "champion.since", "champion.before", "champion.rolled_back"
+# Tag of a promoted version until it is known whether another process set the alias at the same time.
+PENDING = "champion.pending"
+# Decimals to which the difference of two accuracies is rounded, to remove the error of floating point.
+DIGITS = 9
+# Limit for setting the alias again while other processes change it.
+MAX_ATTEMPTS = 20
+
+# By version number: when it was promoted (empty: never), and whether its promotion is pending.
+Claims = Mapping[str, tuple[str, bool]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`model_id` is that of the checkpoint's model in MLflow; `tags` are what its version will say about it."""
+    """A checkpoint of a run that may be registered.
+
+    Attributes:
+        checkpoint: `last` or `best`.
+        model_id: of the checkpoint's model in MLflow.
+        tags: of the version that it becomes.
+    """
 
     run_id: str
     checkpoint: str
@@ -44,58 +61,62 @@ class Candidate:
 
     @property
     def dataset(self) -> str:
-        """The name of the data set that it was trained on."""
+        """Name of the dataset that it was trained on."""
         return self.tags["dataset"]
 
     @property
     def title(self) -> str:
-        """Its run's name and its accuracy, for a person."""
+        """Name of the run and its validation accuracy, for messages."""
         accuracy = f", {float(self.tags[ACCURACY]):.2%} on validation" if ACCURACY in self.tags else ""
         return f"{self.tags['run']}{accuracy}"
 
 
 def pipeline_dataset_name(models: Path) -> str:
-    """The name of the data set that the pipeline's model was trained on. Raises `Refusal` where there is none."""
+    """Read the name of the dataset that the pipeline's model was trained on.
+
+    Raises:
+        UserError: there is no finished training in `models`.
+    """
     return str(_read(models, "metadata.json")["dataset"]["name"])
 
 
 def from_pipeline(models: Path, checkpoint: str) -> Candidate:
-    """The model that the pipeline has trained and measured.
+    """Take the model that the pipeline trained and evaluated.
 
     Raises:
-        Refusal: no training has finished, or MLflow does not know its run.
+        UserError: no training has finished, or its run is not in MLflow.
     """
     client, _ = connect()
     run = get_run_or_none(client, _read(models, "run.json")["id"])
     if run is None:
         raise UserError(
-            f"The run that trained {models}/ is not in this MLflow database, so it can't be registered: `dvc repro "
-            "--force --single-item train` puts it there, without training again where .cache/ still has it."
+            f"The run that trained {models}/ is not in this MLflow database, so it cannot be registered: `dvc repro "
+            "--force --single-item train` logs it again, without training if .cache/ still has the result."
         )
     return _candidate(client, run, checkpoint, {"dvc.models": dvc_hash("train", str(models))})
 
 
-def from_run(wanted: str, checkpoint: str) -> Candidate:
-    """The model of the run with this id, or of the newest finished one with this name; a sweep's points are runs.
+def from_run(name_or_id: str, checkpoint: str) -> Candidate:
+    """Take the model of the run with this id, or of the newest finished run with this name (a trial's, for instance).
 
     Raises:
-        Refusal: there is no such run, or it has not finished.
+        UserError: there is no such run, or it has not finished.
     """
     client, experiment = connect()
-    run = get_run_or_none(client, wanted) if RUN_ID.fullmatch(wanted) else None
+    run = get_run_or_none(client, name_or_id) if RUN_ID.fullmatch(name_or_id) else None
     if run is None:
-        quoted = wanted.replace("'", "\\'")
-        found = client.search_runs(
+        quoted = name_or_id.replace("'", "\\'")
+        runs = client.search_runs(
             [experiment],
             f"attributes.run_name = '{quoted}' and attributes.status = 'FINISHED' and tags.fingerprint LIKE '%'",
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
-        if not found:
+        if not runs:
             raise UserError(
-                f"No finished training is called {wanted}: `make compare` and `make ui` show names and ids."
+                f"There is no finished training named {name_or_id}: `make compare` and `make ui` show names and ids."
             )
-        run = found[0]
+        run = runs[0]
     if run.info.status != "FINISHED":
         raise UserError(f"The training {run.info.run_name} has not finished ({run.info.status}): it has no model yet.")
     return _candidate(client, run, checkpoint, {})
@@ -108,53 +129,50 @@ def _read(models: Path, name: str) -> dict[str, Any]:
         raise UserError(f"There is no finished training in {models}/: `dvc repro` makes one.") from None
     except ValueError as error:
         raise UserError(
-            f"{models}/{name} is damaged ({error}): `dvc checkout {models}` or `dvc repro` mends it."
+            f"{models}/{name} is damaged ({error}): `dvc checkout {models}` or `dvc repro` restores it."
         ) from None
     return content
 
 
-def _candidate(client: MlflowClient, run: Run, checkpoint: str, more: Mapping[str, str]) -> Candidate:
+def _candidate(client: MlflowClient, run: Run, checkpoint: str, extra_tags: Mapping[str, str]) -> Candidate:
     outputs = run.outputs.model_outputs if run.outputs else []
     models = {client.get_logged_model(output.model_id).name: output.model_id for output in outputs}
     if not models:
-        raise UserError(f"The run {run.info.run_name} ({run.info.run_id}) has no model: it is no training.")
-    # Without a validation part there is no best to choose.
-    kept = checkpoint if checkpoint in models else "last"
-    data = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
+        raise UserError(f"The run {run.info.run_name} ({run.info.run_id}) has no model: it is not a training.")
+    # Without a validation split there is no best checkpoint.
+    checkpoint = checkpoint if checkpoint in models else "last"
+    dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     tags = {
         "run": run.info.run_name,
-        "checkpoint": kept,
-        "dataset": data.name if data else "",
-        "dataset.hash": data.digest if data else "",
+        "checkpoint": checkpoint,
+        "dataset": dataset.name if dataset else "",
+        "dataset.hash": dataset.digest if dataset else "",
         **{key: str(value) for key, value in run.data.metrics.items() if key.startswith("test/")},
-        **_validation_tags(client, run, kept),
+        **_validation_tags(client, run, checkpoint),
         **{key: run.data.tags[key] for key in COPIED_TAGS if key in run.data.tags},
-        **more,
+        **extra_tags,
     }
-    return Candidate(run.info.run_id, kept, models[kept], {key: value for key, value in tags.items() if value})
+    tags = {key: value for key, value in tags.items() if value}
+    return Candidate(run.info.run_id, checkpoint, models[checkpoint], tags)
 
 
 def _validation_tags(client: MlflowClient, run: Run, checkpoint: str) -> dict[str, str]:
-    """The checkpoint's validation accuracy: of the last epoch, or the best of all; nothing without validation."""
+    """Return the checkpoint's validation accuracy, of the last or the best epoch; empty without validation."""
     if ACCURACY not in run.data.metrics:
         return {}
     values = [metric.value for metric in client.get_metric_history(run.info.run_id, ACCURACY)]
     return {ACCURACY: repr(max(values) if checkpoint == "best" else run.data.metrics[ACCURACY])}
 
 
-# Tags of a version: since when it has been the champion, which version was it before, and whether it was sent back.
-PROMOTED_AT, PREVIOUS, ROLLED_BACK = "champion.since", "champion.before", "champion.rolled_back"
-# The tag of a version that won, until it is known whether somebody else set the alias at the same time.
-PENDING = "champion.pending"
-# Accuracies are quotients of whole numbers: beyond these digits lies the error of subtracting two of them.
-DIGITS = 9
-# How often the alias is set again where others keep setting it.
-MAX_ATTEMPTS = 20
-
-
 @dataclass(frozen=True)
 class PromotionPolicy:
-    """Which name models are registered under, what the best is called, and by how much it must be better."""
+    """When a version becomes the champion.
+
+    Attributes:
+        name: of the registered model.
+        alias: of the champion.
+        min_improvement: of the validation accuracy over the present champion's, exclusive.
+    """
 
     name: str
     alias: str
@@ -162,36 +180,33 @@ class PromotionPolicy:
 
     @staticmethod
     def of(options: DictConfig, dataset: str) -> "PromotionPolicy":
-        """The rule of conf/registry/; where that names no model, the data set's name is the model's, too."""
+        """Read conf/registry/; the default for the model's name is the dataset's."""
         return PromotionPolicy(options.name or dataset, options.alias, options.min_improvement)
 
     @property
     def champion(self) -> str:
-        """The address of the best one."""
+        """The champion's URI in MLflow."""
         return f"models:/{self.name}@{self.alias}"
 
 
-Claims = Mapping[str, tuple[str, bool]]
+def read_claims(client: MlflowClient, policy: PromotionPolicy) -> Claims:
+    """Read which versions were promoted and which of them are pending. To be called before the alias is read."""
+    return {number: _claim(version) for number, version in read_numbered(client, policy.name).items()}
 
 
-def read_claims(client: MlflowClient, rule: PromotionPolicy) -> Claims:
-    """Read which versions have won, since when, and which are pending. To be called before the alias is read."""
-    return {number: _claim(version) for number, version in read_numbered(client, rule.name).items()}
-
-
-def find_champion(client: MlflowClient, rule: PromotionPolicy) -> ModelVersion | None:
-    """The version that the alias names; None where it names none."""
+def find_champion(client: MlflowClient, policy: PromotionPolicy) -> ModelVersion | None:
+    """Find the version that has the alias; None if there is none."""
     try:
-        number = client.get_registered_model(rule.name).aliases.get(rule.alias)
+        number = client.get_registered_model(policy.name).aliases.get(policy.alias)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-    return find_version(client, rule.name, number)
+    return find_version(client, policy.name, number)
 
 
 def find_version(client: MlflowClient, name: str, number: str | None) -> ModelVersion | None:
-    """A version with its tags; None for no number, and where it was deleted."""
+    """Find a version with its tags; None if it was deleted, or without a number."""
     try:
         return client.get_model_version(name, number) if number else None
     except MlflowException as error:
@@ -201,49 +216,51 @@ def find_version(client: MlflowClient, name: str, number: str | None) -> ModelVe
 
 
 def read_numbered(client: MlflowClient, name: str) -> dict[str, ModelVersion]:
-    """Every version of a registered model by its number."""
+    """Read the versions of a registered model by number."""
     return {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
 
 
-def rejection_reason(version: ModelVersion, champion: ModelVersion | None, rule: PromotionPolicy) -> str:
-    """Why a version does not become the champion, as the end of a sentence; empty where it does."""
+def rejection_reason(version: ModelVersion, champion: ModelVersion | None, policy: PromotionPolicy) -> str:
+    """Return why a version does not become the champion, as the end of a sentence; empty if it does."""
     if champion is None:
         return ""
-    of_champion = f"the champion, version {champion.version}"
+    title = f"the champion, version {champion.version}"
     if version.tags.get("dataset.hash") != champion.tags.get("dataset.hash"):
-        return f"{of_champion}, was measured on other data and is not replaced (another registry.name begins anew)."
+        return f"{title}, was trained on other data and is not replaced (set another registry.name for this data)."
     if ACCURACY not in version.tags or ACCURACY not in champion.tags:
-        return f"without a validation part it can't be compared with {of_champion}."
+        return f"without a validation split it cannot be compared with {title}."
     gain = round(float(version.tags[ACCURACY]) - float(champion.tags[ACCURACY]), DIGITS)
-    if gain <= rule.min_improvement:
-        by = f" by more than {100 * rule.min_improvement:g} points" if rule.min_improvement else ""
-        return f"it does not beat {of_champion} ({format_percent(champion.tags)}){by}."
+    if gain <= policy.min_improvement:
+        points = 100 * policy.min_improvement
+        by = f" by more than {points:g} percentage point{'' if points == 1 else 's'}" if points else ""
+        return f"it does not beat {title} ({format_percent(champion.tags)}){by}."
     return ""
 
 
 def make_champion(
-    client: MlflowClient, version: ModelVersion, champion: ModelVersion | None, rule: PromotionPolicy
+    client: MlflowClient, version: ModelVersion, champion: ModelVersion | None, policy: PromotionPolicy
 ) -> None:
     """Announce the version as the champion's successor, then set the alias. `settle` has to follow."""
-    # The tags first: broken off in between, the champion is still the one that was.
-    client.set_model_version_tag(rule.name, version.version, PENDING, now())
-    client.set_model_version_tag(rule.name, version.version, PREVIOUS, champion.version if champion else "")
-    client.set_model_version_tag(rule.name, version.version, PROMOTED_AT, now())
+    # The tags come first: if the process dies in between, the champion is still the previous one.
+    client.set_model_version_tag(policy.name, version.version, PENDING, now())
+    client.set_model_version_tag(policy.name, version.version, PREVIOUS, champion.version if champion else "")
+    client.set_model_version_tag(policy.name, version.version, PROMOTED_AT, now())
     if version.tags.get(ROLLED_BACK):
-        client.delete_model_version_tag(rule.name, version.version, ROLLED_BACK)
-    client.set_registered_model_alias(rule.name, rule.alias, version.version)
+        client.delete_model_version_tag(policy.name, version.version, ROLLED_BACK)
+    client.set_registered_model_alias(policy.name, policy.alias, version.version)
 
 
-def settle(client: MlflowClient, rule: PromotionPolicy, number: str, before: Claims) -> ModelVersion | None:
-    """Return the champion after the alias was set to version `number`, once nothing that others did speaks against it.
+def settle(client: MlflowClient, policy: PromotionPolicy, number: str, before: Claims) -> ModelVersion | None:
+    """Resolve concurrent promotions after the alias was set to version `number`, and return the champion.
 
-    `before` are the claims that were read before the alias was.
+    Args:
+        before: the claims read before the alias was.
     """
     champion = None
-    for turn in range(MAX_ATTEMPTS):
-        # The alias first: whoever moved it wrote the tags before.
-        champion = find_champion(client, rule)
-        versions = read_numbered(client, rule.name)
+    for attempt in range(MAX_ATTEMPTS):
+        # The alias is read first: whoever set it had written the tags before.
+        champion = find_champion(client, policy)
+        versions = read_numbered(client, policy.name)
         if champion is not None:
             champion = versions.get(str(champion.version), champion)
         is_alone = all(
@@ -251,33 +268,36 @@ def settle(client: MlflowClient, rule: PromotionPolicy, number: str, before: Cla
             for other, version in versions.items()
             if other != number
         )
-        # Killed at that before, it looks at all of them.
+        # A promotion of this version was killed at this point before: all claims have to be considered.
         is_alone = is_alone and not before.get(number, ("", False))[1]
-        if is_alone and turn == 0 and champion is not None and str(champion.version) == number:
+        if is_alone and attempt == 0 and champion is not None and str(champion.version) == number:
             break
-        best = _best(versions, champion, rule)
+        best = _best(versions, champion, policy)
         if best is None:
-            _record_previous(client, rule, versions, champion)
+            _record_previous(client, policy, versions, champion)
             break
         if champion is not None and ROLLED_BACK in champion.tags:
-            client.set_registered_model_alias(rule.name, rule.alias, best.version)
+            client.set_registered_model_alias(policy.name, policy.alias, best.version)
         else:
-            make_champion(client, best, champion, rule)
+            make_champion(client, best, champion, policy)
     else:
-        warning(f"Others keep setting {rule.champion}: `make models` shows who it is, `make rollback` goes back.")
-    for own in {number, str(champion.version) if champion else number}:
-        if (version := find_version(client, rule.name, own)) is not None and PENDING in version.tags:
-            client.delete_model_version_tag(rule.name, own, PENDING)
+        warning(
+            f"Other processes keep changing {policy.champion}: `make models` shows the champion, `make rollback` "
+            "restores the previous one."
+        )
+    for settled in {number, str(champion.version) if champion else number}:
+        if (version := find_version(client, policy.name, settled)) is not None and PENDING in version.tags:
+            client.delete_model_version_tag(policy.name, settled, PENDING)
     return champion
 
 
 def format_percent(tags: Mapping[str, str]) -> str:
-    """A version's accuracy for a person."""
+    """Format the validation accuracy of a version, given its tags."""
     return f"{float(tags[ACCURACY]):.2%}" if ACCURACY in tags else "not validated"
 
 
 def now() -> str:
-    """The time as a tag; two claims within one second differ."""
+    """Return the present time in UTC, in microseconds, so that two promotions within a second differ."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -286,16 +306,16 @@ def _claim(version: ModelVersion) -> tuple[str, bool]:
 
 
 def _best(
-    versions: Mapping[str, ModelVersion], champion: ModelVersion | None, rule: PromotionPolicy
+    versions: Mapping[str, ModelVersion], champion: ModelVersion | None, policy: PromotionPolicy
 ) -> ModelVersion | None:
-    """The best of those that ever won and were not sent back, if it beats the champion, or that was sent back."""
-    beaten = None if champion is not None and ROLLED_BACK in champion.tags else champion
-    better = [version for version in _winners(versions, champion) if _beats(version, beaten, rule)]
-    return max(better, key=_order, default=None)
+    """Pick the best version that was ever promoted and beats the champion; a champion that was rolled back loses."""
+    opponent = None if champion is not None and ROLLED_BACK in champion.tags else champion
+    better = [version for version in _promoted(versions, champion) if _beats(version, opponent, policy)]
+    return max(better, key=_sort_key, default=None)
 
 
-def _winners(versions: Mapping[str, ModelVersion], champion: ModelVersion | None) -> list[ModelVersion]:
-    """Those that ever won and were not sent back, but for the champion."""
+def _promoted(versions: Mapping[str, ModelVersion], champion: ModelVersion | None) -> list[ModelVersion]:
+    """List the versions that were ever promoted and not rolled back, except the champion."""
     return [
         version
         for number, version in versions.items()
@@ -305,13 +325,13 @@ def _winners(versions: Mapping[str, ModelVersion], champion: ModelVersion | None
     ]
 
 
-def _beats(version: ModelVersion, champion: ModelVersion | None, rule: PromotionPolicy) -> bool:
-    """Whether it replaces the champion.
+def _beats(version: ModelVersion, champion: ModelVersion | None, policy: PromotionPolicy) -> bool:
+    """Whether the version replaces the champion.
 
-    Of two that won against the same predecessor at once, and can't be compared, it is the one with an accuracy, or else
-    the one that was registered first, whose data is that of all others.
+    If two incomparable versions were promoted over the same champion at once, the first one registered wins where the
+    data differ, else the one with a validation accuracy.
     """
-    if not rejection_reason(version, champion, rule):
+    if not rejection_reason(version, champion, policy):
         return True
     assert champion is not None
     if version.tags.get(PREVIOUS) != champion.tags.get(PREVIOUS):
@@ -321,17 +341,17 @@ def _beats(version: ModelVersion, champion: ModelVersion | None, rule: Promotion
     return ACCURACY in version.tags and ACCURACY not in champion.tags
 
 
-def _order(version: ModelVersion) -> tuple[float, int]:
+def _sort_key(version: ModelVersion) -> tuple[float, int]:
     return float(version.tags.get(ACCURACY, -1)), -int(version.version)
 
 
 def _record_previous(
-    client: MlflowClient, rule: PromotionPolicy, versions: Mapping[str, ModelVersion], champion: ModelVersion | None
+    client: MlflowClient, policy: PromotionPolicy, versions: Mapping[str, ModelVersion], champion: ModelVersion | None
 ) -> None:
-    """Let a champion that won together with others name the best of them as its predecessor."""
+    """Tag a champion that was promoted at the same time as others with the best of them as its predecessor."""
     if champion is None:
         return
-    beaten = [version for version in _winners(versions, champion) if _beats(champion, version, rule)]
-    former = max(beaten, key=_order, default=None)
-    if former is not None and champion.tags.get(PREVIOUS) != str(former.version):
-        client.set_model_version_tag(rule.name, champion.version, PREVIOUS, former.version)
+    beaten = [version for version in _promoted(versions, champion) if _beats(champion, version, policy)]
+    previous = max(beaten, key=_sort_key, default=None)
+    if previous is not None and champion.tags.get(PREVIOUS) != str(previous.version):
+        client.set_model_version_tag(policy.name, champion.version, PREVIOUS, previous.version)

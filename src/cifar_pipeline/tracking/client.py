@@ -1,8 +1,7 @@
-"""The MLflow database of the main workspace, or the server that MLFLOW_TRACKING_URI names.
+"""Connect to MLflow: the SQLite database of the main workspace, or the server in MLFLOW_TRACKING_URI.
 
-MLflow's client with clean texts: no secret is sent, and nothing that a store or a terminal cannot take.
-
-MLflow's database after the project was moved or copied: it names the files of runs and models by absolute paths.
+The client redacts secrets and escapes control characters in every text that it sends. MLflow's database contains
+absolute paths to the files of runs and models; `connect` updates them after the project was moved or copied.
 """
 
 import logging
@@ -28,14 +27,30 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace
 from cifar_pipeline.utils.text import redact_and_escape
 
+DEFAULT_EXPERIMENT_NAME = "cifar-pipeline"
+ARTIFACT_DIR = "mlruns"
+# Where MLflow's database stores paths: table, columns, and a condition on the rows.
+PATH_COLUMNS = (
+    ("experiments", ("artifact_location",), ""),
+    ("runs", ("artifact_uri",), ""),
+    ("logged_models", ("artifact_location",), ""),
+    ("model_versions", ("source", "storage_location"), ""),
+    ("trace_tags", ("value",), "WHERE key = 'mlflow.artifactLocation'"),
+)
+# So that a server that is down is noticed within seconds; MLflow's default retries take minutes.
+HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# How long a process waits for a lock on the SQLite file; MLflow's 20 s are too short for many parallel jobs.
+MAX_WAIT_SECONDS = 300
+BUSY_TIMEOUT_SQL = f"PRAGMA busy_timeout = {1000 * MAX_WAIT_SECONDS}"
+
 
 class CleanClient(MlflowClient):
-    """A client whose texts are redacted, and whose unsafe characters are escaped, before they are sent."""
+    """MLflow client that redacts secrets and escapes control characters in texts."""
 
     def create_run(
         self, experiment_id: str, start_time: int | None = None, tags: Any = None, run_name: str | None = None
     ) -> Run:
-        """Create a run with clean tags and name."""
+        """Create a run, its name and tags cleaned."""
         return super().create_run(experiment_id, start_time, _clean_values(tags), _clean(run_name))
 
     def log_batch(
@@ -46,7 +61,7 @@ class CleanClient(MlflowClient):
         tags: Sequence[RunTag] = (),
         synchronous: bool | None = None,
     ) -> Any:
-        """Log metrics as they are, parameters and tags clean."""
+        """Log metrics unchanged, parameters and tags cleaned."""
         return super().log_batch(
             run_id,
             metrics,
@@ -56,23 +71,23 @@ class CleanClient(MlflowClient):
         )
 
     def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> Any:
-        """Set a tag to a clean text."""
+        """Set a tag to a cleaned text."""
         return super().set_tag(run_id, key, _clean(value), synchronous)
 
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
-        """Log a clean text as a file."""
+        """Log a cleaned text as an artifact."""
         super().log_text(run_id, _clean(text), artifact_file)
 
     def create_model_version(
         self, name: str, source: str, run_id: str | None = None, tags: Any = None, *arguments: Any, **options: Any
     ) -> Any:
-        """Register a version with clean tags."""
+        """Register a version, its tags cleaned."""
         return super().create_model_version(name, source, run_id, _clean_values(tags), *arguments, **options)
 
     def set_model_version_tag(
         self, name: str, version: str | None = None, key: str | None = None, value: Any = None, stage: str | None = None
     ) -> None:
-        """Set a version's tag to a clean text."""
+        """Set a version's tag to a cleaned text."""
         super().set_model_version_tag(name, version, key, _clean(value), stage)
 
 
@@ -84,21 +99,10 @@ def _clean_values(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {key: _clean(value) for key, value in values.items()} if values is not None else None
 
 
-# Where MLflow keeps places of files: a table, its columns, and which rows of it.
-PATH_COLUMNS = (
-    ("experiments", ("artifact_location",), ""),
-    ("runs", ("artifact_uri",), ""),
-    ("logged_models", ("artifact_location",), ""),
-    ("model_versions", ("source", "storage_location"), ""),
-    ("trace_tags", ("value",), "WHERE key = 'mlflow.artifactLocation'"),
-)
-ARTIFACT_DIR = "mlruns"
-
-
 def previous_root(location: str, root: Path) -> Path | None:
-    """Where the project was when `location`, an experiment's place of files, was written; None where that is `root`.
+    """Return the project's root when `location`, an experiment's artifact directory, was written.
 
-    None as well for a place that this project didn't choose, such as a bucket or another folder.
+    None if that is `root`, or if the user chose the location, such as a bucket or another directory.
     """
     folder = _path(location)
     if folder is None or folder.name != ARTIFACT_DIR or folder == root / ARTIFACT_DIR:
@@ -107,9 +111,9 @@ def previous_root(location: str, root: Path) -> Path | None:
 
 
 def relocate(database: Path, old: Path, new: Path) -> int:
-    """Let the database name files below `new` instead of `old`, in one transaction; return how many names changed.
+    """Change the paths in the database from below `old` to below `new`, in one transaction; return their number.
 
-    A file that is still in the old place, and not in the new one, keeps its name.
+    The path of a file that exists below `old` only is not changed.
     """
     changed = 0
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
@@ -117,33 +121,33 @@ def relocate(database: Path, old: Path, new: Path) -> int:
         for table, columns, rows in PATH_COLUMNS:
             for column in columns if _has(connection, table) else ():
                 for row, value in connection.execute(f"SELECT rowid, {column} FROM {table} {rows}").fetchall():
-                    if (moved := _update_paths(value, old, new, is_kept=table != "experiments")) is not None:
+                    if (moved := _update_path(value, old, new, keep_existing=table != "experiments")) is not None:
                         connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (moved, row))
                         changed += 1
     return changed
 
 
-def _update_paths(value: str | None, old: Path, new: Path, is_kept: bool) -> str | None:
-    """The new place of files; None where it stays. In the old place files count where they are `is_kept` there only."""
-    for before, after in _forms(old, new):
-        if value == before or (value or "").startswith(f"{before}/"):
+def _update_path(value: str | None, old: Path, new: Path, keep_existing: bool) -> str | None:
+    """Return the new path; None to leave it, with `keep_existing` also if the file exists in the old directory only."""
+    for old_prefix, new_prefix in _prefixes(old, new):
+        if value == old_prefix or (value or "").startswith(f"{old_prefix}/"):
             assert value is not None
-            moved = after + value.removeprefix(before)
-            there, here = _path(value), _path(moved)
-            if is_kept and there and here and there.exists() and not here.exists():
+            moved = new_prefix + value.removeprefix(old_prefix)
+            old_path, new_path = _path(value), _path(moved)
+            if keep_existing and old_path and new_path and old_path.exists() and not new_path.exists():
                 return None
             return moved
     return None
 
 
-def _forms(old: Path, new: Path) -> Iterator[tuple[str, str]]:
-    """How MLflow writes a folder: as an address, or as a path."""
+def _prefixes(old: Path, new: Path) -> Iterator[tuple[str, str]]:
+    """Yield old and new artifact directory in both of MLflow's notations, as a URI and as a path."""
     yield (old / ARTIFACT_DIR).as_uri(), (new / ARTIFACT_DIR).as_uri()
     yield str(old / ARTIFACT_DIR), str(new / ARTIFACT_DIR)
 
 
 def _path(location: str) -> Path | None:
-    """The folder on this machine that MLflow names so; None for a place elsewhere."""
+    """Convert a location to a path on this machine; None for another scheme, host, or a relative path."""
     parts = urlsplit(location)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return Path(url2pathname(parts.path))
@@ -154,28 +158,20 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
     return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone())
 
 
-DEFAULT_EXPERIMENT_NAME = "cifar-pipeline"
-# A server that is gone is noticed in seconds; MLflow's own retries take minutes.
-HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-# How long a process waits for others to have written to a SQLite file; MLflow's 20 s are few for many jobs at once.
-MAX_WAIT_SECONDS = 300
-BUSY_TIMEOUT_SQL = f"PRAGMA busy_timeout = {1000 * MAX_WAIT_SECONDS}"
-
-
 def tracking_uri() -> str:
-    """The address of the store that every run of this workspace goes to."""
+    """Return the URI of the store in which this workspace logs its runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_workspace() / 'mlflow.db'}"
 
 
 def connect() -> tuple[MlflowClient, str]:
-    """A client, and the id of the one experiment of this project.
+    """Return a client and the id of this project's experiment.
 
-    A new SQLite database is made under a lock: processes that all find it missing break each other's migrations.
+    A new SQLite database is created under a lock: parallel processes would break each other's migrations.
     """
-    # Lines about tables and migrations, which nobody here can act on.
+    # Hides lines about tables and migrations, on which no user can act.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # What it logs it raises as well: a traceback before the sentence.
+    # It logs a traceback for each error, which it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
@@ -191,7 +187,7 @@ def connect() -> tuple[MlflowClient, str]:
 
 
 def get_run_or_none(client: MlflowClient, run_id: str) -> Run | None:
-    """The run with this id; None where the store doesn't have it, or where it was deleted."""
+    """Fetch a run by id; None if the store does not have it, or if it was deleted."""
     try:
         run = client.get_run(run_id) if run_id else None
     except MlflowException as error:
@@ -202,21 +198,21 @@ def get_run_or_none(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _enable_wal(database: Path) -> None:
-    """Let readers and a writer of a SQLite file go on beside each other; MLflow's default makes them wait."""
+    """Enable write-ahead logging, so that readers and a writer do not block each other."""
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
 @event.listens_for(Engine, "connect")
 def _set_busy_timeout(connection: Any, record: Any) -> None:
-    """Have every connection of this process to a SQLite file, whoever opens it, wait instead of giving up."""
+    """Make every SQLite connection of this process wait for locks instead of failing."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute(BUSY_TIMEOUT_SQL)
 
 
 @event.listens_for(Engine, "before_cursor_execute", retval=True)
 def _keep_busy_timeout(connection: Any, cursor: Any, statement: str, values: Any, context: Any, many: bool) -> Any:
-    """Have it stay so: MLflow sets its own time again in each session."""
+    """Replace the timeout that MLflow sets in each session."""
     return BUSY_TIMEOUT_SQL if statement.startswith(BUSY_TIMEOUT_SQL.partition("=")[0]) else statement, values
 
 
@@ -226,35 +222,35 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         return _new_experiment(client, uri)
     if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"The experiment {DEFAULT_EXPERIMENT_NAME} was deleted from this MLflow store, and its name stays taken: `mlflow "
-            f"experiments restore --experiment-id {experiment.experiment_id}`, with MLFLOW_TRACKING_URI set to "
-            "the store, brings it back."
+            f"The experiment {DEFAULT_EXPERIMENT_NAME} was deleted from this MLflow store, and its name stays taken: "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, with MLFLOW_TRACKING_URI set to "
+            "the store, restores it."
         )
-    _follow_the_project(uri, experiment.artifact_location)
+    _relocate_if_moved(uri, experiment.artifact_location)
     return str(experiment.experiment_id)
 
 
 def _new_experiment(client: MlflowClient, uri: str) -> str:
-    # MLflow's own default would be a folder below whatever directory the first process happens to run in.
-    local = (main_workspace() / ARTIFACT_DIR).as_uri() if uri.startswith("sqlite:///") else None
-    # Without this kind the page opens on what it has for language models.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
+    # MLflow's default is relative to the working directory of the process that creates the experiment.
+    artifact_dir = (main_workspace() / ARTIFACT_DIR).as_uri() if uri.startswith("sqlite:///") else None
+    # Without this tag MLflow opens the experiment on its page for language models.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
-        return str(client.create_experiment(DEFAULT_EXPERIMENT_NAME, artifact_location=local, tags=kind))
+        return str(client.create_experiment(DEFAULT_EXPERIMENT_NAME, artifact_location=artifact_dir, tags=tags))
     except MlflowException as error:
-        # On a server another workspace may have made it meanwhile: the lock is this workspace's own.
+        # On a server, another workspace may have created it in between: the lock is local to this workspace.
         experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT_NAME)
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
         return str(experiment.experiment_id)
 
 
-def _follow_the_project(uri: str, location: str) -> None:
-    """Let this workspace's own database name its files here, where the project was moved or copied since."""
+def _relocate_if_moved(uri: str, location: str) -> None:
+    """Update the paths in this workspace's own database if the project was moved or copied."""
     root, database = main_workspace(), Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or database.resolve() != root / "mlflow.db":
         return
-    former = previous_root(location, root)
-    if former is not None:
-        count = relocate(database, former, root)
-        warning(f"This project was in {former} before: {count} paths in its MLflow database now name {root}.")
+    previous = previous_root(location, root)
+    if previous is not None:
+        count = relocate(database, previous, root)
+        warning(f"This project was in {previous} before: changed {count} paths in its MLflow database to {root}.")

@@ -1,6 +1,6 @@
-"""Where a model may be kept, and how it comes from there: a folder, a revision of the project in DVC, MLflow.
+"""Resolve the address of a model to a folder: a local folder, a revision in DVC, or a `models:/` or `runs:/` URI.
 
-A model from MLflow as files on this machine; nothing of it is run.
+Models are downloaded as files; nothing in them is executed.
 """
 
 import os
@@ -16,60 +16,58 @@ from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, folder_in_repository
 
-# What MLflow answers where there is no such run, model or alias; everything else is a fault of the store.
-ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+# MLflow's error codes for a missing run, model or alias; all others are failures of the store.
+NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+MLFLOW_SCHEMES = ("models:/", "runs:/")
 
 
-def download_model(address: str, place: Path) -> Path:
-    """The folder below `place` that holds the model of `models:/cifar10@champion`, `models:/cifar10/3` or `runs:/...`.
+def download_model(uri: str, directory: Path) -> Path:
+    """Download `models:/cifar10@champion`, `models:/cifar10/3` or `runs:/...` into `directory`; return its folder.
 
     Raises:
-        Refusal: MLflow has no such model.
+        UserError: MLflow has no such model.
     """
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     connect()
     try:
-        folder = Path(download_artifacts(artifact_uri=address, dst_path=str(place / "model")))
+        folder = Path(download_artifacts(artifact_uri=uri, dst_path=str(directory / "model")))
     except (MlflowException, FileNotFoundError) as error:
-        if isinstance(error, MlflowException) and error.error_code not in ABSENT:
+        if isinstance(error, MlflowException) and error.error_code not in NOT_FOUND:
             raise
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"MLflow has no {address} ({reason}): `make models` lists those it has.") from None
+        raise UserError(f"MLflow has no {uri} ({reason}): `make models` lists the registered models.") from None
     if not (folder / "MLmodel").is_file():
-        raise UserError(f"{address} is no model: runs:/RUN/last and models:/NAME/VERSION are.")
+        raise UserError(f"{uri} is not a model: write runs:/RUN/last or models:/NAME/VERSION.")
     return folder
-
-
-MLFLOW_SCHEMES = ("models:/", "runs:/")
 
 
 @contextmanager
 def resolve_model(address: str, revision: str, checkpoint: str) -> Iterator[Path]:
-    """Yield the folder of one model, which may be gone afterwards.
+    """Yield the folder of a model, which may be temporary.
 
-    `address` is a folder or an address in MLflow; with a `revision` (a tag, a branch, a commit or an experiment's name)
-    the folder is the one that DVC keeps for it. Of a training's folder, which holds several, `checkpoint` is taken.
+    Args:
+        address: a folder or an MLflow URI.
+        revision: of the folder in DVC (tag, branch, commit or experiment name); empty for the working tree.
+        checkpoint: the model to take from a training's folder, which has several.
 
     Raises:
-        Refusal: there is no such model.
+        UserError: there is no such model.
     """
-    with TemporaryDirectory(prefix="model-") as place:
+    with TemporaryDirectory(prefix="model-") as name:
+        directory = Path(name)
         if address.startswith(MLFLOW_SCHEMES):
             if revision:
-                raise UserError(f"{address} is kept in MLflow, not in a revision of DVC: leave out one of the two.")
-            # Imported here, because MLflow takes seconds that a model in a folder doesn't need.
-
-            yield download_model(address, Path(place))
+                raise UserError(f"{address} is kept in MLflow, not in a revision of DVC: omit one of the two.")
+            yield download_model(address, directory)
         elif revision:
-            yield _find_checkpoint(
-                _from_dvc_revision(address, revision, Path(place)), f"{address} of {revision}", checkpoint
-            )
+            folder = _from_dvc_revision(address, revision, directory)
+            yield _find_checkpoint(folder, f"{address} of {revision}", checkpoint)
         else:
             yield _find_checkpoint(Path(address), address, checkpoint)
 
 
 def _find_checkpoint(folder: Path, name: str, checkpoint: str) -> Path:
-    """The folder itself where it is a model, or the training's checkpoint in it; without a best, the last."""
+    """Return the folder itself if it is a model, or the checkpoint in it; `last` if there is no `best`."""
     for candidate in (folder, folder / checkpoint, folder / "last"):
         if (candidate / "MLmodel").is_file():
             return candidate
@@ -79,8 +77,8 @@ def _find_checkpoint(folder: Path, name: str, checkpoint: str) -> Path:
     )
 
 
-def _from_dvc_revision(folder: str, revision: str, place: Path) -> Path:
-    """The folder as it was at a revision, from DVC's cache or its remote."""
+def _from_dvc_revision(folder: str, revision: str, directory: Path) -> Path:
+    """Copy the folder at a revision from DVC's cache or its remote into `directory`."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError, SCMError
@@ -88,22 +86,22 @@ def _from_dvc_revision(folder: str, revision: str, place: Path) -> Path:
     repository = find_repository()
     if repository.kind is not Kind.FOUND:
         raise UserError(
-            f"Without a commit in git there are no revisions ({repository.reason or repository.kind}): leave out --rev "
+            f"There are no revisions without a commit in git ({repository.reason or repository.kind}): omit --rev "
             f"{revision}."
         )
     try:
-        # DVC opens a revision at the repository's top, whatever folder it is asked in.
-        below = folder_in_repository()
-        files = DVCFileSystem(".", rev=revision, subrepos=bool(below))
-        files.get(f"{below}{folder}", str(place / "models"), recursive=True)
+        # DVC opens a revision at the repository's top, whatever the working directory is.
+        prefix = folder_in_repository()
+        files = DVCFileSystem(".", rev=revision, subrepos=bool(prefix))
+        files.get(f"{prefix}{folder}", str(directory / "models"), recursive=True)
     except RevError:
         raise UserError(
-            f"There is no revision {revision}: `git tag`, `git log` and `dvc exp list` show them."
+            f"There is no revision {revision}: `git tag`, `git log` and `dvc exp list` list them."
         ) from None
     except (DvcException, SCMError, GitError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
         raise UserError(
-            f"DVC has no {folder} of {revision} ({reason}): `git checkout {revision} && dvc repro` makes what its "
-            "cache doesn't hold."
+            f"DVC has no {folder} of {revision} ({reason}): `git checkout {revision} && dvc repro` creates what "
+            "its cache does not have."
         ) from None
-    return place / "models"
+    return directory / "models"

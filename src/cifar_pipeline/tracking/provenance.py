@@ -1,7 +1,4 @@
-"""What a run says about where it came from: the code, the data, the command, the versions.
-
-The results that are committed in this repository: what a new one is compared with.
-"""
+"""Record a run's provenance (commit, diff, data, command, versions), and read the results committed in git."""
 
 import os
 import shlex
@@ -19,85 +16,86 @@ from cifar_pipeline.utils.safe_io import parse_json, parse_yaml
 from cifar_pipeline.utils.text import redact_arguments, redact_bytes
 
 VERSIONED_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
-# The folders whose changes can change a result.
+# Folders whose changes can affect a result.
 CODE_PATHS = ("src", "conf")
+METRICS_FILE, PARAMS_FILE = Path("reports/metrics.json"), Path("params.yaml")
 
 
 @dataclass(frozen=True)
 class _Code:
-    """Facts for tags, and the redacted patch that leads from the commit to the code."""
+    """Tags about the code, and the redacted patch from the commit to it."""
 
-    facts: dict[str, str]
-    difference: bytes = b""
+    tags: dict[str, str]
+    diff: bytes = b""
 
 
-# What git said when this process started, by the working directory.
+# What git reported when this process started, by working directory.
 _recorded: dict[Path, _Code] = {}
 
 
 def record_commit() -> None:
-    """Ask git now, and let the other functions answer so for the rest of this process: its code is of this commit."""
-    here = Path.cwd()
-    if here not in _recorded:
-        _recorded[here] = _ask_git()
+    """Read commit and diff from git now, and use them for the rest of this process, which has loaded this code."""
+    directory = Path.cwd()
+    if directory not in _recorded:
+        _recorded[directory] = _read_git()
 
 
 def tags() -> dict[str, str]:
-    """Facts that a person may want to filter runs by; `git.error` and `dvc.error` say why others are missing."""
-    facts = {
-        "command": _text(shlex.join(["python", *redact_arguments(sys.argv)])),
-        "mlflow.source.name": _text(sys.argv[0]),
+    """Return the tags of a run; `git.error` and `dvc.error` are the reasons why others are missing."""
+    values = {
+        "command": _escape_undecodable(shlex.join(["python", *redact_arguments(sys.argv)])),
+        "mlflow.source.name": _escape_undecodable(sys.argv[0]),
         "mlflow.source.type": "LOCAL",
         "python": sys.version.split()[0],
-        **_code().facts,
+        **_code().tags,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         **_dvc_tags(),
         **{f"version.{package}": version(package) for package in VERSIONED_PACKAGES},
     }
-    return {key: value for key, value in facts.items() if value}
+    return {key: value for key, value in values.items() if value}
 
 
 def commit() -> str:
-    """The commit that is checked out; empty where there is none, or git doesn't say."""
-    return _code().facts.get("git.commit", "")
+    """Return the hash of the commit that is checked out; empty if there is none, or if git fails."""
+    return _code().tags.get("git.commit", "")
 
 
 def diff() -> bytes:
-    """What `src` and `conf` hold beyond the commit, as a patch. Empty in a clean tree, and without a commit."""
-    return _code().difference
+    """Return the uncommitted changes of `src` and `conf` as a patch; empty without changes or without a commit."""
+    return _code().diff
 
 
 def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
-    """The hash under which DVC keeps an output of a stage, as its lock says; empty where the lock doesn't know it."""
-    found, error = _locked_hash(stage, output, lock)
+    """Read the hash of a stage's output from DVC's lock file; empty if the file does not have it."""
+    value, error = _locked_hash(stage, output, lock)
     if error:
-        warning(f"{lock} says nothing about {output}: {error}. `git checkout {lock}` or `dvc repro` writes it anew.")
-    return found
+        warning(f"{lock} has no hash of {output}: {error}. `git checkout {lock}` or `dvc repro` restores the file.")
+    return value
 
 
 def _code() -> _Code:
-    return _recorded.get(Path.cwd()) or _ask_git()
+    return _recorded.get(Path.cwd()) or _read_git()
 
 
-def _ask_git() -> _Code:
+def _read_git() -> _Code:
     repository = find_repository()
     if repository.kind is not Kind.FOUND:
         return _Code({"git.error": repository.error})
-    facts = {"git.commit": repository.commit, "mlflow.source.git.commit": repository.commit}
+    code_tags = {"git.commit": repository.commit, "mlflow.source.git.commit": repository.commit}
     try:
         changes = git_diff(CODE_PATHS)
     except GitError as error:
-        return _Code(facts | {"git.error": warn_git_failed(error)})
-    return _Code(facts | {"git.dirty": str(bool(changes)).lower()}, redact_bytes(changes))
+        return _Code(code_tags | {"git.error": warn_git_failed(error)})
+    return _Code(code_tags | {"git.dirty": str(bool(changes)).lower()}, redact_bytes(changes))
 
 
 def _dvc_tags() -> dict[str, str]:
-    found, error = _locked_hash("download", "data/raw", Path("dvc.lock"))
-    return {"dvc.data": found, "dvc.error": error}
+    data, error = _locked_hash("download", "data/raw", Path("dvc.lock"))
+    return {"dvc.data": data, "dvc.error": error}
 
 
 def _locked_hash(stage: str, output: str, lock: Path) -> tuple[str, str]:
-    """The hash of a stage's output in DVC's lock, and what keeps the lock from being read."""
+    """Return the hash of a stage's output in DVC's lock file, and why the file can't be read."""
     try:
         content = parse_yaml(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,25 +106,22 @@ def _locked_hash(stage: str, output: str, lock: Path) -> tuple[str, str]:
         outputs = (content or {}).get("stages", {}).get(stage, {}).get("outs", [])
         return next((str(entry.get("md5", "")) for entry in outputs if entry.get("path") == output), ""), ""
     except (AttributeError, TypeError):
-        return "", "it is not what DVC writes"
+        return "", "it is not a lock file of DVC"
 
 
-def _text(words: str) -> str:
-    """Words of a command line as a database takes them: bytes that are no UTF-8 are shown as `\\xff`."""
-    return words.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-METRICS_FILE, PARAMS_FILE = Path("reports/metrics.json"), Path("params.yaml")
+def _escape_undecodable(text: str) -> str:
+    """Escape bytes of a command line that are not UTF-8 as `\\xff`, so that a database can store it."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def published_results() -> dict[str, Any]:
-    """The newest committed metrics.json with `commit`, `date` and the `experiment` that params.yaml named there.
+    """Read the newest committed `metrics` (metrics.json), with `commit`, `date` and params.yaml's `experiment`.
 
-    Empty where there is no git, or no such file in its commits; `{"error": ...}` where that could not be found out.
+    Empty without git or a committed metrics.json; `{"error": ...}` if git or a file can't be read.
     """
     repository = find_repository()
     if repository.kind is Kind.REFUSED:
-        return {"error": f"git gives no answer ({repository.reason})"}
+        return {"error": f"git failed ({repository.reason})"}
     if repository.kind is not Kind.FOUND:
         return {}
     try:
@@ -136,16 +131,16 @@ def published_results() -> dict[str, Any]:
             return {}
         return {"commit": commit, "date": date, **_read(metrics, in_commit(commit, PARAMS_FILE) or b"")}
     except GitError as error:
-        return {"error": f"git gives no answer ({warn_git_failed(error)})"}
+        return {"error": f"git failed ({warn_git_failed(error)})"}
 
 
 def _read(metrics: bytes, params: bytes) -> dict[str, Any]:
-    """What both files say; no `metrics` where the first is not what `evaluate` writes."""
+    """Parse both files; an `error` instead of `metrics` if the first is not valid."""
     try:
-        values, choices = parse_json(metrics), parse_yaml(params)
+        values, options = parse_json(metrics), parse_yaml(params)
     except (ValueError, yaml.YAMLError) as error:
         return {"error": f"the committed results can't be read ({' '.join(str(error).split())[:200]})"}
     if not isinstance(values, dict):
-        return {"error": f"the committed {METRICS_FILE} holds no table of values"}
-    experiment = choices.get("experiment") if isinstance(choices, dict) else None
+        return {"error": f"the committed {METRICS_FILE} is not a JSON object"}
+    experiment = options.get("experiment") if isinstance(options, dict) else None
     return {"experiment": str(experiment or ""), "metrics": values}

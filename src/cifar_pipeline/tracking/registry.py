@@ -1,6 +1,6 @@
-"""MLflow's registry: which trained models are kept under a name, and which of them is the champion.
+"""Register models in MLflow: promote a checkpoint to champion, roll back to the previous one, list the versions.
 
-A version is a checkpoint of a run. No DVC stage comes here: a stage may be skipped, or run in a queue.
+A version is a checkpoint of a run. No DVC stage registers models, because stages may be skipped or run in a queue.
 """
 
 from collections.abc import Iterator
@@ -33,107 +33,111 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace
 
 
-def promote(candidate: Candidate, rule: PromotionPolicy, asked_for: bool) -> str:
-    """Register the candidate, let it become the champion where it beats the present one, and say so in one line.
+def promote(candidate: Candidate, policy: PromotionPolicy, explicit: bool) -> str:
+    """Register the candidate and make it the champion if it beats the present one. Idempotent.
 
-    A version that was sent back by `roll_back` stays so unless it is `asked_for` by name. Asked again, nothing changes.
+    Args:
+        explicit: whether the user named the run; otherwise a version that was rolled back is not promoted again.
+
+    Returns:
+        The outcome in one line.
     """
     client, _ = connect()
-    with _only_one():
-        claims = read_claims(client, rule)
-        champion = find_champion(client, rule)
-        version = _registered(client, candidate, rule.name)
-        new = version is None
+    with _registry_lock():
+        claims = read_claims(client, policy)
+        champion = find_champion(client, policy)
+        version = _find_registered(client, candidate, policy.name)
+        is_new = version is None
         if version is None:
-            version = _register(client, candidate, rule.name)
-        what = f"Version {version.version} of {rule.name} ({candidate.title})"
+            version = _register(client, candidate, policy.name)
+        title = f"Version {version.version} of {policy.name} ({candidate.title})"
         if champion is not None and version.version == champion.version:
-            if PENDING in champion.tags:  # whoever set it was killed before it looked at what others did
-                settle(client, rule, str(champion.version), claims)
-            return f"{what} is the champion already."
-        if version.tags.get(ROLLED_BACK) and not asked_for:
-            return f"{what} was sent back: `python src/registry.py promote {candidate.run_id}` lets it compete again."
-        reason = rejection_reason(version, champion, rule)
+            if PENDING in champion.tags:  # The process that set it was killed before `settle` finished.
+                settle(client, policy, str(champion.version), claims)
+            return f"{title} is the champion already."
+        if version.tags.get(ROLLED_BACK) and not explicit:
+            return f"{title} was rolled back: `python src/registry.py promote {candidate.run_id}` promotes it again."
+        reason = rejection_reason(version, champion, policy)
         if reason:
-            return f"{what} {'is registered' if new else 'stays as it is'}: {reason}"
-        make_champion(client, version, champion, rule)
-        now_it_is = settle(client, rule, str(version.version), claims)
-        if now_it_is is not None and now_it_is.version != version.version:
-            return f"{what} is registered: {_changed_meanwhile(now_it_is)}"
-        return f"{what} is the champion now: {_previous_summary(champion)}"
+            return f"{title} {'is registered' if is_new else 'was registered before'}: {reason}"
+        make_champion(client, version, champion, policy)
+        settled = settle(client, policy, str(version.version), claims)
+        if settled is not None and settled.version != version.version:
+            return f"{title} is registered: {_concurrent_summary(settled)}"
+        return f"{title} is the champion now: {_previous_summary(champion)}"
 
 
-def roll_back(rule: PromotionPolicy) -> str:
-    """Put the champion's predecessor back, and say so in one line.
+def roll_back(policy: PromotionPolicy) -> str:
+    """Make the previous champion the champion again, and return the outcome in one line.
 
     Raises:
-        Refusal: there is no champion, or none before it.
+        UserError: there is no champion, or none before it.
     """
     client, _ = connect()
-    with _only_one():
-        claims = read_claims(client, rule)
-        champion = find_champion(client, rule)
+    with _registry_lock():
+        claims = read_claims(client, policy)
+        champion = find_champion(client, policy)
         if champion is None:
             raise UserError(
-                f"{rule.name} has no {rule.alias}: `python src/registry.py promote` makes one of the pipeline's model."
+                f"{policy.name} has no {policy.alias}: `python src/registry.py promote` promotes the pipeline's model."
             )
-        former = find_version(client, rule.name, champion.tags.get(PREVIOUS, ""))
-        if former is None:
+        previous = find_version(client, policy.name, champion.tags.get(PREVIOUS, ""))
+        if previous is None:
             raise UserError(
-                f"There was no {rule.alias} of {rule.name} before version {champion.version}: `make models` lists what "
-                "there is, `python src/registry.py promote RUN` lets another one compete."
+                f"{policy.name} had no {policy.alias} before version {champion.version}: `make models` lists its "
+                "versions, `python src/registry.py promote RUN` promotes another one."
             )
-        # The tag first: who promotes at the same time does not bring it back.
-        client.set_model_version_tag(rule.name, champion.version, ROLLED_BACK, now())
-        client.set_registered_model_alias(rule.name, rule.alias, former.version)
-        now_it_is = settle(client, rule, str(former.version), claims)
-        if now_it_is is not None and now_it_is.version != former.version:
-            return f"Version {champion.version} of {rule.name} was sent back: {_changed_meanwhile(now_it_is)}"
+        # The tag comes first, so that a concurrent promotion does not restore this version.
+        client.set_model_version_tag(policy.name, champion.version, ROLLED_BACK, now())
+        client.set_registered_model_alias(policy.name, policy.alias, previous.version)
+        settled = settle(client, policy, str(previous.version), claims)
+        if settled is not None and settled.version != previous.version:
+            return f"Version {champion.version} of {policy.name} was rolled back: {_concurrent_summary(settled)}"
         return (
-            f"Version {former.version} of {rule.name} ({format_percent(former.tags)}) is the champion again, in place of "
-            f"version {champion.version} ({format_percent(champion.tags)})."
+            f"Version {previous.version} of {policy.name} ({format_percent(previous.tags)}) is the champion again, in "
+            f"place of version {champion.version} ({format_percent(champion.tags)})."
         )
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A registered version: NAME/NUMBER, what it is called besides, when it came, and the facts that stand on it."""
+    """A version of a registered model; `address` is NAME/NUMBER, `date` when it was registered."""
 
     address: str
     aliases: tuple[str, ...]
     date: datetime
-    facts: dict[str, str]
+    tags: dict[str, str]
 
 
 def read_versions(name: str | None) -> list[RegisteredVersion]:
-    """Every version under `name`, or under any, the newest first."""
+    """List the versions of the model `name`, or of all models, newest first."""
     client, _ = connect()
     versions = client.search_model_versions(f"name = '{name}'" if name else None)
-    # A search tells nothing of aliases.
+    # search_model_versions returns no aliases.
     aliases = {name: client.get_registered_model(name).aliases for name in {version.name for version in versions}}
     return [
         RegisteredVersion(
             address=f"{version.name}/{version.version}",
             aliases=tuple(alias for alias, number in aliases[version.name].items() if number == version.version),
             date=datetime.fromtimestamp(version.creation_timestamp / 1000),
-            facts=dict(version.tags),
+            tags=dict(version.tags),
         )
         for version in sorted(versions, key=lambda version: version.creation_timestamp, reverse=True)
     ]
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
-    """Let one process at a time decide who is the champion."""
+def _registry_lock() -> Iterator[None]:
+    """Serialize promotions and rollbacks of this workspace."""
     with FileLock(main_workspace() / ".cache" / "registry.lock"):
         yield
 
 
-def _registered(client: MlflowClient, candidate: Candidate, name: str) -> ModelVersion | None:
-    """The version of the candidate; where two workspaces registered it at once, the one with the lower number."""
+def _find_registered(client: MlflowClient, candidate: Candidate, name: str) -> ModelVersion | None:
+    """Find the candidate's version; the lowest number if two workspaces registered it at the same time."""
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{candidate.run_id}'")
-    of_checkpoint = [version for version in versions if version.tags.get("checkpoint") == candidate.checkpoint]
-    return min(of_checkpoint, key=lambda version: int(version.version), default=None)
+    matching = [version for version in versions if version.tags.get("checkpoint") == candidate.checkpoint]
+    return min(matching, key=lambda version: int(version.version), default=None)
 
 
 def _register(client: MlflowClient, candidate: Candidate, name: str) -> ModelVersion:
@@ -141,31 +145,31 @@ def _register(client: MlflowClient, candidate: Candidate, name: str) -> ModelVer
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            # Another workspace was faster.
+            # Another workspace may have created it in between.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    own = client.create_model_version(
+    created = client.create_model_version(
         name,
         source=f"models:/{candidate.model_id}",
         run_id=candidate.run_id,
         tags=candidate.tags,
         model_id=candidate.model_id,
     )
-    first = _registered(client, candidate, name)
-    if first is None or first.version == own.version:
-        return own
-    client.delete_model_version(name, own.version)
+    first = _find_registered(client, candidate, name)
+    if first is None or first.version == created.version:
+        return created
+    client.delete_model_version(name, created.version)
     return first
 
 
-def _changed_meanwhile(champion: ModelVersion) -> str:
+def _concurrent_summary(champion: ModelVersion) -> str:
     return (
-        f"version {champion.version} ({format_percent(champion.tags)}), which was promoted elsewhere at the same time, is the "
-        "champion now."
+        f"version {champion.version} ({format_percent(champion.tags)}), which was promoted elsewhere at the same time, "
+        "is the champion now."
     )
 
 
 def _previous_summary(champion: ModelVersion | None) -> str:
     if champion is None:
         return "there was none."
-    return f"version {champion.version} had {format_percent(champion.tags)} (`make rollback` puts it back)."
+    return f"version {champion.version} had {format_percent(champion.tags)} (`make rollback` restores it)."

@@ -1,7 +1,4 @@
-"""One MLflow run per training: opened, continued, and ended with what really happened.
-
-Trainings that have been measured on the test part, as MLflow's database has them.
-"""
+"""MLflow runs of trainings: open or resume one, end it with its real status, and list the evaluated ones."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -34,15 +31,21 @@ from cifar_pipeline.utils.paths import main_workspace, workspace_id
 from cifar_pipeline.utils.text import flatten_dict
 
 MAX_PARAM_LENGTH = 6000
-# The experiment that runs are taken to be of where their names don't say.
+# The experiment that run names don't contain.
 DEFAULT_EXPERIMENT = "tutorial"
-# How often a sweep lets a trial end its process without a word.
+# A sweep skips a trial that crashed its process this many times in a row.
 MAX_CRASHES = 2
+ACCURACY = "test/accuracy"
+# Keys and groups that affect a result, without the seed.
+RESULT_KEYS = (
+    "data.source", "data.val_fraction", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler",
+    "weight_averaging", "precision", "trainer", "tta",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The run of one training."""
+    """The MLflow run of one training."""
 
     client: MlflowClient
     id: str
@@ -51,23 +54,23 @@ class TrainingRun:
     logged_epochs: int
 
     def log_files(self, paths: list[Path]) -> None:
-        """Show images and tables on the run's page."""
+        """Log images and tables as artifacts."""
         for path in paths:
             self.client.log_artifact(self.id, str(path))
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Put numbers on the run; each metric once for a step."""
+        """Log metrics of one step; to be called once per step for each metric."""
         now = int(time.time() * 1000)
         self.client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
 
     def tag(self, values: Mapping[str, Any]) -> None:
-        """Add facts that the runs can be filtered by."""
+        """Set tags, by which runs can be filtered."""
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
 
     def log_result(self, folder: Path, tags: Mapping[str, Any]) -> None:
-        """Keep what a finished training left: each model folder as a model of its own, the files beside them as files.
+        """Log a finished training: each model folder as an MLflow model, the files next to them as artifacts.
 
-        A run that has its models already keeps them.
+        A run that has models keeps them.
         """
         self.tag(tags)
         models = self.client.get_run(self.id).outputs
@@ -80,7 +83,7 @@ class TrainingRun:
                 self.client.log_artifact(self.id, str(path))
 
     def log_model(self, folder: Path, name: str) -> None:
-        """Keep a model folder (an MLflow model, as `mlflow models serve -m` takes it) under `name` on the run."""
+        """Log a folder in MLflow's model format (`mlflow models serve -m` serves it) as the run's model `name`."""
         run = self.client.get_run(self.id)
         model = self.client.create_logged_model(run.info.experiment_id, name=name, source_run_id=self.id)
         self.client.log_model_artifacts(model.model_id, str(folder))
@@ -88,15 +91,15 @@ class TrainingRun:
         self.client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
 
 
-def run_name(choices: Mapping[str, str], seed: int, point: Trial | None = None) -> str:
-    """What a run is called, by its choices: `sgd-cross_entropy-0`; in a sweep with what else is swept.
+def run_name(options: Mapping[str, str], seed: int, trial: Trial | None = None) -> str:
+    """Name a run by its config options, `sgd-cross_entropy-0`; a trial's name also has its other swept values.
 
-    An experiment of another recipe comes first, unless its optimizer is called like it: `debug-sgd-cross_entropy-0`.
+    An experiment other than the tutorial comes first (`debug-sgd-cross_entropy-0`), unless the optimizer has its name.
     """
-    words = [choices["optimizer"], choices["loss"], str(seed)]
-    if choices.get("experiment", "null") not in (DEFAULT_EXPERIMENT, "null", words[0]):
-        words.insert(0, choices["experiment"])
-    return " ".join(["-".join(words), *(point.beside if point else [])])
+    words = [options["optimizer"], options["loss"], str(seed)]
+    if options.get("experiment", "null") not in (DEFAULT_EXPERIMENT, "null", words[0]):
+        words.insert(0, options["experiment"])
+    return " ".join(["-".join(words), *(trial.name_suffixes if trial else [])])
 
 
 @contextmanager
@@ -106,86 +109,86 @@ def training_run(
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
     rerun: str = "",
-    point: Trial | None = None,
+    trial: Trial | None = None,
 ) -> Iterator[TrainingRun]:
-    """The run of this fingerprint, RUNNING until the block ends: then FINISHED, FAILED or KILLED.
+    """Open the run of this fingerprint; it is RUNNING inside the block, then FINISHED, FAILED or KILLED.
 
-    A run that an earlier process left off, and one that has finished, is continued; one that is RUNNING in another
-    workspace is not. A `rerun` (its id) has one of its own. A new run of a sweep's trial is a child of the
-    sweep's run, which is told of it in any case.
+    An interrupted or finished run is resumed, except one that is RUNNING in another workspace. A `rerun` (its id) has
+    a run of its own. The run of a trial is recorded on the sweep's parent; a new one becomes its child.
 
-    Raises `Refusal` where this trial of a sweep has killed its process twice: a third try might end a third sweep.
+    Raises:
+        UserError: the trial crashed its process twice; a third attempt might kill a third sweep.
     """
     client, experiment = connect()
-    found = _find(client, experiment, fingerprint, rerun)
-    if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
-        found = None  # Another workspace is at the same training.
-    close_stale_runs(client, experiment, fingerprint, found.info.run_id if found else "")
-    run_id = (
-        found.info.run_id if found else _create(client, experiment, fingerprint, name, config, dataset, rerun, point)
-    )
-    if point:
-        record_trial(point, run_id)
-        if point.rerun:
-            client.set_tag(run_id, SWEEP_RERUN, point.rerun)
-    deaths = crash_count(client, found) if found else 0
-    if point and deaths >= MAX_CRASHES:
+    run = _find(client, experiment, fingerprint, rerun)
+    if run and run.info.status == "RUNNING" and not belongs_to_workspace(run):
+        run = None  # Another workspace runs the same training.
+    close_stale_runs(client, experiment, fingerprint, run.info.run_id if run else "")
+    run_id = run.info.run_id if run else _create(client, experiment, fingerprint, name, config, dataset, rerun, trial)
+    if trial:
+        record_trial(trial, run_id)
+        if trial.rerun:
+            client.set_tag(run_id, SWEEP_RERUN, trial.rerun)
+    crashes = crash_count(client, run) if run else 0
+    if trial and crashes >= MAX_CRASHES:
         client.set_terminated(run_id, "FAILED")
         if rerun:
-            client.delete_tag(run_id, RERUN)  # the next start opens another run, which has killed nothing
+            client.delete_tag(run_id, RERUN)  # so that the next attempt opens a new run, without crashes
         raise UserError(
-            f"It has killed its process {deaths} times and is passed over; the next start with rerun=true tries again."
+            f"This trial crashed its process {crashes} times and is skipped; start the sweep with rerun=true to try it "
+            "again."
         )
-    if found and FAILURE_TAG in found.data.tags:
+    if run and FAILURE_TAG in run.data.tags:
         client.delete_tag(run_id, FAILURE_TAG)
-    spent = float(found.data.tags.get(SECONDS_TAG, 0)) if found else 0.0
-    with _run_alone(suspect=point is not None and deaths > 0):
+    seconds_before = float(run.data.tags.get(SECONDS_TAG, 0)) if run else 0.0
+    with _run_alone(suspected_crasher=trial is not None and crashes > 0):
         client.update_run(run_id, status="RUNNING")
         client.set_tag(run_id, WORKSPACE_TAG, workspace_id())
-        with _terminate_run(
-            client, run_id, spent, finished_before=found is not None and found.info.status == "FINISHED"
-        ):
+        finished_before = run is not None and run.info.status == "FINISHED"
+        with _terminate_run(client, run_id, seconds_before, finished_before):
             yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
 
 
 @contextmanager
 def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
-    """The run of a training that has ended, for results that come after it.
+    """Reopen the run of a finished training to add later results.
 
-    A new one, and a line that says so, where this store doesn't have it: the model may come from DVC's cache.
+    If this store does not have it (the model may come from DVC's cache), create a new run and print a line about it.
     """
     client, experiment = connect()
     if get_run_or_none(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
         return
-    info(f"The run that trained this model is not in this MLflow database: a new one, {name}, takes the results.")
+    info(f"The run that trained this model is not in this MLflow database: logging the results to a new run, {name}.")
     run_id = client.create_run(experiment, run_name=name, tags=provenance.tags()).info.run_id
     with _terminate_run(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
 
 
 def finished_run(fingerprint: str, sweep_rerun: str = "") -> Run | None:
-    """The newest run of this fingerprint that has come to its end; in one rerun of a sweep, where its id is given."""
+    """Find the newest FINISHED run of this fingerprint; with a sweep's rerun id, only one of that rerun."""
     client, experiment = connect()
-    within = {SWEEP_RERUN: sweep_rerun} if sweep_rerun else {}
-    return _newest(client, experiment, {"fingerprint": fingerprint, **within}, finished=True)
+    rerun_tag = {SWEEP_RERUN: sweep_rerun} if sweep_rerun else {}
+    return _newest(client, experiment, {"fingerprint": fingerprint, **rerun_tag}, finished=True)
 
 
-def _run_alone(suspect: bool) -> AbstractContextManager[Any]:
-    """Let trials that may have killed their process run one at a time.
+def _run_alone(suspected_crasher: bool) -> AbstractContextManager[Any]:
+    """Run suspected crashers one at a time.
 
-    Where one process dies, joblib kills the others: the guilty trial is the one that dies again without them.
+    joblib kills all workers when one dies, so the culprit is the trial that crashes again alone.
     """
-    return FileLock(main_workspace() / ".cache" / "crashed_trials.lock") if suspect else nullcontext()
+    if not suspected_crasher:
+        return nullcontext()
+    return FileLock(main_workspace() / ".cache" / "crashed_trials.lock")
 
 
 @contextmanager
 def _terminate_run(
-    client: MlflowClient, run_id: str, spent: float = 0.0, finished_before: bool = False
+    client: MlflowClient, run_id: str, seconds_before: float = 0.0, finished_before: bool = False
 ) -> Iterator[None]:
-    """End the run with what became of the block, and with its seconds added to those spent before.
+    """End the run with the status of the block, and add the block's seconds to those spent before.
 
-    A training that had finished keeps its seconds: to take it again, or to make it again, is no part of them.
+    A training that had finished keeps its seconds: reusing its result takes no training time.
     """
     status, start = "FAILED", time.perf_counter()
     try:
@@ -196,12 +199,12 @@ def _terminate_run(
         raise
     finally:
         if not finished_before:
-            client.set_tag(run_id, SECONDS_TAG, round(spent + time.perf_counter() - start, 2))
+            client.set_tag(run_id, SECONDS_TAG, round(seconds_before + time.perf_counter() - start, 2))
         client.set_terminated(run_id, status)
 
 
 def _find(client: MlflowClient, experiment: str, fingerprint: str, rerun: str) -> Run | None:
-    """The run of this fingerprint to go on with: the rerun's, or else the newest that has finished, or the newest."""
+    """Find the run to resume: the rerun's, or else the newest finished one, or the newest."""
     if rerun:
         return _newest(client, experiment, {"fingerprint": fingerprint, RERUN: rerun})
     tags = {"fingerprint": fingerprint}
@@ -209,7 +212,7 @@ def _find(client: MlflowClient, experiment: str, fingerprint: str, rerun: str) -
 
 
 def _newest(client: MlflowClient, experiment: str, tags: Mapping[str, str], finished: bool = False) -> Run | None:
-    """The newest run with these tags."""
+    """Find the newest run with these tags."""
     conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
     runs = client.search_runs(
         [experiment],
@@ -229,13 +232,13 @@ def _create(
     config: Mapping[str, Any],
     dataset: Mapping[str, str],
     rerun: str,
-    point: Trial | None,
+    trial: Trial | None,
 ) -> str:
-    parent = {PARENT_KEY: point.parent} if point else {}
-    # Given as it is made: a process that is killed right after finds it again by them.
+    parent = {PARENT_KEY: trial.parent} if trial else {}
+    # Set on creation, so that the run is found again even if the process is killed right afterwards.
     tags = {"fingerprint": fingerprint, "dataset": dataset["name"], **parent, **({RERUN: rerun} if rerun else {})}
     tags |= {WORKSPACE_TAG: workspace_id(), **provenance.tags()}
-    tags |= {f"env.{name}": value for name, value in variables().items()}
+    tags |= {f"env.{variable}": value for variable, value in variables().items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _truncate(str(value))) for key, value in flatten_dict(config).items()])
     entity = Dataset(
@@ -249,7 +252,7 @@ def _create(
 
 
 def _log_bytes(client: MlflowClient, run_id: str, content: bytes, name: str) -> None:
-    """Keep a file as it is, also where its bytes are no UTF-8."""
+    """Log a file unchanged, which may not be valid UTF-8."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -257,22 +260,22 @@ def _log_bytes(client: MlflowClient, run_id: str, content: bytes, name: str) -> 
 
 
 def _truncate(value: str) -> str:
-    """MLflow cuts longer values without a word; the whole stands in the artifact config.yaml."""
-    notice = " ... (the whole value: artifact config.yaml)"
+    """Cut a long value with a notice; MLflow would cut it silently. The artifact config.yaml has it in full."""
+    notice = " ... (full value in the artifact config.yaml)"
     return value if len(value) <= MAX_PARAM_LENGTH else value[: MAX_PARAM_LENGTH - len(notice)] + notice
-
-
-ACCURACY = "test/accuracy"
-# What decides a result, less the seed.
-RESULT_KEYS = (
-    "data.source", "data.val_fraction", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging",
-    "precision", "trainer", "tta",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A finished training: its seed, its accuracy on the test part, its seconds, what it ran on, and its commit."""
+    """A finished training with its test accuracy.
+
+    Attributes:
+        accuracy: on the test split, from 0 to 1.
+        seconds: spent on the training; NaN if unknown.
+        hardware: processor and device.
+        commit: short hash, with a `+` if the code was changed; empty without git.
+        values: its parameters that affect the result.
+    """
 
     seed: int
     accuracy: float
@@ -283,7 +286,7 @@ class EvaluatedRun:
 
 
 def list_evaluated_runs(dataset: str) -> list[EvaluatedRun]:
-    """Those on the data set of this name, the oldest first; of a training measured again, the last result."""
+    """List the evaluated runs on a dataset, oldest first; of several of one fingerprint, the newest."""
     client, experiment = connect()
     runs = client.search_runs(
         [experiment],
@@ -292,12 +295,12 @@ def list_evaluated_runs(dataset: str) -> list[EvaluatedRun]:
         max_results=10_000,
         order_by=["attributes.start_time ASC"],
     )
-    of_data = [run for run in runs if run.data.tags.get("dataset") == dataset and ACCURACY in run.data.metrics]
-    return list({run.data.tags["fingerprint"]: _evaluated_run(run) for run in of_data}.values())
+    evaluated = [run for run in runs if run.data.tags.get("dataset") == dataset and ACCURACY in run.data.metrics]
+    return list({run.data.tags["fingerprint"]: _evaluated_run(run) for run in evaluated}.values())
 
 
 def result_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """What of a configuration decides a result but for chance, as the parameters of a run."""
+    """Select the values of a configuration that affect a result, without the seed, as a run's parameters."""
     return {key: str(value) for key, value in flatten_dict(config).items() if _affects_result(key)}
 
 

@@ -1,8 +1,8 @@
-"""Runs that a process has left RUNNING because it was killed: found, counted and ended.
+"""Close stale runs: those still RUNNING in MLflow although their process was killed.
 
-A run says which workspace it is of, and a process holds a lock in that workspace for as long as it is at the run. So
-only a process of the same workspace ends it. In a workspace's own database all runs are its own, also where it was
-copied with the workspace.
+A run's tag names its workspace, and a process locks a file in that workspace while it works on the run, so only
+processes of the same workspace can tell whether a run is stale. All runs in a workspace's own database belong to it,
+also after the database was copied together with the workspace.
 """
 
 from pathlib import Path
@@ -14,16 +14,16 @@ from cifar_pipeline.tracking.client import tracking_uri
 from cifar_pipeline.utils.atomic import is_locked
 from cifar_pipeline.utils.paths import is_training_locked, main_workspace, sweep_dir, workspace_id
 
-# The tag that says which workspace a run is of: a training's checkpoints are there.
+# Tag: id of the workspace that a run belongs to, which has the training's checkpoints.
 WORKSPACE_TAG = "workspace"
-# The tag that counts how often in a row a process at a training ended without a word, and that says after which epoch.
+# Tags: number of consecutive crashes of a training's process, and the epoch after which the last one happened.
 CRASHES_TAG, CRASH_EPOCH_TAG = "crashes", "crash_epoch"
 
 
 def close_stale_runs(client: MlflowClient, experiment: str, fingerprint: str, run_id: str) -> None:
-    """End the runs of this workspace that were left, but for the one with this id, which is about to be gone on with.
+    """End the stale runs of this workspace, except `run_id`, which is about to be resumed.
 
-    Whoever asks holds the training with this fingerprint, so that another run of it (of a rerun, for one) was left.
+    The caller holds the lock of the training with this fingerprint, so all other RUNNING runs of it are stale.
     """
     condition = "attributes.status = 'RUNNING'"
     if not _is_own_database():
@@ -39,7 +39,7 @@ def close_stale_runs(client: MlflowClient, experiment: str, fingerprint: str, ru
 
 
 def belongs_to_workspace(run: Run) -> bool:
-    """Whether the run is one of this workspace, where a lock says whether some process is at it."""
+    """Whether the run belongs to this workspace, whose locks show whether a process works on it."""
     return _is_own_database() or run.data.tags.get(WORKSPACE_TAG) == workspace_id()
 
 
@@ -49,14 +49,14 @@ def _is_own_database() -> bool:
 
 
 def close_if_stale(client: MlflowClient, run: Run) -> None:
-    """End a RUNNING run of this workspace as KILLED, unless some process is at its training."""
+    """End a RUNNING run of this workspace as KILLED, unless a process holds the lock of its training."""
     if (
         run.info.status != "RUNNING"
         or not belongs_to_workspace(run)
         or is_training_locked(run.data.tags.get("fingerprint", ""))
     ):
         return
-    # Asked anew: a training ends its run before it lets go of its folder, so one that has just ended says so now.
+    # Fetched again, because a training ends its run before it releases its lock: it may have ended since.
     run = client.get_run(run.info.run_id)
     if run.info.status == "RUNNING":
         _record_crash(client, run)
@@ -64,25 +64,25 @@ def close_if_stale(client: MlflowClient, run: Run) -> None:
 
 
 def crash_count(client: MlflowClient, run: Run) -> int:
-    """How often in a row a process at this training ended without a word: once more where the run is still RUNNING.
+    """Return the number of consecutive crashes of this training; a run that is still RUNNING is another crash.
 
-    Whoever asks holds the training's lock, so nobody is at it.
+    The caller holds the training's lock, so no process works on it.
     """
     return _record_crash(client, run) if run.info.status == "RUNNING" else int(run.data.tags.get(CRASHES_TAG, 0))
 
 
 def logged_epochs(client: MlflowClient, run_id: str) -> int:
-    """How many epochs' metrics the run has: a continued training must not put them there twice."""
+    """Return the number of epochs whose metrics the run has, which a resumed training must not log twice."""
     return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
 
 
 def _record_crash(client: MlflowClient, run: Run) -> int:
-    """Count a process at a training that ended without a word; how many it were in a row.
+    """Count a crash of a training's process and return the number of consecutive ones.
 
-    A training that has come further since the last time has not ended its process by itself: it starts from 1 again.
+    A training that got further than at the last crash probably did not cause it: counting restarts at 1.
     """
     epoch = logged_epochs(client, run.info.run_id)
-    further = epoch > int(run.data.tags.get(CRASH_EPOCH_TAG, 0))
-    deaths = 1 if further else int(run.data.tags.get(CRASHES_TAG, 0)) + 1
-    client.log_batch(run.info.run_id, tags=[RunTag(CRASHES_TAG, str(deaths)), RunTag(CRASH_EPOCH_TAG, str(epoch))])
-    return deaths
+    made_progress = epoch > int(run.data.tags.get(CRASH_EPOCH_TAG, 0))
+    crashes = 1 if made_progress else int(run.data.tags.get(CRASHES_TAG, 0)) + 1
+    client.log_batch(run.info.run_id, tags=[RunTag(CRASHES_TAG, str(crashes)), RunTag(CRASH_EPOCH_TAG, str(epoch))])
+    return crashes

@@ -1,6 +1,6 @@
-"""A sweep in MLflow: one parent run, which knows each of its trials, whoever's run that is.
+"""Store a sweep in MLflow: a parent run with a tag for each trial, which holds its overrides and the id of its run.
 
-A trial's own run is the parent's child where this sweep trained it; a run that was there before is linked, not moved.
+A run that this sweep trained is a child of the parent. A run that existed before is linked by the tag only.
 """
 
 import json
@@ -20,12 +20,17 @@ from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SWEEP_
 from cifar_pipeline.utils.paths import workspace_id
 from cifar_pipeline.utils.safe_io import parse_json
 
-TRIAL_TAG = "trial."
+TRIAL_TAG_PREFIX = "trial."
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known about a trial: its overrides and, once there is one, its run."""
+    """A trial as the parent run records it.
+
+    Attributes:
+        run: None before the trial has one.
+        reused: whether the run existed before this sweep.
+    """
 
     number: int
     overrides: tuple[str, ...]
@@ -34,78 +39,78 @@ class TrialRecord:
 
     @property
     def run_id(self) -> str:
-        """The id of the trial's run; empty where it came to none."""
+        """The id of the trial's run; empty if it has none."""
         return str(self.run.info.run_id) if self.run else ""
 
 
-def open_sweep(sweep: str, name: str, facts: Mapping[str, Any], rerun: bool = False) -> tuple[str, str]:
-    """Open the parent run of the sweep with this fingerprint: the one of before, or a new one. It is RUNNING then.
+def open_sweep(fingerprint: str, name: str, metadata: Mapping[str, Any], rerun: bool = False) -> tuple[str, str]:
+    """Resume the parent run of the sweep with this fingerprint, or create it, and set it RUNNING.
 
-    Returns its id and, with `rerun`, the id of the sweep's rerun: the one that was begun and in which not every trial
-    has finished yet, or a new one.
+    Returns:
+        The run's id and, with `rerun`, the id of the sweep's unfinished rerun or of a new one; empty otherwise.
     """
     client, experiment = connect()
-    tags = {"sweep": sweep, **{key: str(value) for key, value in facts.items()}, **provenance.tags()}
+    tags = {"sweep": fingerprint, **{key: str(value) for key, value in metadata.items()}, **provenance.tags()}
     tags[WORKSPACE_TAG] = workspace_id()
-    runs = client.search_runs([experiment], f"tags.sweep = '{sweep}'", ViewType.ACTIVE_ONLY, max_results=1)
-    found = runs[0] if runs else None
-    if found and found.info.status == "RUNNING" and not belongs_to_workspace(found):
-        found = None  # Another workspace is at the same sweep.
-    current = (found.data.tags.get(RERUN) if found else None) or uuid.uuid4().hex
+    runs = client.search_runs([experiment], f"tags.sweep = '{fingerprint}'", ViewType.ACTIVE_ONLY, max_results=1)
+    parent = runs[0] if runs else None
+    if parent and parent.info.status == "RUNNING" and not belongs_to_workspace(parent):
+        parent = None  # Another workspace runs the same sweep.
+    rerun_id = ""
     if rerun:
-        tags[RERUN] = current
-    if found:
-        client.update_run(found.info.run_id, status="RUNNING")
-        client.log_batch(found.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-        return str(found.info.run_id), current if rerun else ""
-    return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), current if rerun else ""
+        rerun_id = tags[RERUN] = (parent.data.tags.get(RERUN) if parent else None) or uuid.uuid4().hex
+    if parent is None:
+        return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id), rerun_id
+    client.update_run(parent.info.run_id, status="RUNNING")
+    client.log_batch(parent.info.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+    return str(parent.info.run_id), rerun_id
 
 
-def record_trial(point: Trial, run_id: str = "") -> None:
-    """Let the parent know the trial and, once it is open, the trial's run.
+def record_trial(trial: Trial, run_id: str = "") -> None:
+    """Record a trial and, once it has one, its run on the parent.
 
-    A run that only says why the trial failed before, where it came to none of its own, has had its time.
+    A placeholder run, which only recorded an earlier failure of the trial, is deleted.
     """
     client, _ = connect()
-    key = _key(point.number)
-    before = _record(client, point.parent, key, client.get_run(point.parent).data.tags.get(key, ""))
-    if before and before.run and before.run_id != run_id and "fingerprint" not in before.run.data.tags:
-        client.delete_run(before.run_id)
-    client.set_tag(point.parent, key, json.dumps({"overrides": point.overrides, "run": run_id}))
+    key = _tag_of(trial.number)
+    previous = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags.get(key, ""))
+    if previous and previous.run and previous.run_id != run_id and "fingerprint" not in previous.run.data.tags:
+        client.delete_run(previous.run_id)
+    client.set_tag(trial.parent, key, json.dumps({"overrides": trial.overrides, "run": run_id}))
 
 
-def record_failure(point: Trial, reason: str) -> None:
-    """Note why a trial failed: on its run, or on a FAILED one of its own where it came to none."""
+def record_failure(trial: Trial, reason: str) -> None:
+    """Record why a trial failed: on its run, or on a FAILED placeholder if it has none."""
     client, experiment = connect()
-    key = _key(point.number)
-    record = _record(client, point.parent, key, client.get_run(point.parent).data.tags[key])
+    key = _tag_of(trial.number)
+    record = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags[key])
     if record and record.run and not record.reused:
         run_id = record.run_id
     else:
-        tags = {PARENT_KEY: point.parent, **provenance.tags()}
-        run_id = client.create_run(experiment, run_name=point.label or point.place, tags=tags).info.run_id
+        tags = {PARENT_KEY: trial.parent, **provenance.tags()}
+        run_id = client.create_run(experiment, run_name=trial.label or trial.title, tags=tags).info.run_id
         client.set_terminated(run_id, "FAILED")
-        record_trial(point, run_id)
+        record_trial(trial, run_id)
     client.set_tag(run_id, FAILURE_TAG, reason[:5000])
 
 
 def read_trials(parent: str) -> list[TrialRecord]:
-    """Every trial of the sweep, in the order of their numbers."""
+    """Read the trials of a sweep, ordered by number."""
     client, _ = connect()
     tags = sorted(client.get_run(parent).data.tags.items())
-    return [record for record in (_record(client, parent, key, text) for key, text in tags) if record]
+    return [record for record in (_parse_record(client, parent, key, text) for key, text in tags) if record]
 
 
-def find_sweep(wanted: str) -> Run | None:
-    """The parent run with this id, sweep fingerprint or name; the newest sweep for an empty text."""
+def find_sweep(name: str) -> Run | None:
+    """Find a sweep's parent run by id, fingerprint or name; the newest one for an empty name."""
     client, experiment = connect()
     runs = client.search_runs([experiment], "tags.sweep LIKE '%'", order_by=["attributes.start_time DESC"])
-    matching = (run for run in runs if wanted in ("", run.info.run_id, run.data.tags["sweep"], run.info.run_name))
+    matching = (run for run in runs if name in ("", run.info.run_id, run.data.tags["sweep"], run.info.run_name))
     return next(matching, None)
 
 
 def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
-    """A row per epoch of these metrics of a run."""
+    """Read metrics of a run, one row per epoch."""
     client, _ = connect()
     rows: dict[int, dict[str, float]] = {}
     for key in keys:
@@ -115,7 +120,7 @@ def history(run_id: str, keys: list[str]) -> list[dict[str, float]]:
 
 
 def close_stale_trials(parent: str) -> None:
-    """End the runs of trials whose process is gone."""
+    """End the trials' runs whose process was killed."""
     client, _ = connect()
     for record in read_trials(parent):
         if record.run is not None:
@@ -123,7 +128,7 @@ def close_stale_trials(parent: str) -> None:
 
 
 def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
-    """Put the comparison on the parent and end it."""
+    """Log the comparison's files to the parent run and end it."""
     client, _ = connect()
     for path in artifacts:
         client.log_artifact(parent, str(path))
@@ -134,26 +139,26 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
 
 
 def _is_finished_in(record: TrialRecord, rerun: str) -> bool:
-    """Whether a trial has finished in this rerun of the sweep."""
+    """Whether the trial finished in this rerun of the sweep."""
     run = record.run
     return run is not None and run.info.status == "FINISHED" and run.data.tags.get(SWEEP_RERUN) == rerun
 
 
 def delete_sweep(parent: str) -> None:
-    """Drop a sweep that has come to nothing."""
+    """Delete the parent run of a sweep without trials."""
     client, _ = connect()
     client.delete_run(parent)
 
 
-def _key(number: int) -> str:
-    return f"{TRIAL_TAG}{number:04}"
+def _tag_of(number: int) -> str:
+    return f"{TRIAL_TAG_PREFIX}{number:04}"
 
 
-def _record(client: MlflowClient, parent: str, key: str, text: str) -> TrialRecord | None:
-    """What a tag of the parent says about a trial; None where it is about something else."""
-    if not key.startswith(TRIAL_TAG) or not text:
+def _parse_record(client: MlflowClient, parent: str, key: str, text: str) -> TrialRecord | None:
+    """Parse a tag of the parent; None if it is not a trial's."""
+    if not key.startswith(TRIAL_TAG_PREFIX) or not text:
         return None
     content = parse_json(text)
     run = get_run_or_none(client, content["run"])
     reused = run is not None and run.data.tags.get(PARENT_KEY) != parent
-    return TrialRecord(int(key.removeprefix(TRIAL_TAG)), tuple(content["overrides"]), run, reused)
+    return TrialRecord(int(key.removeprefix(TRIAL_TAG_PREFIX)), tuple(content["overrides"]), run, reused)

@@ -1,49 +1,55 @@
-"""What identifies a job of a sweep. Apart from what talks to MLflow, which takes seconds to import."""
+"""A trial: one job of a sweep. Kept apart from what imports MLflow, which takes seconds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# The tag that makes a run another's child on MLflow's pages.
+# MLflow's tag that makes a run the child of another.
 PARENT_KEY = "mlflow.parentRunId"
-# The tag that says why a trial failed.
+# Tag: why a trial failed.
 FAILURE_TAG = "failure"
-# The tag with the seconds that processes spent at a training: its run lasts while it is left off, or taken again, too.
+# Tag: seconds that all processes spent on a training. A run's own duration includes the time between them.
 SECONDS_TAG = "seconds"
-# The tag of a run that one rerun of a training has, or of the parent while one rerun of the sweep has: its id.
+# Tag: id of the rerun that a run belongs to; on a sweep's parent, the id of its unfinished rerun.
 RERUN = "rerun"
-# The tag that says which rerun of a sweep a trial's run was made in, or gone on with.
+# Tag of a trial's run: id of the sweep's rerun that trained or continued it.
 SWEEP_RERUN = "sweep.rerun"
-# What a run's name says by itself.
+# Keys that every run's name contains.
 KEYS_IN_RUN_NAME = ("optimizer", "loss", "seed")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One job of a sweep: its parent's run, its number, what it was started with, and of how many (0: not known).
+    """One job of a sweep.
 
-    `rerun` is the id of the sweep's rerun that it belongs to; empty: of none.
+    Attributes:
+        parent: id of the sweep's parent run.
+        number: counted from 0.
+        overrides: the job's command line.
+        swept: the keys that differ between the trials.
+        total: number of trials; 0 where it is not known in advance.
+        rerun: id of the sweep's rerun; empty for none.
     """
 
     parent: str
     number: int
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
-    of: int = 0
+    total: int = 0
     rerun: str = ""
 
     @property
-    def place(self) -> str:
-        """Which of how many it is, for a person; a search or a range of numbers may not know how many."""
-        return f"trial {self.number + 1}" + (f" of {self.of}" if self.of else "")
+    def title(self) -> str:
+        """`Trial 3/12`, or `Trial 3` for a search over ranges, whose total is unknown."""
+        return f"Trial {self.number + 1}" + (f"/{self.total}" if self.total else "")
 
     @property
     def label(self) -> str:
-        """Its swept values, for a person: `optimizer=adam optimizer.lr=0.01`."""
+        """The swept values: `optimizer=adam optimizer.lr=0.01`."""
         return " ".join(f"{key}={value}" for key, value in self._swept_values)
 
     @property
-    def beside(self) -> list[str]:
-        """Those of its swept values that `optimizer-loss-seed` does not say."""
+    def name_suffixes(self) -> list[str]:
+        """The swept values that `optimizer-loss-seed`, the start of a run's name, does not contain."""
         return [f"{key}={value}" for key, value in self._swept_values if key not in KEYS_IN_RUN_NAME]
 
     @property
@@ -52,6 +58,6 @@ class Trial:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
-    """Overrides of a command line as keys with the values written for them; of two for a key the last counts."""
+    """Map the keys of command-line overrides to their values as text; the last override of a key wins."""
     pairs = (text.lstrip("+").partition("=") for text in overrides if not text.startswith("~"))
     return {key: value for key, _, value in pairs}
