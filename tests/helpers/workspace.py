@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,6 +121,26 @@ class Workspace:
         assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
         (self.root / path).write_text(text.replace(old, new))
 
+    def set_params(self, **values: Any) -> None:
+        """Set keys of params.yaml; dotted ones (`**{"trainer.max_epochs": 1}`) are set below `overrides`."""
+        text = self.read("params.yaml")
+        params = yaml.safe_load(text)
+        for key, value in values.items():
+            *parents, name = ["overrides", *key.split(".")] if "." in key else [key]
+            node = params
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[name] = value
+        for key in {"overrides" if "." in key else key for key in values}:
+            inline = (
+                yaml.safe_dump(params[key], default_flow_style=True, width=10_000, allow_unicode=True)
+                .removesuffix("...\n")
+                .strip()
+            )
+            text, count = re.subn(rf"^{key}:.*$", lambda _, line=f"{key}: {inline}": line, text, flags=re.MULTILINE)
+            assert count == 1, f"params.yaml has {count} lines of {key}"
+        self.write("params.yaml", text)
+
     def model(self, folder: str = "models") -> bytes:
         """The model file of the last weights."""
         return (self.root / folder / "last" / "model.onnx").read_bytes()
@@ -177,7 +198,7 @@ def prepared(folder: Path) -> Workspace:
 def add_own(workspace: Workspace, code: str) -> None:
     """What a user might bring along: `code` in a file beside the stages, and `loss=slow`, which takes its time."""
     (workspace.root / "src" / "own.py").write_text(SLOW + code)
-    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\nprobabilities: softmax\n")
+    (workspace.root / "conf" / "loss" / "slow.yaml").write_text("_target_: own.Slow\noutput_activation: softmax\n")
 
 
 def make_repository(workspace: Workspace) -> None:
