@@ -17,7 +17,7 @@ from helpers.workspace import Command, Workspace
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from side import anonymous_bytes
+from common import anonymous_bytes
 
 IMAGES = 100_000
 SIZE = 72
