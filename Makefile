@@ -60,8 +60,8 @@ sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and
 	@dvc repro preprocess
 	@python src/train.py -m sweep=$(SWEEP) $(PARALLEL)
 
-.PHONY: compare
-compare: $(SETUP) ## compare the trials of the newest sweep, finished or not
+.PHONY: compare-sweep
+compare-sweep: $(SETUP) ## compare the trials of the newest sweep, at any time
 	@python src/report.py sweep
 
 .PHONY: test
@@ -83,15 +83,15 @@ torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare the results
 bench: $(SETUP) ## benchmark against a plain loop, plain Lightning and hardware limits (seven to ten minutes)
 	@python benchmarks/run.py
 
-# Races of benchmarks/race.py; seeds, if other than those of the leaderboard's rules: `SEEDS="0 1"`.
-RACE ?= quick airbench94
+# Recipes of benchmarks/speedrun.py; seeds, if other than those of the leaderboard's rules: `SEEDS="0 1"`.
+RECIPE ?= quick airbench94
 
-.PHONY: race
-race: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RACE=quick, SEEDS="0 1 2"; half an hour or more for both)
-	@python benchmarks/race.py $(RACE) $(if $(SEEDS),--seeds $(SEEDS))
+.PHONY: speedrun
+speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RECIPE=quick, SEEDS="0 1 2"; half an hour or more for both)
+	@python benchmarks/speedrun.py $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS))
 
-.PHONY: results
-results: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
+.PHONY: results-table
+results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
 	@python src/report.py experiments
 
 .PHONY: check
@@ -119,8 +119,8 @@ ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
 serve: $(SETUP) ## serve the champion over HTTP, on http://127.0.0.1:5001 (MODEL=models:/cifar10/3)
 	@python src/serve.py $(if $(MODEL),--model '$(MODEL)')
 
-.PHONY: models
-models: $(SETUP) ## list the registered models, the newest first
+.PHONY: list-models
+list-models: $(SETUP) ## list the registered models, the newest first
 	@python src/registry.py list
 
 .PHONY: rollback
@@ -144,4 +144,4 @@ clean: ## remove the outputs of the stages; the environment, DVC's cache and the
 
 .PHONY: help
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 22

@@ -1,4 +1,4 @@
-"""The copy of the project in which everything is measured: nothing of the real one is changed or reused."""
+"""Copy the project to a temporary directory, so that benchmarks change and reuse nothing of the original."""
 
 import os
 import shutil
@@ -9,29 +9,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from measure import Workspace
-from sizes import TINY, Sizes
+from workload_sizes import TINY, Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS_OF_THE_PROJECT = ("benchmarks", "conf", "src", "dvc.yaml", ".dvcignore", ".dvc/config")
+COPIED_PATHS = ("benchmarks", "conf", "src", "dvc.yaml", ".dvcignore", ".dvc/config")
 
 
 def with_a_model(workspace: Workspace) -> None:
-    """Train one where the part `tutorial` was left out."""
+    """Train a model if the section `tutorial` did not run before."""
     if not (workspace.root / "models").is_dir():
         workspace.run("python", "src/train.py", "trainer.max_epochs=1", "trainer.limit_train_batches=100")
 
 
 def has_data(workspace: Workspace) -> bool:
-    """Whether the workspace holds the real CIFAR-10."""
+    """Whether the workspace has the real CIFAR-10."""
     return (workspace.root / "data" / "raw" / "cifar10").is_dir()
 
 
 @contextmanager
 def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
-    """The project as it is, in a temporary folder, with its data and an empty compiler's cache."""
+    """Copy the working tree to a temporary directory, with its data and an empty compiler cache."""
     with TemporaryDirectory(prefix="bench-") as folder:
         root = Path(folder) / "project"
-        for name in PARTS_OF_THE_PROJECT:
+        for name in COPIED_PATHS:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, root / name)
@@ -44,12 +44,12 @@ def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
                 sys.exit(f"CIFAR10_SOURCE={workspace.variables['CIFAR10_SOURCE']} does not give CIFAR-10: unset it.")
             workspace.run("python", "src/preprocess.py")
         else:
-            workspace.run("python", "benchmarks/random_images.py", "--images", str(sizes.images))
+            workspace.run("python", "benchmarks/make_random_dataset.py", "--images", str(sizes.images))
         yield workspace
 
 
 def source() -> dict[str, str]:
-    """The variable that says where CIFAR-10 is, if anything does."""
+    """Return the variable CIFAR10_SOURCE if CIFAR-10 is available."""
     raw = ROOT / "data" / "raw" / "cifar10"
-    place = os.environ.get("CIFAR10_SOURCE") or (str(raw) if raw.is_dir() else "")
-    return {"CIFAR10_SOURCE": place} if place else {}
+    path = os.environ.get("CIFAR10_SOURCE") or (str(raw) if raw.is_dir() else "")
+    return {"CIFAR10_SOURCE": path} if path else {}

@@ -1,8 +1,8 @@
-"""Side: JAX, all steps as one compiled `lax.scan`: the strongest peer that one could pick instead of PyTorch.
+"""Baseline: JAX, all steps of an epoch as one compiled `lax.scan`.
 
     python benchmarks/jax_scan.py --steps 2000
 
-The same network, optimizer and values as the tutorial's; the weights' start does not matter for the time.
+Network, optimizer and hyperparameters are the tutorial's; the initial weights do not affect the time.
 """
 
 import time
@@ -11,9 +11,9 @@ from typing import Any
 
 import jax  # type: ignore[import-not-found, unused-ignore]
 import numpy as np
+from common import CLASSES, HALF, LR, MOMENTUM, parser, print_step_result, since_start, train_images
 from jax import lax
 from jax import numpy as jnp
-from side import CLASSES, HALF, LR, MOMENTUM, answer_steps, parser, pictures, since_start
 
 Weights = dict[str, Any]
 # Kernel or matrix of each layer; convolutions height, width, channels in and out, as NHWC images take them.
@@ -26,8 +26,8 @@ SHAPES = {
 }
 
 
-def first_weights(generator: np.random.Generator) -> Weights:
-    """Uniform, as PyTorch begins."""
+def init_weights(generator: np.random.Generator) -> Weights:
+    """Draw uniform initial weights as PyTorch does."""
     weights = {}
     for name, shape in SHAPES.items():
         bound = 1 / sqrt(np.prod(shape[:-1]))
@@ -36,7 +36,7 @@ def first_weights(generator: np.random.Generator) -> Weights:
     return weights
 
 
-def logits_of(weights: Weights, images: Any) -> Any:
+def predict_logits(weights: Weights, images: Any) -> Any:
     """Logits `[B, K]` of raw images `[B, H, W, C] uint8`."""
     features = (images.astype(jnp.float32) / 255 - HALF) / HALF
     for name in ("conv1", "conv2"):
@@ -53,12 +53,12 @@ def logits_of(weights: Weights, images: Any) -> Any:
 
 
 def mean_loss(weights: Weights, images: Any, labels: Any) -> Any:
-    chances = jax.nn.log_softmax(logits_of(weights, images))
-    return -jnp.take_along_axis(chances, labels[:, None], axis=1).mean()
+    log_probabilities = jax.nn.log_softmax(predict_logits(weights, images))
+    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
 
 
 def epoch(weights: Weights, velocity: Weights, images: Any, labels: Any, order: Any) -> tuple[Weights, Weights, Any]:
-    """A step for each row of `order [S, B]`; weights, velocity and the steps' losses."""
+    """Run a step for each row of `order [S, B]`; returns weights, velocity and losses."""
 
     def step(state: tuple[Weights, Weights], index: Any) -> tuple[tuple[Weights, Weights], Any]:
         weights, velocity = state
@@ -73,14 +73,14 @@ def epoch(weights: Weights, velocity: Weights, images: Any, labels: Any, order: 
 
 options = parser(__doc__).parse_args()
 generator = np.random.default_rng(0)
-raw, truth = pictures(options.data)
-images, labels = jnp.asarray(raw), jnp.asarray(truth, jnp.int32)
-weights = first_weights(generator)
+raw, targets = train_images(options.data)
+images, labels = jnp.asarray(raw), jnp.asarray(targets, jnp.int32)
+weights = init_weights(generator)
 velocity = jax.tree.map(jnp.zeros_like, weights)
 order = jnp.asarray(generator.integers(0, len(raw), (options.steps, options.batch_size)), jnp.int32)
-code = jax.jit(epoch, donate_argnums=(0, 1)).lower(weights, velocity, images, labels, order).compile()
+compiled = jax.jit(epoch, donate_argnums=(0, 1)).lower(weights, velocity, images, labels, order).compile()
 start_up = since_start()
 start = time.perf_counter()
-weights, velocity, losses = code(weights, velocity, images, labels, order)
+weights, velocity, losses = compiled(weights, velocity, images, labels, order)
 jax.block_until_ready((weights, losses))
-answer_steps(start_up, time.perf_counter() - start, options.steps, options.batch_size)
+print_step_result(start_up, time.perf_counter() - start, options.steps, options.batch_size)

@@ -1,4 +1,4 @@
-"""Processes measured one after another, and the table of what they come to."""
+"""Run commands one after another, measure time and memory, and write the table of results."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from statistics import median
 from typing import Any
 
 START = time.perf_counter()
-# Variables that would make a side here something else than the same command typed in a new shell.
-DISTURBING = ("DVC_", "MLFLOW_", "OMP_", "MKL_", "TORCH", "PYTHONPATH", "CIFAR10_SOURCE", "MAKE")
+# Removed from the environment, so that each command runs as in a new shell.
+REMOVED_PREFIXES = ("DVC_", "MLFLOW_", "OMP_", "MKL_", "TORCH", "PYTHONPATH", "CIFAR10_SOURCE", "MAKE")
 GIGABYTE = 10**9
 PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "dvc", "hydra-core", "jax")
 
 
-class Failed(Exception):
-    """A process that was to be measured ended with an error."""
+class CommandFailed(Exception):
+    """Raised when a measured command ends with an error."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A process that has ended well: its seconds, the memory of the largest process in it, what it printed.
+class FinishedCommand:
+    """A command that succeeded: seconds, peak memory of its largest process, output.
 
-    `lines` has each line with the seconds at which it was there.
+    `lines` holds each output line with the seconds after the start at which it was printed.
     """
 
     seconds: float
@@ -36,23 +36,23 @@ class Ended:
     output: str
     lines: Sequence[tuple[float, str]] = ()
 
-    def answer(self) -> dict[str, Any]:
-        """What a side says in its last line."""
-        answer: dict[str, Any] = json.loads(self.output.splitlines()[-1])
-        return answer
+    def result(self) -> dict[str, Any]:
+        """Parse the JSON in the last line of the output."""
+        result: dict[str, Any] = json.loads(self.output.splitlines()[-1])
+        return result
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A copy of the project in a folder of its own, and the environment variables of the commands that run there."""
+    """A copy of the project and the environment variables of the commands that run in it."""
 
     root: Path
     variables: Mapping[str, str]
 
-    def run(self, *words: str) -> Ended:
-        """Run a command to its end and measure it. Raises Failed with the end of its output."""
+    def run(self, *words: str) -> FinishedCommand:
+        """Run a command and measure it. Raises CommandFailed with the end of its output."""
         say(f"  {' '.join(words)}")
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(DISTURBING)}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(REMOVED_PREFIXES)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         ours = {"PATH": path, "PYTHONPATH": str(self.root / "src"), "PYTHONUTF8": "1", "COLUMNS": "200"}
         start = time.perf_counter()
@@ -71,39 +71,39 @@ class Workspace:
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise Failed(f"`{' '.join(words)}` ended with {process.returncode}: {output[-1500:]}")
+            raise CommandFailed(f"`{' '.join(words)}` ended with {process.returncode}: {output[-1500:]}")
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-        return Ended(seconds, usage.ru_maxrss * unit / GIGABYTE, output, lines)
+        return FinishedCommand(seconds, usage.ru_maxrss * unit / GIGABYTE, output, lines)
 
-    def side(self, name: str, *arguments: str) -> dict[str, Any]:
-        """Run benchmarks/`name`.py; returns what it answers."""
-        answer = self.run("python", f"benchmarks/{name}.py", *arguments).answer()
-        say("    " + "  ".join(f"{key} {_number(value)}" for key, value in answer.items()))
-        return answer
+    def run_script(self, name: str, *arguments: str) -> dict[str, Any]:
+        """Run benchmarks/`name`.py and return its result."""
+        result = self.run("python", f"benchmarks/{name}.py", *arguments).result()
+        say("    " + "  ".join(f"{key} {_number(value)}" for key, value in result.items()))
+        return result
 
 
 def alternate(
-    workspace: Workspace, sides: Mapping[str, Sequence[str]], repetitions: int
+    workspace: Workspace, scripts: Mapping[str, Sequence[str]], repetitions: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run each of `sides` (a script's name and its arguments) in turn, A B A B; all answers of each side."""
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    """Run `scripts` (name to arguments) alternately, A B A B, and return all results by name."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in scripts}
     for _ in range(repetitions):
-        for name, arguments in sides.items():
-            answers[name].append(workspace.side(name, *arguments))
-    return answers
+        for name, arguments in scripts.items():
+            results[name].append(workspace.run_script(name, *arguments))
+    return results
 
 
-def column(answers: Iterable[Mapping[str, Any]], key: str) -> list[float]:
-    """The same number of every answer."""
-    return [float(answer[key]) for answer in answers]
+def column(results: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    """Return the value of `key` in every result."""
+    return [float(result[key]) for result in results]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `theirs` is empty where a limit is to be kept and nobody is to be beaten.
+    """One row of the table. `theirs` is empty if the row has no baseline.
 
-    `at_least` is for how many times as fast as they we are to be; `at_most` for our own number; without either the row
-    only says what was measured.
+    `at_least` is the required speed-up over the baseline, `at_most` an upper limit for `ours`; without either the row
+    has no target.
     """
 
     what: str
@@ -117,7 +117,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast we are."""
+        """Speed-up over the baseline."""
         if not self.theirs:
             return None
         ours, theirs = median(self.ours), median(self.theirs)
@@ -125,7 +125,7 @@ class Row:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None where nothing was measured or there is no target."""
+        """Whether the target is met; None if nothing was measured or there is no target."""
         if not self.ours or not self.target:
             return None
         if self.at_most is not None:
@@ -139,7 +139,7 @@ class Row:
         return f"<= {self.at_most:g} {self.unit}" if self.at_most is not None else ""
 
     def cells(self) -> list[str]:
-        """The row as it is printed, without the note."""
+        """Format the row, without the note."""
         met = {True: "yes", False: "**no**", None: "" if self.ours else "not measured"}[self.is_met]
         ratio = f"{self.ratio:.2f}" if self.ratio is not None else ""
         return [self.what, _spread(self.ours, self.unit), _spread(self.theirs, self.unit), ratio, self.target, met]
@@ -149,7 +149,7 @@ class Row:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describe the machine: processor, cores, system, load, package versions."""
     path = Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -162,7 +162,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The table as Markdown, with the machine above it and how each row was measured below."""
+    """Format the table as Markdown, with the machine above it and the notes below."""
     hardware = head["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in hardware["versions"].items() if number)
     lines = [
@@ -197,7 +197,7 @@ def write_report(folder: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> 
 
 
 def say(line: str) -> None:
-    """Print a line, with the seconds since the beginning before it."""
+    """Print a line, prefixed with the seconds since the start."""
     print(f"[{time.perf_counter() - START:4.0f} s] {line}", flush=True)
 
 

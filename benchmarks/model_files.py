@@ -1,15 +1,15 @@
-"""Side: 10,000 images asked of a model file, from the start of the process to the last answer.
+"""Measure a model file from the start of the process to the last prediction.
 
 python benchmarks/model_files.py --write exported --network resnet18     both formats, with new weights
-python benchmarks/model_files.py --ask exported/model.onnx --images 10000     or model.pt2, which torch opens
+python benchmarks/model_files.py --predict exported/model.onnx --images 10000     or model.pt2, which torch opens
 """
 
 from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
+from common import CLASSES, print_result, since_start
 from numpy.typing import NDArray
-from side import CLASSES, answer, since_start
 
 SHAPE = (32, 32, 3)
 BATCH = 250
@@ -33,8 +33,8 @@ def write(folder: Path, network: str) -> None:
     torch.export.save(exported_program(pixels, SHAPE, "softmax"), folder / "model.pt2")
 
 
-def ask_onnx(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float, float]:
-    """The seconds to import and to load; then the answers."""
+def predict_onnx(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float, float]:
+    """Predict with ONNX Runtime; returns the seconds until imported and until loaded."""
     from cifar_pipeline.inference.onnx_session import OnnxSession
 
     imported = since_start()
@@ -44,8 +44,8 @@ def ask_onnx(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float
     return imported, loaded
 
 
-def ask_pt2(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float, float]:
-    """The same by torch, as its documentation says."""
+def predict_pt2(path: Path, images: NDArray[np.uint8], threads: int) -> tuple[float, float]:
+    """Predict with torch.export, as its documentation shows; returns the same as `predict_onnx`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -62,20 +62,20 @@ def main() -> None:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("--write", type=Path)
     arguments.add_argument("--network", default="lenet")
-    arguments.add_argument("--ask", type=Path)
+    arguments.add_argument("--predict", type=Path)
     arguments.add_argument("--images", type=int, default=10_000)
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     if options.write:
         write(options.write, options.network)
-        answer(written=str(options.write))
+        print_result(written=str(options.write))
         return
     images = np.random.default_rng(0).integers(0, 256, (options.images, *SHAPE), np.uint8)
-    ask = ask_onnx if options.ask.suffix == ".onnx" else ask_pt2
-    imported, loaded = ask(options.ask, images, options.threads)
+    predict = predict_onnx if options.predict.suffix == ".onnx" else predict_pt2
+    imported, loaded = predict(options.predict, images, options.threads)
     total = since_start()
     speed = options.images / (total - loaded)
-    answer(seconds=total, imports=imported, load=loaded - imported, images_per_second=speed)
+    print_result(seconds=total, imports=imported, load=loaded - imported, images_per_second=speed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far two trainings of the same choices lie apart: with the same threads and engine, with others, on a GPU.
+"""Measure how far two trainings with equal configuration differ: same and different threads, engines, GPU.
 
     python benchmarks/reproducibility.py        (some six minutes on two cores)
 
-One epoch of the tutorial's recipe on the real CIFAR-10, each training in a process of its own, in a temporary copy of
-the project. docs/guarantees.md has the table that it prints.
+One epoch of the tutorial's recipe on the real CIFAR-10, each training in its own process, in a temporary copy of
+the project. The table that it prints is in docs/guarantees.md.
 """
 
 import csv
@@ -23,15 +23,15 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training ended with: its weights, the bytes of its model file, and the accuracy on the validation part."""
+    """Result of a training: weights, SHA-256 of the model file, accuracy on the validation split."""
 
     weights: Weights
     model: str
     accuracy: float
 
 
-def trained(workspace: Workspace, engine: str, threads: int, more: list[str]) -> Trained:
-    """Train one epoch anew with this engine and so many threads."""
+def train(workspace: Workspace, engine: str, threads: int, more: list[str]) -> Trained:
+    """Train one epoch with this engine and number of threads."""
     words = [f"runtime.engine={engine}", f"runtime.threads={threads}", "trainer.max_epochs=1", "rerun=true", *more]
     workspace.run("python", "src/train.py", *words)
     root: Path = workspace.root
@@ -44,7 +44,7 @@ def trained(workspace: Workspace, engine: str, threads: int, more: list[str]) ->
 
 
 def row(what: str, one: Trained, other: Trained) -> str:
-    """How far apart they are; `equal` where every byte of the model file is."""
+    """Format the differences; `equal` if the model files are equal byte for byte."""
     if one.model == other.model:
         return f"| {what} | equal | equal |"
     furthest = max(
@@ -57,22 +57,24 @@ def row(what: str, one: Trained, other: Trained) -> str:
 def main() -> None:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("--tiny", action="store_true", help="only show that it runs; the numbers mean nothing")
-    arguments.add_argument("overrides", nargs="*", help="what else the trainings get, e.g. trainer.batch_size=64")
+    arguments.add_argument("overrides", nargs="*", help="overrides for all trainings, e.g. trainer.batch_size=64")
     options = arguments.parse_args()
     more = [*(["trainer.batch_size=8"] if options.tiny else []), *options.overrides]
     hardware = machine()
-    several = hardware["cores"]
+    cores = hardware["cores"]
     with copy_of_the_project(TINY if options.tiny else Sizes()) as workspace:
         if not has_data(workspace) and not options.tiny:
             sys.exit("This takes the real CIFAR-10: `make cifar10` fetches it, or CIFAR10_SOURCE names a copy.")
-        plain, plain_again, threaded = (trained(workspace, "plain", threads, more) for threads in (1, 1, several))
-        block, block_again, both = (trained(workspace, "block", threads, more) for threads in (1, 1, several))
+        eager, eager_again, eager_threads = (train(workspace, "eager", threads, more) for threads in (1, 1, cores))
+        compiled, compiled_again, compiled_threads = (
+            train(workspace, "compiled", threads, more) for threads in (1, 1, cores)
+        )
     say(f"{hardware['processor']}, {hardware['cores']} cores, torch {torch.__version__}, commit {commit()}")
-    print(row("plain engine, 1 thread, twice", plain, plain_again))
-    print(row("block engine, 1 thread, twice", block, block_again))
-    print(row(f"plain engine, 1 thread against {several}", plain, threaded))
-    print(row(f"block engine, 1 thread against {several}", block, both))
-    print(row("plain engine against block, 1 thread", plain, block))
+    print(row("eager engine, 1 thread, twice", eager, eager_again))
+    print(row("compiled engine, 1 thread, twice", compiled, compiled_again))
+    print(row(f"eager engine, 1 thread against {cores}", eager, eager_threads))
+    print(row(f"compiled engine, 1 thread against {cores}", compiled, compiled_threads))
+    print(row("eager engine against compiled, 1 thread", eager, compiled))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Times this project against what people would write or use instead, and against its own limits.
+"""Benchmark this project against common alternatives and against its own limits.
 
     make bench        (python benchmarks/run.py)
 
 Takes seven to ten minutes on two quiet cores and writes reports/bench.json and reports/bench.md. All of it happens
 in a temporary copy of the project. CIFAR-10 is taken from CIFAR10_SOURCE or data/raw; without it, random pixels of its
-shape do the same work. `--only NAME` measures one part, `--tiny` shows in seconds that everything runs; neither
-replaces the reports.
+shape do the same work. `--only NAME` measures one section, `--tiny` is a smoke test; neither replaces
+the reports.
 """
 
 import subprocess
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from copied_project import ROOT, copy_of_the_project, has_data
-from measure import START, Failed, Row, Workspace, machine, report, say, write_report
-from sizes import TINY, Sizes
-from trainings import large_batch, large_network, recipes, sweep, tutorial
-from waits import model_file, stages, use
+from latency import model_file, stages, use
+from measure import START, CommandFailed, Row, Workspace, machine, report, say, write_report
+from training_speed import large_batch, large_network, recipes, sweep, tutorial
+from workload_sizes import TINY, Sizes
 
 SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "tutorial": tutorial,
@@ -36,22 +36,22 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
 
 
 def commit() -> str:
-    """The commit that is measured, with a word where the code differs from it."""
+    """Return the measured commit, followed by "with changes" if the code differs from it."""
     git = ["git", "-C", str(ROOT)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    revision = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run([*git, "status", "--porcelain", "src", "conf"], capture_output=True, text=True)
-    return (found.stdout.strip() or "unknown") + (" with changes" if changed.stdout else "")
+    return (revision.stdout.strip() or "unknown") + (" with changes" if changed.stdout else "")
 
 
 def main() -> int:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    arguments.add_argument("--tiny", action="store_true", help="only show that it runs; the numbers mean nothing")
+    arguments.add_argument("--tiny", action="store_true", help="smoke test; the numbers mean nothing")
     arguments.add_argument(
         "--reports", type=Path, help="where the results are written; reports/, and nowhere with --only or --tiny"
     )
     options = arguments.parse_args()
-    is_whole = options.only == list(SECTIONS) and not options.tiny
+    is_complete = options.only == list(SECTIONS) and not options.tiny
     sizes = TINY if options.tiny else Sizes()
     hardware = machine()
     head: dict[str, Any] = {
@@ -73,12 +73,12 @@ def main() -> int:
                 for row in SECTIONS[name](workspace, sizes):
                     rows.append(row)
                     say("  => " + " | ".join(row.cells()))
-            except Failed as failure:
+            except CommandFailed as failure:
                 failures += 1
                 say(f"  FAILED: {failure}")
     head["seconds"] = time.perf_counter() - START
     print(report(head, rows))
-    if reports := options.reports or (ROOT / "reports" if is_whole else None):
+    if reports := options.reports or (ROOT / "reports" if is_complete else None):
         write_report(reports, head, rows)
     return 1 if failures else 0
 

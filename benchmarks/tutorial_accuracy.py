@@ -1,8 +1,8 @@
-"""What accuracy the tutorial's recipe reaches in a plain loop, on the images that the pipeline trains on.
+"""Measure the accuracy of the tutorial's recipe in a plain loop, on the pipeline's training images.
 
     python benchmarks/tutorial_accuracy.py 10 11 12        # seeds; some three minutes each on one core
 
-Nothing of the pipeline is used but data/processed: the network and the loop are written out as the tutorial has them.
+Uses nothing of the pipeline but data/processed; network and loop are written as in the tutorial.
 """
 
 import sys
@@ -31,16 +31,16 @@ class Net(nn.Module):
         return logits
 
 
-def part(name: str) -> tuple[Tensor, Tensor]:
-    """Images `[N, 3, 32, 32] float` in [-1, 1] and labels `[N]`."""
+def load_split(name: str) -> tuple[Tensor, Tensor]:
+    """Load images `[N, 3, 32, 32] float` in [-1, 1] and labels `[N]`."""
     folder = Path("data/processed") / name
     images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).float()
     return (images / 255 - 0.5) / 0.5, torch.from_numpy(np.load(folder / "labels.npy"))
 
 
 def accuracy(seed: int) -> float:
-    """The test accuracy after the last epoch."""
-    images, labels = part("train")
+    """Train and return the test accuracy after the last epoch."""
+    images, labels = load_split("train")
     torch.manual_seed(seed)
     net, loss = Net(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
@@ -49,7 +49,7 @@ def accuracy(seed: int) -> float:
             optimizer.zero_grad()
             loss(net(images[index]), labels[index]).backward()
             optimizer.step()
-    images, labels = part("test")
+    images, labels = load_split("test")
     with torch.no_grad():
         predictions = torch.cat([net(batch).argmax(1) for batch in images.split(1000)])
     return (predictions == labels).float().mean().item()
@@ -57,5 +57,5 @@ def accuracy(seed: int) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for given in sys.argv[1:]:
-        print(f"seed {given}: {accuracy(int(given)):.2%} of the test images", flush=True)
+    for seed in sys.argv[1:]:
+        print(f"seed {seed}: {accuracy(int(seed)):.2%} of the test images", flush=True)

@@ -1,4 +1,4 @@
-"""Side: the loop of PyTorch's tutorial "Training a Classifier", line by line.
+"""Baseline: the loop of PyTorch's tutorial "Training a Classifier", line by line.
 
 python benchmarks/tutorial_loop.py --steps 1000
 """
@@ -6,13 +6,13 @@ python benchmarks/tutorial_loop.py --steps 1000
 import time
 
 import torch
-from networks import LeNet
-from side import CLASSES, LR, MOMENTUM, WARM_UP, answer_steps, parser, since_start
+from common import CLASSES, LR, MOMENTUM, WARM_UP, parser, print_step_result, since_start
+from models import LeNet
 from torch import nn
-from usual_data import usual_loader
+from torchvision_loader import build_loader
 
 options = parser(__doc__).parse_args()
-trainloader = usual_loader(options.data, options.batch_size)
+trainloader = build_loader(options.data, options.batch_size)
 net = LeNet(channels=3, size=32, classes=CLASSES)
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
@@ -31,4 +31,4 @@ for step, (inputs, labels) in enumerate(trainloader):
     loss.backward()
     optimizer.step()
     running_loss += loss.item()
-answer_steps(start_up, time.perf_counter() - start, options.steps, options.batch_size)
+print_step_result(start_up, time.perf_counter() - start, options.steps, options.batch_size)

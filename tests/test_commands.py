@@ -100,13 +100,13 @@ BY_FILE = {
         "test_every_part_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",
     },
     "tests/benchmarks/test_race.py": {
-        "test_every_race_runs": r"python benchmarks/race.py .*",
+        "test_every_race_runs": r"python benchmarks/speedrun.py .*",
     },
     "tests/benchmarks/test_reproducibility.py": {
         "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",
     },
     "tests/benchmarks/test_sweep_store.py": {
-        "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_store.py",
+        "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
     },
     "tests/reporting/test_results_table.py": {
         "test_make_results_writes_both_readmes": "python src/report.py experiments",

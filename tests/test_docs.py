@@ -1,38 +1,39 @@
-"""What the documentation says is there: tests, files, headings, keys, messages, packages; both READMEs say the same."""
+"""Check the documentation against the code: tests, files, headings, keys, messages, packages, traces, both READMEs."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
-from test_layout import MAY_KNOW
+import yaml
 
 from cifar_pipeline.config.json_schema import dotted_keys
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups
-from helpers.docs import PAGES, ROOT, anchors, blocks, headings, links, name_of, numbers, read, spans
-from helpers.source_tree import FILES
+from helpers import docs
+from helpers.docs import PAGES, ROOT, anchors, blocks, headings, links, numbers, read, spans
+from helpers.source_tree import FILES, PACKAGE, SRC, imported_files, name_of, package_of
 
-PROMISES = read(ROOT / "docs" / "guarantees.md")
-NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PROMISES)
+GUARANTEES = read(ROOT / "docs" / "guarantees.md")
+CITED_TESTS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", GUARANTEES)
 GROUPS = read_groups(ROOT / "conf")
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+each_page = pytest.mark.parametrize("page", PAGES, ids=docs.name_of)
 
 
-def test_every_test_that_is_named_exists():
-    assert len(NAMED) > 20
+def test_every_cited_test_exists():
+    assert len(CITED_TESTS) > 20
     missing = [
         f"{file}::{name}"
-        for file, name in NAMED
+        for file, name in CITED_TESTS
         if not (ROOT / file).is_file() or f"\ndef {name}(" not in (ROOT / file).read_text(encoding="utf-8")
     ]
     assert missing == []
 
 
-def test_long_ones_are_called_long():
-    for line in PROMISES.splitlines():
+def test_long_tests_are_marked_long():
+    for line in GUARANTEES.splitlines():
         for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", line):
             before = (ROOT / file).read_text(encoding="utf-8").partition(f"\ndef {name}(")[0]
             decorators = before.rpartition("\n\n")[2]
@@ -53,33 +54,33 @@ def test_no_link_is_dead(page):
 @each_page
 def test_every_key_and_option_is_in_conf(page):
     text = read(page)
-    chosen = {name: group for name, group in GROUPS.items() if name not in NON_PARAM_GROUPS}
-    known = set(dotted_keys(chosen)) | {f"data.source.{key}" for key in GROUPS["data"].inner["source"].keys}
-    made_there = set(re.findall(r"conf/(\w+/\w+)\.yaml", text))
-    said = [*spans(text), *(block for language, block in blocks(text) if language == "console")]
-    for words in said:
-        for key in re.findall(rf"(?<![\w./@-])((?:{'|'.join(chosen)})(?:\.\w+)+)\b(?![/(*])", words):
+    selectable = {name: group for name, group in GROUPS.items() if name not in NON_PARAM_GROUPS}
+    known = set(dotted_keys(selectable)) | {f"data.source.{key}" for key in GROUPS["data"].inner["source"].keys}
+    created_options = set(re.findall(r"conf/(\w+/\w+)\.yaml", text))
+    texts = [*spans(text), *(block for language, block in blocks(text) if language == "console")]
+    for words in texts:
+        for key in re.findall(rf"(?<![\w./@-])((?:{'|'.join(selectable)})(?:\.\w+)+)\b(?![/(*])", words):
             file = key.endswith((".py", ".json", ".yaml", ".md", ".npy", ".onnx", ".pt2"))
             assert file or key in known, f"{page}: no file of conf/ has {key}"
         for group, options in re.findall(rf"(?<![\w./@-])({'|'.join(GROUPS)})(?:=|: )([a-z]\w*(?:,\w+)*)", words):
             for option in options.split(","):
-                there = option in (*GROUPS[group].names, "null") or f"{group}/{option}" in made_there
-                assert there, f"{page}: conf/{group}/ has no {option}"
+                exists = option in (*GROUPS[group].names, "null") or f"{group}/{option}" in created_options
+                assert exists, f"{page}: conf/{group}/ has no {option}"
 
 
 def strings(path: Path) -> list[str]:
-    """Every text of a file, as the program prints it, with `...` for what it puts in."""
-    found = []
+    """Return every string literal of a file, with `...` for the values of f-strings."""
+    literals = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
-            found.append("".join(map(str, parts)))
+            literals.append("".join(map(str, parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return found
+            literals.append(node.value)
+    return literals
 
 
-def test_every_message_that_is_quoted_is_one_of_the_programs():
+def test_every_quoted_message_is_in_the_code():
     text = read(ROOT / "docs" / "troubleshooting.md")
     quoted = [" ".join(words.split()) for words in re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE)]
     assert len(quoted) > 20
@@ -92,12 +93,57 @@ def test_every_message_that_is_quoted_is_one_of_the_programs():
         assert any(pattern.search(text) for text in printed), message
 
 
-def test_the_packages_are_those_of_the_layout():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| .* \| (.+) \|$", read(ROOT / "docs" / "architecture.md"), re.MULTILINE)
-    assert {package: set(re.findall(r"`(\w+)`", known)) for package, known in rows} == MAY_KNOW
+ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
 
 
-def test_the_readme_is_read_in_a_few_minutes():
+def test_the_table_of_packages_lists_their_modules_and_imports():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \| (.+) \|$", ARCHITECTURE, re.MULTILINE)
+    table = {package: tuple(set(re.findall(r"`([\w/]+)`", cell)) for cell in cells) for package, *cells in rows}
+    modules, imports = {}, {}
+    for path in FILES:
+        package = package_of(path)
+        if path.stat().st_size and package not in ("", "__init__"):
+            modules.setdefault(package, set()).add(name_of(path).removeprefix(f"{package}/").removesuffix(".py"))
+            imported = {package_of(file) for file in imported_files(path)} - {package, "__init__"}
+            imports.setdefault(package, set()).update(imported)
+    assert table == {package: (modules[package], imports[package]) for package in modules}
+    order = list(table)
+    for package, (_, imported) in table.items():
+        assert all(order.index(other) < order.index(package) for other in imported), package
+
+
+@pytest.mark.parametrize(
+    ("heading", "most"),
+    [("One batch, from disk to optimizer step", 9), ("`optimizer.lr`, from its file to its use", 7)],
+)
+def test_the_traces_follow_the_imports(heading, most):
+    section = ARCHITECTURE.partition(f"### {heading}\n")[2].partition("\n### ")[0]
+    trace = re.findall(r"^\d+\. `([\w/.]+)`", section, re.MULTILINE)
+    ours = [ROOT / file for file in trace if file.startswith("src/")]
+    assert trace and 2 < len(ours) == len(set(ours)) <= most
+    before = None
+    for file, following in zip(trace, [*trace[1:], None], strict=True):
+        assert (ROOT / file).is_file(), f"{file} does not exist"
+        if file.startswith("conf/"):
+            target = yaml.safe_load((ROOT / file).read_text())["_target_"]
+            named = SRC.joinpath(*target.split(".")[:-1]).with_suffix(".py")
+            if named.is_file():
+                assert following == named.relative_to(ROOT).as_posix(), f"{file} names {named}, not {following}"
+                before = named
+            continue
+        path = ROOT / file
+        linked = before in (None, path) or path in imported_files(before) or before in imported_files(path)
+        assert linked, f"{file} neither imports {name_of(before)} nor is imported by it"
+        before = path
+
+
+def test_the_paths_in_the_architecture_exist():
+    for name in spans(ARCHITECTURE):
+        if re.fullmatch(r"\w+/[\w/]+\.(py|html)", name) and not name.startswith("tests/"):
+            assert any((root / name).is_file() for root in (ROOT, SRC / PACKAGE)), f"{name} does not exist"
+
+
+def test_the_readme_is_short():
     assert len(read(ENGLISH).splitlines()) < 300
 
 
@@ -117,5 +163,5 @@ def without_comments(block: str) -> str:
     ],
     ids=["headings", "code", "blocks", "links", "numbers", "tables"],
 )
-def test_both_readmes_say_the_same(what):
+def test_both_readmes_have_the_same_content(what):
     assert what(read(CHINESE)) == what(read(ENGLISH))

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/ find each other as in a process of their own."""
+"""Put benchmarks/ on the path, as for a script started there."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/ as a person starts them."""
+"""Run the scripts of benchmarks/."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from helpers.config_project import ROOT
 
 
 def output_of(script: str, *arguments: str) -> str:
-    """What benchmarks/`script`.py prints on its standard output, once it has ended well."""
+    """Run benchmarks/`script`.py and return its standard output."""
     command = [sys.executable, f"benchmarks/{script}.py", *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,17 +1,17 @@
-"""The harness of `make bench`: what it makes of numbers, and that every side runs and answers."""
+"""`make bench`: measuring commands, ratios and targets, reports, and a smoke test of each section."""
 
 import json
 import resource
 
 import pytest
-from measure import Failed, Row, Workspace, alternate, write_report
+from measure import CommandFailed, Row, Workspace, alternate, write_report
 from run import SECTIONS
 from scripts import output_of
 
 
 @pytest.fixture
 def workspace(tmp_path):
-    """A folder in which two sides note that they ran."""
+    """A directory with two scripts that record that they ran."""
     (tmp_path / "benchmarks").mkdir()
     for name in ("one", "two"):
         script = f"open('order', 'a').write('{name} ')\nprint('a line')\nprint('{{\"seconds\": 2.5}}')"
@@ -19,9 +19,9 @@ def workspace(tmp_path):
     return Workspace(tmp_path, {"VARIABLE": "value"})
 
 
-def test_sides_take_turns_and_their_last_line_counts(workspace):
-    answers = alternate(workspace, {"one": [], "two": []}, 2)
-    assert answers == {"one": [{"seconds": 2.5}] * 2, "two": [{"seconds": 2.5}] * 2}
+def test_scripts_alternate_and_their_last_line_is_the_result(workspace):
+    results = alternate(workspace, {"one": [], "two": []}, 2)
+    assert results == {"one": [{"seconds": 2.5}] * 2, "two": [{"seconds": 2.5}] * 2}
     assert (workspace.root / "order").read_text() == "one two one two "
 
 
@@ -29,13 +29,13 @@ def test_a_process_is_measured_with_its_memory_and_variables(workspace):
     code = "import os, time; kept = bytearray(10**8); kept[::4096] = b'x' * len(kept[::4096]); time.sleep(0.3)"
     ended = workspace.run("python", "-c", f"{code}; print(os.environ['VARIABLE'])")
     assert ended.output == "value\n"
-    # Linux lets a process begin with the peak of the one that starts it, which is small where `make bench` measures.
+    # On Linux a child process starts with the peak memory of its parent.
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     assert 0.3 < ended.seconds < 5 and 0.1 < ended.peak_gigabytes < max(0.5, own + 0.1)
 
 
-def test_a_process_that_fails_is_no_measurement(workspace):
-    with pytest.raises(Failed, match=r"ended with 1: [\s\S]*ZeroDivisionError"):
+def test_a_command_that_fails_raises(workspace):
+    with pytest.raises(CommandFailed, match=r"ended with 1: [\s\S]*ZeroDivisionError"):
         workspace.run("python", "-c", "1 / 0")
 
 
@@ -56,7 +56,7 @@ def test_medians_are_compared_with_the_target(row, ratio, is_met):
     assert (row.ratio, row.is_met) == (pytest.approx(ratio) if ratio else None, is_met)
 
 
-def test_the_report_has_every_row_and_what_was_not_measured(tmp_path):
+def test_the_report_has_every_row_and_the_rows_not_measured(tmp_path):
     machine = {"processor": "abacus", "cores": 2, "system": "here", "load_at_start": 0.1, "versions": {"torch": "2"}}
     head = {"command": "c", "date": "d", "commit": "e", "seconds": 1.0, "data": "pixels", "machine": machine}
     rows = [
@@ -74,7 +74,7 @@ def test_the_report_has_every_row_and_what_was_not_measured(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_part_runs(section, tmp_path):
+def test_every_section_runs(section, tmp_path):
     output_of("run", "--tiny", "--only", section, "--reports", str(tmp_path))
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert rows and all(row["ours"] or row["not_measured"] for row in rows)

@@ -1,4 +1,4 @@
-"""`benchmarks/reproducibility.py`: that it trains each pair, and tells what is equal from what is not."""
+"""`benchmarks/reproducibility.py`: train each pair and report the differences."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from scripts import output_of
 ONE = Trained({"w": torch.tensor([1.0, 2.0])}, "abc", 0.5)
 
 
-def test_what_is_equal_is_told_from_what_is_not() -> None:
+def test_equal_and_different_trainings_are_reported() -> None:
     assert row("twice", ONE, Trained({"w": torch.tensor([1.0, 2.0])}, "abc", 0.5)) == "| twice | equal | equal |"
     other = Trained({"w": torch.tensor([1.25, 2.0])}, "def", 0.4825)
     assert row("others", ONE, other) == "| others | 2.5e-01 | 1.75 % (50.00%, 48.25%) |"
@@ -16,6 +16,6 @@ def test_what_is_equal_is_told_from_what_is_not() -> None:
 
 @pytest.mark.long
 def test_every_pair_is_trained() -> None:
-    *_, plain, block, _, _, _ = output_of("reproducibility", "--tiny").splitlines()
-    assert plain == "| plain engine, 1 thread, twice | equal | equal |"
-    assert block == "| block engine, 1 thread, twice | equal | equal |"
+    *_, eager, compiled, _, _, _ = output_of("reproducibility", "--tiny").splitlines()
+    assert eager == "| eager engine, 1 thread, twice | equal | equal |"
+    assert compiled == "| compiled engine, 1 thread, twice | equal | equal |"

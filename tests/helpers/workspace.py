@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,26 @@ class Workspace:
         text = self.read(path)
         assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
         (self.root / path).write_text(text.replace(old, new))
+
+    def set_params(self, **values: Any) -> None:
+        """Set keys of params.yaml; dotted ones (`**{"trainer.max_epochs": 1}`) are set below `overrides`."""
+        text = self.read("params.yaml")
+        params = yaml.safe_load(text)
+        for key, value in values.items():
+            *parents, name = ["overrides", *key.split(".")] if "." in key else [key]
+            node = params
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[name] = value
+        for key in {"overrides" if "." in key else key for key in values}:
+            inline = (
+                yaml.safe_dump(params[key], default_flow_style=True, width=10_000, allow_unicode=True)
+                .removesuffix("...\n")
+                .strip()
+            )
+            text, count = re.subn(rf"^{key}:.*$", lambda _, line=f"{key}: {inline}": line, text, flags=re.MULTILINE)
+            assert count == 1, f"params.yaml has {count} lines of {key}"
+        self.write("params.yaml", text)
 
     def model(self, folder: str = "models") -> bytes:
         """Return the model file with the last weights."""

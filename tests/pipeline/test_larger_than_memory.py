@@ -17,14 +17,14 @@ from helpers.workspace import Command, Workspace
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from side import anonymous_bytes
+from common import anonymous_bytes
 
 IMAGES = 100_000
 SIZE = 72
 # Bytes of memory that no file stands behind, in any one process; docs/custom-images.md states it.
 LIMIT = 1_100_000_000
-# What is looked at together takes memory by the images' size, whatever their number.
-PORTIONS = ("trainer.eval_batch_size=250", "evaluation.batch_size=250")
+# The memory of a batch depends on the images' size, not on their number.
+BATCH_SIZES = {"trainer.eval_batch_size": 250, "evaluation.batch_size": 250}
 CLASSES = ("dark", "middling", "bright")
 
 
@@ -62,12 +62,8 @@ def peaks(command: Command) -> dict[str, int]:
 @pytest.mark.timeout(1800)
 def test_no_stage_takes_more_memory_than_the_limit(copy: Workspace, tmp_path: Path) -> None:
     draw_all(tmp_path / "many")
-    copy.run(
-        "python", "src/choose.py", f"image_dir={tmp_path / 'many'}", "experiment=custom_images", f"data.size={SIZE}"
-    )
-    copy.run(
-        "python", "src/choose.py", "trainer.max_epochs=1", "trainer.batch_size=256", "data.resize_mode=pad", *PORTIONS
-    )
+    values = {"data.size": SIZE, "data.resize_mode": "pad", "trainer.max_epochs": 1, "trainer.batch_size": 256}
+    copy.set_params(image_dir=str(tmp_path / "many"), experiment="custom_images", **values, **BATCH_SIZES)
     command = copy.start("dvc", "repro")
     found = peaks(command)
     said = command.end()

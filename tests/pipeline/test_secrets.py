@@ -86,7 +86,7 @@ def test_a_sweep_writes_no_secret_of_the_configuration(secretive: Workspace) -> 
     assert in_words(said) == [] and found_in(secretive) == []
     # A failure's traceback names what the user's code said.
     add_own(secretive, OWN_FAILURE)
-    secretive.write("conf/loss/failing.yaml", "_target_: own.Failing\nprobabilities: softmax\n")
+    secretive.write("conf/loss/failing.yaml", "_target_: own.Failing\noutput_activation: softmax\n")
     said = secretive.train("-m", "seed=9,10", "loss=failing", code=1)
     errors = list((secretive.root / "multirun").rglob("error.txt"))
     assert errors and all("me:***@127.0.0.1:9" in path.read_text() for path in errors)

@@ -1,4 +1,4 @@
-"""The recipes for something of one's own, done exactly as they stand in docs/extending.md."""
+"""Carry out the examples of docs/extending.md exactly as they are printed there."""
 
 import re
 
@@ -6,63 +6,71 @@ import pytest
 
 from helpers.workspace import ROOT, Workspace
 
-FILE = re.compile(r"(?:[Ii]n|such as|as in)\s+`([\w./]+)`:\s+```\w+\n(.*?)```", re.DOTALL)
+# "In `path`: ..." in a paragraph that ends with a colon, and the block of code after it.
+FILE = re.compile(
+    r"(?:[Ii]n|such as)\s+`((?:conf|src/project)/[\w/]+\.\w+)`(?:[^\n]|\n(?!\n))*:\n\n```\w+\n(.*?)```", re.DOTALL
+)
 
 
-def recipes() -> dict[str, str]:
-    """Each file that the page shows, by its path."""
-    section = (ROOT / "docs" / "extending.md").read_text()
-    found = {}
-    for match in FILE.finditer(section):
-        path, content = match.groups()
-        found[path] = re.sub(r"^  ", "", content, flags=re.M).rstrip() + "\n"
-    return found
+def examples() -> dict[str, str]:
+    """Return the content of each file on the page, by its path."""
+    return dict(FILE.findall((ROOT / "docs" / "extending.md").read_text()))
 
 
-CHOICES = ["model=linear", "optimizer=adagrad", "loss=hinge", "data=stripes"]
+OPTIONS = ["model=linear", "optimizer=sign_sgd", "loss=poly", "data=stripes"]
 
 
 @pytest.fixture
-def ours(copy: Workspace) -> Workspace:
-    """A copy with the recipes' files."""
-    files = recipes()
+def extended(copy: Workspace) -> Workspace:
+    """A copy of the project with the files of all examples."""
+    files = examples()
     assert sorted(files) == [
         "conf/data/source/stripes.yaml",
         "conf/data/stripes.yaml",
         "conf/launcher/night.yaml",
-        "conf/loss/hinge.yaml",
+        "conf/loss/poly.yaml",
         "conf/model/linear.yaml",
         "conf/optimizer/adagrad.yaml",
+        "conf/optimizer/sign_sgd.yaml",
         "src/project/data/stripes.py",
-        "src/project/linear.py",
+        "src/project/losses/poly.py",
+        "src/project/models/linear.py",
+        "src/project/optimizers.py",
     ]
     for path, content in files.items():
-        (copy.root / path).write_text(content)
+        copy.write(path, content)
     return copy
 
 
-def test_the_recipes_for_ones_own_network_optimizer_loss_and_data_train(ours: Workspace) -> None:
+def test_a_custom_network_optimizer_loss_and_data_set_train(extended: Workspace) -> None:
     for stage in ("download", "preprocess", "train"):
-        ours.run("python", f"src/{stage}.py", *CHOICES)
-    run = ours.runs()[-1]
-    assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
+        extended.run("python", f"src/{stage}.py", *OPTIONS)
+    run = extended.runs()[-1]
+    assert (run.info.run_name, run.info.status) == ("sign_sgd-poly-0", "FINISHED")
     assert run.data.tags["dataset"] == "stripes"
-    assert run.data.params["optimizer._target_"] == "torch.optim.Adagrad"
-    facts = ours.json("models/metadata.json")
-    assert facts["classes"] == ["upright", "lying"]
-    launcher = ours.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert run.data.params["model._target_"] == "project.models.linear.Linear"
+    assert run.data.params["optimizer._target_"] == "project.optimizers.SignSGD"
+    assert run.data.params["loss._target_"] == "project.losses.poly.PolyLoss"
+    assert extended.json("models/metadata.json")["classes"] == ["vertical", "horizontal"]
+    launcher = extended.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
     assert "SlurmLauncher" in launcher and "partition: night" in launcher
 
 
+def test_an_optimizer_of_torch_needs_only_its_file(extended: Workspace) -> None:
+    extended.train("optimizer=adagrad", "experiment=debug")
+    run = extended.runs()[-1]
+    assert (run.info.status, run.data.params["optimizer._target_"]) == ("FINISHED", "torch.optim.Adagrad")
+
+
 @pytest.mark.long
-def test_ones_own_choices_are_an_experiment_of_dvc_like_any_other(ours: Workspace) -> None:
-    ours.commit()
-    said = ours.dvc("exp", "run", "--name", "ours", *(word for choice in CHOICES for word in ("-S", choice)))
-    assert "Test accuracy: " in said and "on stripes" in said
-    metrics = ours.json("reports/metrics.json")
+def test_custom_options_are_a_dvc_experiment_like_any_other(extended: Workspace) -> None:
+    extended.commit()
+    output = extended.dvc("exp", "run", "--name", "custom", *(word for option in OPTIONS for word in ("-S", option)))
+    assert "Test accuracy: " in output and "on stripes" in output
+    metrics = extended.json("reports/metrics.json")
     assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
-    assert list(metrics["per_class"]) == ["upright", "lying"]
-    run = ours.runs()[-1]
-    assert (run.info.run_name, run.info.status) == ("adagrad-hinge-0", "FINISHED")
-    assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("ours", "false")
+    assert list(metrics["per_class"]) == ["vertical", "horizontal"]
+    run = extended.runs()[-1]
+    assert (run.info.run_name, run.info.status) == ("sign_sgd-poly-0", "FINISHED")
+    assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("custom", "false")
     assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]

@@ -1,29 +1,29 @@
-"""Side: a loop written by hand over tensors in memory, channels_last; nothing is in its way but PyTorch itself.
+"""Baseline: a plain PyTorch training loop over tensors in memory, channels_last.
 
-    python benchmarks/memory_loop.py --steps 176 --batch-size 256
+    python benchmarks/plain_loop_in_memory.py --steps 176 --batch-size 256
 
-The pixels are normalised floats before it starts, and no loss is read before it ends.
+The pixels are normalized to floats beforehand, and the loss is read once, at the end.
 """
 
 import os
 import time
 
-import networks
+import models
 import torch
-from side import CLASSES, HALF, LR, MOMENTUM, WARM_UP, answer_steps, parser, pictures, since_start
+from common import CLASSES, HALF, LR, MOMENTUM, WARM_UP, parser, print_step_result, since_start, train_images
 from torch import nn
 
 arguments = parser(__doc__)
-arguments.add_argument("--network", default="LeNet", choices=networks.__all__)
-arguments.add_argument("--bf16", action="store_true", help="products in bfloat16, by autocast")
+arguments.add_argument("--network", default="LeNet", choices=models.__all__)
+arguments.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
 options = arguments.parse_args()
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 torch.manual_seed(0)
 
-raw, truth = pictures(options.data)
-images, labels = (torch.from_numpy(raw).float() / 255 - HALF) / HALF, torch.from_numpy(truth)
+raw, targets = train_images(options.data)
+images, labels = (torch.from_numpy(raw).float() / 255 - HALF) / HALF, torch.from_numpy(targets)
 _, size, _, channels = images.shape
-net = getattr(networks, options.network)(channels=channels, size=size, classes=CLASSES)
+net = getattr(models, options.network)(channels=channels, size=size, classes=CLASSES)
 net = net.to(memory_format=torch.channels_last)
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
@@ -46,4 +46,4 @@ for step in range(warm_up + options.steps):
     optimizer.step()
     total += loss.detach()
 total.item()
-answer_steps(start_up, time.perf_counter() - start, options.steps, options.batch_size)
+print_step_result(start_up, time.perf_counter() - start, options.steps, options.batch_size)

@@ -1,8 +1,8 @@
-"""Side: clients that ask `python src/serve.py` for images, a small bounded load; answers how long they wait.
+"""Measure the latency of `python src/serve.py` under a small load of parallel clients.
 
-python benchmarks/clients.py --clients 4 --requests 50 --images 1
+python benchmarks/http_clients.py --clients 4 --requests 50 --images 1
 
-Each client has one connection and sends its next request when the last one is answered.
+Each client has one connection and sends its next request after the previous response.
 """
 
 import http.client
@@ -18,17 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from side import answer
+from common import print_result
 
-STARTING = 60  # seconds at most
+STARTUP_TIMEOUT = 60  # seconds at most
 WARM_UP = 5  # requests of each client before the measured ones
 
 
 @contextmanager
 def server() -> Iterator[int]:
-    """The scoring server for the model in models/, on a port that is free; ended afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    """Start the server for the model in models/ on a free port, and stop it afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as socket_:
+        port = socket_.getsockname()[1]
     path = Path("conf/serve/default.yaml")
     path.write_text(f"host: 127.0.0.1\nport: {port}\n")
     process = subprocess.Popen([sys.executable, "src/serve.py", "--model", "models"])
@@ -40,8 +40,8 @@ def server() -> Iterator[int]:
 
 
 def wait(port: int) -> None:
-    """Return when the server answers. Raises `TimeoutError`."""
-    for _ in range(10 * STARTING):
+    """Wait until the server responds. Raises `TimeoutError`."""
+    for _ in range(10 * STARTUP_TIMEOUT):
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port)
             connection.request("GET", "/ping")
@@ -49,11 +49,11 @@ def wait(port: int) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError(f"no answer on port {port} after {STARTING} s")
+    raise TimeoutError(f"no answer on port {port} after {STARTUP_TIMEOUT} s")
 
 
-def ask(port: int, body: str, requests: int) -> list[float]:
-    """The seconds that each of a client's requests takes."""
+def send_requests(port: int, body: str, requests: int) -> list[float]:
+    """Return the latency in seconds of each request of one client."""
     connection, seconds = http.client.HTTPConnection("127.0.0.1", port), []
     for _ in range(WARM_UP + requests):
         start = time.perf_counter()
@@ -73,17 +73,17 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=1, help="in each request")
     arguments.add_argument("--data", type=Path, default=Path("data/processed"))
     options = arguments.parse_args()
-    images = np.load(options.data / "test" / "images.npy", mmap_mode="r")[: options.pictures]
+    images = np.load(options.data / "test" / "images.npy", mmap_mode="r")[: options.images]
     body, numbers = json.dumps({"inputs": images.tolist()}), {}
     with server() as port:
         wait(port)
         for clients in options.clients:
             with ThreadPoolExecutor(clients) as pool:
-                waits = [pool.submit(ask, port, body, options.requests) for _ in range(clients)]
+                waits = [pool.submit(send_requests, port, body, options.requests) for _ in range(clients)]
                 seconds = [second for waited in waits for second in waited.result()]
             for percent in (50, 99):
                 numbers[f"p{percent}_of_{clients}"] = 1000 * float(np.percentile(seconds, percent))
-    answer(**numbers)
+    print_result(**numbers)
 
 
 if __name__ == "__main__":

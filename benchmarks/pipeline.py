@@ -1,9 +1,9 @@
-"""Side: this project's own `fit`, put together as src/train.py does it; rows go to a CSV file, checkpoints are kept.
+"""Measure this project's training (`fit` as src/train.py calls it, with checkpoints and a CSV logger).
 
-    python benchmarks/ours.py --steps 0 --epochs 2 trainer.batch_size=4
+    python benchmarks/pipeline.py --steps 0 --epochs 2 trainer.batch_size=4
 
-Arguments without dashes are those of src/train.py. `--steps` limits an epoch (0: all of it, which alone can be had in
-compiled blocks). The first epoch is not measured: in it the code is compiled, or found.
+Arguments without dashes are overrides of src/train.py. `--steps` limits an epoch (0: the whole epoch, required by the
+compiled engine). The first epoch, which includes compilation, is not measured.
 """
 
 import csv
@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from common import anonymous_bytes, parser, print_result, since_start
 from lightning.pytorch.loggers import Logger
-from side import anonymous_bytes, answer, parser, since_start
 
 from cifar_pipeline.config.compose import available_cores, compose_config
 from cifar_pipeline.data.dataset import Dataset
@@ -28,7 +28,7 @@ from cifar_pipeline.utils.process import disable_malloc_trim
 
 
 class EpochFile(Logger):
-    """Writes the numbers of each epoch to a CSV file, and remembers when it did."""
+    """Write the metrics of each epoch to a CSV file, and record the time."""
 
     name, version = "epochs", 0
 
@@ -43,19 +43,19 @@ class EpochFile(Logger):
             csv.writer(file).writerow([step, *metrics.values()])
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """There is nothing to note about a benchmark."""
+        """Do nothing: a benchmark logs no hyperparameters."""
 
 
 class InMemory(Dataset):
-    """A data set that is copied into memory before anything is taken from it."""
+    """A data set that is copied into memory when a split is opened."""
 
     def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = super().part(name)
+        images, labels = super().split(name)
         return np.array(images), np.array(labels)
 
 
-class Anonymous(threading.Thread):
-    """Looks twenty times a second how much memory this process has that no file stands behind."""
+class MemorySampler(threading.Thread):
+    """Sample the anonymous memory of this process twenty times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -74,33 +74,33 @@ arguments.add_argument("overrides", nargs="*")
 options = arguments.parse_args()
 
 disable_malloc_trim()
-# What `auto` means is asked of the whole recipe, before its epochs are shortened here.
+# Resolve `auto` for the full recipe, before its epochs are shortened below.
 config = compose_config([*options.overrides, "runtime.accelerator=cpu"])
-anonymous = Anonymous()
-anonymous.start()
+sampler = MemorySampler()
+sampler.start()
 dataset = Dataset.open(options.data)
 if options.in_memory:
     dataset = InMemory(**vars(dataset))
 hardware = select_hardware(config.runtime, config.precision, available_cores(), micro_batch_size(config))
 engine = select_engine(config, hardware, dataset.sizes["train"])
 module = build_module(config, dataset, engine)
-pictures = build_datamodule(config, dataset, engine)
+datamodule = build_datamodule(config, dataset, engine)
 values = {**config.trainer, "max_epochs": options.epochs}
 if options.steps:
     values |= {"limit_train_batches": options.steps, "limit_val_batches": 1}
 with TemporaryDirectory() as folder:
     logger = EpochFile(Path(folder) / "epochs.csv")
     start_up, start = since_start(), time.perf_counter()
-    fitted = fit(TrainingSetup(module, pictures, values, hardware, RunDir(Path(folder))), logger)
+    fitted = fit(TrainingSetup(module, datamodule, values, hardware, RunDir(Path(folder))), logger)
 rows = fitted.rows[1:]
-answer(
+print_result(
     start_up=start_up,
     first_epoch=logger.ends[0] - start,
-    # From the end of one epoch to that of the next: training, validation, logging, two checkpoints.
+    # From the end of one epoch to the end of the next: training, validation, logging, two checkpoints.
     seconds=(logger.ends[-1] - logger.ends[0]) / len(rows),
-    # The training alone, as every other side has nothing else either.
+    # The training only, as in the baselines.
     images_per_second=sum(row["images_per_second"] for row in rows) / len(rows),
-    anonymous_gigabytes=anonymous.peak,
+    anonymous_gigabytes=sampler.peak,
     engine=str(engine),
     threads=hardware.threads,
 )

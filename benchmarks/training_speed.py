@@ -1,4 +1,4 @@
-"""How fast trainings are: against what people would write or use instead, and against a loop by hand."""
+"""Benchmark sections for training speed, against the tutorial's loop, Lightning, JAX and a plain loop."""
 
 import csv
 import json
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from measure import Failed, Row, Workspace, alternate, column, say
-from sizes import Sizes
+from measure import CommandFailed, Row, Workspace, alternate, column, say
+from workload_sizes import Sizes
 
 EPOCHS = 10  # of the recipe
-SWEEP_EPOCHS = 4  # the longest training of the recipe that runs step by step
-JOBS, BESIDE = 4, 2
+SWEEP_EPOCHS = 4  # the longest training of the recipe that runs on the eager engine
+TRIALS, JOBS = 4, 2
 
 
 def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
@@ -21,24 +21,24 @@ def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     say(f"    whole process {cold.seconds:.1f} s, peak memory {cold.peak_gigabytes:.2f} GB")
 
     # `auto` picks the engine, except in a smoke test.
-    engine = [] if sizes.engine == "block" else [f"runtime.engine={sizes.engine}"]
-    sides = {
-        "ours": ["--steps", str(sizes.whole_epochs), *engine],
+    engine = [] if sizes.engine == "compiled" else [f"runtime.engine={sizes.engine}"]
+    scripts = {
+        "pipeline": ["--steps", str(sizes.whole_epochs), *engine],
         "tutorial_loop": ["--steps", str(sizes.tutorial_steps)],
-        "lightning_usual": ["--steps", str(sizes.lightning_steps)],
+        "plain_lightning": ["--steps", str(sizes.lightning_steps)],
     }
     if find_spec("jax"):
-        sides["jax_scan"] = ["--steps", str(sizes.scan_steps)]
-    answers = alternate(workspace, sides, sizes.steady_repetitions)
-    ours = column(answers["ours"], "seconds")
+        scripts["jax_scan"] = ["--steps", str(sizes.scan_steps)]
+    results = alternate(workspace, scripts, sizes.steady_repetitions)
+    ours = column(results["pipeline"], "seconds")
     loop, usual = (
-        [seconds * steps for seconds in column(answers[name], "per_step")]
-        for name in ("tutorial_loop", "lightning_usual")
+        [seconds * steps for seconds in column(results[name], "per_step")]
+        for name in ("tutorial_loop", "plain_lightning")
     )
-    how = answers["ours"][0]
-    ourselves = (
+    how = results["pipeline"][0]
+    note_ours = (
         f"ours is the second epoch of `fit`, whole, with validation, logging and checkpoints, "
-        f"threads: {how['threads']}, steps {how['engine']}"
+        f"threads: {how['threads']}, engine: {how['engine']}"
     )
 
     def extrapolated(measured: int) -> str:
@@ -50,16 +50,16 @@ def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         ours,
         loop,
         at_least=5,
-        note=f"{ourselves}; {extrapolated(sizes.tutorial_steps)}.",
+        note=f"{note_ours}; {extrapolated(sizes.tutorial_steps)}.",
     )
     yield Row(
         f"the same, {EPOCHS} epochs, cold; against the tutorial's loop",
         "s",
         [cold.seconds + (EPOCHS - 1) * seconds for seconds in ours],
-        [answer["start_up"] + EPOCHS * seconds for answer, seconds in zip(answers["tutorial_loop"], loop, strict=True)],
+        [result["start_up"] + EPOCHS * seconds for result, seconds in zip(results["tutorial_loop"], loop, strict=True)],
         at_least=4,
         note=f"ours is one run of `python src/train.py` with one epoch, {cold.seconds:.1f} s from start to end with an "
-        f"empty compiler's cache and a new MLflow database, and {EPOCHS - 1} times each measured epoch; theirs is "
+        f"empty compiler cache and a new MLflow database, and {EPOCHS - 1} times each measured epoch; theirs is "
         f"start-up and {EPOCHS} times each extrapolated epoch.",
     )
     yield Row(
@@ -71,8 +71,8 @@ def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         note=f"ours as above; {extrapolated(sizes.lightning_steps)}.",
     )
     scan = "tutorial's recipe, an epoch; against JAX, lax.scan"
-    if "jax_scan" in answers:
-        seconds = [seconds * steps for seconds in column(answers["jax_scan"], "per_step")]
+    if "jax_scan" in results:
+        seconds = [seconds * steps for seconds in column(results["jax_scan"], "per_step")]
         note = f"ours as above; {extrapolated(sizes.scan_steps)}, after compilation."
         yield Row(scan, "s", ours, seconds, at_least=3, note=note)
     else:
@@ -87,20 +87,20 @@ def tutorial(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 
 def large_batch(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """LeNet at batch 256, step by step."""
+    """LeNet at batch 256, eager engine."""
     batch, size = str(sizes.large_batch), ["--batch-size", str(sizes.large_batch)]
-    answers = alternate(
+    results = alternate(
         workspace,
         {
-            "ours": ["--steps", str(sizes.whole_epochs), "--epochs", "3", f"trainer.batch_size={batch}"],
-            "memory_loop": ["--steps", str(sizes.large_steps), *size],
-            "lightning_usual": ["--steps", str(sizes.usual_large_steps), *size],
+            "pipeline": ["--steps", str(sizes.whole_epochs), "--epochs", "3", f"trainer.batch_size={batch}"],
+            "plain_loop_in_memory": ["--steps", str(sizes.large_steps), *size],
+            "plain_lightning": ["--steps", str(sizes.usual_large_steps), *size],
         },
         sizes.steady_repetitions,
     )
-    how = answers["ours"][0]
-    ours, by_hand, usual = (column(answers[name], "images_per_second") for name in answers)
-    note = f"ours is the training of `fit`'s second and third epoch, steps {how['engine']}, threads: {how['threads']}"
+    how = results["pipeline"][0]
+    ours, by_hand, usual = (column(results[name], "images_per_second") for name in results)
+    note = f"ours is the training of `fit`'s second and third epoch, engine: {how['engine']}, threads: {how['threads']}"
     yield Row(
         f"LeNet, batch {batch}; against a loop by hand over tensors in memory",
         "images/s",
@@ -120,17 +120,17 @@ def large_batch(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 
 def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """A network that keeps the processor busy by itself."""
+    """ResNet-18 at batch 128."""
     batch, steps = str(sizes.network_batch), str(sizes.network_steps)
-    answers = alternate(
+    results = alternate(
         workspace,
         {
-            "ours": ["--steps", steps, f"trainer.batch_size={batch}", "model._target_=networks.resnet18"],
-            "memory_loop": ["--steps", steps, "--batch-size", batch, "--network", "resnet18"],
+            "pipeline": ["--steps", steps, f"trainer.batch_size={batch}", "model._target_=models.resnet18"],
+            "plain_loop_in_memory": ["--steps", steps, "--batch-size", batch, "--network", "resnet18"],
         },
         sizes.steady_repetitions,
     )
-    ours, by_hand = (column(answers[name], "images_per_second") for name in answers)
+    ours, by_hand = (column(results[name], "images_per_second") for name in results)
     yield Row(
         f"ResNet-18, batch {batch}; against a loop by hand over tensors in memory",
         "images/s",
@@ -142,12 +142,12 @@ def large_network(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 
 def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """Points of a sweep beside each other, and one after another."""
+    """Trials of a sweep in parallel, and one after another."""
     steps, whole = sizes.sweep_steps, SWEEP_EPOCHS * sizes.images // 4
-    ways = {"together": ["launcher=joblib", f"hydra.launcher.n_jobs={BESIDE}"], "in turn": []}
+    modes = {"parallel": ["launcher=joblib", f"hydra.launcher.n_jobs={JOBS}"], "in turn": []}
     measured, extrapolated = {}, {}
-    for way, launcher in ways.items():
-        folder = Path("multirun") / way.replace(" ", "_")
+    for mode, launcher in modes.items():
+        folder = Path("multirun") / mode.replace(" ", "_")
         seconds = workspace.run(
             "python",
             "src/train.py",
@@ -161,21 +161,21 @@ def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             f"hydra.sweep.dir={folder}",
             *launcher,
         ).seconds
-        facts = [json.loads(path.read_text()) for path in (workspace.root / folder).glob("*/models/metadata.json")]
-        if len(facts) != JOBS:
-            raise Failed(f"{len(facts)} of {JOBS} points have finished {way}")
-        training = sum(fact["timing"]["seconds"] for fact in facts) / (BESIDE if launcher else 1)
-        measured[way], extrapolated[way] = seconds, seconds + training * (whole / steps - 1)
+        timings = [json.loads(path.read_text()) for path in (workspace.root / folder).glob("*/models/metadata.json")]
+        if len(timings) != TRIALS:
+            raise CommandFailed(f"{len(timings)} of {TRIALS} trials have finished ({mode})")
+        training = sum(one["timing"]["seconds"] for one in timings) / (JOBS if launcher else 1)
+        measured[mode], extrapolated[mode] = seconds, seconds + training * (whole / steps - 1)
         say(f"    {seconds:.1f} s, of which training {training:.1f} s")
     yield Row(
-        f"sweep of {JOBS} points, {BESIDE} jobs together; against one after another",
+        f"sweep of {TRIALS} trials, {JOBS} jobs in parallel; against one after another",
         "s",
-        [extrapolated["together"]],
+        [extrapolated["parallel"]],
         [extrapolated["in turn"]],
         at_least=1.7,
-        note=f"batch 4, one thread each, step by step, whole processes; measured with {steps:,} steps a point "
-        f"({measured['together']:.1f} s against {measured['in turn']:.1f} s), their training extrapolated to "
-        f"{SWEEP_EPOCHS} epochs, {whole:,} steps a point.",
+        note=f"batch 4, one thread each, eager engine, whole processes; measured with {steps:,} steps a trial "
+        f"({measured['parallel']:.1f} s against {measured['in turn']:.1f} s), their training extrapolated to "
+        f"{SWEEP_EPOCHS} epochs, {whole:,} steps a trial.",
     )
 
 
@@ -183,7 +183,7 @@ LOOPS = {"quick": [], "lenet_tuned": [], "airbench94": ["--network", "AirbenchNe
 
 
 def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """The recipes past the tutorial's: their speed, and how much of a whole run is something else than training."""
+    """The other experiments: training speed, and the share of a whole run that is not training."""
     for name, batch in sizes.recipe_batches.items():
         steps = str(sizes.recipe_steps * (500 // batch))
         ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
@@ -193,7 +193,9 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         with (workspace.root / "reports" / "history.csv").open(newline="") as file:
             speed = float(list(csv.DictReader(file))[-1]["images_per_second"])
         evaluated = workspace.run("python", "src/evaluate.py", *short)
-        by_hand = workspace.side("memory_loop", "--steps", steps, "--batch-size", str(batch), *LOOPS[name])
+        by_hand = workspace.run_script(
+            "plain_loop_in_memory", "--steps", steps, "--batch-size", str(batch), *LOOPS[name]
+        )
         yield Row(
             f"experiment={name}, in batches of {batch}; against a loop by hand over tensors in memory",
             "images/s",
@@ -205,17 +207,17 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         outside = trained.seconds - timing["seconds"] + evaluated.seconds
         training = composed_epochs(workspace, name) * sizes.images / speed
         yield Row(
-            f"experiment={name}: what of `train` and `evaluate` is not training",
+            f"experiment={name}: share of `train` and `evaluate` that is not training",
             "%",
             [100 * outside / (outside + training)],
-            note=f"{outside:.1f} s of start-up, export, MLflow and evaluation with its figures, beside "
+            note=f"{outside:.1f} s of start-up, export, MLflow and evaluation with its figures, next to "
             f"{training:.0f} s of training at the speed above.",
         )
 
 
 def composed_epochs(workspace: Workspace, experiment: str) -> int:
-    """The epochs of an experiment."""
-    told = workspace.run(
+    """Return trainer.max_epochs of an experiment."""
+    shown = workspace.run(
         "python", "src/train.py", "--cfg", "job", "-p", "trainer.max_epochs", f"experiment={experiment}"
     )
-    return int(told.output.splitlines()[-1])
+    return int(shown.output.splitlines()[-1])

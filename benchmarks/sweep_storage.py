@@ -1,9 +1,9 @@
-"""What a point of a sweep costs MLflow's database and the file system, for docs/scaling.md.
+"""Measure what a sweep's trial adds to MLflow's database and the file system, for docs/scaling.md.
 
-    python benchmarks/sweep_store.py --points 20 --epochs 10
+    python benchmarks/sweep_storage.py --trials 20 --epochs 10
 
-Opens as many runs as a sweep would, by the project's own code and with the numbers of real epochs, in a database of its
-own, but trains nothing: bytes are counted, not seconds, and the models, which the network decides, are left out.
+Logs runs with the project's own code and metrics of real epochs to a temporary database, without training. Counts
+bytes, not seconds, and leaves out the models, whose size depends on the network.
 """
 
 import os
@@ -24,7 +24,7 @@ EPOCH = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one point adds: bytes and rows in the database, files and their bytes beside it."""
+    """Growth per trial: bytes and rows of the database, files and their bytes."""
 
     database_bytes: float
     rows: float
@@ -33,8 +33,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What is there at a moment."""
+class Usage:
+    """Current size of the database and of the artifact files."""
 
     database_bytes: int
     rows: int
@@ -42,8 +42,8 @@ class Taken:
     file_bytes: int
 
 
-def measure(folder: Path, points: int, epochs: int, warm_up: int) -> Cost:
-    """Open `points` runs of `epochs` epochs below `folder`, after `warm_up` others, which fill first pages."""
+def measure(folder: Path, trials: int, epochs: int, warm_up: int) -> Cost:
+    """Log `trials` runs of `epochs` epochs below `folder`, after `warm_up` runs that fill the first pages."""
     os.environ["DVC_ROOT"] = str(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     from cifar_pipeline.config.compose import compose_config, result_config
@@ -52,26 +52,26 @@ def measure(folder: Path, points: int, epochs: int, warm_up: int) -> Cost:
     config = result_config(compose_config(["data=digits"]))
     data = {"name": "digits", "hash": 64 * "0", "source": "scikit-learn"}
 
-    def log(first: int, count: int) -> Taken:
+    def log(first: int, count: int) -> Usage:
         for number in range(first, first + count):
             values = config | {"seed": number}
             with training_run(f"{number:016x}", f"sgd-cross_entropy-{number}", values, data, rerun="measured") as run:
                 for epoch in range(1, epochs + 1):
                     run.log_metrics(EPOCH, epoch)
-        return taken(folder)
+        return measure_usage(folder)
 
     before = log(0, warm_up)
-    after = log(warm_up, points)
+    after = log(warm_up, trials)
     return Cost(
-        (after.database_bytes - before.database_bytes) / points,
-        (after.rows - before.rows) / points,
-        (after.files - before.files) / points,
-        (after.file_bytes - before.file_bytes) / points,
+        (after.database_bytes - before.database_bytes) / trials,
+        (after.rows - before.rows) / trials,
+        (after.files - before.files) / trials,
+        (after.file_bytes - before.file_bytes) / trials,
     )
 
 
-def taken(folder: Path) -> Taken:
-    """Count what lies in `folder`."""
+def measure_usage(folder: Path) -> Usage:
+    """Measure the database and files in `folder`."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -80,21 +80,21 @@ def taken(folder: Path) -> Taken:
         (free,) = database.execute("PRAGMA freelist_count").fetchone()
         (size,) = database.execute("PRAGMA page_size").fetchone()
     files = [path for path in (folder / "mlruns").rglob("*") if path.is_file()]
-    return Taken((pages - free) * size, rows, len(files), sum(path.stat().st_size for path in files))
+    return Usage((pages - free) * size, rows, len(files), sum(path.stat().st_size for path in files))
 
 
 def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=20)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "src"))
     with tempfile.TemporaryDirectory() as folder:
-        cost = measure(Path(folder), asked.points, asked.epochs, asked.warm_up)
+        cost = measure(Path(folder), args.trials, args.epochs, args.warm_up)
     print(
-        f"A point of {asked.epochs} epochs, mean of {asked.points}: {cost.rows:,.1f} rows and "
+        f"A trial of {args.epochs} epochs, mean of {args.trials}: {cost.rows:,.1f} rows and "
         f"{cost.database_bytes:,.0f} bytes in the database, {cost.files:,.1f} files of {cost.file_bytes:,.0f} bytes."
     )
 

@@ -1,4 +1,4 @@
-"""The networks that are compared on both sides; each takes channels, size and classes as those of conf/model do."""
+"""Networks of the benchmarks; each takes channels, size and classes like those of conf/model."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ __all__ = ["AirbenchNet", "LeNet", "resnet18"]
 
 
 class LeNet(lenet.LeNet):
-    """The network as the tutorial writes it: all values cut off before they are pooled, which takes longer."""
+    """LeNet as in the tutorial: ReLU before max pooling, which is slower than after it."""
 
     def forward(self, images: Tensor) -> Tensor:
         features = max_pool2d(relu(self.conv1(images)), 2)
@@ -22,7 +22,7 @@ class LeNet(lenet.LeNet):
 
 
 def resnet18(channels: int, size: int, classes: int) -> nn.Module:
-    """torchvision's ResNet-18 as it is, 11 million parameters; it takes three channels of any size."""
+    """Torchvision's ResNet-18, 11 million parameters, for 3 channels and any image size."""
     if channels != 3:
         raise ValueError(f"ResNet-18 takes 3 channels, not {channels}")
     network: nn.Module = models.resnet18(num_classes=classes)

@@ -1,6 +1,6 @@
-"""Side: Lightning as it is usually written: the tutorial's DataLoader, `self.log` in each step, the progress bar.
+"""Baseline: Lightning as in its introduction: the tutorial's DataLoader, `self.log` in each step, progress bar.
 
-    python benchmarks/lightning_usual.py --steps 1000
+    python benchmarks/plain_lightning.py --steps 1000
 
 The bar goes to /dev/null. Logger and checkpoints are Lightning's defaults.
 """
@@ -13,16 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from common import CLASSES, LR, MOMENTUM, WARM_UP, parser, print_step_result, since_start
 from lightning.pytorch import Callback, LightningModule, Trainer
-from networks import LeNet
-from side import CLASSES, LR, MOMENTUM, WARM_UP, answer_steps, parser, since_start
+from models import LeNet
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from usual_data import usual_loader
+from torchvision_loader import build_loader
 
 
-class Usual(LightningModule):
-    """The module of any introduction to Lightning."""
+class LitLeNet(LightningModule):
+    """LeNet as a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Usual(LightningModule):
 
 
 class Clock(Callback):
-    """Looks at the time after the warm-up, and after the last step."""
+    """Record the time after the warm-up and after the last step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start_up = since_start()
@@ -56,9 +56,9 @@ options = parser(__doc__).parse_args()
 clock = Clock()
 with (
     TemporaryDirectory() as folder,
-    Path(os.devnull).open("w") as nowhere,
-    redirect_stdout(nowhere),
-    redirect_stderr(nowhere),
+    Path(os.devnull).open("w") as devnull,
+    redirect_stdout(devnull),
+    redirect_stderr(devnull),
 ):
     trainer = Trainer(
         accelerator="cpu",
@@ -67,5 +67,5 @@ with (
         callbacks=[clock],
         default_root_dir=folder,
     )
-    trainer.fit(Usual(), usual_loader(options.data, options.batch_size))
-answer_steps(clock.start_up, clock.end - clock.start, options.steps, options.batch_size)
+    trainer.fit(LitLeNet(), build_loader(options.data, options.batch_size))
+print_step_result(clock.start_up, clock.end - clock.start, options.steps, options.batch_size)

@@ -1,39 +1,39 @@
-"""What a person waits for around a training: start-up, the other stages, answers of the model."""
+"""Benchmark sections for waiting times: start-up, the other stages, predictions."""
 
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 from copied_project import has_data, with_a_model
-from measure import Failed, Row, Workspace, column
-from sizes import Sizes
+from measure import CommandFailed, Row, Workspace, column
+from workload_sizes import Sizes
 
 CLIENTS = (1, 4)  # of the scoring server
-WITHOUT_DATA = "not measured: CIFAR-10 is not here (CIFAR10_SOURCE)"
+WITHOUT_DATA = "not measured: CIFAR-10 is not available (set CIFAR10_SOURCE)"
 
 
 def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """What a person waits for around the training."""
+    """Start-up and the stages around the training."""
     with_a_model(workspace)
-    firsts = [workspace.side("first_step", "rerun=true") for _ in range(2)]
-    parts = {part: median(column((answer["parts"] for answer in firsts), part)) for part in firsts[0]["parts"]}
+    results = [workspace.run_script("startup_time", "rerun=true") for _ in range(2)]
+    parts = {part: median(column((answer["parts"] for answer in results), part)) for part in results[0]["parts"]}
     yield Row(
         "start of `python src/train.py` to its first step",
         "s",
-        column(firsts, "seconds"),
+        column(results, "seconds"),
         at_most=8,
         note="; ".join(f"{part} {seconds:.1f} s" for part, seconds in parts.items()) + " (medians; warm disk).",
     )
-    for stage, most, times, what in (
+    for stage, limit, times, note in (
         ("preprocess", 5, 2, "the whole process, with the contact sheet, twice"),
         ("evaluate", 20, 1, "the whole process, with figures and MLflow, once"),
     ):
         row = f"`python src/{stage}.py`"
         if stage == "preprocess" and not has_data(workspace):
-            yield Row(row, "s", at_most=most, not_measured=WITHOUT_DATA)
+            yield Row(row, "s", at_most=limit, not_measured=WITHOUT_DATA)
             continue
         seconds = [workspace.run("python", f"src/{stage}.py").seconds for _ in range(times)]
-        yield Row(row, "s", seconds, at_most=most, note=f"{what}.")
+        yield Row(row, "s", seconds, at_most=limit, note=f"{note}.")
 
     nothing = "`dvc repro` with nothing to do"
     if not has_data(workspace):
@@ -43,21 +43,21 @@ def stages(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
     workspace.run("dvc", "commit", "--force")
     ends = [workspace.run("dvc", "repro") for _ in range(1 + sizes.repetitions)]
     if any("Running stage" in end.output for end in ends):
-        raise Failed(f"`dvc repro` found something to do: {ends[0].output}")
+        raise CommandFailed(f"`dvc repro` found something to do: {ends[0].output}")
     yield Row(
         nothing, "s", [end.seconds for end in ends[1:]], at_most=1, note="the whole process, after one to warm up."
     )
 
 
 def model_file(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """The model file, from the start of a process to its last answer: ONNX against torch's own format."""
+    """The model file, from process start to last prediction: ONNX against torch.export."""
     for network, images in (("lenet", sizes.predicted_files), ("resnet18", sizes.predicted_files // 10)):
-        workspace.side("model_files", "--write", network, "--network", network)
+        workspace.run_script("model_files", "--write", network, "--network", network)
         ours, theirs = list[dict[str, Any]](), list[dict[str, Any]]()
         for _ in range(sizes.repetitions):
             for answers, name in ((ours, "model.onnx"), (theirs, "model.pt2")):
-                asked = ["--ask", f"{network}/{name}", "--images", str(images)]
-                answers.append(workspace.side("model_files", *asked))
+                arguments = ["--predict", f"{network}/{name}", "--images", str(images)]
+                answers.append(workspace.run_script("model_files", *arguments))
         parts = "; ".join(
             f"{name}: imports {median(column(answers, 'imports')):.2f} s, "
             f"loads {median(column(answers, 'load')):.2f} s, "
@@ -65,36 +65,36 @@ def model_file(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             for name, answers in (("ours", ours), ("theirs", theirs))
         )
         yield Row(
-            f"{images:,} images asked of {network}'s model.onnx; of its pt2 file by torch",
+            f"{images:,} predictions with {network}'s model.onnx; with its pt2 file by torch",
             "s",
             column(ours, "seconds"),
             column(theirs, "seconds"),
-            note=f"from the start of the process to the last answer, medians; {parts}.",
+            note=f"from the start of the process to the last prediction, medians; {parts}.",
         )
 
 
 def use(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """The model in use: on image files, and over HTTP."""
+    """Predictions for image files and over HTTP."""
     with_a_model(workspace)
     files = sizes.predicted_files
-    workspace.run("python", "benchmarks/image_files.py", "images", "--count", str(files))
-    asked = [workspace.run("python", "src/predict.py", "images", "--csv", "answers.csv") for _ in range(2)]
-    seconds = [end.seconds for end in asked]
+    workspace.run("python", "benchmarks/make_image_files.py", "images", "--count", str(files))
+    runs = [workspace.run("python", "src/predict.py", "images", "--csv", "answers.csv") for _ in range(2)]
+    seconds = [end.seconds for end in runs]
     yield Row(
         f"`python src/predict.py` on {files:,} files of 32x32",
         "s",
         seconds,
         at_most=files / 1000,
         note=f"PNG files; the whole process, twice: {files / median(seconds):,.0f} images/s with its start-up, "
-        f"peak memory {max(end.peak_gigabytes for end in asked):.2f} GB.",
+        f"peak memory {max(end.peak_gigabytes for end in runs):.2f} GB.",
     )
-    waits = [workspace.side("clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests))]
+    waits = [workspace.run_script("http_clients", "--clients", *map(str, CLIENTS), "--requests", str(sizes.requests))]
     for clients in CLIENTS:
         for percent in (50, 99):
             yield Row(
                 f"`make serve`, an image a request, {clients} client{'s' if clients > 1 else ''}: p{percent}",
                 "ms",
                 column(waits, f"p{percent}_of_{clients}"),
-                note=f"the time from question to answer that {percent} % of {clients * sizes.requests} requests "
-                "don't pass, on one connection a client; one server.",
+                note=f"response time at percentile {percent} of {clients * sizes.requests} requests, one "
+                "connection a client; one server.",
             )

@@ -1,15 +1,15 @@
-"""How much `make bench` measures, and how much is enough to see that all of it runs."""
+"""Workload sizes of `make bench`, and of its smoke test."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. The steps of `whole_epochs` are 0: all of an epoch."""
+    """Number of images, steps and repetitions. `whole_epochs` is a step limit: 0 is a whole epoch."""
 
     images: int = 45_000
     repetitions: int = 3
-    steady_repetitions: int = 2  # where the values differ by a few percent
+    steady_repetitions: int = 2  # for values that differ by a few percent
     whole_epochs: int = 0
     tutorial_steps: int = 600
     lightning_steps: int = 400
@@ -26,7 +26,7 @@ class Sizes:
     sweep_steps: int = 500
     predicted_files: int = 10_000
     requests: int = 100
-    engine: str = "block"
+    engine: str = "compiled"
 
 
 TINY = Sizes(
@@ -47,5 +47,5 @@ TINY = Sizes(
     sweep_steps=2,
     predicted_files=10,
     requests=2,
-    engine="plain",
+    engine="eager",
 )

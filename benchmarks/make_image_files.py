@@ -1,6 +1,6 @@
 """Writes images of the test part as PNG files, for `python src/predict.py`.
 
-python benchmarks/image_files.py images --count 10000
+python benchmarks/make_image_files.py images --count 10000
 """
 
 from argparse import ArgumentParser
@@ -11,7 +11,7 @@ from PIL import Image
 
 arguments = ArgumentParser(description=__doc__)
 arguments.add_argument("folder", type=Path)
-arguments.add_argument("--count", type=int, required=True, help="files; the part's images are taken again and again")
+arguments.add_argument("--count", type=int, required=True, help="number of files; the test images are repeated")
 arguments.add_argument("--data", type=Path, default=Path("data/processed"))
 options = arguments.parse_args()
 images = np.load(options.data / "test" / "images.npy", mmap_mode="r")

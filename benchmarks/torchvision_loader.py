@@ -1,10 +1,10 @@
-"""The data as the tutorial has it: PIL images out of torchvision's CIFAR10, ToTensor, Normalize, two workers."""
+"""The tutorial's data loader: PIL images as in torchvision's CIFAR10, ToTensor, Normalize, two workers."""
 
 from pathlib import Path
 
 import torch
+from common import HALF, train_images
 from PIL import Image
-from side import HALF, pictures
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -13,13 +13,13 @@ WORKERS = 2
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """What torchvision's CIFAR10 does with its arrays; without its unpickling, which is not measured."""
+    """Torchvision's CIFAR10 without unpickling, which is not measured."""
 
     def __init__(self, folder: Path) -> None:
-        images, labels = pictures(folder)
+        images, labels = train_images(folder)
         self.data, self.targets = images, labels.tolist()
-        normalise = transforms.Normalize((HALF, HALF, HALF), (HALF, HALF, HALF))
-        self.transform = transforms.Compose([transforms.ToTensor(), normalise])
+        normalize = transforms.Normalize((HALF, HALF, HALF), (HALF, HALF, HALF))
+        self.transform = transforms.Compose([transforms.ToTensor(), normalize])
 
     def __len__(self) -> int:
         return len(self.data)
@@ -29,7 +29,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return image, self.targets[index]
 
 
-def usual_loader(folder: Path, batch_size: int) -> "DataLoader[tuple[Tensor, int]]":
-    """The tutorial's DataLoader."""
+def build_loader(folder: Path, batch_size: int) -> "DataLoader[tuple[Tensor, int]]":
+    """Build the tutorial's DataLoader."""
     torch.manual_seed(0)
     return DataLoader(Images(folder), batch_size=batch_size, shuffle=True, num_workers=WORKERS)

@@ -1,0 +1,139 @@
+"""Run the experiments of docs/leaderboard.md over several seeds, and print their rows.
+
+    make speedrun RECIPE=quick        (python benchmarks/speedrun.py quick --seeds 0 1 2 3 4)
+
+Each seed runs in a temporary copy of the project, with the data set already prepared. The time is measured from the
+command to the test accuracy: start-up, training, export and evaluation. docs/leaderboard.md has the rules. The runs are
+logged to the project's own MLflow database, from which `make results-table` prints its table.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+
+from measure import CommandFailed, FinishedCommand, Workspace, machine, say
+from run import ROOT, TINY, Sizes, commit, copy_of_the_project, has_data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Overrides of an experiment, the target for the mean test accuracy in percent, and the minimum number of seeds."""
+
+    overrides: tuple[str, ...]
+    target: float
+    seeds: int
+    technique: str
+
+
+RECIPES = {
+    "tutorial": Recipe((), 0.0, 1, "the tutorial's recipe"),
+    "quick": Recipe(("experiment=quick",), 62.0, 5, "Muon, one cycle, batch 128, twice three quarters of the images"),
+    "lenet_tuned": Recipe(
+        ("experiment=lenet_tuned",), 79.5, 3, "the tutorial's network, 100 epochs, test-time augmentation"
+    ),
+    "airbench94": Recipe(
+        ("experiment=airbench94", "data.val_fraction=0"), 94.0, 3, "airbench network, Muon, test-time augmentation"
+    ),
+    "airbench96": Recipe(("experiment=airbench96", "data.val_fraction=0"), 95.5, 1, "a wider one, 40 epochs"),
+}
+ACCURACY_PREFIX = "Test accuracy: "
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """Result of one seed: seconds to the test accuracy, seconds of training alone, test accuracy in percent."""
+
+    seed: int
+    seconds: float
+    training: float
+    accuracy: float
+
+
+def run_seed(workspace: Workspace, recipe: Recipe, seed: int, more: list[str]) -> SeedResult:
+    """Train and evaluate with one seed, and measure the time until the test accuracy is printed."""
+    words = [*recipe.overrides, f"seed={seed}", *more]
+    trained = workspace.run("python", "src/train.py", *words, "rerun=true")
+    evaluated = workspace.run("python", "src/evaluate.py", *words)
+    facts = json.loads((workspace.root / "models" / "metadata.json").read_text())
+    accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text())["test"]["accuracy"]
+    return SeedResult(
+        seed, trained.seconds + seconds_to_accuracy(evaluated), facts["timing"]["seconds"], 100 * accuracy
+    )
+
+
+def seconds_to_accuracy(ended: FinishedCommand) -> float:
+    """Return the seconds from the command's start to the line with the number; figures are drawn after it."""
+    return next(seconds for seconds, line in ended.lines if line.startswith(ACCURACY_PREFIX))
+
+
+def row(name: str, recipe: Recipe, results: list[SeedResult]) -> str:
+    """Format the row of the leaderboard."""
+    values = [one.accuracy for one in results]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    seconds = [one.seconds for one in results]
+    outside = mean(1 - one.training / one.seconds for one in results)
+    each = ", ".join(f"{value:.2f}" for value in values)
+    reached = "" if mean(values) >= recipe.target else f" (target missed: {recipe.target:g} %)"
+    cells = [
+        commit(),
+        recipe.technique,
+        f"{mean(seconds):.1f} s [{min(seconds):.1f} - {max(seconds):.1f}], {outside:.0%} of it not training",
+        f"{mean(values):.2f}{spread} % of {len(results)} seeds ({each}){reached}",
+        f"`make speedrun RECIPE={name}`",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def with_project_runs(workspace: Workspace) -> Workspace:
+    """Make the workspace log to the project's own MLflow database and commit, by DVC_ROOT and GIT_DIR."""
+    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--absolute-git-dir"], capture_output=True, text=True)
+    ours = {"DVC_ROOT": str(ROOT)}
+    if git.returncode == 0:
+        ours |= {"GIT_DIR": git.stdout.strip(), "GIT_WORK_TREE": str(ROOT)}
+    return replace(workspace, variables={**workspace.variables, **ours})
+
+
+def prepare(workspace: Workspace, recipe: Recipe) -> None:
+    """Create what persists between commands: the data set, the database, compiled bytecode."""
+    workspace.run("python", "src/preprocess.py", *recipe.overrides)
+    workspace.run("python", "src/train.py", *recipe.overrides, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
+
+
+def main() -> int:
+    arguments = ArgumentParser(description=__doc__)
+    arguments.add_argument("recipes", nargs="+", choices=RECIPES)
+    arguments.add_argument("--seeds", type=int, nargs="+", help="default: 0, 1, ... as many as the rules require")
+    arguments.add_argument("--tiny", action="store_true", help="smoke test; the numbers mean nothing")
+    options = arguments.parse_args()
+    hardware, start, rows = machine(), time.perf_counter(), []
+    say(f"{hardware['processor']}, {hardware['cores']} cores, load {hardware['load_at_start']}, commit {commit()}")
+    tiny = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.batch_size=8", "data.val_fraction=0.1"]
+    with copy_of_the_project(TINY if options.tiny else Sizes()) as workspace:
+        if not has_data(workspace) and not options.tiny:
+            sys.exit("A speedrun needs the real CIFAR-10: run `make cifar10`, or set CIFAR10_SOURCE to a copy.")
+        for name in options.recipes:
+            recipe, results = RECIPES[name], []
+            try:
+                if not options.tiny:
+                    prepare(workspace, recipe)
+                for seed in options.seeds or range(recipe.seeds):
+                    target = workspace if options.tiny else with_project_runs(workspace)
+                    results.append(run_seed(target, recipe, seed, tiny if options.tiny else []))
+                    say(f"  {results[-1]}")
+            except CommandFailed as failure:
+                say(f"  FAILED: {failure}")
+                return 1
+            rows.append(row(name, recipe, results))
+            if len(results) < recipe.seeds:
+                say(f"  The rules require at least {recipe.seeds} seeds; this is {len(results)}.")
+    say(f"{time.perf_counter() - start:.0f} s in all")
+    print("\n".join(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
