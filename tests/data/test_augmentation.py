@@ -81,6 +81,6 @@ def test_no_augmentation_leaves_the_images_as_they_are():
 
 def test_alternating_mirrors_those_whose_turn_it_is():
     images, turns = pictures(), torch.arange(64) % 3 == 0
-    found = flip_crop(images, generator(), turns, padding=0, alternating=True)
+    found = flip_crop(images, generator(), turns, padding=0, alternating_flip=True)
     assert torch.equal(found[turns], images[turns].flip(2)) and torch.equal(found[~turns], images[~turns])
-    assert torch.equal(flip_crop(images, generator(), turns, padding=0, alternating=True, flip=False), images)
+    assert torch.equal(flip_crop(images, generator(), turns, padding=0, alternating_flip=True, flip=False), images)

@@ -19,7 +19,7 @@ def data(**changes):
 
 
 def made(**changes):
-    return SimpleNamespace(folder=Path("data/processed"), asked=dataset_config(data(**changes)))
+    return SimpleNamespace(folder=Path("data/processed"), requested=dataset_config(data(**changes)))
 
 
 def test_data_from_another_mirror_is_the_same_data():

@@ -123,7 +123,7 @@ def test_augmentation_leaves_the_data_alone():
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("count", [96, 97, 98, 99, 103, 5])
-@pytest.mark.parametrize("augmentation", [None, noise, partial(no_augmentation)])
+@pytest.mark.parametrize("augment", [None, noise, partial(no_augmentation)])
 def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment):
     alone = list(make(count, 5, augment=augment))
     ranks = [make(count, 5, augment=augment, rank=rank, world_size=world_size) for rank in range(world_size)]

@@ -110,7 +110,7 @@ def test_without_a_test_folder_a_fraction_of_the_training_images_is_kept_apart()
 def test_the_whole_image_is_kept_or_its_middle(fit, top):
     tree()
     picture("ant/0.png", (200, 0, 0), (40, 10))
-    official = read(fit=fit)
+    official = read(resize_mode=fit)
     assert official.resize_mode == fit
     everything = dict(zip(official.train_names, pixels(official, "train"), strict=True))
     everything |= zip(official.test_names, pixels(official, "test"), strict=True)
@@ -388,7 +388,7 @@ def untrained() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: None, r"There is no folder mine: write `images: FOLDER`"),
+        (lambda: None, r"There is no folder mine: write `image_dir: FOLDER`"),
         (lambda: Path("mine").mkdir(), "mine holds no class: put the images of each class"),
         (one_class, "mine holds no class but ant"),
         (single, r"Of class dog there is a single image.*data\.test_fraction"),
@@ -435,7 +435,7 @@ def table(*rows: str, head: str = "path,label,split") -> None:
 
 
 def read_table(**options) -> RawDataset:
-    return read(CsvTable, table="labels.csv", **options)
+    return read(CsvTable, csv_file="labels.csv", **options)
 
 
 def test_a_table_names_images_classes_and_parts():

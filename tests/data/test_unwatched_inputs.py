@@ -53,5 +53,5 @@ def test_a_table_elsewhere_is_refused(flowers: Project, stage, table: str) -> No
 @pytest.mark.parametrize("key", ["data.root", "data.source.root"])
 def test_configure_refuses_a_folder_of_images_that_dvc_does_not_watch(flowers: Project, key: str) -> None:
     flowers.start(configure, "data=image_folder", f"{key}=elsewhere").assert_refused(
-        f"{key}=elsewhere, but DVC watches images", "`images: elsewhere` in params.yaml"
+        f"{key}=elsewhere, but DVC watches images", "`image_dir: elsewhere` in params.yaml"
     )

@@ -1,18 +1,16 @@
-"""data/processed: a data set as training reads it, arrays on disk and dataset.json beside them.
+"""Read data/processed: a dataset as memory-mapped arrays, described by dataset.json.
 
-    train/images.npy   train/labels.npy    the training part without what is held back
-    val/...            test/...            what is held back to choose by; the official test part
-    .../files.json                         the names of the files that the images were, if they were
-    dataset.json                           what it is, where it comes from, its statistics and its content's hash
+    train/images.npy   train/labels.npy    the training images without the validation split
+    val/...            test/...            the validation split; the official test images
+    .../files.json                         the names of the image files, if the dataset was made from files
+    dataset.json                           name, source, statistics and content hashes
 
-The arrays are memory-mapped to read and to write, so a set larger than memory takes the same code.
-
-What was asked for and what is there: the values of `data` that decide which images are trained on.
-
-An array that may be larger than memory, a piece at a time.
+The arrays are memory-mapped for reading and writing and processed in chunks, so a dataset may be larger than memory.
+dataset.json also records the values of `data` that decide which images are trained on, both as requested and as used.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,33 +28,39 @@ from cifar_pipeline.utils.safe_io import parse_json
 from cifar_pipeline.utils.text import flatten_dict
 
 CHUNK_BYTES = 16 << 20
+REBUILD_HINT = "`dvc repro -f preprocess` rebuilds it"
+# Mirrors and timeouts change how the images are fetched, not the images.
+DATASET_KEYS = ("source", "fallback", "val_fraction", "split_seed")
 
 
 def row_slices(array: np.ndarray) -> Iterator[slice]:
-    """Consecutive slices of an array's rows, each of some 16 MB and of at least one row."""
+    """Yield consecutive slices of an array's rows, each of about 16 MB and at least one row."""
     count, step = len(array), rows_per_chunk(array.itemsize * prod(array.shape[1:]))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def rows_per_chunk(item_bytes: int) -> int:
-    """How many items of so many bytes make a piece, at least one."""
-    return max(1, CHUNK_BYTES // item_bytes)
-
-
-REBUILD_HINT = "`dvc repro -f preprocess` writes it again"
+def rows_per_chunk(row_bytes: int) -> int:
+    """Return how many rows of `row_bytes` bytes fit into a chunk, at least one."""
+    return max(1, CHUNK_BYTES // row_bytes)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An open data set.
+    """An open dataset.
 
-    `name` and `title` are of the data really there, `wanted` is the title of what was asked for; `source` says who
-    made it. `shape` is [H, W, C], `fit` how images were brought to it; `sizes` has the number of images of each
-    part; `mean` and `std` are of the train part, a number per channel, pixels scaled to [0, 1]. `hashes` has a
-    SHA-256 for each array, `hash` one over all of them and the classes. `equal` has, for two parts such as "train,
-    test", how many images of the second are in the first as well, and the first of them by their indices. `asked`
-    and `used` are the values of `data` (asked.KEYS) in the configuration and in effect. `skipped` is the number of
-    files that were not taken; reports/skipped.csv names them.
+    Attributes:
+        name, title, source: names and origin of the data in use, which may be the fallback.
+        requested_title: the title of the source that the configuration requests.
+        shape: [H, W, C].
+        resize_mode: how image files were resized: "crop" or "pad".
+        sizes: the number of images in each split.
+        mean, std: of the training split, one number per channel, pixels scaled to [0, 1].
+        hashes: the SHA-256 of each array.
+        hash: one SHA-256 over all arrays and the classes.
+        duplicates: for a pair of splits such as "train, test", the number of images of the second that are in the
+            first as well, and the indices of the first few.
+        requested, effective: the values of `data` (DATASET_KEYS) in the configuration and in effect.
+        skipped: the number of skipped files, which reports/skipped.csv lists.
     """
 
     folder: Path
@@ -79,7 +83,7 @@ class Dataset:
 
     @staticmethod
     def open(folder: Path) -> "Dataset":
-        """Open what `write` wrote. Raises Refusal where a file is missing, cut off or of another data set."""
+        """Open a dataset that `write_dataset` wrote. Raises UserError if a file is missing or corrupt."""
         path = folder / "dataset.json"
         try:
             values = parse_json(path.read_text(encoding="utf-8"))
@@ -89,146 +93,142 @@ class Dataset:
                 values[key] = tuple(values[key])
             dataset = Dataset(folder=folder, **values)
             if set(dataset.sizes) != set(SPLITS):
-                raise ValueError(f"parts {list(dataset.sizes)}")
+                raise ValueError(f"splits {list(dataset.sizes)}")
         except FileNotFoundError:
             raise UserError(f"{path} is missing; {REBUILD_HINT}.") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged or not of this version; {REBUILD_HINT}.") from error
-        for part in SPLITS:
-            dataset.split(part)
+            raise UserError(f"{path} is corrupt or was written by another version; {REBUILD_HINT}.") from error
+        for split in SPLITS:
+            dataset.split(split)
         return dataset
 
     @property
     def is_fallback(self) -> bool:
-        """Whether this data stands in for what was asked for."""
+        """Whether the fallback was used instead of the requested source."""
         return bool(self.effective["source"] != self.requested["source"])
 
     @property
     def caption(self) -> str:
-        """What figures and tables call the data set, a fallback by its name."""
+        """The dataset's title for figures and tables; of a fallback with the title of the requested source."""
         return f"{self.title}, in place of {self.requested_title}" if self.is_fallback else self.title
 
     def summary(self) -> dict[str, Any]:
-        """What a report says about the data: name, title, source, whether it is a fallback, number of images.
-
-        And the number of files that were skipped, where there are any.
-        """
-        facts = {"name": self.name, "title": self.title, "source": self.source}
+        """Return name, title, source, is-fallback, split sizes and hash, for reports; also `skipped` unless it is 0."""
+        names = {"name": self.name, "title": self.title, "source": self.source}
         skipped = {"skipped": self.skipped} if self.skipped else {}
-        return {**facts, "fallback": self.is_fallback, "sizes": self.sizes, **skipped, "hash": self.hash}
+        return {**names, "fallback": self.is_fallback, "sizes": self.sizes, **skipped, "hash": self.hash}
 
     def split(self, name: str) -> tuple[Images, Labels]:
-        """The images `[N, H, W, C] uint8` and labels `[N] int64` of "train", "val" or "test", memory-mapped.
+        """Return images `[N, H, W, C] uint8` and labels `[N] int64` of "train", "val" or "test", memory-mapped.
 
-        Raises Refusal where a file is missing, cut off or not the array that dataset.json describes.
+        Raises UserError if a file is missing, truncated or differs from its description in dataset.json.
         """
         size = self.sizes[name]
         images = _load(self.folder / name / "images.npy", (size, *self.shape), np.uint8)
         return images, _load(self.folder / name / "labels.npy", (size,), np.int64)
 
-    def files(self, part: str) -> list[str] | None:
-        """The names of the files that a part's images were, in their order; None where they were none.
+    def files(self, split: str) -> list[str] | None:
+        """Return the file name of each image of a split; None if the dataset was not made from image files.
 
-        Raises Refusal where the list is not one of as many names.
+        Raises UserError if files.json is not a list of that many names.
         """
-        path = self.folder / part / "files.json"
+        path = self.folder / split / "files.json"
         if not path.is_file():
             return None
         try:
             names = parse_json(path.read_text(encoding="utf-8"))
-            is_whole = isinstance(names, list) and len(names) == self.sizes[part] and all(map(_is_text, names))
+            is_valid = (
+                isinstance(names, list)
+                and len(names) == self.sizes[split]
+                and all(isinstance(name, str) for name in names)
+            )
         except ValueError:
-            is_whole = False
-        if not is_whole:
-            raise UserError(f"{path} is damaged or of another data set; {REBUILD_HINT}.")
+            is_valid = False
+        if not is_valid:
+            raise UserError(f"{path} is corrupt or belongs to another dataset; {REBUILD_HINT}.")
         return list(names)
 
     def describe_duplicates(self) -> Iterator[str]:
-        """A sentence on each two parts that have images in common, the files named where there are any."""
-        for parts, found in self.duplicates.items():
-            first, second = parts.split(", ")
-            names, others = self.files(first), self.files(second)
-            pairs = [f"{others[two]} = {names[one]}" for one, two in found["pairs"]] if names and others else []
-            listed = f": {', '.join(pairs)}{', ...' if found['count'] > len(pairs) else ''}" if pairs else ""
-            yield f"{found['count']:,} images of the {second} part are in the {first} part as well{listed}."
+        """Yield a sentence for each pair of splits with images in common, with the file names if there are any."""
+        for splits, duplicates in self.duplicates.items():
+            first, second = splits.split(", ")
+            first_names, second_names = self.files(first), self.files(second)
+            pairs = (
+                [f"{second_names[two]} = {first_names[one]}" for one, two in duplicates["pairs"]]
+                if first_names and second_names
+                else []
+            )
+            listed = f": {', '.join(pairs)}{', ...' if duplicates['count'] > len(pairs) else ''}" if pairs else ""
+            yield f"{duplicates['count']:,} images of the {second} split are in the {first} split as well{listed}."
 
     def verify(self) -> None:
-        """Read every byte and compare it with the hashes. Raises Refusal naming the file that differs."""
-        for part in SPLITS:
-            images, labels = self.split(part)
-            for kind, found in (("images", content_hash(images)), ("labels", content_hash(labels))):
-                if found != self.hashes[f"{part}/{kind}"]:
-                    path = self.folder / part / f"{kind}.npy"
-                    raise UserError(f"{path} has other content than it was written with; {REBUILD_HINT}.")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+        """Read every byte and compare it with the hashes. Raises UserError with the file that differs."""
+        for split in SPLITS:
+            for name, array in zip(("images", "labels"), self.split(split), strict=True):
+                if content_hash(array) != self.hashes[f"{split}/{name}"]:
+                    path = self.folder / split / f"{name}.npy"
+                    raise UserError(f"{path} has changed since it was written; {REBUILD_HINT}.")
 
 
 def open_memmap(path: Path) -> np.ndarray:
-    """An array in a file, read as far as it is asked for."""
-    # Copy on write: torch warns about arrays that cannot be written to, and the file must stay as it is.
+    """Memory-map an array; writes to it do not reach the file."""
+    # Copy-on-write, because torch warns about read-only arrays.
     array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     return array
 
 
-def _load(path: Path, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
+def _load(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     try:
         array = open_memmap(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {REBUILD_HINT}.") from None
-    except Exception as error:  # NumPy lets through whatever it meets in a header that is damaged.
-        raise UserError(f"{path} is cut off or no array; {REBUILD_HINT}.") from error
-    if array.shape != shape or array.dtype != kind:
+    except Exception as error:  # NumPy raises all kinds of errors for a corrupt header
+        raise UserError(f"{path} is truncated or not an array; {REBUILD_HINT}.") from error
+    if array.shape != shape or array.dtype != dtype:
         raise UserError(
-            f"{path} holds {array.dtype} {list(array.shape)} where dataset.json says {np.dtype(kind)} {list(shape)}; "
-            f"{REBUILD_HINT}."
+            f"{path} contains {array.dtype} {list(array.shape)}, but dataset.json describes {np.dtype(dtype)} "
+            f"{list(shape)}; {REBUILD_HINT}."
         )
     return array
 
 
 def checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of what dataset.json says, whatever its layout."""
+    """Return the SHA-256 of the values of dataset.json, independent of the file's formatting."""
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def content_hash(array: np.ndarray) -> str:
-    """SHA-256 of an array: its type, its shape and its values, the same on every machine."""
+    """Return the SHA-256 of an array's dtype, shape and values, the same on every machine."""
     digest = sha256(f"{array.dtype.newbyteorder('<').str} {array.shape}".encode())
-    for piece in row_slices(array):
-        digest.update(np.ascontiguousarray(array[piece]).data)
+    for rows in row_slices(array):
+        digest.update(np.ascontiguousarray(array[rows]).data)
     return digest.hexdigest()
 
 
-# Mirrors and timeouts change the route, not the images.
-DATASET_KEYS = ("source", "fallback", "val_fraction", "split_seed")
-
-
 def dataset_config(data: DictConfig) -> dict[str, Any]:
-    """The values of the configuration's `data` that decide about the images, as plain dictionaries and numbers."""
+    """Return the values of the configuration's `data` that decide about the images, as plain dicts and numbers."""
     values = OmegaConf.to_container(data, resolve=True)
     assert isinstance(values, dict)
     return {key: values[key] for key in DATASET_KEYS}
 
 
-def effective_dataset_config(asked: dict[str, Any], by_fallback: bool) -> dict[str, Any]:
-    """The values that were used: the fallback has stepped into the source's place, or it was not needed."""
-    return {**asked, "source": asked["fallback"] if by_fallback else asked["source"]}
+def effective_dataset_config(requested: dict[str, Any], by_fallback: bool) -> dict[str, Any]:
+    """Return the values in effect: with the fallback as the source if it was used."""
+    return {**requested, "source": requested["fallback"] if by_fallback else requested["source"]}
 
 
 def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
-    """Refuse to go on where `dataset` was made for other values than the configuration's `data` asks for."""
-    wanted, made = dataset_config(data), dict(dataset.requested)
+    """Raise UserError if `dataset` was made with other values than those of the configuration's `data`."""
+    requested, made = dataset_config(data), dict(dataset.requested)
     for role in ("source", "fallback"):
-        if _target(wanted[role]) != _target(made.get(role)):  # then its further values need no comparison
-            wanted[role], made[role] = _option_name(wanted[role]), _option_name(made.get(role))
-    wanted, made = flatten_dict(wanted), flatten_dict(made)
-    differing = [key for key in dict.fromkeys([*wanted, *made]) if wanted.get(key) != made.get(key)]
+        if _target(requested[role]) != _target(made.get(role)):  # then its other values need no comparison
+            requested[role], made[role] = _option_name(requested[role]), _option_name(made.get(role))
+    requested, made = flatten_dict(requested), flatten_dict(made)
+    differing = [key for key in dict.fromkeys([*requested, *made]) if requested.get(key) != made.get(key)]
     if not differing:
         return
     key = differing[0]
-    value = wanted.get(key)
+    value = requested.get(key)
     if key == "source":
         remedy = f"`data: {value}`"
     elif key == "fallback" and value is not None:
@@ -236,9 +236,9 @@ def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
     else:
         remedy = f"`overrides: {_nested_yaml('data.' + key, value)}`"
     raise UserError(
-        f"{dataset.folder} was made for data.{key}={to_yaml_inline(made.get(key))}, but this configuration asks for "
-        f"data.{key}={to_yaml_inline(value)}: write {remedy} in params.yaml and run `dvc repro preprocess`, or train with what "
-        "it was made for."
+        f"{dataset.folder} was made with data.{key}={to_yaml_inline(made.get(key))}, but this configuration has "
+        f"data.{key}={to_yaml_inline(value)}: set {remedy} in params.yaml and run `dvc repro preprocess`, or train with "
+        "the former value."
     )
 
 
@@ -247,8 +247,8 @@ def _target(source: Any) -> Any:
 
 
 def _option_name(source: Any) -> str | None:
-    """An option of conf/data bears the name of the module that its source lives in."""
-    return _target(source).split(".")[-2] if source else None
+    """Return the option of conf/data for a source: its class name in snake case."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _target(source).split(".")[-1]).lower() if source else None
 
 
 def _nested_yaml(key: str, value: Any) -> str:

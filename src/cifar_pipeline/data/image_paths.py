@@ -1,7 +1,4 @@
-"""Folders of images, walked: which files are taken, and for each other one the reason why not.
-
-Which image files a person means by files, folders and a list of paths.
-"""
+"""Find image files in folders and lists of paths, with the reason for each file that is skipped."""
 
 import codecs
 import os
@@ -14,77 +11,82 @@ from cifar_pipeline.data.images import SUFFIXES
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import irregular_type
 
-# Where systems, archives and network drives keep what is theirs: thumbnails, snapshots, what was deleted.
+# Thumbnails, snapshots and trash of operating systems, archivers and network drives.
 SYSTEM_FILES = {
     "@eadir", "@__thumb", "#recycle", "@recycle", "#snapshot", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini",
     "$recycle.bin", "system volume information", "lost+found",
 }  # fmt: skip
-HIDDEN = "it is hidden, or a system's own"
+HIDDEN = "hidden or system file"
 NOT_A_FILE = ", not a file"
 MAX_LISTED = 10
+STDIN = "-"
+# With the line ending; Linux allows 4,096 bytes, Windows 32,767 characters.
+MAX_PATH_LENGTH = 100_000
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class FoundFile(NamedTuple):
-    """A path with the reason why it is not taken; without a reason, it is named like an image and read as one."""
+    """A path, and the reason to skip it; an empty reason: its name is that of an image."""
 
     path: Path
     reason: str = ""
 
 
 class SkippedFile(NamedTuple):
-    """A file that is not taken: its path below the folder of the images, and the reason."""
+    """The path of a skipped file, relative to the image folder, and the reason."""
 
     path: str
     reason: str
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out: it begins with a dot, or is one of SYSTEMS."""
+    """Return whether a file or folder name begins with a dot or is one of SYSTEM_FILES."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def iter_files(folder: Path) -> Iterator[FoundFile]:
-    """Yield what lies in a folder and below, by name, files before folders; what is not taken with its reason.
+    """Walk a folder: yield its files sorted by name, then those of its subfolders, skipped ones with the reason.
 
-    Of a hidden folder, and of one that may not be read, the folder itself is given; links to folders are not followed.
-    One folder's names are in memory at a time.
+    For a hidden or unreadable folder, the folder itself is yielded; links to folders are not followed. The names of one
+    folder at a time are in memory.
     """
     try:
         with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
+            sorted_entries = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        yield FoundFile(folder, f"it may not be read ({error.strerror})")
+        yield FoundFile(folder, f"cannot be read ({error.strerror})")
         return
-    below: list[Path] = []
-    for entry in listed:
+    subfolders: list[Path] = []
+    for entry in sorted_entries:
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False) and not is_hidden(entry.name):
-            below.append(path)
+            subfolders.append(path)
         else:
             yield FoundFile(path, skip_reason(entry))
-    for inner in below:
-        yield from iter_files(inner)
+    for subfolder in subfolders:
+        yield from iter_files(subfolder)
 
 
 def skip_reason(entry: "os.DirEntry[str]") -> str:
-    """Why an entry that is no folder, or a hidden one, is not taken; empty where it is."""
+    """Return the reason to skip a file or hidden folder; empty if its name is that of an image."""
     if is_hidden(entry.name):
         return HIDDEN
     try:
-        if not entry.is_file():  # a link that leads nowhere counts as an image that can't be read
-            kind = "" if entry.is_symlink() and not Path(entry.path).exists() else irregular_type(entry.stat().st_mode)
-            if kind:
-                return f"it is {'a link to ' if entry.is_symlink() else ''}{kind}{NOT_A_FILE}"
+        if not entry.is_file():  # a dangling link counts as an image that cannot be read
+            is_dangling = entry.is_symlink() and not Path(entry.path).exists()
+            file_type = "" if is_dangling else irregular_type(entry.stat().st_mode)
+            if file_type:
+                return f"{'a link to ' if entry.is_symlink() else ''}{file_type}{NOT_A_FILE}"
     except OSError as error:
-        return f"it may not be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     suffix = Path(entry.name).suffix
     if suffix.lower() in SUFFIXES:
         return ""
-    return f"no image's name ends in {suffix}" if suffix else "its name has no suffix, such as .jpg"
+    return f"{suffix} is not an image suffix" if suffix else "no suffix such as .jpg"
 
 
 class SkipCounts:
-    """What is not taken, counted by reason; the first ten names of each reason are kept."""
+    """Count skipped files by reason and keep the first ten names for each reason."""
 
     def __init__(self, skipped: Iterable[tuple[str, str]] = ()) -> None:
         self.counts = Counter[str]()
@@ -93,8 +95,8 @@ class SkipCounts:
             self.add(name, reason)
 
     def add(self, name: str, reason: str) -> None:
-        # The details in brackets would make a reason of each damaged file.
-        reason = reason.partition(" (")[0] if reason.startswith("it is damaged") else reason
+        # Without the decoder's message in parentheses, so that damaged files have one reason.
+        reason = reason.partition(" (")[0] if reason.startswith("damaged") else reason
         self.counts[reason] += 1
         names = self.names.setdefault(reason, [])
         if len(names) < MAX_LISTED:
@@ -108,39 +110,33 @@ class SkipCounts:
         return "; ".join(f"{reason} ({count:,})" for reason, count in self.counts.most_common())
 
     def named(self) -> list[tuple[str, str]]:
-        """Ten names with their reasons at most, of each reason as many as of the others."""
+        """Return up to ten (name, reason) pairs, equally many for each reason."""
         share = max(1, MAX_LISTED // max(1, len(self.names)))
         return [(name, reason) for reason, _ in self.counts.most_common() for name in self.names[reason][:share]][
             :MAX_LISTED
         ]
 
 
-STDIN = "-"
-# Of a path with its line's end; Linux takes 4096 bytes, Windows 32,767 characters.
-MAX_PATH_LENGTH = 100_000
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
 def iter_image_files(
-    names: Iterable[str], listed: Iterable[bytes] = (), skip: Callable[[FoundFile], None] = lambda found: None
+    names: Iterable[str], listed: Iterable[bytes] = (), skip: Callable[[FoundFile], None] = lambda file: None
 ) -> Iterator[Path]:
-    """Each image file, in order: a file as it is, a folder as the images in it and below, by name.
+    """Expand files, folders and "-" into image paths, in order; the images of a folder are sorted by name.
 
-    For the name `-` stand the paths in `listed`, one a line, as the system writes them. What is not there comes as it
-    is, and so does a folder that holds no image: whoever reads it will say so. `skip` is handed each file in a folder
-    that is no image, with its reason. Raises Refusal where `listed` is no list of paths.
+    "-" is replaced by the paths in `listed`, one per line, in the system's encoding. Missing files and folders without
+    images are yielded unchanged, for the reader to report. `skip` is called with each file in a folder that is not an
+    image. Raises UserError if `listed` is not a list of paths.
     """
     for name in names:
         if name == STDIN:
-            yield from iter_image_files(_paths(listed), skip=skip)
+            yield from iter_image_files(_parse_paths(listed), skip=skip)
         elif Path(name).is_dir():
             is_empty = True
-            for found in iter_files(Path(name)):
-                if found.reason:
-                    skip(found)
+            for file in iter_files(Path(name)):
+                if file.reason:
+                    skip(file)
                     continue
                 is_empty = False
-                yield found.path
+                yield file.path
             if is_empty:
                 yield Path(name)
         else:
@@ -148,29 +144,30 @@ def iter_image_files(
 
 
 def iter_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a list of paths. One that goes on beyond any path is cut, so that it takes no memory."""
+    """Yield the lines of a list of paths, cut to MAX_PATH_LENGTH to limit the memory."""
     return iter(lambda: stream.readline(MAX_PATH_LENGTH), b"")
 
 
 def count_image_files(names: Sequence[str]) -> int | None:
-    """How many files `image_files` will give; None where a list is among them, which can be read only once."""
+    """Return how many files `iter_image_files` yields; None with "-", because a stream can be read only once."""
     return None if STDIN in names else sum(1 for _ in iter_image_files(names))
 
 
-def _paths(lines: Iterable[bytes]) -> Iterator[str]:
-    """The paths in a list of one a line; blank lines are none. Raises Refusal, with the line, for what is no path."""
+def _parse_paths(lines: Iterable[bytes]) -> Iterator[str]:
+    """Yield the paths in a list with one per line, without blank lines. Raises UserError with the line's number."""
     for number, line in enumerate(lines, 1):
         if number == 1:
             if line.startswith(UTF16):
-                raise UserError("The list of paths is UTF-16: write it in UTF-8.")
+                raise UserError("The list of paths is UTF-16; write it in UTF-8.")
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) >= MAX_PATH_LENGTH:
             raise UserError(
-                f"Line {number} of the list of paths has {MAX_PATH_LENGTH:,} bytes or more: write a path a line."
+                f"Line {number} of the list of paths has {MAX_PATH_LENGTH:,} bytes or more; write one path per line."
             )
         if b"\0" in line:
             raise UserError(
-                f"Line {number} of the list of paths has a NUL byte: write a path a line (`find` without -print0)."
+                f"Line {number} of the list of paths contains a NUL byte; write one path per line (`find` without "
+                "-print0)."
             )
         path = os.fsdecode(line.rstrip(b"\r\n"))
         if path.strip() and path.strip() != STDIN:

@@ -357,7 +357,7 @@ class ImageFilesSource(ABC):
     def _checked(self) -> Listing:
         if not self.root.is_dir():
             raise UserError(
-                f"There is no folder {self.root}: write `images: FOLDER` in params.yaml, with your images in it."
+                f"There is no folder {self.root}: write `image_dir: FOLDER` in params.yaml, with your images in it."
             )
         reject_linked_folders(self.root)
         listing = self.listed()
