@@ -99,7 +99,7 @@ def started(
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
             patch.setenv(name, "")
         # A sweep's last point would stay that of the next test's training in this process.
-        for name in ("_point", "_basis"):
+        for name in ("_trial", "_basis"):
             patch.setattr(job, name, None)
         # What is said on a busy machine only would change what is compared.
         patch.setattr(console, "STATUS_DELAY", seconds)
