@@ -63,7 +63,7 @@ def test_after_a_killed_dvc_the_next_goes_on(slow, undisturbed):
     killed_in_the_middle(slow)
     said = slow.dvc("repro", "--single-item", "train")
     assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
-    assert slow.model() == undisturbed("plain").workspace.model()
+    assert slow.model() == undisturbed("eager").workspace.model()
     assert [run.info.status for run in slow.runs()] == ["FINISHED"]
 
 
@@ -91,5 +91,5 @@ def test_a_second_training_waits_and_takes_the_result(slow, undisturbed):
     first.process.send_signal(signal.SIGCONT)
     said = first.end() + second.end()
     assert said.count(f"epoch {EPOCHS}/{EPOCHS}") == 1 and "has already finished: its weights are reused" in said
-    assert slow.model() == undisturbed("plain").workspace.model()
+    assert slow.model() == undisturbed("eager").workspace.model()
     assert [run.info.status for run in slow.runs()] == ["FINISHED"]

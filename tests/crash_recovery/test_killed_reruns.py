@@ -8,12 +8,12 @@ from torture import ENGINES, EPOCHS, KILLED, NEVER, STEPS, TRAINING, Moment, sta
 from helpers.workspace import Workspace
 
 KILLED_IN = STEPS + 9  # a step of the second epoch
-AGAIN = (*TRAINING, *ENGINES["plain"], "rerun=true")
+AGAIN = (*TRAINING, *ENGINES["eager"], "rerun=true")
 
 
 @pytest.mark.long
 def test_a_killed_rerun_goes_on_in_its_run_and_the_next_one_begins_anew(undisturbed, tmp_path) -> None:
-    copy: Workspace = undisturbed("plain").workspace.copy(tmp_path / "copy")
+    copy: Workspace = undisturbed("eager").workspace.copy(tmp_path / "copy")
     weights = copy.model()
     killed = start(copy, Moment("step", KILLED_IN), "train", *AGAIN)
     assert killed.code == KILLED and killed.steps[0] == "0:0"

@@ -31,13 +31,13 @@ def ends_alike(copy, undisturbed, engine, moments):
 
 
 def test_killed_and_stopped_five_times_it_ends_with_the_same_weights_and_each_metric_once(copy, undisturbed):
-    training = ends_alike(copy, undisturbed, "plain", EXACTLY)
+    training = ends_alike(copy, undisturbed, "eager", EXACTLY)
     assert [start.code for start in training.starts] == [KILLED, TERMINATED, KILLED, INTERRUPTED, KILLED, 0]
     for start in training.starts:
         assert "Traceback" not in start.said
         if start.code in (TERMINATED, INTERRUPTED):
             assert start.said.splitlines()[-1].startswith("Stopped in epoch ")
-    assert len(undisturbed("plain").starts[0].steps) == EPOCHS * STEPS
+    assert len(undisturbed("eager").starts[0].steps) == EPOCHS * STEPS
 
 
 @pytest.mark.long

@@ -35,8 +35,8 @@ TRAINING = (
     "runtime.checkpoint_interval_seconds=1e-6",  # seconds: after each step, or chunk of them
 )
 ENGINES = {
-    "plain": ("runtime.engine=plain",),
-    "block": ("runtime.engine=block", "runtime.block_steps=1", "runtime.steps_per_chunk=5"),
+    "eager": ("runtime.engine=eager",),
+    "compiled": ("runtime.engine=compiled", "runtime.steps_per_chunk=5"),
 }
 # The steps, or chunks of them, that one kill may cost: those since the last checkpoint.
 MOST_REPEATED = 1
@@ -165,7 +165,7 @@ def torture(count: int, seed: int, at_once: int, console: Console) -> bool:
     began = time.monotonic()
     moments = drawn(seed, count)
     parts = [ordered(moments[first : first + KILLS_OF_ONE]) for first in range(0, count, KILLS_OF_ONE)]
-    engines = ["block" if number % 3 == 2 else "plain" for number in range(len(parts))]
+    engines = ["compiled" if number % 3 == 2 else "eager" for number in range(len(parts))]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         root = Path(folder)
         origin = prepared(root / "prepared")

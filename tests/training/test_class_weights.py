@@ -15,14 +15,14 @@ from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 
-LOSSES = [name for name in options_of("loss") if name != "airbench94"]
+LOSSES = [name for name in options_of("loss")]
 COUNTS = (8, 1, 3)
 
 
 def dataset(counts: tuple[int, ...] = COUNTS) -> Any:
     """What `build_loss` reads of a data set: a training part with so many images of each class."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    return SimpleNamespace(title="pets", classes=("cat", "dog", "eel"), part=lambda _: (None, labels))
+    return SimpleNamespace(title="pets", classes=("cat", "dog", "eel"), split=lambda _: (None, labels))
 
 
 def loss(name: str, weights: Any, counts: tuple[int, ...] = COUNTS) -> nn.Module:

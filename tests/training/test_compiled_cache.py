@@ -20,8 +20,8 @@ from helpers.source_tree import SRC
 
 BUILD = f"""
 import sys; sys.path.insert(0, {str(SRC)!r})
-from cifar_pipeline.training.compiled.small_conv import load
-load()
+from cifar_pipeline.training.compiled.small_conv import load_ops
+load_ops()
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 print(cache_dir())
 """

@@ -87,7 +87,7 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
         summed += float(block(images[part], labels[part], lrs[part])[0])
 
     # Adam's step counter is a float32 tensor; Muon multiplies its matrices in bfloat16.
-    relative, absolute = (1e-4, 5e-2) if optimizer in ("muon", "airbench94") else (1e-7, 1e-5)
+    relative, absolute = (1e-4, 5e-2) if optimizer in ("muon", "normed_muon") else (1e-7, 1e-5)
     assert summed == pytest.approx(total, rel=relative)
     for mine, theirs in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=absolute)
@@ -113,7 +113,7 @@ def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the
 
 
 # The others multiply in bfloat16, and make much of its rounding.
-EXACT = [name for name in options_of("optimizer", own=True) if name not in ("muon", "airbench94")]
+EXACT = [name for name in options_of("optimizer", own=True) if name not in ("muon", "normed_muon")]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU, and this machine has none")
@@ -140,7 +140,7 @@ def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
         ["data=digits", "trainer.max_epochs=2", "trainer.batch_size=16", "scheduler=cosine", "model=lenet"]
     )
     weights, rows = [], []
-    for engine in (Engine("plain", "", 1, 0), Engine("block", "", per_block, 5)):
+    for engine in (Engine("eager", "", 1, 0), Engine("compiled", "", per_block, 5)):
         folder = RunDir(tmp_path / engine.name)
         folder.path.mkdir()
         module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
@@ -166,7 +166,7 @@ class Picky(nn.CrossEntropyLoss):
 
 def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits, tmp_path: Path, capsys) -> None:
     config = compose_config(["data=digits", "trainer.max_epochs=1", "trainer.batch_size=16"])
-    engine = Engine("block", "", 2, 5)
+    engine = Engine("compiled", "", 2, 5)
     folder = RunDir(tmp_path / "picky")
     folder.path.mkdir()
     module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
@@ -178,16 +178,16 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
 @pytest.mark.parametrize(
     ("settings", "name", "reason"),
     [
-        ([], "block", "125,000 steps"),
-        (["trainer.max_epochs=1"], "block", "12,500 steps"),
-        (["trainer.max_epochs=1", "trainer.batch_size=8"], "plain", "6,250 steps would not pay back"),
-        (["trainer.batch_size=64", "trainer.max_epochs=1000"], "plain", "gain nothing"),
-        (["trainer.gradient_clip_val=1"], "plain", "single steps"),
-        (["optimizer=gradient_descent"], "plain", "accumulated"),
-        (["weight_averaging=ema"], "plain", "averaged"),
-        (["trainer.micro_batch_size=2"], "plain", "single steps"),
-        (["runtime.engine=plain"], "plain", "asked for"),
-        (["runtime.engine=block", "trainer.max_epochs=1"], "block", "asked for"),
+        ([], "compiled", "125,000 steps"),
+        (["trainer.max_epochs=1"], "compiled", "12,500 steps"),
+        (["trainer.max_epochs=1", "trainer.batch_size=8"], "eager", "6,250 steps would not pay back"),
+        (["trainer.batch_size=64", "trainer.max_epochs=1000"], "eager", "gain nothing"),
+        (["trainer.gradient_clip_val=1"], "eager", "single steps"),
+        (["optimizer=gradient_descent"], "eager", "accumulated"),
+        (["weight_averaging=ema"], "eager", "averaged"),
+        (["trainer.micro_batch_size=2"], "eager", "single steps"),
+        (["runtime.engine=eager"], "eager", "asked for"),
+        (["runtime.engine=compiled", "trainer.max_epochs=1"], "compiled", "asked for"),
     ],
 )
 def test_auto_picks_the_engine_that_pays_and_says_why(project, settings: list[str], name: str, reason: str) -> None:
@@ -199,5 +199,5 @@ def test_blocks_that_cannot_be_had_are_refused_or_passed_over(project, monkeypat
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     assert select_engine(compose_config(), CPU, 50_000).reason == "there is no C++ compiler"
-    with pytest.raises(UserError, match=r"machine\.engine=block .* C\+\+ compiler"):
-        select_engine(compose_config(["runtime.engine=block"]), CPU, 50_000)
+    with pytest.raises(UserError, match=r"runtime\.engine=compiled .* C\+\+ compiler"):
+        select_engine(compose_config(["runtime.engine=compiled"]), CPU, 50_000)

@@ -41,7 +41,7 @@ def test_an_accelerator_that_is_not_here_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     config = project.compose(f"runtime.accelerator={name}")
-    with pytest.raises(UserError, match=rf"machine\.accelerator={name}: this machine has cpu; write auto"):
+    with pytest.raises(UserError, match=rf"runtime\.accelerator={name}: this machine has cpu; write auto"):
         select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 

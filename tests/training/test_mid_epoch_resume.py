@@ -18,7 +18,7 @@ from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, bui
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import Project, options_of
 
-BLOCK = Engine("block", "tested", 2, 3)
+COMPILED = Engine("compiled", "tested", 2, 3)
 AFTER_EACH_STEP = 1e-9  # seconds
 
 
@@ -34,7 +34,7 @@ class WithDropout(nn.Module):
         return logits
 
 
-GROUPS = ("optimizer", "scheduler", "augmentation", "average")
+GROUPS = ("optimizer", "scheduler", "augmentation", "weight_averaging")
 CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 
 
@@ -84,7 +84,7 @@ def is_equal(one: Trained, other: Trained) -> None:
         assert torch.equal(other.module.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("engine", [EAGER, BLOCK], ids=["plain", "block"])
+@pytest.mark.parametrize("engine", [EAGER, COMPILED], ids=["eager", "compiled"])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means(
     project: Project, digits: Dataset, engine: Engine, choice: str
@@ -92,7 +92,7 @@ def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means
     config = restless(project, choice)
     if engine.is_compiled and config.optimizer.get("full_batch"):
         pytest.skip("a full batch is never in blocks")
-    if engine.is_compiled and config.weight_averaging.every_step:
+    if engine.is_compiled and config.weight_averaging._target_ is not None:
         pytest.skip("weights that are averaged are never stepped in blocks")
     whole = Trained(config, digits, engine, project.folder / "whole")
     stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * whole.batches // 3)
@@ -108,6 +108,6 @@ def test_going_on_at_an_epochs_smaller_last_batch_it_takes_the_others_in_blocks(
 ) -> None:
     """Compiled and single steps differ in their last bits, so which are compiled must not depend on a kill."""
     config = restless(project, "trainer.batch_size=20")
-    Trained(config, digits, BLOCK, project.folder / "abc", stop_after=3)
-    going_on = Trained(config, digits, BLOCK, project.folder / "abc")
+    Trained(config, digits, COMPILED, project.folder / "abc", stop_after=3)
+    going_on = Trained(config, digits, COMPILED, project.folder / "abc")
     assert going_on.module.batch_size == config.trainer.batch_size

@@ -112,7 +112,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_every_optimizer_of_conf_is_tested_here() -> None:
-    assert set(options_of("optimizer", own=True)) == {*RULES, "muon", "airbench94"}
+    assert set(options_of("optimizer", own=True)) == {*RULES, "muon", "normed_muon"}
 
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
@@ -211,8 +211,8 @@ def test_muon_warns_of_nothing() -> None:
 FILTERS = (16, 6, 3, 3)
 
 
-def test_fast94_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_matrix() -> None:
-    chosen = options("airbench94", momentum=0.0)
+def test_normed_muon_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_matrix() -> None:
+    chosen = options("normed_muon", momentum=0.0)
     torch.manual_seed(0)
     filters = nn.Parameter(torch.randn(FILTERS, dtype=torch.float64))
     start = filters.detach().numpy().reshape(16, -1).copy()
@@ -226,9 +226,9 @@ def test_fast94_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_m
     assert np.linalg.norm(moved) == pytest.approx(chosen.lr * 4, rel=0.2)
 
 
-def test_fast94_moves_filters_by_nesterovs_momentum() -> None:
+def test_normed_muon_moves_filters_by_nesterovs_momentum() -> None:
     """What is orthogonalised is the gradient plus the momentum that it has just become a part of."""
-    chosen = options("airbench94", momentum=0.5)
+    chosen = options("normed_muon", momentum=0.5)
     torch.manual_seed(0)
     filters, once = (nn.Parameter(torch.ones(FILTERS, dtype=torch.float64)) for _ in range(2))
     first, second = torch.randn((2, *FILTERS), dtype=torch.float64)
@@ -240,13 +240,13 @@ def test_fast94_moves_filters_by_nesterovs_momentum() -> None:
     with torch.no_grad():
         once.copy_(before)
     once.grad = second + 0.5 * (0.5 * first + second)
-    build(options("airbench94", momentum=0.0), [once]).step()
+    build(options("normed_muon", momentum=0.0), [once]).step()
     torch.testing.assert_close(filters, once, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(("shape", "key"), [((6,), "bias_lr"), ((3, 10), "linear_lr")])
-def test_fast94_moves_biases_and_matrices_by_sgd(shape: tuple[int, ...], key: str) -> None:
-    chosen = options("airbench94", bias_lr=0.02, linear_lr=0.01, weight_decay=0.001)
+def test_normed_muon_moves_biases_and_matrices_by_sgd(shape: tuple[int, ...], key: str) -> None:
+    chosen = options("normed_muon", bias_lr=0.02, linear_lr=0.01, weight_decay=0.001)
     moves, gradients = muon_steps(chosen, shape, STEPS)
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))

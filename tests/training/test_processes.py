@@ -36,7 +36,7 @@ def test_a_training_is_one_process_unless_more_are_asked_for(project: Project) -
     assert find() is SINGLE_PROCESS
     assert find("trainer=ddp") is SINGLE_PROCESS  # a CPU
     two = find("trainer=ddp", "trainer.devices=2")
-    assert (two.count, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
+    assert (two.world_size, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
@@ -46,7 +46,7 @@ def test_who_started_them_says_how_many_there_are(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     found = find("trainer=ddp")
-    assert (found.rank, found.here, found.machines, found.is_first) == (3, 2, 2, False)
+    assert (found.rank, found.local_world_size, found.num_nodes, found.is_rank_zero) == (3, 2, 2, False)
     with pytest.raises(UserError, match=r"trainer.devices=4, but torchrun or srun started 2"):
         find("trainer=ddp", "trainer.devices=4")
     assert find() is SINGLE_PROCESS
@@ -56,7 +56,7 @@ def test_who_started_them_says_how_many_there_are(
     ("overrides", "options", "words"),
     [
         (["trainer.devices=2"], {}, "write trainer=ddp"),
-        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "no choice for the points of a sweep"),
+        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "no choice for the trials of a sweep"),
         (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
         (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "for CPUs and CUDA"),
         (["trainer=fsdp", "trainer.devices=2"], {}, "shares the weights among GPUs, and this runs on cpu"),

@@ -26,7 +26,7 @@ def test_the_training_is_held_until_its_result_is_published_and_that_while_it_is
         usual(self, root, run)
         held.append(is_locked(self.path))
 
-    monkeypatch.setattr(RunDir, "publish", publish)
+    monkeypatch.setattr(RunDir, "copy_to", publish)
     ended = ready.start(train, *QUICK)
     assert ended.code == 0, ended.err
     assert held == [True, True]

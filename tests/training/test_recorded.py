@@ -24,7 +24,7 @@ from cifar_pipeline.training.trainer import TrainingSetup, fit
 from helpers.config_project import Ended, Project
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "runtime.accelerator=cpu", "runtime.threads=1")
-COMPILED = ("runtime.engine=block", "runtime.block_steps=1", "runtime.steps_per_chunk=5")
+COMPILED = ("runtime.engine=compiled", "runtime.steps_per_chunk=5")
 
 
 def trained(project: Project, *more: str, code: int = 0) -> Ended:
@@ -53,9 +53,9 @@ def test_single_steps_in_place_of_blocks_are_recorded_as_such(ready: Project, mo
 
     monkeypatch.setattr(CompiledSteps, "compile", impossible)
     ended = trained(ready, *COMPILED)
-    assert "engine plain (planned: block)" in ended.err
+    assert "engine eager (planned: compiled)" in ended.err
     facts, tags = recorded(ready)
-    assert facts["timing"]["engine"] == tags["engine"] == "plain"
+    assert facts["timing"]["engine"] == tags["engine"] == "eager"
     assert (tags["threads"], tags["strategy"], tags["images_per_step"]) == ("1", "single_device", "9")
 
 
@@ -63,7 +63,7 @@ def test_precision_is_recorded_as_lightning_takes_it(project: Project, digits: D
     """`train` refuses this one; whatever else Lightning may change is seen in the same way."""
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=45"), digits)
     plan = TrainingSetup(
-        made.module, made.pictures, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder
+        made.module, made.images, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder
     )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
         assert fit(plan, made.logger).ran["precision"] == "bf16-mixed"
@@ -84,7 +84,7 @@ def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkey
     assert "threads 1, then 2 (planned: 2)" in ended.err
     facts, tags = recorded(ready)
     assert facts["timing"]["threads"] == tags["threads"] == "1, then 2"
-    assert (facts["timing"]["engine"], facts["epochs"]) == ("plain", 2)
+    assert (facts["timing"]["engine"], facts["epochs"]) == ("eager", 2)
 
     # Whoever takes the result later has not trained it, whatever threads are there.
     trained(ready, "runtime.threads=1")
@@ -94,7 +94,7 @@ def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkey
 def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: Project) -> None:
     trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
     models = TrainedModel.open(Path("models"), "last")
-    images, labels = Dataset.open(Path("data/processed")).part("val")
+    images, labels = Dataset.open(Path("data/processed")).split("val")
     logits = torch.from_numpy(Predictor.open(models.model).session.predict(images, 30)[0])
     history = pandas.read_csv("reports/history.csv")
     assert models.loss(logits, torch.from_numpy(labels)) == pytest.approx(history["val/loss"].iloc[-1], rel=1e-4)

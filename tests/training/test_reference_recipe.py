@@ -18,7 +18,7 @@ from helpers.config_project import Project
 def batches_of(training: Training, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches that the training will see, epoch by epoch."""
     for epoch in range(epochs):
-        loader = training.pictures.train_dataloader()
+        loader = training.images.train_dataloader()
         loader.set_epoch(epoch)
         yield from loader
 
@@ -52,7 +52,7 @@ def test_a_full_batch_in_parts_is_one_step_over_all_images(project: Project, dig
     training = start(project, config, digits)
     net = copy.deepcopy(training.module.net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    images, labels = (torch.from_numpy(array) for array in digits.part("train"))
+    images, labels = (torch.from_numpy(array) for array in digits.split("train"))
     for _ in range(2):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(images), labels).backward()
@@ -71,7 +71,10 @@ def test_each_steps_rate_is_the_schedules(project: Project, digits: Dataset, opt
     training = start(project, config, digits)
     rows = training.run().rows
     steps = 4 if options else 12
-    wanted = [0.1 * schedulers.one_cycle(step, steps, warmup=0.25, start=0.04, final=0.0) for step in range(steps)]
+    wanted = [
+        0.1 * schedulers.one_cycle(step, steps, warmup_fraction=0.25, initial_factor=0.04, final_factor=0.0)
+        for step in range(steps)
+    ]
     assert training.rates == pytest.approx(wanted, rel=1e-12)
     assert [row["lr"] for row in rows] == pytest.approx(wanted[steps // 4 - 1 :: steps // 4], abs=1e-6)
 
@@ -81,7 +84,7 @@ def test_rows_are_the_measured_numbers(project: Project, digits: Dataset) -> Non
     config = project.compose("trainer.batch_size=45", "trainer.max_epochs=1", "trainer.eval_batch_size=13")
     training = start(project, config, digits)
     rows = training.run().rows
-    images, labels = (torch.from_numpy(array) for array in digits.part("val"))
+    images, labels = (torch.from_numpy(array) for array in digits.split("val"))
     with torch.no_grad():
         logits = training.module.net(images)
     assert rows[0]["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=2e-6)

@@ -130,7 +130,7 @@ def test_with_nothing_held_back_there_is_only_the_last(
     training = start(project, restless(project), digits_without_val)
     rows = training.run().rows
     assert training.folder.checkpoints() == ["last"]
-    assert sorted(path.name for path in training.folder.path.iterdir()) == ["previous.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in training.folder.path.iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert not [key for key in rows[0] if key.startswith("val/")]
     write_history(rows, tmp_path / "history.csv")
     assert (tmp_path / "history.csv").read_text().splitlines()[0] == (
@@ -187,8 +187,8 @@ def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp
     with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").lock(rerun=True):
         raise KeyboardInterrupt
     code = (
-        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\n"
-        "with only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "held")],
@@ -208,9 +208,9 @@ def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     code = (
-        # What `held` does; without torch, which takes seconds to load.
-        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import only_one\n"
-        "with only_one(Path(sys.argv[1])): print('held', flush=True)"
+        # What `lock` does; without torch, which takes seconds to load.
+        "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True)"
     )
     folder = RunDir(tmp_path / "abc")
     with folder.lock(rerun=False):

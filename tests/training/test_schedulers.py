@@ -32,7 +32,7 @@ def curve(schedule: Callable[..., float], steps: int = STEPS, **options: float) 
 def test_every_schedule_stays_above_zero_and_at_most_one(name: str, steps: int, warmup: float | None) -> None:
     chosen = schedule_of(name)
     if warmup is not None:
-        OmegaConf.update(chosen, "warmup", warmup)
+        OmegaConf.update(chosen, "warmup_fraction", warmup)
     factors = curve(hydra.utils.instantiate(chosen), steps)
     assert (factors > 0).all()
     assert (factors <= 1).all()
@@ -44,11 +44,11 @@ def test_a_single_step_without_warm_up_has_the_whole_rate(name: str) -> None:
 
 
 def test_constant_without_warm_up_is_one() -> None:
-    assert (curve(constant, warmup=0.0) == 1).all()
+    assert (curve(constant, warmup_fraction=0.0) == 1).all()
 
 
 def test_constant_rises_in_equal_parts_and_stays() -> None:
-    factors = curve(constant, steps=10, warmup=0.4)
+    factors = curve(constant, steps=10, warmup_fraction=0.4)
     np.testing.assert_allclose(factors, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
 
 
@@ -61,18 +61,18 @@ def test_the_cosine_is_torchs() -> None:
         expected.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
-    np.testing.assert_allclose(rate * curve(cosine, warmup=0.0, final=final), expected, rtol=1e-10)
+    np.testing.assert_allclose(rate * curve(cosine, warmup_fraction=0.0, final_factor=final), expected, rtol=1e-10)
 
 
 def test_cosine_after_its_warm_up_is_the_cosine_of_the_steps_left() -> None:
-    factors = curve(cosine, warmup=0.25, final=0.0)
+    factors = curve(cosine, warmup_fraction=0.25, final_factor=0.0)
     assert factors[0] == pytest.approx(1 / 51)
     assert (np.diff(factors[:51]) > 0).all()
-    np.testing.assert_allclose(factors[50:], curve(cosine, steps=150, warmup=0.0, final=0.0))
+    np.testing.assert_allclose(factors[50:], curve(cosine, steps=150, warmup_fraction=0.0, final_factor=0.0))
 
 
 def test_cosine_falls_from_one_through_the_middle_to_its_final_factor() -> None:
-    factors = curve(cosine, warmup=0.0, final=0.2)
+    factors = curve(cosine, warmup_fraction=0.0, final_factor=0.2)
     assert factors[0] == 1
     assert factors[STEPS // 2] == pytest.approx(0.6)
     assert factors[-1] == pytest.approx(0.2, abs=1e-4)
@@ -80,7 +80,7 @@ def test_cosine_falls_from_one_through_the_middle_to_its_final_factor() -> None:
 
 
 def test_one_cycle_is_two_lines() -> None:
-    factors = curve(one_cycle, warmup=0.25, start=0.04, final=0.0)
+    factors = curve(one_cycle, warmup_fraction=0.25, initial_factor=0.04, final_factor=0.0)
     assert factors[0] == pytest.approx(0.04)
     assert factors.argmax() == 50
     assert factors[50] == 1
@@ -90,16 +90,16 @@ def test_one_cycle_is_two_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "options", "key"),
+    ("schedule", "options", "key"),
     [
-        (constant, {"warmup": 1.5}, "warmup"),
-        (cosine, {"warmup": -0.1, "final": 0.0}, "warmup"),
-        (cosine, {"warmup": 0.0, "final": -0.5}, "final"),
-        (one_cycle, {"warmup": 0.25, "start": 0.0, "final": 0.0}, "start"),
+        (constant, {"warmup_fraction": 1.5}, "warmup_fraction"),
+        (cosine, {"warmup_fraction": -0.1, "final_factor": 0.0}, "warmup_fraction"),
+        (cosine, {"warmup_fraction": 0.0, "final_factor": -0.5}, "final_factor"),
+        (one_cycle, {"warmup_fraction": 0.25, "initial_factor": 0.0, "final_factor": 0.0}, "initial_factor"),
     ],
 )
 def test_fractions_that_make_no_schedule_are_refused(
     schedule: Callable[..., float], options: dict[str, float], key: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"schedule\.{key}="):
+    with pytest.raises(UserError, match=rf"scheduler\.{key}="):
         schedule(0, STEPS, **options)

@@ -58,8 +58,8 @@ def test_the_best_weights_are_averages_too(project: Project, digits: Dataset) ->
 
 @pytest.mark.parametrize(
     ("make", "key"),
-    [(lambda: ExponentialMovingAverage(1.0), "decay"), (lambda: StochasticWeightAveraging(-0.1), "start")],
+    [(lambda: ExponentialMovingAverage(1.0), "decay"), (lambda: StochasticWeightAveraging(-0.1), "start_fraction")],
 )
 def test_what_is_no_average_is_refused(make: object, key: str) -> None:
-    with pytest.raises(UserError, match=rf"average\.{key}="):
+    with pytest.raises(UserError, match=rf"weight_averaging\.{key}="):
         make()  # type: ignore[operator]

@@ -24,7 +24,7 @@ from cifar_pipeline.utils.errors import UserError
 # Batches between two looks at the clock, where several processes have to agree.
 CLOCK_SYNC_BATCHES = 10
 UNREADABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-MID_EPOCH, LAST, PREVIOUS, BEST = "within", "last", "before", "best"
+MID_EPOCH, LAST, PREVIOUS, BEST = "mid_epoch", "last", "previous", "best"
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:

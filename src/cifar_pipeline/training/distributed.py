@@ -90,7 +90,7 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
         return SINGLE_PROCESS
     if in_sweep:
         raise UserError(
-            f"trainer.strategy={strategy} is no choice for the points of a sweep, which are processes of their own "
+            f"trainer.strategy={strategy} is no choice for the trials of a sweep, which are processes of their own "
             "already: leave it out here, and train the winner with it."
         )
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0

@@ -50,7 +50,7 @@ class Classifier(LightningModule):
     @property
     def engine(self) -> str:
         """How the steps have been run by this process."""
-        return "plain"
+        return "eager"
 
     def load_checkpoint(self, path: Path) -> None:
         """Take the weights of a checkpoint, read without unpickling anything but tensors and plain values."""

@@ -51,7 +51,7 @@ class NormedMuon(Optimizer):
         params: convolutions `[out, in, h, w]`, matrices `[out, in]`, vectors.
         lr: of the convolutions.
         momentum: of the convolutions.
-        iterations: of Newton and Schulz, by which a matrix is orthogonalised.
+        ns_steps: of Newton and Schulz, by which a matrix is orthogonalised.
         bias_lr: of the vectors.
         linear_lr: of the matrices.
         sgd_momentum: of vectors and matrices.
@@ -64,7 +64,7 @@ class NormedMuon(Optimizer):
         params: Iterable[nn.Parameter],
         lr: float,
         momentum: float,
-        iterations: int,
+        ns_steps: int,
         bias_lr: float,
         linear_lr: float,
         sgd_momentum: float,
@@ -81,7 +81,7 @@ class NormedMuon(Optimizer):
             {"params": matrices, "lr": linear_lr, "weight_decay": weight_decay / linear_lr, **other},
         ]
         super().__init__([group for group in groups if group["params"]], {})
-        self.iterations = iterations
+        self.ns_steps = ns_steps
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -116,5 +116,5 @@ class NormedMuon(Optimizer):
 
     def _orthogonalised(self, step: Tensor) -> Tensor:
         matrix = step.reshape(len(step), -1)
-        coefficients = [COEFFICIENTS] * self.iterations
-        return zeropower_via_newtonschulz(matrix, self.iterations, coefficients).to(step.dtype).view_as(step)
+        coefficients = [COEFFICIENTS] * self.ns_steps
+        return zeropower_via_newtonschulz(matrix, self.ns_steps, coefficients).to(step.dtype).view_as(step)

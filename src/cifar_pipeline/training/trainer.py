@@ -119,7 +119,7 @@ def fit(plan: TrainingSetup, logger: Logger | None) -> TrainingResult:
         info(f"Profile: {', '.join(map(str, sorted(plan.folder.path.glob('fit-profile*'))))}")
     found = ran.facts()
     if processes.is_rank_zero:
-        planned = plan.hardware.planned() | {"engine": "block" if plan.datamodule.chunk else "plain"}
+        planned = plan.hardware.planned() | {"engine": "compiled" if plan.datamodule.chunk else "eager"}
         report_differences(planned, found)
     return TrainingResult(epochs.rows, ran.seconds, found)
 

@@ -118,7 +118,7 @@ class CompiledClassifier(Classifier):
 
     @property
     def engine(self) -> str:
-        """`plain` where no block has been compiled: all steps were single ones then."""
+        """`eager` where no block has been compiled: all steps were single ones then."""
         return "eager" if self.block is None else "compiled"
 
     def on_train_epoch_start(self) -> None:
