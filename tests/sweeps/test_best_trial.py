@@ -86,7 +86,7 @@ def test_choices_are_written_into_params_with_its_comments(project):
         ("optimizer=nope", "optimizer=nope: conf/optimizer/ has no file of this name"),
         ("optimizer.lr=-1", "optimizer.lr=-1 is not allowed; it must be a number above 0."),
         ("optimizer.lrr=1", "optimizer.lrr: the chosen option (torch.optim.SGD) has no such key"),
-        ("adam", "adam: this cannot be read"),
+        ("adam", "adam: syntax error"),
     ],
 )
 def test_bad_choices_are_refused_and_nothing_is_written(project, setting, sentence):

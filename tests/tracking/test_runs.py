@@ -53,7 +53,7 @@ def test_a_run_holds_the_configuration_whole_and_as_parameters(client, tmp_path)
 
 
 def test_a_run_tells_the_variables_that_change_numbers(client, monkeypatch):
-    monkeypatch.setattr(source_files, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
+    monkeypatch.setattr(source_files, "_initial_environment", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
     with opened("variables") as run:
         pass
     tags = client.get_run(run.id).data.tags
