@@ -90,8 +90,8 @@ BY_FILE = {
     "tests/inference/test_portable.py": {
         "test_export_copies_the_model_and_says_what_to_do_with_it": "python src/export.py( --pt2)?",
     },
-    "tests/reference/test_schemas.py": {
-        "test_the_schemas_and_the_page_are_as_conf_says": "python src/build_docs.py",
+    "tests/config/test_schemas.py": {
+        "test_the_schemas_and_the_page_are_up_to_date": "python src/build_docs.py",
     },
     "tests/crash_recovery/test_killed_trainings.py": {
         "test_twenty_moments_by_chance_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
