@@ -44,5 +44,12 @@ asked = dataset_config(compose_config().data)
 options.data.mkdir(parents=True)
 source = RandomPixels()
 write_dataset(
-    options.data, official, order[:train], order[train:], source=source, wanted=source.title, asked=asked, used=asked
+    options.data,
+    official,
+    order[:train],
+    order[train:],
+    source=source,
+    requested_title=source.title,
+    requested=asked,
+    effective=asked,
 )

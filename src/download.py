@@ -1,4 +1,4 @@
-"""Stage download: reads the network (or CIFAR10_SOURCE), writes data/raw, the verified files of the data set in use."""
+"""Stage download: fetch the files of the dataset from the network (or CIFAR10_SOURCE) and write them to data/raw."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PARTIAL = Path(".cache/downloads")
 
 
 def download(config: DictConfig) -> None:
-    """Bring the data set that the configuration names, or its fallback where no source answers."""
+    """Fetch the configured dataset, or its fallback if all mirrors fail."""
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.stage_inputs import require_unchanged

@@ -1,6 +1,6 @@
-"""Stage preprocess: reads data/raw, writes data/processed (arrays and dataset.json) and reports/samples.png.
+"""Stage preprocess: read data/raw, and write data/processed (arrays and dataset.json) and reports/samples.png.
 
-And reports/skipped.csv: each file that was not taken, with the reason.
+Also writes reports/skipped.csv, a list of the skipped image files with the reasons.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SAMPLES, SKIPPED = Path("reports/samples.png"), Path("reports/skipped.csv")
 
 
 def preprocess(config: DictConfig) -> None:
-    """Part the images into train, val and test, and show ten of every class."""
+    """Split the images into train, val and test, and draw ten of each class."""
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.stage_inputs import require_unchanged, state_of, watch
@@ -32,37 +32,43 @@ def preprocess(config: DictConfig) -> None:
     require_writable(PROCESSED)
     require_writable(SAMPLES, is_file=True)
     require_writable(SKIPPED, is_file=True)
-    wanted, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
+    requested_source, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     watch(str(RAW), lambda: state_of(RAW))
     watch(config.image_dir, lambda: state_of(Path(config.image_dir)))
-    source = available_source(RAW, wanted, fallback)
-    asked = dataset_config(config.data)
-    used = effective_dataset_config(asked, by_fallback=source is fallback)
-    # From here on, because the arrays are written from the cache of images, which another process would clear.
+    source = available_source(RAW, requested_source, fallback)
+    requested = dataset_config(config.data)
+    # Also while the arrays are written, because they are read from the image cache, which another process would prune.
     with exclusive_lock(PROCESSED):
         status(f"Reading {source.title}")
         try:
-            official = source.read(RAW / source.name)
+            raw = source.read(RAW / source.name)
         finally:
             skipped = getattr(source, "skipped", ())
             write_skipped(skipped, SKIPPED)
-        train, val = train_val_split(official, config.data.val_fraction, config.data.split_seed)
-        require_usable(official, train, source.title)
+        train, val = train_val_split(raw, config.data.val_fraction, config.data.split_seed)
+        require_usable(raw, train, source.title)
         status("Writing the arrays")
         with atomic_replace_dir(PROCESSED) as folder:
-            said = sum(reason not in UNLABELED for _, reason in skipped)
             write_dataset(
-                folder, official, train, val, source=source, wanted=wanted.title, asked=asked, used=used, skipped=said
+                folder,
+                raw,
+                train,
+                val,
+                source=source,
+                requested_title=requested_source.title,
+                requested=requested,
+                effective=effective_dataset_config(requested, by_fallback=source is fallback),
+                skipped=sum(reason not in UNLABELED for _, reason in skipped),
             )
             require_unchanged()
 
     status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
-    for leak in dataset.describe_duplicates():
-        warning(leak)
+    for sentence in dataset.describe_duplicates():
+        warning(sentence)
     images, labels = dataset.split("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
-    info(f"{dataset.caption}: " + ", ".join(f"{size:,} {part}" for part, size in dataset.sizes.items()) + " images.")
+    info(f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images.")
 
 
 if __name__ == "__main__":

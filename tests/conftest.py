@@ -128,5 +128,14 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
         patch.chdir(ROOT)
         asked = dataset_config(compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data)
     order = np.arange(count)
-    write_dataset(folder, small, order[val:], order[:val], source=source, wanted=source.title, asked=asked, used=asked)
+    write_dataset(
+        folder,
+        small,
+        order[val:],
+        order[:val],
+        source=source,
+        requested_title=source.title,
+        requested=asked,
+        effective=asked,
+    )
     return Dataset.open(folder)

@@ -119,7 +119,7 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},
-    "augmentation": {"images", "generator", "turns"},
+    "augmentation": {"images", "generator", "flip_mask"},
 }
 # Values that are names, and the function that knows them and refuses others.
 NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.wrappers.get_activation"}
