@@ -120,7 +120,7 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},
-    "augmentation": {"images", "generator", "turns"},
+    "augmentation": {"images", "generator", "flip_mask"},
 }
 # Values that are names, with the function that looks them up and rejects unknown ones.
 NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.wrappers.get_activation"}
