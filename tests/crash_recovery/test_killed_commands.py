@@ -62,7 +62,7 @@ def test_a_killed_dvc_leaves_no_training_behind(slow):
 def test_after_a_killed_dvc_the_next_goes_on(slow, undisturbed):
     killed_in_the_middle(slow)
     said = slow.dvc("repro", "--single-item", "train")
-    assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
+    assert "Resuming from checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
     assert slow.model() == undisturbed("eager").workspace.model()
     assert [run.info.status for run in slow.runs()] == ["FINISHED"]
 

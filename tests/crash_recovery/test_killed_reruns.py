@@ -24,7 +24,7 @@ def test_a_killed_rerun_goes_on_in_its_run_and_the_next_one_begins_anew(undistur
 
     ended = start(copy, NEVER, "train", *AGAIN)
     assert ended.code == 0, ended.said
-    assert "it goes on" in ended.said and "Going on from the checkpoint" in ended.said
+    assert "Resuming an interrupted rerun" in ended.said and "Resuming from checkpoint" in ended.said
     assert ended.steps[0].startswith("1:") and len(set(killed.steps) & set(ended.steps)) <= 1
     runs = copy.runs()
     assert [run.info.run_id for run in runs] == [first.info.run_id, rerun.info.run_id]

@@ -81,7 +81,7 @@ def test_a_killed_training_goes_on_in_any_number_of_processes(alone, copy, befor
     assert_gone([psutil.Process(process.pid) for process in processes[1:]])
     command.end(code=-signal.SIGKILL)
     said = copy.train(*RECIPE, *after)
-    assert "Going on from the checkpoint" in said
+    assert "Resuming from checkpoint" in said
     assert_same_numbers(alone, copy)
     assert [run.info.status for run in copy.runs()] == ["FINISHED"]
 
@@ -91,7 +91,7 @@ def test_a_killed_process_ends_all_with_a_sentence(copy):
     command, processes = started(copy)
     processes[1].kill()
     said = command.end(code=1)
-    assert "Process 1 of this training was killed (SIGKILL), and the training ends with it" in said
+    assert "Rank 1 was killed (SIGKILL), which stopped the training" in said
     assert "Traceback" not in said
     assert_gone(processes)
     assert status(copy) == "FAILED"
@@ -113,7 +113,7 @@ def test_a_stopped_training_of_two_processes_ends_with_one_line(copy, number, co
     for process in processes if number == signal.SIGINT else processes[:1]:  # Ctrl-C is for all in front of a terminal
         process.send_signal(number)
     said = command.end(code=code)
-    assert "the same command goes on from the last checkpoint" in sentences(said)[-1]
+    assert "run the same command again to resume from the last checkpoint" in sentences(said)[-1]
     assert said.count("Stopped") == 1
     assert "Traceback" not in said
     assert_gone(processes)
@@ -123,7 +123,7 @@ def test_a_stopped_training_of_two_processes_ends_with_one_line(copy, number, co
 @pytest.mark.long
 def test_a_sweep_refuses_trials_in_several_processes_and_starts_none_twice(copy):
     said = copy.train("-m", *RECIPE, *TWO, "seed=1,2", code=1)
-    assert said.count("is no choice for the trials of a sweep") >= 2
+    assert said.count("is not supported in a sweep") >= 2
     assert not [run for run in copy.runs() if run.info.status == "FINISHED" and "fingerprint" in run.data.tags]
 
 

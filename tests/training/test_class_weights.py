@@ -15,7 +15,7 @@ from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 
-LOSSES = [name for name in options_of("loss")]
+LOSSES = options_of("loss")
 COUNTS = (8, 1, 3)
 
 
@@ -62,7 +62,7 @@ def test_a_loss_of_ones_own_file_may_have_no_such_key() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_steps_in_blocks_are_weighted_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compile_graph", lambda graph, arguments: graph)
     images = torch.randint(0, 256, (4, 5, 2, 2, 1), generator=torch.Generator().manual_seed(0)).float()
     labels = torch.randint(0, 3, (4, 5), generator=torch.Generator().manual_seed(1))
 

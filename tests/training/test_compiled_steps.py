@@ -73,7 +73,7 @@ def test_two_hundred_steps_in_blocks_are_the_steps_one_by_one(
     optimizer: str, loss: str, data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is compared is what was traced; that inductor compiles it rightly is tested once, below.
-    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compile_graph", lambda graph, arguments: graph)
     images, labels = data
     criterion = instantiate(target_config(OmegaConf.load(ROOT / "conf" / "loss" / f"{loss}.yaml"), "loss"))
     expected, stepper = make(optimizer)
@@ -107,7 +107,7 @@ def test_a_step_asks_a_gpu_for_no_number_because_a_recording_would_know_only_the
     block.device = "cuda"
     lrs = torch.tensor([[group["lr"] for group in chosen.param_groups]])
     with torch.no_grad():
-        graph, _ = block.traced(images[:1], labels[:1], lrs)
+        graph, _ = block.trace(images[:1], labels[:1], lrs)
     asked = [str(node.target) for node in graph.graph.nodes if "local_scalar" in str(node.target)]
     assert not asked
 
@@ -145,7 +145,7 @@ def test_a_training_in_compiled_blocks_is_the_training_one_by_one(
         folder.path.mkdir()
         module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
         fitted = fit(TrainingSetup(module, pictures, config.trainer, CPU, folder), None)
-        assert (getattr(module, "block", None) is not None) == engine.is_compiled
+        assert (getattr(module, "compiled_steps", None) is not None) == engine.is_compiled
         weights.append([parameter.detach() for parameter in module.parameters()])
         rows.append(without_speed(fitted.rows))
         checkpoint = torch.load(folder.checkpoint("last"), weights_only=True)
@@ -172,7 +172,7 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
     module, pictures = build_module(config, digits, engine), build_datamodule(config, digits, engine)
     module.loss = Picky()
     assert len(fit(TrainingSetup(module, pictures, config.trainer, CPU, folder), None).rows) == 1
-    assert "one by one" in capsys.readouterr().err
+    assert "falling back to eager mode" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_what_cannot_be_traced_is_stepped_one_by_one_and_says_so(project, digits
     [
         ([], "compiled", "125,000 steps"),
         (["trainer.max_epochs=1"], "compiled", "12,500 steps"),
-        (["trainer.max_epochs=1", "trainer.batch_size=8"], "eager", "6,250 steps would not pay back"),
+        (["trainer.max_epochs=1", "trainer.batch_size=8"], "eager", "6,250 steps are too few"),
         (["trainer.batch_size=64", "trainer.max_epochs=1000"], "eager", "gain nothing"),
-        (["trainer.gradient_clip_val=1"], "eager", "single steps"),
-        (["optimizer=gradient_descent"], "eager", "accumulated"),
-        (["weight_averaging=ema"], "eager", "averaged"),
-        (["trainer.micro_batch_size=2"], "eager", "single steps"),
-        (["runtime.engine=eager"], "eager", "asked for"),
-        (["runtime.engine=compiled", "trainer.max_epochs=1"], "compiled", "asked for"),
+        (["trainer.gradient_clip_val=1"], "eager", "eager engine"),
+        (["optimizer=gradient_descent"], "eager", "accumulates"),
+        (["weight_averaging=ema"], "eager", "averaging"),
+        (["trainer.micro_batch_size=2"], "eager", "eager engine"),
+        (["runtime.engine=eager"], "eager", "requested"),
+        (["runtime.engine=compiled", "trainer.max_epochs=1"], "compiled", "requested"),
     ],
 )
 def test_auto_picks_the_engine_that_pays_and_says_why(project, settings: list[str], name: str, reason: str) -> None:

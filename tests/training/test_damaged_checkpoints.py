@@ -82,7 +82,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
     rows = again.run().rows
     said = capsys.readouterr()
     before = checkpoint_path(again.folder.path, PREVIOUS)
-    assert "passed over" in said.err and f"Going on from the checkpoint {before}" in said.out
+    assert "Skipping it." in said.err and f"Resuming from checkpoint {before}" in said.out
     assert without_speed(rows) == whole
 
 
@@ -93,7 +93,7 @@ def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
     for name in (LAST, PREVIOUS):
         cut_off(checkpoint_path(again.folder.path, name))
     assert without_speed(again.run().rows) == whole
-    assert capsys.readouterr().err.count("passed over") == 2
+    assert capsys.readouterr().err.count("Skipping it.") == 2
     assert sorted(again.logger.epochs) == list(range(1, EPOCHS + 1))
 
 

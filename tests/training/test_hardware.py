@@ -15,7 +15,7 @@ def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
     config = project.compose("runtime.threads=1", "runtime.accelerator=cpu")
     hardware = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (hardware.threads, torch.get_num_threads()) == (1, 1)
-    assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
+    assert str(hardware) == "cpu, 1 thread (requested), precision 32-true"
 
 
 def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypa
 def test_a_precision_that_the_accelerator_does_not_have_is_refused(project: Project) -> None:
     config = project.compose("precision.cpu=16-mixed", "runtime.accelerator=cpu")
     with pytest.raises(
-        UserError, match=r"precision\.cpu=16-mixed cannot be had: .* write precision\.cpu=bf16-mixed, or"
+        UserError, match=r"precision\.cpu=16-mixed is not supported: .* use precision\.cpu=bf16-mixed, or"
     ):
         select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
@@ -41,7 +41,9 @@ def test_an_accelerator_that_is_not_here_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     config = project.compose(f"runtime.accelerator={name}")
-    with pytest.raises(UserError, match=rf"runtime\.accelerator={name}: this machine has cpu; write auto"):
+    with pytest.raises(
+        UserError, match=rf"runtime\.accelerator={name}: this machine has cpu; use runtime\.accelerator=auto"
+    ):
         select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 
@@ -71,15 +73,15 @@ def test_a_gpu_that_torch_can_not_use_is_no_missing_gpu(
     monkeypatch.setattr(torch.cuda, "init", broken)
     config = project.compose()
     options = {"cores": 3, "images": 1000}
-    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "gpus")
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVER_GPUS", tmp_path / "gpus")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
     for _ in range(2):
-        assert select_hardware(config.runtime, config.precision, **options).reason == "the GPU can't be used"
+        assert select_hardware(config.runtime, config.precision, **options).reason == "GPU unusable"
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "torch can't use it (The NVIDIA driver on your system is too old" in said
+    assert said.count("\n") == 1 and "torch cannot use it (The NVIDIA driver on your system is too old" in said
     asked = project.compose("runtime.accelerator=gpu")
-    with pytest.raises(UserError, match=r"has cpu \(and an NVIDIA GPU that torch can't use: The NVIDIA driver"):
+    with pytest.raises(UserError, match=r"has cpu \(and an NVIDIA GPU that torch cannot use: The NVIDIA driver"):
         select_hardware(asked.runtime, asked.precision, **options)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"

@@ -41,7 +41,7 @@ CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(grou
 @pytest.fixture(autouse=True)
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """To compile takes long, and tests/training/test_compiled_steps.py does it."""
-    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
+    monkeypatch.setattr(step, "compile_graph", lambda graph, arguments: graph)
 
 
 def restless(project: Project, *more: str) -> DictConfig:

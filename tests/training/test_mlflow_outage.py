@@ -47,8 +47,8 @@ def test_what_is_kept_at_the_end_is_sent_then_or_said(logger, monkeypatch):
         patch.setattr(MlflowClient, "log_batch", away)
         logger.log_metrics({"train/loss": 3.0}, 1)
         with pytest.raises(MlflowException):
-            logger.send_kept()
-    logger.send_kept()
+            logger.flush_pending()
+    logger.flush_pending()
     assert steps(logger) == [1]
 
 

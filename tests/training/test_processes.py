@@ -55,11 +55,11 @@ def test_who_started_them_says_how_many_there_are(
 @pytest.mark.parametrize(
     ("overrides", "options", "words"),
     [
-        (["trainer.devices=2"], {}, "write trainer=ddp"),
-        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "no choice for the trials of a sweep"),
+        (["trainer.devices=2"], {}, "use trainer=ddp"),
+        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "is not supported in a sweep"),
         (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
-        (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "for CPUs and CUDA"),
-        (["trainer=fsdp", "trainer.devices=2"], {}, "shares the weights among GPUs, and this runs on cpu"),
+        (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "supports CPUs and CUDA only"),
+        (["trainer=fsdp", "trainer.devices=2"], {}, "shards the weights over GPUs, but the accelerator is cpu"),
     ],
 )
 def test_a_number_of_processes_that_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:

@@ -66,7 +66,7 @@ def test_precision_is_recorded_as_lightning_takes_it(project: Project, digits: D
         made.module, made.images, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder
     )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
-        assert fit(plan, made.logger).ran["precision"] == "bf16-mixed"
+        assert fit(plan, made.logger).runtime["precision"] == "bf16-mixed"
 
 
 def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:

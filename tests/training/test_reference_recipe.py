@@ -98,7 +98,7 @@ def test_a_loss_that_is_no_number_is_refused_by_its_learning_rate(
 ) -> None:
     config = project.compose(f"optimizer={optimizer}", "optimizer.lr=1e12", "trainer.batch_size=9")
     training = start(project, config, digits)
-    with pytest.raises(UserError, match=r"no finite number.*learning rate 1e\+12.*smaller optimizer\.lr"):
+    with pytest.raises(UserError, match=r"NaN or infinite.*\(lr 1e\+12\)\. Lower optimizer\.lr"):
         training.run()
     assert all(math.isfinite(value) for row in training.logger.epochs.values() for value in row.values())
 

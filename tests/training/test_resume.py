@@ -181,7 +181,7 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
     assert there == {"this", "broken_off", *(["young", "middle", "old"] if left is None else left)}
 
 
-def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp_path: Path) -> None:
+def test_a_training_that_somebody_holds_or_that_has_unfinished_rerun_is_not_cleared(tmp_path: Path) -> None:
     for name in ("held", "rerun", "free"):
         finished(tmp_path / name, 0)
     with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").lock(rerun=True):
@@ -236,10 +236,10 @@ def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) ->
         folder.checkpoint("last").write_text("of the rerun")
         raise KeyboardInterrupt
     with folder.lock(rerun=False) as other:
-        assert not other and folder.is_in_a_rerun  # the finished result is taken
+        assert not other and folder.has_unfinished_rerun  # the finished result is taken
     with folder.lock(rerun=True) as again:
         assert again == begun and folder.checkpoint("last").read_text() == "of the rerun"
-    assert not folder.is_in_a_rerun
+    assert not folder.has_unfinished_rerun
     with folder.lock(rerun=True) as another:
         assert another not in ("", begun) and not folder.checkpoints()
 
@@ -250,7 +250,7 @@ def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path
         raise KeyboardInterrupt
     with folder.lock(rerun=False) as again:
         assert again == begun
-    assert not folder.is_in_a_rerun
+    assert not folder.has_unfinished_rerun
 
 
 def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:
