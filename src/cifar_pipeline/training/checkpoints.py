@@ -22,6 +22,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
 # Batches between two checks of the clock in a distributed training, in which the ranks have to agree.
 CLOCK_SYNC_BATCHES = 10
@@ -171,7 +172,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # If the disk fails, the file may be intact: starting from scratch would overwrite it.
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in UNREADABLE_ERRNOS:
             raise
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:100]}).") from error
+        raise UserError(f"{path} is damaged ({one_line(error)[:100]}).") from error
     return content
 
 

@@ -28,6 +28,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.process import install_sigterm_handler
+from cifar_pipeline.utils.text import one_line
 
 LAUNCHERS = "torchrun or srun"
 POLL_SECONDS = 0.2
@@ -126,7 +127,7 @@ def _environment() -> ClusterEnvironment | None:
         try:
             return SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
-            raise UserError(f"Slurm: {' '.join(str(error).split())}") from None
+            raise UserError(f"Slurm: {one_line(error)}") from None
     if "LOCAL_RANK" in os.environ:
         environment = LightningEnvironment()
         environment.set_world_size(int(os.environ["WORLD_SIZE"]))

@@ -19,6 +19,7 @@ from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedConte
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
 # Keys: device, threads, precision, strategy, processes, engine, images_per_step, processor, cores.
 RuntimeInfo = dict[str, str]
@@ -234,7 +235,7 @@ def find_gpu_error() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split())[:200].rstrip(".")
+        return one_line(error)[:200].rstrip(".")
     return "torch gives no reason"
 
 

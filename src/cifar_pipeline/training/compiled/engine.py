@@ -16,6 +16,7 @@ from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Batch, Classifier
 from cifar_pipeline.utils.console import clear_status, status, warning
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class CompiledClassifier(Classifier):
                 compiled_steps.compile(images, labels, lrs)
             except Exception as error:
                 self.compile_failed = True
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)[:200]
                 warning(f"Could not compile the training step; falling back to eager mode: {reason}")
                 return 0
             clear_status()
