@@ -77,7 +77,9 @@ def test_images_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
     data = official()
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
-    assert list(make(tmp_path / "x", data=data).describe_duplicates()) == ["3 images of the test part are in the train part as well."]
+    assert list(make(tmp_path / "x", data=data).describe_duplicates()) == [
+        "3 images of the test part are in the train part as well."
+    ]
     assert make(tmp_path / "y", data=data).duplicates["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").describe_duplicates()) == []
 
