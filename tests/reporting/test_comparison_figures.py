@@ -34,7 +34,7 @@ def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **others: 
 
 
 def words(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.metadata]
+    return [text.get_text() for text in axes.texts]
 
 
 def ticks(axes: Axes) -> tuple[list[str], list[str]]:
@@ -56,7 +56,7 @@ def test_two_choices_make_a_heat_map() -> None:
     results: dict[tuple[str, ...], float | str] = {("sgd", "mse"): 0.456, ("sgd", "ce"): 0.5, ("adam", "mse"): "FAILED"}
     axes = drawn(figure(sweep(("optimizer", "loss"), results)))
     assert ticks(axes) == (["mse", "ce"], ["sgd", "adam"])
-    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.metadata}
+    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.texts}
     assert placed == {(0, 0): "45.6", (1, 0): "50.0", (0, 1): "failed"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("loss", "optimizer")
     framed = [patch.get_x() for patch in axes.patches if patch.get_linewidth() > 2]  # type: ignore[attr-defined]

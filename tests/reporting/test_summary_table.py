@@ -18,7 +18,7 @@ STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
 def run(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SRC / "summary.py"], cwd=root, env={**os.environ, "COLUMNS": "100", **environment},
+        [sys.executable, SRC / "report.py", "summary"], cwd=root, env={**os.environ, "COLUMNS": "100", **environment},
         capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_unreadable_results_are_refused_in_a_sentence(root: Path, content: str) 
 
 def test_the_summary_imports_nothing_heavy() -> None:
     program = (
-        "import sys, summary\n"
+        "import sys, report, cifar_pipeline.reporting.summary\n"
         "heavy = {'torch', 'pandas', 'numpy', 'mlflow', 'matplotlib', 'hydra', 'dvc'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

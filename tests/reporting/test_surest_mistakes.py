@@ -54,7 +54,7 @@ def test_many_equally_sure_ones_keep_their_order() -> None:
 )
 def test_nothing_to_show_is_said(predictions: np.ndarray, count: int, says: str, tmp_path: Path) -> None:
     figure = error_figure(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
-    assert [text.get_text() for text in figure.axes[0].metadata] == [says]
+    assert [text.get_text() for text in figure.axes[0].texts] == [says]
     save(figure, tmp_path / "none.png", dpi=50)
 
 
