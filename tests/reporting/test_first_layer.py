@@ -55,9 +55,7 @@ def test_filters_of_zeros_are_gray() -> None:
 
 def test_a_network_without_filters_gives_a_message() -> None:
     figure = first_layer_figure(np.zeros((0, 3, 1, 1)), "LeNet on digits")
-    assert [text.get_text() for text in figure.axes[0].texts] == [
-        "No filters: the first layer is not a convolution."
-    ]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["No filters: the first layer is not a convolution."]
 
 
 @pytest.mark.parametrize("weights", [np.zeros((2, 3, 3)), np.full((1, 3, 2, 2), np.nan)])

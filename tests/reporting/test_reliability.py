@@ -16,7 +16,9 @@ def make_predictions(confidence: list[float], correct: list[int]) -> Predictions
 @pytest.mark.parametrize("images", [40, 300, 2000])
 def test_the_diagrams_error_is_that_of_metrics_json(images: int) -> None:
     evaluation = make_evaluation(images)
-    assert reliability(evaluation.predictions, 15).error == pytest.approx(evaluation.metrics["test"]["calibration_error"], abs=1e-6)
+    assert reliability(evaluation.predictions, 15).error == pytest.approx(
+        evaluation.metrics["test"]["calibration_error"], abs=1e-6
+    )
 
 
 def test_each_prediction_is_in_its_bin() -> None:

@@ -132,7 +132,8 @@ def test_every_image_has_an_alternative_text(evaluation: Evaluation, page: str) 
     assert "Loss over epochs 1 to 3: training from 2.000 to 1.000; validation from 1.900 to 1.600." in alts
     confidence, correct = evaluation.predictions.confidence, evaluation.predictions.correct
     last_bin = confidence >= 14 / 15
-    expected = f"of {last_bin.sum()} predictions with 93 to 100 % confidence, {100 * correct[last_bin].mean():.0f} % are correct"
+    accuracy = f"{100 * correct[last_bin].mean():.0f} %"
+    expected = f"of {last_bin.sum()} predictions with 93 to 100 % confidence, {accuracy} are correct"
     assert any(expected in str(alt) for alt in alts)
 
 
@@ -154,10 +155,14 @@ def test_large_images_are_reduced_to_the_size_shown(side: int, image_format: str
 
 def test_a_report_with_nothing_to_show_gives_reasons() -> None:
     nothing = np.zeros(0, np.int64)
-    evaluation = make_evaluation(filters=None, attributions=AttributionMaps(nothing, None), metadata={"fingerprint": "0"})
+    evaluation = make_evaluation(
+        filters=None, attributions=AttributionMaps(nothing, None), metadata={"fingerprint": "0"}
+    )
     perfect = dataclasses.replace(evaluation.predictions, predictions=evaluation.predictions.labels)
     dataset = evaluation.metrics["dataset"] | {"fallback": True, "title": "digits"}
-    text = parse(dataclasses.replace(evaluation, predictions=perfect, metrics=evaluation.metrics | {"dataset": dataset})).text
+    text = parse(
+        dataclasses.replace(evaluation, predictions=perfect, metrics=evaluation.metrics | {"dataset": dataset})
+    ).text
     assert "No errors: all 300 images are classified correctly." in text
     assert "No image is misclassified." in text
     assert "No attribution maps were requested (evaluation.num_attributions is 0)." in text
@@ -165,9 +170,7 @@ def test_a_report_with_nothing_to_show_gives_reasons() -> None:
     assert "The model's metadata has no recipe." in text
     assert "This is the fallback data set, digits: no source of the real data could be reached. make cifar10" in text
     without_gradient = AttributionMaps(np.arange(2), None)
-    assert (
-        without_gradient.unavailable_reason == "This network has no gradient with respect to its input pixels."
-    )
+    assert without_gradient.unavailable_reason == "This network has no gradient with respect to its input pixels."
 
 
 def test_one_epoch_without_validation_is_described_and_drawn() -> None:

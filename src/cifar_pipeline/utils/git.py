@@ -128,7 +128,7 @@ def warn_git_failed(error: GitError) -> str:
     return reason
 
 
-def git_output(*arguments: str, stripped: bool = True) -> bytes:
+def git_output(*arguments: str) -> bytes:
     """Return what a git command prints on standard output.
 
     Raises:
@@ -138,7 +138,7 @@ def git_output(*arguments: str, stripped: bool = True) -> bytes:
     completed = _run(*arguments)
     if completed.returncode:
         raise GitError(_reason(completed.stderr) or f"`git {arguments[0]}` exited with code {completed.returncode}")
-    return completed.stdout.strip() if stripped else completed.stdout
+    return completed.stdout.strip()
 
 
 def _is_unborn() -> bool:
