@@ -34,6 +34,7 @@ from cifar_pipeline.reporting.summary import format_device, format_skipped
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import format_duration
 from cifar_pipeline.utils.text import escape_control, flatten_dict
+from cifar_pipeline.utils.text import percent as format_percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -91,7 +92,7 @@ def _escape_text(value: Any) -> Any:
 
 def percent(fraction: float, digits: int = 2) -> str:
     """Format a fraction as a percentage with a non-breaking space."""
-    return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
+    return format_percent(fraction, digits, space="\N{NO-BREAK SPACE}")
 
 
 def format_count(value: float) -> str:

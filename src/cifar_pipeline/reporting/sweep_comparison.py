@@ -15,7 +15,7 @@ from rich.text import Text
 from cifar_pipeline.reporting.metrics import display_name, is_fraction, lower_is_better
 from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
-from cifar_pipeline.utils.text import escape_control
+from cifar_pipeline.utils.text import escape_control, one_line
 
 SEED_KEY = "seed"
 FINISHED = "FINISHED"
@@ -187,7 +187,7 @@ def cell_text(value: object) -> str:
 
 def single_line(value: object) -> str:
     """Format a cell on one line."""
-    return " ".join(cell_text(value).split())
+    return one_line(cell_text(value))
 
 
 def to_float(value: object) -> float:

@@ -23,7 +23,7 @@ from rich.text import Text
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import log_error, progress_bar, stderr_console, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import escape_control, escape_control_json
+from cifar_pipeline.utils.text import escape_control, escape_control_json, one_line, percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,13 +186,9 @@ def _row(prediction: "Prediction") -> list[str]:
     return [
         escape_control(prediction.file),
         escape_control(name),
-        _percent(value).rjust(len(_percent(1))),
-        *(f"{escape_control(other)} {_percent(value)}" for other, value in others),
+        percent(value, 1).rjust(len(percent(1, 1))),
+        *(f"{escape_control(other)} {percent(value, 1)}" for other, value in others),
     ]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def _widths(rows: list[list[str]], more: bool) -> list[int]:
@@ -239,7 +235,7 @@ def read_history(text: str, name: str) -> "pd.DataFrame":
         if not isinstance(table.index, pd.RangeIndex):  # pandas uses extra cells in all rows as the index
             raise ValueError("rows have more cells than there are columns")
     except (ValueError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise UserError(f"{name} is damaged ({reason}): {RETRAIN_HINT}.") from None
     required = {"epoch", "train/loss", "train/accuracy"}
     missing = sorted(required - set(numbers))
