@@ -109,7 +109,7 @@ BY_FILE = {
         "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
     },
     "tests/reporting/test_results_table.py": {
-        "test_make_results_writes_both_readmes": "python src/report.py experiments",
+        "test_the_table_has_a_row_for_each_experiment_with_the_accuracy_over_its_seeds": "python src/report.py experiments",
     },
     "tests/test_site_cache.py": {
         "test_a_pickle_planted_in_the_shared_folder_is_not_loaded": (

@@ -1,4 +1,4 @@
-"""What is written as CSV is no formula in a spreadsheet, and reads back as it was."""
+"""CSV cells are never formulas in a spreadsheet, and read back unchanged."""
 
 import csv
 import io
@@ -34,5 +34,5 @@ def test_numbers_stay_numbers(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", [-0.5, -3, None])
-def test_what_is_no_text_is_left_alone(number: object) -> None:
+def test_cells_that_are_not_text_are_unchanged(number: object) -> None:
     assert safe_cell(number) is number
