@@ -59,9 +59,9 @@ class ModelWithProbabilities(nn.Module):
         super().__init__()
         self.network, self.way = network, way
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # In their plain order: torch writes other operations for channels_last.
-        logits = self.network.net(self.network.normalize(pictures).contiguous()).float()
+        logits = self.network.net(self.network.normalize(images).contiguous()).float()
         return logits, get_activation(self.way)(logits)
 
 
