@@ -18,7 +18,7 @@ def preprocess(config: DictConfig) -> None:
     """Split the images into train, val and test, and draw ten of each class."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.cli.stage_inputs import require_unchanged, state_of, watch
+    from cifar_pipeline.cli.stage_inputs import hash_stats, require_unchanged, watch
     from cifar_pipeline.data.dataset import Dataset, dataset_config, effective_dataset_config
     from cifar_pipeline.data.preprocessing import require_usable, train_val_split, write_dataset
     from cifar_pipeline.data.sources.base import available_source
@@ -33,8 +33,8 @@ def preprocess(config: DictConfig) -> None:
     require_writable(SAMPLES, is_file=True)
     require_writable(SKIPPED, is_file=True)
     requested_source, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
-    watch(str(RAW), lambda: state_of(RAW))
-    watch(config.image_dir, lambda: state_of(Path(config.image_dir)))
+    watch(str(RAW), lambda: hash_stats(RAW))
+    watch(config.image_dir, lambda: hash_stats(Path(config.image_dir)))
     source = available_source(RAW, requested_source, fallback)
     requested = dataset_config(config.data)
     # Also while the arrays are written, because they are read from the image cache, which another process would prune.

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from build_docs import SCHEMA_DIR, documents
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
+from build_docs import SCHEMA_DIR, documents
 from cifar_pipeline.config.json_schema import dotted_keys, schemas, to_json_schema
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups

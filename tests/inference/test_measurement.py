@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from small_model import random_images, network
+from small_model import network, random_images
 
 from cifar_pipeline.inference import predictor as predictor_module
 from cifar_pipeline.inference.onnx_session import CPU, CUDA, OnnxSession

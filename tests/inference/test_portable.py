@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import CLASSES, facts, random_images, network
+from small_model import CLASSES, facts, network, random_images
 
 from cifar_pipeline.inference.metadata import to_onnx_metadata
 from cifar_pipeline.inference.onnx_export import export_portable, write_browser_page, write_pt2

@@ -274,7 +274,7 @@ class ResumableDownloader:
         done = start
         # Only the host, to leave room for the progress bar.
         description = f"Downloading from {urlsplit(response.url).hostname}"
-        bar = progress_bar(description, total, unit_of_bytes=True, begun=start)
+        bar = progress_bar(description, total, is_bytes=True, initial=start)
         with self.partial.open("ab" if start else "wb") as file, bar as advance:
             for chunk in response.iter_content(DOWNLOAD_CHUNK):
                 if not done and chunk.lstrip()[:1] == b"<":
