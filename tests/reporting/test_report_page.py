@@ -10,10 +10,10 @@ import pytest
 from sample_evaluation import BINS, HISTORY, METADATA, make_evaluation
 
 from cifar_pipeline.reporting.evaluation import Evaluation
+from cifar_pipeline.reporting.html import figure_uri
 from cifar_pipeline.reporting.html_report import (
     confusion_table,
     describe_curve,
-    figure_uri,
     image_uri,
     provenance_rows,
     render_report,

@@ -19,6 +19,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
+from cifar_pipeline.data.sources.base import (
+    CROP,
+)
 from cifar_pipeline.utils.safe_io import NotRegularFile, open_regular
 
 # Formats of cameras, browsers and drawing programs. Pillow's other formats are disabled: one of them starts a program.
@@ -39,7 +42,6 @@ MAX_UINT16 = 65535
 MAX_BYTES_PER_PIXEL, MAX_OVERHEAD_BYTES = 8, 64 << 20
 # Pillow's names of the libraries that decode images and convert colors.
 LIBRARIES = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "zlib_ng", "libtiff", "webp", "avif", "littlecms2")
-CROP, PAD = RESIZE_MODES = ("crop", "pad")
 SRGB_GAMMA = 2.2
 # A PNG's gamma within this relative distance is that of sRGB (libpng's threshold).
 GAMMA_TOLERANCE = 0.05

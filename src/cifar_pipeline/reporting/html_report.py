@@ -4,21 +4,23 @@ The page is one file: figures and images are data URIs, each with an alternative
 """
 
 import io
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cifar_pipeline.reporting.evaluation import Evaluation
+from cifar_pipeline.reporting.html import (
+    _data_uri,
+    figure_image_uri,
+    figure_uri,
+    percent,
+    render,
+)
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
 from cifar_pipeline.reporting.metrics import SPLIT_NAMES, Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (
@@ -29,14 +31,10 @@ from cifar_pipeline.reporting.plots import (
     reliability,
     reliability_diagram,
 )
-from cifar_pipeline.reporting.style import BACKGROUND
 from cifar_pipeline.reporting.summary import format_device, format_skipped
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import format_duration
-from cifar_pipeline.utils.text import escape_control, flatten_dict
-from cifar_pipeline.utils.text import percent as format_percent
-
-TEMPLATES = Path(__file__).parent / "templates"
+from cifar_pipeline.utils.text import flatten_dict
 
 
 def write_report(path: Path, evaluation: Evaluation, bins: int, num_error_images: int) -> Path:
@@ -74,49 +72,8 @@ def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> s
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a template of templates/; a value that it uses and that is missing raises `UndefinedError`."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=_escape_text,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "number": format_count}
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **values) + "\n"
-
-
-def _escape_text(value: Any) -> Any:
-    """Escape control characters, such as bidirectional overrides, in all text but `Markup`."""
-    return escape_control(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def percent(fraction: float, digits: int = 2) -> str:
-    """Format a fraction as a percentage with a non-breaking space."""
-    return format_percent(fraction, digits, space="\N{NO-BREAK SPACE}")
-
-
-def format_count(value: float) -> str:
-    """Format a count with thousands separators."""
-    return f"{value:,}"
-
-
 # Larger images are reduced to this width or height; the page shows all images in one size.
 MAX_PIXELS = 160
-
-
-def figure_uri(figure: Figure) -> str:
-    """Encode a figure as an SVG data URI. The same figure gives the same text."""
-    content = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "cifar-pipeline", "svg.fonttype": "path"}):
-        figure.savefig(content, format="svg", facecolor=BACKGROUND, metadata={"Date": None, "Creator": None})
-    return _data_uri("image/svg+xml", content.getvalue().encode())
-
-
-def figure_image_uri(figure: Figure, dpi: int = 100) -> str:
-    """Encode a figure as a PNG data URI: smaller than an SVG if the figure has thousands of elements."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, facecolor=BACKGROUND, metadata={"Software": None})
-    return _data_uri("image/png", content.getvalue())
 
 
 def image_uri(pixels: np.ndarray) -> str:
@@ -128,10 +85,6 @@ def image_uri(pixels: np.ndarray) -> str:
     image.thumbnail((MAX_PIXELS, MAX_PIXELS))
     image.save(content, "JPEG", quality=88)
     return _data_uri("image/jpeg", content.getvalue())
-
-
-def _data_uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{b64encode(content).decode()}"
 
 
 MAX_CLASSES = 20  # with more, the confusion matrix is an image

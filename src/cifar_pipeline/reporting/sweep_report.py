@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.html_report import figure_uri, render
+from cifar_pipeline.reporting.html import figure_uri, render
 from cifar_pipeline.reporting.metrics import display_name
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (

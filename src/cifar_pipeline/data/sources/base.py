@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_pipeline.data.images import CROP
 from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
@@ -22,6 +21,8 @@ TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]
+
+CROP, PAD = RESIZE_MODES = ("crop", "pad")
 
 
 class LazyImages(Protocol):
