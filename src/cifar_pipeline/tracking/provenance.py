@@ -13,7 +13,7 @@ import yaml
 from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, git_diff, in_commit, last_commit, warn_git_failed
 from cifar_pipeline.utils.safe_io import parse_json, parse_yaml
-from cifar_pipeline.utils.text import redact_arguments, redact_bytes
+from cifar_pipeline.utils.text import one_line, redact_arguments, redact_bytes
 
 VERSIONED_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
 # Folders whose changes can affect a result.
@@ -101,7 +101,7 @@ def _locked_hash(stage: str, output: str, lock: Path) -> tuple[str, str]:
     except FileNotFoundError:
         return "", ""
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return "", f"it can't be read ({' '.join(str(error).split())[:200]})"
+        return "", f"it can't be read ({one_line(error)[:200]})"
     try:
         outputs = (content or {}).get("stages", {}).get(stage, {}).get("outs", [])
         return next((str(entry.get("md5", "")) for entry in outputs if entry.get("path") == output), ""), ""
@@ -139,7 +139,7 @@ def _read(metrics: bytes, params: bytes) -> dict[str, Any]:
     try:
         values, options = parse_json(metrics), parse_yaml(params)
     except (ValueError, yaml.YAMLError) as error:
-        return {"error": f"the committed results can't be read ({' '.join(str(error).split())[:200]})"}
+        return {"error": f"the committed results can't be read ({one_line(error)[:200]})"}
     if not isinstance(values, dict):
         return {"error": f"the committed {METRICS_FILE} is not a JSON object"}
     experiment = options.get("experiment") if isinstance(options, dict) else None
