@@ -33,9 +33,7 @@ def scenario_edited(workspace: Workspace) -> Edited:
     """Edit the loss's code while the second of three trials trains; then type the same command again."""
     sweep = workspace.start("python", "src/train.py", *SWEEP)
     sweep.wait_for("[1] epoch 1/2")
-    workspace.write(
-        "src/own.py", workspace.read("src/own.py").replace("super().forward(*given)", "super().forward(*given) * 2")
-    )
+    workspace.edit("src/own.py", "super().forward(*inputs)", "super().forward(*inputs) * 2")
     output = sweep.end(code=1)
     runs_left = workspace.runs()
     return Edited(workspace, output, runs_left, workspace.train(*SWEEP))

@@ -28,7 +28,7 @@ from cifar_pipeline.utils.console import info, log_error, set_log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import parse_json, require_bounded
-from cifar_pipeline.utils.text import redact_and_escape, redact_logging
+from cifar_pipeline.utils.text import one_line, redact_and_escape, redact_logging
 
 DATASET = Path("data/processed/dataset.json")
 # Config groups and keys that cannot affect a training.
@@ -219,4 +219,4 @@ def describe_failure(error: Exception) -> str:
     path = output_root() / "error.txt"
     with atomic_write(path) as tmp:
         tmp.write_text(redact_and_escape("".join(traceback.format_exception(error))), encoding="utf-8")
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (traceback: {path})"
+    return f"{type(error).__name__}: {one_line(error)} (traceback: {path})"
