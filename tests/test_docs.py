@@ -53,6 +53,8 @@ def test_no_link_is_dead(page):
 
 @each_page
 def test_every_key_and_option_is_in_conf(page):
+    if page.name == "CHANGELOG.md":
+        return  # it keeps the names of the past
     text = read(page)
     selectable = {name: group for name, group in GROUPS.items() if name not in NON_PARAM_GROUPS}
     known = set(dotted_keys(selectable)) | {f"data.source.{key}" for key in GROUPS["data"].nested["source"].keys}

@@ -35,7 +35,7 @@ def download_model(uri: str, directory: Path) -> Path:
         if isinstance(error, MlflowException) and error.error_code not in NOT_FOUND:
             raise
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"MLflow has no {uri} ({reason}): `make models` lists the registered models.") from None
+        raise UserError(f"MLflow has no {uri} ({reason}): `make list-models` lists the registered models.") from None
     if not (folder / "MLmodel").is_file():
         raise UserError(f"{uri} is not a model: write runs:/RUN/last or models:/NAME/VERSION.")
     return folder
