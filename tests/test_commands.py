@@ -16,7 +16,7 @@ from helpers.docs import PAGES, ROOT, commands, name_of, read
 BY_FILE = {
     "tests/pipeline/test_first_run.py": {
         "test_every_stage_runs_and_leaves_its_outputs": "dvc repro( train| preprocess)?",
-        "test_that_it_is_the_fallback_is_never_in_doubt": "python src/report.py summary",
+        "test_fallback_data_is_labeled_everywhere": "python src/report.py summary",
     },
     "tests/pipeline/test_typed_commands.py": {
         "test_stages_are_run_by_force": r"dvc repro (-f|--force --single-item) \w+",
@@ -66,7 +66,7 @@ BY_FILE = {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
     },
     "tests/pipeline/test_after_the_training.py": {
-        "test_a_better_training_becomes_the_champion_and_one_can_go_back": (
+        "test_a_better_model_becomes_the_champion_and_can_be_rolled_back": (
             r"python src/(registry.py (list|rollback|promote( RUN)?)|report.py sweep)"
         ),
     },
