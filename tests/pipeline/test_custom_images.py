@@ -78,9 +78,9 @@ def test_an_unpacked_archive_needs_no_git(trained) -> None:
 
 def test_unreadable_and_duplicate_images_are_reported(trained) -> None:
     _, output = trained
-    assert "images/cats/broken.jpg: it is no image of a known format." in output["make"]
-    assert "Left out: 1 of at most 10 (data.max_unreadable)." in output["make"]
-    assert re.search(r"1 images of the \w+ part are in the \w+ part as well: (cats|dogs)/[\w .]+ = ", output["make"])
+    assert "images/cats/broken.jpg: not an image of a supported format." in output["make"]
+    assert "Skipped 1 unreadable files, at most 10 (data.max_unreadable)." in output["make"]
+    assert re.search(r"1 images of the \w+ split are in the \w+ split as well: (cats|dogs)/[\w .]+ = ", output["make"])
 
 
 def test_report_run_and_registry_have_the_classes(trained) -> None:

@@ -61,7 +61,7 @@ def test_data_without_a_fallback_is_tracked_like_any_other(edited):
     copy, command = edited["other data"]
     said = command.end()
     assert stages_that(said, "ran") == ["configure", "download", "preprocess"]
-    assert "digits: 1,294 train, 144 val, 359 test images." in said and "Going on with" not in said
+    assert "digits: 1,294 train, 144 val, 359 test images." in said and "Continuing with" not in said
     # null is a value that DVC compares, not a missing one.
     assert stages_that(copy.dvc("repro", "preprocess"), "ran") == []
     assert set(json.loads(copy.dvc("status", "--json"))) == {"train", "evaluate"}

@@ -20,7 +20,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
     said = copy.train()
-    assert "has already finished" in said and "`rerun=true` goes on with it" in said
+    assert "has already finished" in said and "`rerun=true` resumes it" in said
     assert copy.model() == weights
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
