@@ -20,9 +20,9 @@ from lightning.pytorch.loggers import Logger
 
 from cifar_pipeline.config.compose import available_cores, compose_config
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.hardware import select_hardware
-from cifar_pipeline.training.run_dir import RunDir
 from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit, micro_batch_size
 from cifar_pipeline.utils.process import disable_malloc_trim
 

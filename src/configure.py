@@ -7,8 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.cli.entrypoint import run_stage
-from cifar_pipeline.cli.stage_inputs import is_started_by_dvc, require_unchanged
+from cifar_pipeline.cli.entrypoint import is_started_by_dvc, require_unchanged, run_stage
 from cifar_pipeline.config.compose import write_composed
 from cifar_pipeline.config.dvc_inputs import require_tracked_inputs
 from cifar_pipeline.config.validation import check_targets

@@ -14,7 +14,7 @@ def download(config: DictConfig) -> None:
     """Fetch the configured dataset, or its fallback if all mirrors fail."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.cli.stage_inputs import require_unchanged
+    from cifar_pipeline.cli.entrypoint import require_unchanged
     from cifar_pipeline.data.sources.base import fetch_or_fallback
     from cifar_pipeline.utils.atomic import require_writable
 

@@ -16,7 +16,7 @@ def export() -> None:
     )
     args, config = parser.parse_args(), load_config()
     # Imported here, so that `--help` and invalid values do not wait for it.
-    from cifar_pipeline.inference.onnx_export import export_portable
+    from cifar_pipeline.inference.portable import export_portable
     from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.utils.atomic import require_writable
     from cifar_pipeline.utils.console import info
@@ -26,7 +26,7 @@ def export() -> None:
         written = export_portable(folder, args.to)
         if args.pt2:
             from cifar_pipeline.inference.metadata import ModelMetadata
-            from cifar_pipeline.inference.onnx_export import write_pt2
+            from cifar_pipeline.inference.portable import write_pt2
             from cifar_pipeline.models.build import build_bare_model, build_inference_model
 
             metadata = ModelMetadata.read(folder)

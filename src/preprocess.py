@@ -18,7 +18,7 @@ def preprocess(config: DictConfig) -> None:
     """Split the images into train, val and test, and draw ten of each class."""
     from hydra.utils import instantiate
 
-    from cifar_pipeline.cli.stage_inputs import hash_stats, require_unchanged, watch
+    from cifar_pipeline.cli.entrypoint import hash_stats, require_unchanged, watch
     from cifar_pipeline.data.dataset import Dataset, dataset_config, effective_dataset_config
     from cifar_pipeline.data.preprocessing import require_usable, train_val_split, write_dataset
     from cifar_pipeline.data.sources.base import available_source

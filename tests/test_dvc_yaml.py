@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cifar_pipeline.config.compose import NON_RESULT_GROUPS
-from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS
+from cifar_pipeline.config.compose import FINGERPRINT_KEYS, NON_RESULT_GROUPS
 from cifar_pipeline.config.source_files import IMPORTED_AS, NON_RESULT_PACKAGES, PACKAGES
 from cifar_pipeline.data.dataset import DATASET_KEYS
 from helpers.source_tree import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.cli.stage_inputs import hash_content, hash_stats, require_unchanged, watch
+from cifar_pipeline.cli.entrypoint import hash_content, hash_stats, require_unchanged, watch
 from cifar_pipeline.config import source_files
 from configure import configure
 from helpers.config_project import Project

@@ -118,7 +118,7 @@ def test_a_class_that_fails_shows_a_traceback(copy: Project) -> None:
 def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
     modules = [
         "cifar_pipeline.training.trainer",
-        "cifar_pipeline.training.run_dir",
+        "cifar_pipeline.training.checkpoints",
         "cifar_pipeline.inference.onnx_export",
         "cifar_pipeline.models.lenet",
     ]

@@ -9,8 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from cifar_pipeline.config import source_files
-from cifar_pipeline.config.compose import compose_config
-from cifar_pipeline.config.fingerprint import fingerprint
+from cifar_pipeline.config.compose import compose_config, fingerprint
 from cifar_pipeline.config.source_files import SourceTree
 from helpers.config_project import ROOT, Project
 

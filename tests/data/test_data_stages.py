@@ -48,7 +48,7 @@ def test_offline_from_nothing_to_processed_data(project):
     offline = "data.mirrors=[http://127.0.0.1:9/cifar-10-python.tar.gz]"
     download = run("download", project, offline)
     assert download.returncode == 0, download.stderr
-    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in download.stderr
+    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: connection refused" in download.stderr
     assert [path.name for path in (project / "data" / "raw").iterdir()] == ["digits"]
 
     preprocess = run("preprocess", project)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from small_model import CLASSES, random_images
 
-from cifar_pipeline.inference.onnx_export import TEMPLATE, export_portable
+from cifar_pipeline.inference.portable import TEMPLATE, export_portable
 from cifar_pipeline.inference.predictor import Predictor
 from helpers.headless_browser import Page, chromium, opened
 from helpers.servers import free_port, wait_for_answer

@@ -12,7 +12,7 @@ from PIL import Image
 from small_model import CLASSES, facts, network, random_images
 
 from cifar_pipeline.inference.metadata import to_onnx_metadata
-from cifar_pipeline.inference.onnx_export import export_portable, write_browser_page, write_pt2
+from cifar_pipeline.inference.portable import export_portable, write_browser_page, write_pt2
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.wrappers import NormalizedModel

@@ -49,7 +49,7 @@ def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
 
 def test_fallback_data_is_labeled_everywhere(reproduced, clone):
     assert "Continuing with digits instead of CIFAR-10" in reproduced.output
-    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in reproduced.output
+    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: connection refused" in reproduced.output
     assert "`make cifar10`" in reproduced.output
     summary = clone.run("python", "src/report.py", "summary")
     assert "digits (fallback)" in summary

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from cifar_pipeline.reporting.sweep_comparison import Comparison, as_table, leaderboard, to_csv, to_markdown, winner
-from cifar_pipeline.reporting.sweep_report import figure, print_comparison, sweep_page, write
+from cifar_pipeline.sweeps.summary import figure, print_comparison, sweep_page, write
 
 NAN = float("nan")
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cifar_pipeline.reporting.style import OTHER_COLOR, save
 from cifar_pipeline.reporting.sweep_comparison import Comparison, all_numeric, prefers_log_scale
 from cifar_pipeline.reporting.sweep_plots import curves, spread_labels
-from cifar_pipeline.reporting.sweep_report import figure, write
+from cifar_pipeline.sweeps.summary import figure, write
 
 NAN = float("nan")
 

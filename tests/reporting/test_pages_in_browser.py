@@ -8,7 +8,7 @@ from sample_evaluation import BINS, make_evaluation
 from test_comparison_figures import sweep
 
 from cifar_pipeline.reporting.html_report import write_report
-from cifar_pipeline.reporting.sweep_report import write
+from cifar_pipeline.sweeps.summary import write
 from helpers.headless_browser import Page, chromium, opened
 
 PROGRAM = chromium()

@@ -119,7 +119,7 @@ def test_a_training_that_ends_while_another_checks_it_does_not_count_as_killed(c
             client.set_terminated(ending.id, "FINISHED")  # which it does before it releases its lock
         return False
 
-    monkeypatch.setattr("cifar_pipeline.tracking.stale_runs.is_training_locked", is_training_locked)
+    monkeypatch.setattr("cifar_pipeline.tracking.client.is_training_locked", is_training_locked)
     with open_run("looking"):
         assert status(client, ending.id) == "FINISHED"
 

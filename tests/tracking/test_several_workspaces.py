@@ -8,9 +8,8 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.tracking.client import close_stale_runs, connect
 from cifar_pipeline.tracking.runs import training_run
-from cifar_pipeline.tracking.stale_runs import close_stale_runs
 from cifar_pipeline.tracking.sweeps import open_sweep
 from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.utils.paths import runs_cache_dir, sweep_dir

@@ -12,12 +12,11 @@ from torch.optim import Optimizer
 
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.validation import target_config
+from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import Engine, select_engine
 from cifar_pipeline.training.compiled.step import CompiledSteps, make_capturable
-from cifar_pipeline.training.optimizers import build_optimizer_config
-from cifar_pipeline.training.run_dir import RunDir
-from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit
+from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, build_optimizer_config, fit
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 

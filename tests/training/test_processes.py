@@ -2,8 +2,7 @@
 
 import pytest
 
-from cifar_pipeline.config.compose import compose_config
-from cifar_pipeline.config.fingerprint import fingerprint
+from cifar_pipeline.config.compose import compose_config, fingerprint
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project

@@ -8,7 +8,7 @@ import pytest
 
 from cifar_pipeline.stages.evaluate import evaluate
 from cifar_pipeline.stages.train import train
-from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.utils.atomic import is_locked
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project

@@ -2,40 +2,54 @@
 
 Exit codes: 1 for a failure of the machine, 2 for a mistake of the user, 130 for Ctrl-C, 143 for SIGTERM. Bugs show
 their traceback.
+
+A stage's inputs are compared between its start and the publication of its result. DVC hashes a stage's dependencies after the stage has run. A change in the meantime would be recorded in dvc.lock with a
+result that was computed from the old content.
 """
 
 import functools
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_pipeline.cli.stage_inputs import record_start
-from cifar_pipeline.config.compose import Stage, chosen_options, compose_config, is_sweep
+from cifar_pipeline.config.compose import (
+    Stage,
+    chosen_options,
+    compose_config,
+    is_sweep,
+    recorded_config,
+    stage_targets,
+)
 from cifar_pipeline.config.params import (
     CONF,
     SWEEP_GROUPS,
     register_params,
     reject_invalid_group_overrides,
     reject_values_of_other_options,
+    to_yaml_inline,
 )
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.config.source_files import loaded_sources, variables
+from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import is_muted, log_error, mute, status
-from cifar_pipeline.utils.errors import UserError, describe_environment_error
+from cifar_pipeline.utils.errors import EnvironmentFailure, UserError, describe_environment_error
 from cifar_pipeline.utils.process import (
     Interrupted,
     exit_when_dvc_dies,
@@ -44,7 +58,194 @@ from cifar_pipeline.utils.process import (
     mark_reported,
     relax_gc,
 )
+from cifar_pipeline.utils.safe_io import require_bounded
 from cifar_pipeline.utils.text import redact_logging
+
+COMPOSED, STAGES = Path("composed.yaml"), Path("dvc.yaml")
+CONFIGURE = "configure"
+MISSING = object()
+
+
+@dataclass
+class StageStart:
+    """The state at a stage's start: values by dotted keys, code, and inputs, each with its hash function and hash."""
+
+    stage: str
+    overrides: list[str]
+    values: dict[str, Any]
+    used: UsedFiles
+    inputs: dict[str, tuple[Callable[[], str], str]] = field(default_factory=dict)
+
+    @property
+    def is_from_dvc(self) -> bool:
+        return is_started_by_dvc(self.stage)
+
+
+_start: StageStart | None = None
+
+
+def is_started_by_dvc(stage: str) -> bool:
+    """Whether DVC started this process as `stage`, not as part of another stage."""
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2] == stage
+
+
+def record_start(stage: str, config: DictConfig) -> None:
+    """Record the configuration and the code that a stage starts with.
+
+    Raises:
+        UserError: DVC started the stage, and params.yaml or conf/ differ from composed.yaml, which DVC records.
+    """
+    global _start
+    used = loaded_sources().used(stage, stage_targets(config, stage))
+    start = StageStart(stage, list(HydraConfig.get().overrides.task), _values(stage, config), used)
+    if start.is_from_dvc and stage != CONFIGURE:
+        _require_recorded(start)
+    _start = start
+
+
+def watch(name: str, hash_input: Callable[[], str]) -> None:
+    """Record an input of the running stage; `hash_input` returns a hash of its content."""
+    assert _start is not None
+    _start.inputs[name] = (hash_input, _hash_or_error(hash_input))
+
+
+def require_unchanged() -> None:
+    """Raise EnvironmentFailure if the code, the configuration or an input has changed since the stage started."""
+    assert _start is not None
+    change = next(_changes(_start), None)
+    if change is not None:
+        command = "`dvc repro`" if _start.is_from_dvc else "the same command"
+        hint = ", or undo the change first to keep the finished training" if _start.stage == "train" else ""
+        raise EnvironmentFailure(
+            f"{change} while this ran, so nothing was published: run {command} to use the change{hint}."
+        )
+
+
+def hash_stats(*paths: Path) -> str:
+    """Hash the names, sizes and modification times of files and folders, without reading their content."""
+    states = []
+    for path in _files(*paths):
+        state = path.stat() if path.exists() else None
+        states.append(f"{path} {(state.st_size, state.st_mtime_ns, state.st_ino) if state else ''}")
+    return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def hash_content(*paths: Path) -> str:
+    """Hash the names and the content of files and folders."""
+    total = hashlib.sha256()
+    for path in _files(*paths):
+        total.update(str(path).encode("utf-8", "surrogateescape"))
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _files(*paths: Path) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+        for folder, subfolders, names in os.walk(path):
+            subfolders.sort()
+            yield from (Path(folder, name) for name in sorted(names))
+
+
+def _hash_or_error(hash_input: Callable[[], str]) -> str:
+    try:
+        return hash_input()
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+def _changes(start: StageStart) -> Iterator[str]:
+    """Yield what has changed since the start, as the beginnings of sentences."""
+    if file := start.used.changed():
+        yield f"{file} was edited"
+    try:
+        now = _values(start.stage, compose_config(start.overrides))
+    except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        yield f"params.yaml or conf/ was edited ({format_error(error).rstrip('.')})"
+        return
+    if difference := _first_difference(start.values, now):
+        key, before, after = difference
+        yield f"{key} was changed from {before} to {after}"
+    is_recorded = start.is_from_dvc and start.stage != CONFIGURE
+    if is_recorded and (difference := _first_difference(start.values, _recorded(start.stage))):
+        key, before, after = difference
+        yield f"{key} was changed from {before} to {after} in {COMPOSED}"
+    for name, (hash_input, before) in start.inputs.items():
+        if _hash_or_error(hash_input) != before:
+            yield f"{name} was changed"
+
+
+def _require_recorded(start: StageStart) -> None:
+    """Raise UserError where the stage's values differ from those in composed.yaml, which DVC records."""
+    difference = _first_difference(start.values, _recorded(start.stage))
+    if difference is None:
+        return
+    key, current, recorded = difference
+    if key.startswith("versions."):
+        raise UserError(
+            f"{key.rpartition('.')[2]} {current} is installed, but {COMPOSED}, which DVC records, has {recorded}: run "
+            "`dvc repro -f configure`, then `dvc repro`; or install the recorded version (`make setup`)."
+        )
+    raise UserError(
+        f"{key} is {current} in params.yaml and conf/, but {recorded} in {COMPOSED}, which DVC records: run "
+        "`dvc repro` to update it and what depends on it."
+    )
+
+
+def _values(stage: str, config: DictConfig) -> dict[str, Any]:
+    """Return the values that a stage depends on, as they would be recorded in composed.yaml."""
+    return _select(stage, recorded_config(config, only=None if stage == CONFIGURE else stage))
+
+
+def _recorded(stage: str) -> dict[str, Any]:
+    """Return the values in composed.yaml that a stage depends on. Raises UserError where the file is unreadable."""
+    try:
+        require_bounded(COMPOSED.read_bytes())
+        content = OmegaConf.to_container(OmegaConf.load(COMPOSED))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{COMPOSED} is missing or damaged: run `dvc repro -f configure` to write it.")
+    return _select(stage, {str(key): value for key, value in content.items()})
+
+
+def _select(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, by dotted keys, the values below the keys that dvc.yaml lists for a stage, or all without a list."""
+    flat = dict(_leaves(values))
+    entries = _dvc_stages().get(stage, {}).get("params", ())
+    listed = [entry.get(str(COMPOSED)) for entry in entries if isinstance(entry, Mapping)]
+    keys = [key for entry in listed for key in entry or ()]
+    if not keys and stage == CONFIGURE:
+        return flat
+    keys = keys or [*(key for key in values if key != "versions"), f"versions.{stage}"]
+    return {name: value for name, value in flat.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)}
+
+
+def _dvc_stages() -> dict[str, Any]:
+    if not STAGES.is_file():
+        return {}
+    stages: dict[str, Any] = yaml.safe_load(STAGES.read_text(encoding="utf-8")).get("stages", {})
+    return stages
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the first key whose values differ, and both values as YAML."""
+    for key in dict.fromkeys([*first, *second]):
+        values = first.get(key, MISSING), second.get(key, MISSING)
+        if values[0] != values[1]:
+            before, after = ("missing" if value is MISSING else to_yaml_inline(value) for value in values)
+            return key, before, after
+    return None
 
 
 @contextmanager

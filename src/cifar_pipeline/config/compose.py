@@ -2,8 +2,15 @@
 
 Also what Hydra knows about this process (a single run or a job of a sweep, the chosen options), and the experiments of
 conf/experiment/ with their target accuracy.
+
+The fingerprint of a training is a hash of the config, data, code and packages that decide its result.
+
+Trainings with the same fingerprint end with bit-identical weights on the same machine with the same number of threads.
+The fingerprint names the checkpoint folder and the MLflow run, and a training that has finished is not repeated.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options
-from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, loaded_sources, versions
+from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.errors import UserError
@@ -164,3 +171,37 @@ def experiments() -> Iterator[ExperimentRecipe]:
         for overrides in ((), (NO_VAL,)):
             values = result_config(compose_config([f"experiment={path.stem}", *overrides]))
             yield ExperimentRecipe(path.stem, overrides, values, float(target[1]) if target else None)
+
+
+# Keys of the configuration that decide a training's result; dvc.yaml lists the same keys for `train`.
+FINGERPRINT_KEYS = (
+    "seed", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging", "precision",
+    "trainer", "tta",
+)  # fmt: skip
+
+
+def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | None = None) -> str:
+    """Return 16 hexadecimal digits that identify a training's configuration, data, code and packages.
+
+    Args:
+        config: the composed configuration.
+        dataset_hash: the hash in dataset.json.
+        sources: the code; None means the code of this process.
+    """
+    values = {key: result_config(config)[key] for key in FINGERPRINT_KEYS}
+    used = (sources or loaded_sources()).used("train", target_names(values))
+    return digest(
+        {
+            "values": values,
+            "data": dataset_hash,
+            "code": used.hashes,
+            "versions": versions("train", used.packages),
+            "variables": variables(),
+        }
+    )
+
+
+def digest(content: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of nested values."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

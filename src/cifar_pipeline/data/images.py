@@ -19,9 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from cifar_pipeline.data.sources.base import (
-    CROP,
-)
+from cifar_pipeline.data.sources.base import CROP
 from cifar_pipeline.utils.safe_io import NotRegularFile, open_regular
 
 # Formats of cameras, browsers and drawing programs. Pillow's other formats are disabled: one of them starts a program.

@@ -12,7 +12,6 @@ import copy
 import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,11 +35,8 @@ from cifar_pipeline.inference.onnx_session import (
     WEIGHTS_FILE,
     open_checked,
 )
-from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.torch_model import save_weights
 from cifar_pipeline.models.wrappers import NormalizedModel, get_activation
-from cifar_pipeline.utils.atomic import atomic_update_dir, atomic_write
-from cifar_pipeline.utils.console import status
 from cifar_pipeline.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -268,54 +264,3 @@ def save_model(graph: OnnxTemplate, net: nn.Module, facts: Mapping[str, Any], fo
         )
     assert (folder / MODEL_FILE).is_file()
     save_weights(net, folder / WEIGHTS_FILE)
-
-
-PAGE, PT2 = "index.html", "model.pt2"
-TEMPLATE = Path(__file__).with_name("browser.html")
-
-
-def export_portable(model: Path, folder: Path) -> list[Path]:
-    """Copy the model in a folder to another folder, with a page for browsers; returns what was written.
-
-    Raises:
-        Refusal: there is no such model.
-    """
-    predictor = Predictor.open(model)
-    with atomic_update_dir(folder) as part:
-        for name in sorted(path.name for path in model.iterdir() if path.is_file()):
-            shutil.copyfile(model / name, part / name)
-        page = write_browser_page(json.loads(predictor.session.metadata[METADATA_KEY]))
-        (part / PAGE).write_text(page, encoding="utf-8")
-    return [folder / MODEL_FILE, folder / PAGE]
-
-
-def write_browser_page(facts: Mapping[str, Any]) -> str:
-    """The page that loads model.onnx beside it in a browser, with these facts of the model."""
-    # Class names come with the model: as JSON in which nothing ends the script that holds it.
-    text = json.dumps(dict(facts), ensure_ascii=False)
-    for character in ("<", ">", "&", "\u2028", "\u2029"):
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{FACTS}}", text)
-
-
-def write_pt2(model: Path, net: "NormalizedModel", folder: Path) -> Path:
-    """Write the model in a folder as `folder`/model.pt2: raw images to logits and probabilities.
-
-    `net` is the network whose weights the folder holds, with any weights. The facts are in the file as facts.json.
-
-    Raises:
-        Refusal: the folder holds another network's weights.
-    """
-    import torch
-
-    from cifar_pipeline.inference.torch_model import load_weights
-
-    predictor = Predictor.open(model)
-    load_weights(net, (model / WEIGHTS_FILE).read_bytes(), model / WEIGHTS_FILE)
-    status("Writing the model as pt2")
-    program = exported_program(net, predictor.metadata.shape, predictor.metadata.output_activation)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names this machine's folders
-    with atomic_write(folder / PT2) as part:
-        torch.export.save(program, part, extra_files={"facts.json": predictor.session.metadata[METADATA_KEY]})
-    return folder / PT2

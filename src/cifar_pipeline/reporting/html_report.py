@@ -14,13 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from cifar_pipeline.reporting.evaluation import Evaluation
-from cifar_pipeline.reporting.html import (
-    _data_uri,
-    figure_image_uri,
-    figure_uri,
-    percent,
-    render,
-)
+from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
 from cifar_pipeline.reporting.metrics import SPLIT_NAMES, Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (

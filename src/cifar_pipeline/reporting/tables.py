@@ -21,9 +21,7 @@ from rich.text import Text
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import log_error, progress_bar, stderr_console, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.safe_io import (
-    write_rows,
-)
+from cifar_pipeline.utils.safe_io import write_rows
 from cifar_pipeline.utils.text import escape_control, escape_control_json, one_line, percent
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.cli.stage_inputs import hash_content, require_unchanged, watch
+from cifar_pipeline.cli.entrypoint import hash_content, require_unchanged, watch
 from cifar_pipeline.config.compose import available_cores
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE

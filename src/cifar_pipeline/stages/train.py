@@ -7,9 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.cli.stage_inputs import require_unchanged, watch
-from cifar_pipeline.config.compose import available_cores, chosen_options, output_root, result_config
-from cifar_pipeline.config.fingerprint import fingerprint
+from cifar_pipeline.cli.entrypoint import require_unchanged, watch
+from cifar_pipeline.config.compose import available_cores, chosen_options, fingerprint, output_root, result_config
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.data.dataset import Dataset, require_matching_config
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
@@ -18,10 +17,10 @@ from cifar_pipeline.sweeps.job import cached_objective, current_trial, require_v
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.runs import run_name, training_run
 from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
+from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.distributed import detect_distributed, release_workers
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
-from cifar_pipeline.training.run_dir import RunDir
 from cifar_pipeline.training.trainer import build_training, fit, micro_batch_size, run_tags, training_metadata
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.console import info, status

@@ -24,8 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import result_config
-from cifar_pipeline.config.fingerprint import digest
+from cifar_pipeline.config.compose import digest, result_config
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.job import SweepBasis

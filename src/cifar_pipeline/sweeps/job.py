@@ -17,8 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import NON_RESULT_GROUPS, Stage, output_root, stage_targets
-from cifar_pipeline.config.fingerprint import digest
+from cifar_pipeline.config.compose import NON_RESULT_GROUPS, Stage, digest, output_root, stage_targets
 from cifar_pipeline.config.params import CONF, PARAMS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names

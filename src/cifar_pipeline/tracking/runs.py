@@ -15,13 +15,15 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 
 from cifar_pipeline.config.source_files import variables
 from cifar_pipeline.tracking import provenance
-from cifar_pipeline.tracking.client import connect, get_run_or_none, tracking_uri
-from cifar_pipeline.tracking.stale_runs import (
+from cifar_pipeline.tracking.client import (
     WORKSPACE_TAG,
     belongs_to_workspace,
     close_stale_runs,
+    connect,
     crash_count,
+    get_run_or_none,
     logged_epochs,
+    tracking_uri,
 )
 from cifar_pipeline.tracking.sweeps import record_trial
 from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial

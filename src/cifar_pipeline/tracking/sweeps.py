@@ -14,8 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
 
 from cifar_pipeline.tracking import provenance
-from cifar_pipeline.tracking.client import connect, get_run_or_none
-from cifar_pipeline.tracking.stale_runs import WORKSPACE_TAG, belongs_to_workspace, close_if_stale
+from cifar_pipeline.tracking.client import WORKSPACE_TAG, belongs_to_workspace, close_if_stale, connect, get_run_or_none
 from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SWEEP_RERUN, Trial
 from cifar_pipeline.utils.paths import workspace_id
 from cifar_pipeline.utils.safe_io import parse_json

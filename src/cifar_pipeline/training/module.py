@@ -1,6 +1,7 @@
 """Lightning module for image classification, independent of the model, loss, optimizer and scheduler it is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.optim import Optimizer
 
 from cifar_pipeline.data.loader import RandomStream, rank_batch_size, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
-from cifar_pipeline.training.optimizers import OptimizerConfig
 from cifar_pipeline.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -20,6 +20,14 @@ Scheduler = Callable[[int, int], float]
 
 # Batches between two checks for a NaN loss: each check synchronizes the GPU.
 NAN_CHECK_INTERVAL = 100
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Factory of the optimizer, and whether one step uses the whole train split (`full_batch`)."""
+
+    build: Callable[[Iterable[nn.Parameter]], Optimizer]
+    full_batch: bool
 
 
 class Classifier(LightningModule):

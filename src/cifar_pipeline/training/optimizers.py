@@ -1,31 +1,12 @@
 """Build the optimizer that conf/optimizer/ describes, and Muon with normalized filters (`NormedMuon`)."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
 from torch.optim import Optimizer
-
-from cifar_pipeline.config.validation import target_config
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Factory of the optimizer, and whether one step uses the whole train split (`full_batch`)."""
-
-    build: Callable[[Iterable[nn.Parameter]], Optimizer]
-    full_batch: bool
-
-
-def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:
-    """Split the options of conf/optimizer into the constructor's arguments and `full_batch`."""
-    build = instantiate(target_config(options, "optimizer"), _convert_="all")
-    return OptimizerConfig(build, bool(options.get("full_batch", False)))
-
 
 # Of K. Jordan's Muon, chosen to bring singular values near 1 in few iterations.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)

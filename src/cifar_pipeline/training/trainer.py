@@ -20,8 +20,7 @@ from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_pipeline.config.compose import result_config
-from cifar_pipeline.config.fingerprint import FINGERPRINT_KEYS
+from cifar_pipeline.config.compose import FINGERPRINT_KEYS, result_config
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_model
@@ -29,6 +28,7 @@ from cifar_pipeline.training.callbacks import EpochHistory, EpochMetrics, EpochP
 from cifar_pipeline.training.checkpoints import (
     BEST,
     AtomicCheckpointIO,
+    RunDir,
     TimedCheckpoint,
     checkpoint_callbacks,
     find_resume_checkpoint,
@@ -45,9 +45,11 @@ from cifar_pipeline.training.distributed import (
 )
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
-from cifar_pipeline.training.module import Classifier, Scheduler
-from cifar_pipeline.training.optimizers import build_optimizer_config
-from cifar_pipeline.training.run_dir import RunDir
+from cifar_pipeline.training.module import (
+    Classifier,
+    OptimizerConfig,
+    Scheduler,
+)
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
@@ -374,3 +376,9 @@ def _best_epoch(setup: TrainingSetup, epochs: int) -> int:
     """Return the epoch of the best checkpoint, counted from 1; the last epoch where there is none."""
     path = setup.run_dir.checkpoint(BEST)
     return int(read_checkpoint(path)["epoch"]) + 1 if path.is_file() else epochs
+
+
+def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:
+    """Split the options of conf/optimizer into the constructor's arguments and `full_batch`."""
+    build = instantiate(target_config(options, "optimizer"), _convert_="all")
+    return OptimizerConfig(build, bool(options.get("full_batch", False)))
