@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small_model import CLASSES, SHAPE, export, facts, network, random_images
 from torch import Tensor, nn
 
+from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE, OnnxSession
 from cifar_pipeline.inference.torch_model import load_weights
@@ -134,6 +135,24 @@ def test_a_network_for_grey_images_of_another_size_is_exported(tmp_path: Path) -
     grey = OnnxTemplate.of(net, (28, 28, 1), "softmax")
     save_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
     assert answers(tmp_path / "grey", np.zeros((5, 28, 28, 1), np.uint8))[0].shape == (5, 2)
+
+
+class WithClassToken(nn.Module):
+    """A network whose class token is expanded to the number of images, as a vision transformer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.ones(1, 1, 3)), nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(images.shape[0], -1, -1), images.flatten(2).transpose(1, 2)], dim=1)
+        return self.head(tokens.mean(dim=1))
+
+
+def test_a_network_with_a_class_token_is_exported_with_test_time_augmentation() -> None:
+    net = TestTimeAugmentation(WithClassToken(), flip=True, shift=2, size=SHAPE[0])
+    graph = OnnxTemplate.of(NormalizedModel(net, 0.5, 0.5), SHAPE, "softmax")
+    assert check_model(graph.model).bytes_per_image > 6 * 4 * int(np.prod(SHAPE))
 
 
 class Own(nn.Module):

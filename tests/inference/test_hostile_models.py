@@ -1,6 +1,7 @@
 """A model file from elsewhere: whatever is in it, nothing is run, and what would take too much is refused unopened."""
 
 import contextlib
+import dataclasses
 import json
 import pickle
 import resource
@@ -25,7 +26,7 @@ from PIL import Image
 from small_model import CLASSES, SHAPE, facts
 
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
-from cifar_pipeline.inference.onnx_check import UnsafeModel, check_content, check_model
+from cifar_pipeline.inference.onnx_check import INPUT_SHAPE, MAX_VALUE_BYTES, UnsafeModel, check_content, check_model
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession, open_checked
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, Project, run
@@ -60,21 +61,23 @@ FLOATS = helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)
 MEAN = [FLOATS, helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0)]
 TEN = [helper.make_node("Unsqueeze", ["means", "one"], ["column"]), helper.make_node("Mul", ["column", "row"], ["sum"])]
 BASE = [constant("axes", [1, 2, 3]), constant("one", [1]), constant("zero", [0])]
-BASE += [constant("row", np.ones((1, len(CLASSES))), np.float32), constant("huge", [25_000_000_000])]
+BASE += [constant("row", np.ones((1, len(CLASSES))), np.float32)]
+HUGE = 25_000_000_000
 
 
 def plain() -> ModelProto:
     return model_of([*MEAN, *TEN, helper.make_node("Identity", ["sum"], ["scores"])], BASE)
 
 
-def allocating() -> ModelProto:
-    """100 GB of ones, whose mean is added."""
+def allocating(numbers: int = HUGE) -> ModelProto:
+    """Ones, 100 GB by default, whose mean is added."""
     nodes = [
         helper.make_node("Expand", ["row_one", "huge"], ["ones"]),
         helper.make_node("ReduceMean", ["ones", "zero"], ["mean"]),
         helper.make_node("Add", ["sum", "mean"], ["scores"]),
     ]
-    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("row_one", [1], np.float32)])
+    constants = [constant("row_one", [1], np.float32), constant("huge", [numbers])]
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, *constants])
 
 
 def tiling() -> ModelProto:
@@ -83,7 +86,7 @@ def tiling() -> ModelProto:
         helper.make_node("ReduceMean", ["tiled", "zero"], ["mean"]),
         helper.make_node("Add", ["sum", "mean"], ["scores"]),
     ]
-    return model_of([*MEAN, *TEN, *nodes], BASE)
+    return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("huge", [HUGE])])
 
 
 def sized_by_the_pixels() -> ModelProto:
@@ -230,16 +233,24 @@ def test_a_hostile_graph_is_refused_in_a_sentence_at_once(tmp_path: Path, trick:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000  # kB
 
 
-def test_what_the_sizes_beforehand_would_miss_stops_at_the_limit_of_memory(tmp_path: Path) -> None:
-    """The second line: the same graph with the first one passed by."""
-    content = saved(allocating(), tmp_path) / MODEL_FILE
-    checked = check_model(plain())
-    passed = type(checked)(
-        content.read_bytes(), checked.shape, checked.classes, checked.metadata, checked.bytes_per_image
-    )
+def test_values_of_16_gb_for_one_image_are_the_most_that_is_opened() -> None:
+    largest = INPUT_SHAPE * MAX_VALUE_BYTES // 4  # float32 numbers
+    small_values = INPUT_SHAPE * 1_000_000  # bytes: more than all the other values of the graph take
+    checked = check_model(allocating(largest - small_values))
+    assert MAX_VALUE_BYTES - 4 * small_values < checked.bytes_per_image <= MAX_VALUE_BYTES == 2**34
+    with pytest.raises(UnsafeModel, match="one image would take 17 GB of memory"):
+        check_model(allocating(largest))
+
+
+@pytest.mark.parametrize("numbers", [HUGE, INPUT_SHAPE * MAX_VALUE_BYTES // 5], ids=["unchecked", "checked"])
+def test_onnx_runtime_allocates_no_more_than_its_limit(tmp_path: Path, numbers: int) -> None:
+    """The second line of defense, with the check of sizes bypassed or passed."""
+    model = allocating(numbers)
+    checked = check_model(plain() if numbers == HUGE else model)
+    checked = dataclasses.replace(checked, content=model.SerializeToString())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="needs more than 4 GB of memory"):
-        open_checked(passed, threads=1).predict(np.zeros((1, *SHAPE), np.uint8), 1)
+        open_checked(checked, threads=1).predict(np.zeros((1, *SHAPE), np.uint8), 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000
 
 
