@@ -1,6 +1,6 @@
-"""Write a processed data set of random pixels with the shapes of CIFAR-10, for machines without it.
+"""Writes random pixels as a processed data set, for a machine without CIFAR-10: the same shapes, so the same work.
 
-python benchmarks/make_random_dataset.py --images 45000
+python benchmarks/random_images.py --images 45000
 """
 
 from argparse import ArgumentParser
@@ -18,13 +18,13 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class RandomPixels(Cifar10):
-    """Random pixels in the shape of CIFAR-10, under a different name."""
+    """Something of CIFAR-10's shape that nobody should take for it."""
 
     name, title, origin = "random", "random pixels", "a random number generator"
 
 
 arguments = ArgumentParser(description=__doc__)
-arguments.add_argument("--images", type=int, required=True, help="training images")
+arguments.add_argument("--images", type=int, required=True, help="images in the train part")
 arguments.add_argument("--size", type=int, default=32, help="pixels of height and width")
 arguments.add_argument("--data", type=Path, default=Path("data/processed"))
 options = arguments.parse_args()
@@ -32,17 +32,24 @@ train, val, test = options.images, max(1, options.images // 9), max(1, options.i
 generator = np.random.default_rng(0)
 
 
-def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw random images and labels."""
+def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images and labels."""
     images = generator.integers(0, 256, (count, options.size, options.size, 3), np.uint8)
     return images, np.arange(count, dtype=np.int64) % len(CLASSES)
 
 
-raw = RawDataset(CLASSES, *draw(train + val), *draw(test))
+official = RawDataset(CLASSES, *drawn(train + val), *drawn(test))
 order = np.arange(train + val)
 asked = dataset_config(compose_config().data)
 options.data.mkdir(parents=True)
 source = RandomPixels()
 write_dataset(
-    options.data, raw, order[:train], order[train:], source=source, wanted=source.title, asked=asked, used=asked
+    options.data,
+    official,
+    order[:train],
+    order[train:],
+    source=source,
+    requested_title=source.title,
+    requested=asked,
+    effective=asked,
 )

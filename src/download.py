@@ -1,4 +1,4 @@
-"""Download and verify the data set (DVC stage `download`): the network or CIFAR10_SOURCE -> data/raw."""
+"""Stage download: fetch the files of the dataset from the network (or CIFAR10_SOURCE) and write them to data/raw."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PARTIAL = Path(".cache/downloads")
 
 
 def download(config: DictConfig) -> None:
-    """Fetch the configured data set, or its fallback where no source is available."""
+    """Fetch the configured dataset, or its fallback if all mirrors fail."""
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.stage_inputs import require_unchanged

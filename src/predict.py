@@ -1,6 +1,6 @@
 """Classify images: `python src/predict.py cat.png dog.jpg folder/`, or `find ... | python src/predict.py -`.
 
-Exit code 0: all files were classified; 1: some could not be read, each with a line that gives the reason; 2: invalid input.
+Exit code 0: all files were classified; 1: some could not be read, each with a line naming the reason; 2: invalid input.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Split the images and write them as arrays (DVC stage `preprocess`): data/raw -> data/processed.
+"""Stage preprocess: read data/raw, and write data/processed (arrays and dataset.json) and reports/samples.png.
 
-Also writes reports/samples.png, and reports/skipped.csv: each file that was skipped, with the reason.
+Also writes reports/skipped.csv, a list of the skipped image files with the reasons.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SAMPLES, SKIPPED = Path("reports/samples.png"), Path("reports/skipped.csv")
 
 
 def preprocess(config: DictConfig) -> None:
-    """Split the images into train, val and test, and draw ten of every class."""
+    """Split the images into train, val and test, and draw ten of each class."""
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.stage_inputs import hash_stats, require_unchanged, watch
@@ -32,13 +32,12 @@ def preprocess(config: DictConfig) -> None:
     require_writable(PROCESSED)
     require_writable(SAMPLES, is_file=True)
     require_writable(SKIPPED, is_file=True)
-    requested, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
+    requested_source, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     watch(str(RAW), lambda: hash_stats(RAW))
     watch(config.image_dir, lambda: hash_stats(Path(config.image_dir)))
-    source = available_source(RAW, requested, fallback)
-    data_config = dataset_config(config.data)
-    effective = effective_dataset_config(data_config, by_fallback=source is fallback)
-    # Locked from here on, because another process would prune the image cache that the arrays are written from.
+    source = available_source(RAW, requested_source, fallback)
+    requested = dataset_config(config.data)
+    # Also while the arrays are written, because they are read from the image cache, which another process would prune.
     with exclusive_lock(PROCESSED):
         status(f"Reading {source.title}")
         try:
@@ -50,17 +49,23 @@ def preprocess(config: DictConfig) -> None:
         require_usable(raw, train, source.title)
         status("Writing the arrays")
         with atomic_replace_dir(PROCESSED) as folder:
-            num_skipped = sum(reason not in UNLABELED for _, reason in skipped)
             write_dataset(
-                folder, raw, train, val,
-                source=source, wanted=requested.title, asked=data_config, used=effective, skipped=num_skipped,
-            )  # fmt: skip
+                folder,
+                raw,
+                train,
+                val,
+                source=source,
+                requested_title=requested_source.title,
+                requested=requested,
+                effective=effective_dataset_config(requested, by_fallback=source is fallback),
+                skipped=sum(reason not in UNLABELED for _, reason in skipped),
+            )
             require_unchanged()
 
     status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
-    for description in dataset.describe_duplicates():
-        warning(description)
+    for sentence in dataset.describe_duplicates():
+        warning(sentence)
     images, labels = dataset.split("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
     info(f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images.")

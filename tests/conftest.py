@@ -132,7 +132,13 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
         )
     order = np.arange(count)
     write_dataset(
-        folder, small, order[val:], order[:val],
-        source=source, wanted=source.title, asked=data_config, used=data_config,
-    )  # fmt: skip
+        folder,
+        small,
+        order[val:],
+        order[:val],
+        source=source,
+        requested_title=source.title,
+        requested=data_config,
+        effective=data_config,
+    )
     return Dataset.open(folder)

@@ -1,4 +1,4 @@
-"""Every command in the documentation is one that a test runs: this says which."""
+"""List the test that runs each command of the documentation, and check that the list is complete."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from cifar_pipeline.config.schema import validate
 from helpers.config_project import Project
 from helpers.docs import PAGES, ROOT, commands, name_of, read
 
-# By file the test that runs a command, or words of a file that runs it, and what the command must match as a whole.
+# By file: the test that runs a command (or a text of another file that does), and the pattern of the whole command.
 BY_FILE = {
     "tests/pipeline/test_first_run.py": {
         "test_every_stage_runs_and_leaves_its_outputs": "dvc repro( train| preprocess)?",
-        "test_that_it_is_the_fallback_is_never_in_doubt": "python src/report.py summary",
+        "test_fallback_data_is_labeled_everywhere": "python src/report.py summary",
     },
     "tests/pipeline/test_typed_commands.py": {
         "test_stages_are_run_by_force": r"dvc repro (-f|--force --single-item) \w+",
@@ -32,12 +32,6 @@ BY_FILE = {
     },
     "tests/pipeline/test_custom_images.py": {
         "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
-        "test_the_five_minutes_end_with_a_model_that_knows_the_images": (
-            "python src/choose.py data=image_folder experiment=custom_images"
-        ),
-        "test_ones_own_images_are_swept_and_come_from_a_table_elsewhere": (
-            r"python src/choose.py image_dir=\S+( data=image_folder)?"
-        ),
     },
     "tests/pipeline/test_dvc_reruns.py": {
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
@@ -72,8 +66,8 @@ BY_FILE = {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
     },
     "tests/pipeline/test_after_the_training.py": {
-        "test_a_better_training_becomes_the_champion_and_one_can_go_back": (
-            "python src/(compare|promote|rollback|versions).py( RUN)?"
+        "test_a_better_model_becomes_the_champion_and_can_be_rolled_back": (
+            r"python src/(registry.py (list|rollback|promote( RUN)?)|report.py sweep)"
         ),
     },
     "tests/inference/test_predict_script.py": {
@@ -97,19 +91,19 @@ BY_FILE = {
         "test_twenty_moments_by_chance_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
     },
     "tests/benchmarks/test_measuring.py": {
-        "test_every_part_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",
+        "test_every_section_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",
     },
-    "tests/benchmarks/test_race.py": {
-        "test_every_race_runs": r"python benchmarks/speedrun.py .*",
+    "tests/benchmarks/test_speedrun.py": {
+        "test_every_recipe_runs": r"python benchmarks/speedrun.py .*",
     },
     "tests/benchmarks/test_reproducibility.py": {
         "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",
     },
-    "tests/benchmarks/test_sweep_store.py": {
-        "test_a_point_costs_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
+    "tests/benchmarks/test_sweep_storage.py": {
+        "test_a_trial_adds_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
     },
     "tests/reporting/test_results_table.py": {
-        "test_make_results_writes_both_readmes": "python src/report.py experiments",
+        "test_without_evaluated_runs_there_is_no_table": "python src/report.py experiments",
     },
     "tests/test_site_cache.py": {
         "test_a_pickle_planted_in_the_shared_folder_is_not_loaded": (
@@ -129,8 +123,8 @@ BY_FILE = {
         "--constraint constraints.txt --editable": "pip install --constraint constraints.txt --editable .*",
     },
 }
-HELD = {pattern: (file, words) for file, held in BY_FILE.items() for words, pattern in held.items()}
-# Typed by the authors and by no test, each with the reason.
+PATTERNS = {pattern: (file, words) for file, held in BY_FILE.items() for words, pattern in held.items()}
+# Run manually and by no test, each with the reason.
 BY_HAND = {
     r"source .venv/bin/activate": "it changes the shell that it is typed in",
     r"uv .*": "uv is not in the environment: it would install another one",
@@ -140,28 +134,34 @@ BY_HAND = {
     r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
     r"git (add|commit|push|pull).*": "git's own",
 }
-# Where make runs the tests, a make below it would say which folder it enters.
-A_SHELLS = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+# Started by make, a make below it would print the directory that it enters.
+SHELL_ENV = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
 OVERRIDES = re.compile(r"python src/train.py (?!--|-sc)(.+)|dvc exp run (.+)")
 
-PAIRS = [(name_of(page), command) for page in PAGES for command in dict.fromkeys(commands(read(page)))]
+# The changelog keeps the commands of the past.
+PAIRS = [
+    (name_of(page), command)
+    for page in PAGES
+    if page.name != "CHANGELOG.md"
+    for command in dict.fromkeys(commands(read(page)))
+]
 
 
 @cache
 def expanded(command: str) -> tuple[str, ...]:
-    """The simple commands that a line consists of; of `make x` those of its recipe, as make itself tells them."""
+    """Split a line into simple commands; `make x` into those of its recipe, as `make --dry-run` prints them."""
     if command.startswith("make") and command not in ("make setup", "make help"):
         words = command.replace(" setup", "").split()
-        told = subprocess.run(
+        printed = subprocess.run(
             [*words, "--dry-run", "--old-file=.venv/.set-up"],
             cwd=ROOT,
-            env=A_SHELLS,
+            env=SHELL_ENV,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert told.stdout.strip(), f"{command} does nothing"
-        parts = re.split(r"&&|\|\||;|\n|[{}]", told.stdout)
+        assert printed.stdout.strip(), f"{command} does nothing"
+        parts = re.split(r"&&|\|\||;|\n|[{}]", printed.stdout)
         return tuple(
             part.strip() for part in parts if not re.match(r"(echo|test|touch|rm|ls|cat|mkdir|2?>|$)", part.strip())
         )
@@ -173,22 +173,22 @@ def expanded(command: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(("page", "command"), PAIRS)
 def test_every_documented_command_is_run_by_a_test(page: str, command: str) -> None:
     for simple in expanded(command):
-        holders = [pattern for pattern in (*HELD, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
+        holders = [pattern for pattern in (*PATTERNS, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
         assert holders, f"{page}: no test is known to run `{simple}`"
         for script in re.findall(r"python ([\w/]+\.py)", simple):
             assert (ROOT / script).is_file()
 
 
-@pytest.mark.parametrize(("file", "words"), HELD.values())
+@pytest.mark.parametrize(("file", "words"), PATTERNS.values())
 def test_every_test_that_runs_a_command_exists(file: str, words: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     assert (f"\ndef {words}(" if file.startswith("tests/") else words) in text
 
 
-def test_no_command_is_listed_that_no_page_says() -> None:
-    said = {simple for _, command in PAIRS for simple in expanded(command)}
+def test_every_listed_command_is_documented() -> None:
+    documented = {simple for _, command in PAIRS for simple in expanded(command)}
     assert {
-        pattern for pattern in (*HELD, *BY_HAND) if not any(re.fullmatch(pattern, one, re.S) for one in said)
+        pattern for pattern in (*PATTERNS, *BY_HAND) if not any(re.fullmatch(pattern, one, re.S) for one in documented)
     } == set()
 
 
@@ -196,21 +196,23 @@ def test_no_command_is_listed_that_no_page_says() -> None:
     ("page", "command"), [(page, command) for page, command in PAIRS if OVERRIDES.fullmatch(command)]
 )
 def test_the_values_of_a_documented_command_compose(page: str, command: str, project: Project) -> None:
-    found = OVERRIDES.fullmatch(command)
-    assert found
-    words = [word.removeprefix("++overrides.") for word in (found[1] or found[2]).split() if word not in ("-m", "-S")]
-    from_recipes = [word for word in words if (ROOT / "docs" / "extending.md").name in page and is_ones_own(word)]
+    match = OVERRIDES.fullmatch(command)
+    assert match
+    words = [word.removeprefix("++overrides.") for word in (match[1] or match[2]).split() if word not in ("-m", "-S")]
+    created_options = [
+        word for word in words if (ROOT / "docs" / "extending.md").name in page and is_created_by_the_page(word)
+    ]
     for word in words:
         key, _, values = word.partition("=")
-        if word not in from_recipes and key != "sweep" and not key.startswith("hydra"):
+        if word not in created_options and key != "sweep" and not key.startswith("hydra"):
             for value in values.split(","):
                 validate(project.compose(f"{key}={value}"))
-        elif key == "sweep" and word not in from_recipes:
+        elif key == "sweep" and word not in created_options:
             assert (project.folder / "conf" / "sweep" / f"{values}.yaml").is_file()
 
 
-def is_ones_own(word: str) -> bool:
-    """Whether the option is one that the page makes; tests/pipeline/test_your_own.py runs those."""
+def is_created_by_the_page(word: str) -> bool:
+    """Whether docs/extending.md creates this option; tests/pipeline/test_your_own.py runs those."""
     group, _, option = word.partition("=")
     return (
         f"conf/{group}/{option}.yaml" in read(ROOT / "docs" / "extending.md")
@@ -219,7 +221,9 @@ def is_ones_own(word: str) -> bool:
 
 
 def test_help_names_every_target() -> None:
-    told = subprocess.run(["make", "help"], cwd=ROOT, env=A_SHELLS, capture_output=True, text=True, check=True).stdout
-    listed = re.findall(r"^make (\S+)", told, re.MULTILINE)
+    output = subprocess.run(
+        ["make", "help"], cwd=ROOT, env=SHELL_ENV, capture_output=True, text=True, check=True
+    ).stdout
+    listed = re.findall(r"^make (\S+)", output, re.MULTILINE)
     assert sorted(listed) == sorted(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert len(told.splitlines()) == len(listed)
+    assert len(output.splitlines()) == len(listed)

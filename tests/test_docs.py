@@ -53,9 +53,11 @@ def test_no_link_is_dead(page):
 
 @each_page
 def test_every_key_and_option_is_in_conf(page):
+    if page.name == "CHANGELOG.md":
+        return  # it keeps the names of the past
     text = read(page)
     selectable = {name: group for name, group in GROUPS.items() if name not in NON_PARAM_GROUPS}
-    known = set(dotted_keys(selectable)) | {f"data.source.{key}" for key in GROUPS["data"].inner["source"].keys}
+    known = set(dotted_keys(selectable)) | {f"data.source.{key}" for key in GROUPS["data"].nested["source"].keys}
     created_options = set(re.findall(r"conf/(\w+/\w+)\.yaml", text))
     texts = [*spans(text), *(block for language, block in blocks(text) if language == "console")]
     for words in texts:

@@ -41,7 +41,7 @@ def test_yaml_that_grows_is_an_error_with_its_line(case: str) -> None:
 def test_params_that_grow_are_refused_at_once(project: Project, case: str) -> None:
     text, message = BOMBS[case]
     project.write("params.yaml", "overrides:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
-    with pytest.raises(UserError, match=rf"^params\.yaml, line \d+, is no valid YAML: {message}"):
+    with pytest.raises(UserError, match=rf"^params\.yaml, line \d+, is not valid YAML: {message}"):
         read_params()
 
 

@@ -1,4 +1,4 @@
-"""What DVC would not see change is refused by `configure` where DVC starts it."""
+"""When DVC starts `configure`, it refuses inputs whose changes DVC would miss."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from helpers.config_project import ROOT, Project
 
 @pytest.fixture
 def started_by_dvc(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project with its code, whose `configure` DVC starts."""
+    """A project with its code whose `configure` is started by DVC."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", project.folder / "src", ignore=ignored)
     shutil.copy(ROOT / "dvc.yaml", project.folder)
@@ -27,58 +27,61 @@ def started_by_dvc(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project
 NET = "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self, channels, size, classes): ...\n"
 
 
-def test_what_dvc_watches_is_taken(started_by_dvc: Project) -> None:
+def test_tracked_inputs_are_accepted(started_by_dvc: Project) -> None:
     assert started_by_dvc.start(configure).code == 0
 
 
 @pytest.mark.parametrize(
-    ("file", "target"), [("src/mine_net.py", "mine_net.Net"), ("src/cifar_pipeline/nets.py", "cifar_pipeline.nets.Net")]
+    ("file", "target"),
+    [("src/custom_net.py", "custom_net.Net"), ("src/cifar_pipeline/nets.py", "cifar_pipeline.nets.Net")],
 )
-def test_code_in_another_place_is_refused(
+def test_code_outside_of_tracked_folders_is_refused(
     started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch, file: str, target: str
 ) -> None:
     started_by_dvc.write(file, NET)
-    monkeypatch.setattr("configure.check_targets", lambda config: None)  # this process has another package
+    monkeypatch.setattr("configure.check_targets", lambda config: None)  # the package is not importable here
     started_by_dvc.start(configure, f"model._target_={target}").assert_refused(
-        f"{file} is used by `_target_={target}`, and DVC sees no change in it", "move it to src/project/", ".Net`"
+        f"{file} is used by `_target_={target}`, but DVC does not track it", "move it to src/project/", ".Net`"
     )
     monkeypatch.delenv("DVC_STAGE")
     assert started_by_dvc.start(configure, f"model._target_={target}").code == 0
 
 
 def test_a_data_source_among_the_networks_is_refused(started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit of a network must not read all images again, so `preprocess` watches a folder of its own."""
+    """An edit of a network must not rerun `preprocess`, which therefore depends on a separate folder."""
     monkeypatch.setattr("configure.check_targets", lambda config: None)
-    started_by_dvc.write("src/project/mine.py", "class Stripes: ...\n")
-    words = "src/project/mine.py is used by", "src/project/data/", "`_target_=project.data.mine.Stripes`"
-    started_by_dvc.start(configure, "data.source._target_=project.mine.Stripes").assert_refused(*words)
-    started_by_dvc.write("src/project/data/mine.py", "class Stripes: ...\n")
-    assert started_by_dvc.start(configure, "data.source._target_=project.data.mine.Stripes").code == 0
+    started_by_dvc.write("src/project/custom.py", "class Stripes: ...\n")
+    fragments = "src/project/custom.py is used by", "src/project/data/", "`_target_=project.data.custom.Stripes`"
+    started_by_dvc.start(configure, "data.source._target_=project.custom.Stripes").assert_refused(*fragments)
+    started_by_dvc.write("src/project/data/custom.py", "class Stripes: ...\n")
+    assert started_by_dvc.start(configure, "data.source._target_=project.data.custom.Stripes").code == 0
 
 
-def test_what_a_users_code_imports_from_elsewhere_is_refused(
+def test_an_untracked_import_of_a_users_code_is_refused(
     started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("configure.check_targets", lambda config: None)
-    started_by_dvc.write("src/project/mine.py", "from layers_of_mine import Net\n")
-    started_by_dvc.write("src/layers_of_mine.py", NET)
-    started_by_dvc.start(configure, "model._target_=project.mine.Net").assert_refused(
-        "src/layers_of_mine.py is used by"
+    started_by_dvc.write("src/project/custom.py", "from custom_layers import Net\n")
+    started_by_dvc.write("src/layers_of_custom.py", NET)
+    started_by_dvc.start(configure, "model._target_=project.custom.Net").assert_refused(
+        "src/layers_of_custom.py is used by"
     )
 
 
-@pytest.mark.parametrize("place", ["conf/more", "src/project/more"])
-def test_linked_folders_are_refused(started_by_dvc: Project, place: str) -> None:
+@pytest.mark.parametrize("path", ["conf/more", "src/project/more"])
+def test_linked_folders_are_refused(started_by_dvc: Project, path: str) -> None:
     (started_by_dvc.folder / "elsewhere").mkdir()
-    (started_by_dvc.folder / place).symlink_to(started_by_dvc.folder / "elsewhere")
-    started_by_dvc.start(configure).assert_refused(f"{Path(place).name} is a link to a folder, in which DVC sees no")
+    (started_by_dvc.folder / path).symlink_to(started_by_dvc.folder / "elsewhere")
+    started_by_dvc.start(configure).assert_refused(
+        f"{Path(path).name} is a link to a folder, whose changes DVC does not detect"
+    )
 
 
-def test_values_from_elsewhere_are_refused(started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untracked_values_are_refused(started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE", "0.1")
     (started_by_dvc.folder / "options").mkdir()
     searchpath = f"hydra.searchpath=[file://{started_by_dvc.folder}/options]"
     started_by_dvc.start(configure, searchpath).assert_refused("hydra.searchpath names", "put the options into conf/")
     started_by_dvc.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: ${oc.decode:${oc.env:RATE}}")
-    started_by_dvc.start(configure).assert_refused("optimizer.lr=", "takes an environment variable", "the value itself")
+    started_by_dvc.start(configure).assert_refused("optimizer.lr=", "reads an environment variable", "the value itself")
     assert started_by_dvc.start(configure, "optimizer=adam").code == 0

@@ -1,4 +1,4 @@
-"""The fingerprint of a training changes with all that decides its outcome, and with nothing else."""
+"""The fingerprint of a training changes with everything that decides its result, and with nothing else."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Edited = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of src/ with a second network in it, to look at."""
+    """A copy of src/ with a second network."""
     copy = tmp_path_factory.mktemp("project") / "src"
     shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     models = copy / "cifar_pipeline" / "models"
@@ -29,12 +29,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def edited(sources: Path, tmp_path: Path) -> Edited:
-    """A copy of it in which one file is another one."""
+    """A copy of `sources` in which one file is edited."""
 
     def edit(file: str) -> Path:
         shutil.copytree(sources, tmp_path / "src")
-        with (tmp_path / "src" / "cifar_pipeline" / file).open("a") as text:
-            text.write("\n# edited\n")
+        path = tmp_path / "src" / "cifar_pipeline" / file
+        path.write_text(path.read_text() + "\n# edited\n")
         return tmp_path / "src"
 
     return edit
@@ -49,13 +49,13 @@ def published(*overrides: str) -> DictConfig:
 
 
 @cache
-def of(source: Path, *overrides: str, data: str = "1234") -> str:
+def fingerprint_of(source: Path, *overrides: str, data: str = "1234") -> str:
     return fingerprint(published(*overrides), data, SourceTree(source))
 
 
-def test_equal_choices_have_one_identity_however_they_are_written(project: Project, sources: Path) -> None:
-    plain = of(sources)
-    assert plain == of(sources, "optimizer=sgd", "optimizer.lr=0.001", "seed=0", "experiment=tutorial")
+def test_equal_configurations_have_one_fingerprint_however_they_are_written(project: Project, sources: Path) -> None:
+    plain = fingerprint_of(sources)
+    assert plain == fingerprint_of(sources, "optimizer=sgd", "optimizer.lr=0.001", "seed=0", "experiment=tutorial")
     project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {lr: 1e-3}}")
     assert plain == fingerprint(project.compose(), "1234", SourceTree(sources))
 
@@ -80,20 +80,20 @@ def test_equal_choices_have_one_identity_however_they_are_written(project: Proje
         "trainer.limit_train_batches=3",
     ],
 )
-def test_each_decisive_value_has_its_own_identity(sources: Path, override: str) -> None:
-    assert of(sources, *override.split()) != of(sources)
+def test_each_value_that_decides_the_result_changes_the_fingerprint(sources: Path, override: str) -> None:
+    assert fingerprint_of(sources, *override.split()) != fingerprint_of(sources)
 
 
 @pytest.mark.parametrize(
     "override",
     ["runtime.threads=1", "runtime.accelerator=cpu", "runtime.max_cached_runs=0", "rerun=true", "evaluation=best"],
 )
-def test_what_decides_nothing_leaves_the_identity(sources: Path, override: str) -> None:
-    assert of(sources, override) == of(sources)
+def test_values_that_decide_no_result_leave_the_fingerprint(sources: Path, override: str) -> None:
+    assert fingerprint_of(sources, override) == fingerprint_of(sources)
 
 
-def test_other_data_is_another_training(sources: Path) -> None:
-    assert of(sources, data="5678") != of(sources)
+def test_other_data_changes_the_fingerprint(sources: Path) -> None:
+    assert fingerprint_of(sources, data="5678") != fingerprint_of(sources)
 
 
 @pytest.mark.parametrize(
@@ -101,35 +101,35 @@ def test_other_data_is_another_training(sources: Path) -> None:
     [
         "models/lenet.py",
         "models/__init__.py",
-        "models/pixels.py",
+        "models/wrappers.py",
         "training/module.py",
-        "training/engines/small_convolutions.cpp",
-        "data/batches.py",
+        "training/compiled/small_conv.cpp",
+        "data/loader.py",
     ],
 )
-def test_code_that_is_used_is_part_of_the_identity(sources: Path, edited: Edited, file: str) -> None:
-    assert of(edited(file)) != of(sources)
+def test_code_that_is_used_is_part_of_the_fingerprint(sources: Path, edited: Edited, file: str) -> None:
+    assert fingerprint_of(edited(file)) != fingerprint_of(sources)
 
 
-@pytest.mark.parametrize("file", ["models/other.py", "console.py", "tracking/runs.py", "config/check.py"])
-def test_code_that_is_not_used_to_compute_is_no_part(sources: Path, edited: Edited, file: str) -> None:
-    assert of(edited(file)) == of(sources)
+@pytest.mark.parametrize("file", ["models/other.py", "utils/console.py", "tracking/runs.py", "config/schema.py"])
+def test_code_that_computes_nothing_is_not_part_of_the_fingerprint(sources: Path, edited: Edited, file: str) -> None:
+    assert fingerprint_of(edited(file)) == fingerprint_of(sources)
 
 
-def test_the_chosen_networks_code_is_part_of_the_identity(sources: Path, edited: Edited) -> None:
+def test_the_chosen_networks_code_is_part_of_the_fingerprint(sources: Path, edited: Edited) -> None:
     other = "model._target_=cifar_pipeline.models.other.LeNet"
-    assert of(edited("models/other.py"), other) != of(sources, other)
+    assert fingerprint_of(edited("models/other.py"), other) != fingerprint_of(sources, other)
 
 
-def test_a_losss_code_counts_where_it_is_chosen(sources: Path, edited: Edited) -> None:
-    source = edited("training/losses.py")
-    assert of(source, "loss=mse") != of(sources, "loss=mse")
-    assert of(source) == of(sources)  # torch's own loss
+def test_a_networks_code_counts_only_if_it_is_chosen(sources: Path, edited: Edited) -> None:
+    source = edited("models/airbench.py")
+    assert fingerprint_of(source, "model=airbench") != fingerprint_of(sources, "model=airbench")
+    assert fingerprint_of(source) == fingerprint_of(sources)
 
 
 @pytest.fixture
 def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on Python's path with a network in it that imports from files beside it."""
+    """A folder on Python's path with a network that imports other files of that folder."""
     folder = tmp_path / "elsewhere"
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "__init__.py").write_text("")
@@ -141,7 +141,7 @@ def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("file", ["mine/net.py", "mine/layers.py", "helpers.py"])
-def test_code_from_anywhere_is_part_of_the_identity(sources: Path, loose: Path, file: str) -> None:
+def test_code_from_anywhere_is_part_of_the_fingerprint(sources: Path, loose: Path, file: str) -> None:
     target = "model._target_=mine.net.Net"
     before = fingerprint(published(target), "1234", SourceTree(sources))
     assert before == fingerprint(published(target), "1234", SourceTree(sources))
@@ -150,14 +150,14 @@ def test_code_from_anywhere_is_part_of_the_identity(sources: Path, loose: Path, 
 
 
 @pytest.mark.parametrize("file", ["project/net.py", "project/shape.json", "own.py"])
-def test_a_users_code_is_part_of_the_identity(sources: Path, tmp_path: Path, file: str) -> None:
+def test_a_users_code_is_part_of_the_fingerprint(sources: Path, tmp_path: Path, file: str) -> None:
     source = tmp_path / "src"
     shutil.copytree(sources, source)
     (source / "project" / "net.py").write_text("import own\n")
     (source / "project" / "shape.json").write_text("[3]")
     (source / "own.py").write_text("")
     target = "model._target_=project.net.Net"
-    before = of(source), fingerprint(published(target), "1234", SourceTree(source))
+    before = fingerprint_of(source), fingerprint(published(target), "1234", SourceTree(source))
     with (source / file).open("a") as text:
         text.write("\n")
     after = (
@@ -167,19 +167,19 @@ def test_a_users_code_is_part_of_the_identity(sources: Path, tmp_path: Path, fil
     assert before[0] == after[0] and before[1] != after[1]
 
 
-def test_an_edit_after_the_start_of_the_process_is_no_part_of_it(edited: Edited, sources: Path) -> None:
+def test_an_edit_after_the_start_of_the_process_is_not_part_of_the_fingerprint(edited: Edited, sources: Path) -> None:
     source = edited("models/lenet.py")
-    read, before = SourceTree(source), of(source)
+    loaded, before = SourceTree(source), fingerprint_of(source)
     (source / "cifar_pipeline" / "models" / "lenet.py").write_text("something else\n")
-    assert fingerprint(published(), "1234", read) == before != fingerprint(published(), "1234", SourceTree(source))
-    assert read.used("train", ["cifar_pipeline.models.lenet.LeNet"]).changed() == "cifar_pipeline/models/lenet.py"
+    assert fingerprint(published(), "1234", loaded) == before != fingerprint(published(), "1234", SourceTree(source))
+    assert loaded.used("train", ["cifar_pipeline.models.lenet.LeNet"]).changed() == "cifar_pipeline/models/lenet.py"
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision", "timm", "numpy", "lightning"])
-def test_the_versions_of_what_computes_are_part_of_the_identity(
+def test_the_versions_of_packages_that_compute_are_part_of_the_fingerprint(
     sources: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    before, real = of(sources), source_files.version
+    before, real = fingerprint_of(sources), source_files.version
     monkeypatch.setattr(source_files, "version", lambda name: "9.9" if name == package else real(name))
     assert fingerprint(published(), "1234", SourceTree(sources)) != before
     monkeypatch.setattr(source_files, "version", lambda name: f"{real(name).partition('+')[0]}+cpu")
@@ -193,11 +193,13 @@ def test_the_version_of_a_package_that_a_users_code_imports_counts(
     before, real = fingerprint(published(target), "1234", SourceTree(sources)), source_files.version
     monkeypatch.setattr(source_files, "version", lambda name: "9.9" if name == "rich" else real(name))
     assert fingerprint(published(target), "1234", SourceTree(sources)) != before
-    assert fingerprint(published(), "1234", SourceTree(sources)) == of(sources)
+    assert fingerprint(published(), "1234", SourceTree(sources)) == fingerprint_of(sources)
 
 
-def test_variables_that_change_numbers_are_part_of_the_identity(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = of(sources)
-    for variables, is_other in (({"NVIDIA_TF32_OVERRIDE": "0"}, True), ({"OMP_NUM_THREADS": "7"}, False)):
-        monkeypatch.setattr(source_files, "_at_start", lambda variables=variables: variables)
-        assert (fingerprint(published(), "1234", SourceTree(sources)) != before) == is_other
+def test_variables_that_change_numbers_are_part_of_the_fingerprint(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint_of(sources)
+    for variables, changes in (({"NVIDIA_TF32_OVERRIDE": "0"}, True), ({"OMP_NUM_THREADS": "7"}, False)):
+        monkeypatch.setattr(source_files, "_initial_environment", lambda variables=variables: variables)
+        assert (fingerprint(published(), "1234", SourceTree(sources)) != before) == changes

@@ -13,28 +13,29 @@ from configure import configure
 from helpers.config_project import ROOT, Project, options_of
 
 CONF = ROOT / "conf"
-# The others choose among these, or are for `-m` alone.
+# The groups without `experiment`, which chooses among these, and those that only `-m` reads.
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NON_PARAM_GROUPS)
 OPTIONS = {group: options_of(group) for group in [*GROUPS, "experiment"]}
 
 
 @pytest.fixture
 def recipe(project: Project) -> Project:
-    """An experiment that chooses what no default does: adam, and 3 epochs."""
+    """An experiment whose values differ from every default: adam, and 3 epochs."""
     text = "# @package _global_\ndefaults:\n  - tutorial\n  - override /optimizer: adam\n  - _self_\n"
-    project.write("conf/experiment/recipe.yaml", text + "trainer:\n  max_epochs: 3\noptimizer:\n  lr: 0.03\n")
+    project.write("conf/experiment/recipe.yaml", text + "trainer:\n  max_epochs: 3\n")
     project.edit("params.yaml", "experiment: tutorial", "experiment: recipe")
     return project
 
 
 def test_experiment_beats_the_files_of_the_groups(recipe: Project) -> None:
+    recipe.edit("conf/experiment/recipe.yaml", "max_epochs: 3\n", "max_epochs: 3\noptimizer:\n  lr: 0.03\n")
     config = recipe.compose()
     assert config.trainer.max_epochs == 3
     assert config.optimizer._target_ == "torch.optim.Adam"
     assert config.optimizer.lr == 0.03
 
 
-def test_what_no_experiment_names_comes_from_the_files_of_the_groups(recipe: Project) -> None:
+def test_a_key_that_no_experiment_sets_comes_from_the_files_of_the_groups(recipe: Project) -> None:
     recipe.edit("conf/optimizer/adam.yaml", "eps: 1.0e-8", "eps: 1.0e-7")
     assert recipe.compose().optimizer.eps == 1e-7
 
@@ -79,7 +80,7 @@ def test_numbers_in_params_are_read_as_those_in_conf(project: Project) -> None:
     assert project.compose().optimizer.lr == 0.001
 
 
-@pytest.mark.parametrize("group", ["experiment", "evaluate", "machine", "data", "registry", "predict", "serve"])
+@pytest.mark.parametrize("group", ["experiment", "evaluation", "runtime", "data", "registry", "predict", "serve"])
 def test_every_option_composes_and_is_allowed(project: Project, group: str) -> None:
     for option in OPTIONS[group]:
         validate(project.compose(f"{group}={option}"))
@@ -95,42 +96,42 @@ EACH_PAIR = [
 
 
 @pytest.mark.parametrize(
-    "companies",
+    "combinations",
     [pytest.param(EACH_ONCE, id="each once"), pytest.param(EACH_PAIR, id="each pair", marks=pytest.mark.long)],
 )
-def test_optimizers_losses_and_schedules_compose_with_each_other(
-    project: Project, companies: list[tuple[str, ...]]
+def test_optimizers_losses_and_schedulers_compose_with_each_other(
+    project: Project, combinations: list[tuple[str, ...]]
 ) -> None:
-    """What each comes to is the same in every company."""
-    met: dict[str, object] = {}
-    for options in companies:
+    """An option's values do not depend on the other options."""
+    seen: dict[str, object] = {}
+    for options in combinations:
         chosen = dict(zip(FREE, options, strict=True))
         config = project.compose(*(f"{group}={option}" for group, option in chosen.items()))
         validate(config)
         for group, option in chosen.items():
-            assert met.setdefault(f"{group}={option}", config[group]) == config[group]
-    assert len(met) == sum(len(OPTIONS[group]) for group in FREE)
+            assert seen.setdefault(f"{group}={option}", config[group]) == config[group]
+    assert len(seen) == sum(len(OPTIONS[group]) for group in FREE)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
-def test_every_file_of_conf_opens_by_saying_what_it_is(path: Path) -> None:
+def test_every_file_of_conf_starts_with_a_comment(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# ")
-    assert len(lines[0]) > len("# What it is.")
+    assert len(lines[0]) > len("# A short text.")
 
 
-def test_composed_file_holds_what_was_composed_and_nothing_of_the_machine(
+def test_composed_file_has_the_composed_values_and_nothing_about_the_machine(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else")
     assert project.start(configure, "runtime.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
-    found = OmegaConf.create(text)
-    assert set(found) == {*GROUPS, "seed", "versions"} - set(NON_RESULT_GROUPS)
-    assert found == OmegaConf.create(recorded_config(project.compose()))
-    assert not {f"trainer.{key}" for key in found.trainer} & set(NON_RESULT_KEYS)
-    for trace in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
-        assert trace not in text
+    composed = OmegaConf.create(text)
+    assert set(composed) == {*GROUPS, "seed", "versions"} - set(NON_RESULT_GROUPS)
+    assert composed == OmegaConf.create(recorded_config(project.compose()))
+    assert not {f"trainer.{key}" for key in composed.trainer} & set(NON_RESULT_KEYS)
+    for path in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
+        assert path not in text
 
 
 def test_composing_twice_writes_the_same_bytes(project: Project) -> None:

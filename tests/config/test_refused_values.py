@@ -1,4 +1,4 @@
-"""What is wrong in a configuration ends the first stage in one sentence, before anything is written."""
+"""An invalid configuration ends the first stage with one sentence, before anything is written."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from helpers.dir_snapshot import content_of
 
 Edit = Callable[[Project], Any]
 
-# What is typed behind `python src/configure.py`, and what the sentence must say.
+# Arguments of `python src/configure.py`, and fragments of the message.
 COMMANDS = {
     "optimizer=adm": ["optimizer=adm", "`adam`"],
     "optimizer=": ["optimizer=", "adam, ", "sgd"],
@@ -63,7 +63,7 @@ COMMANDS = {
     "model._target_=nowhere.Net": ["model._target_=nowhere.Net", "No module named 'nowhere'"],
 }
 
-# Further values, checked on one composition.
+# Other invalid values, checked on one composed configuration, and fragments of the message.
 VALUES = {
     "optimizer.lr=abc": ["optimizer.lr=abc", "a number above 0"],
     "optimizer.lr=true": ["optimizer.lr=true", "a number above 0"],
@@ -103,7 +103,7 @@ def momentum_for_adam(project: Project) -> None:
     project.edit("params.yaml", "overrides: {}", "overrides: {optimizer: {momentum: 0.3}}")
 
 
-# What is written into params.yaml, and what the sentence must say.
+# Edits of params.yaml, and fragments of the message.
 PARAMS: dict[str, tuple[Edit, list[str]]] = {
     "an option": (params("optimizer: null", "optimizer: adm"), ["optimizer=adm", "`adam`"]),
     "a number for an option": (params("optimizer: null", "optimizer: 3"), ["`optimizer`", "conf/optimizer/", "3"]),
@@ -132,7 +132,7 @@ def conf(path: str, old: str, new: str) -> Edit:
     return lambda project: project.edit(path, old, new)
 
 
-# What is written into a file of conf/, and what the sentence must say.
+# Edits of a file of conf/, and fragments of the message.
 CONF: dict[str, tuple[Edit, list[str]]] = {
     "an argument": (
         conf(SGD, "momentum: 0.9", "momentun: 0.9"),
@@ -157,14 +157,14 @@ CONF: dict[str, tuple[Edit, list[str]]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_wrong_command_line_is_refused_in_a_sentence(project: Project, command: str) -> None:
+def test_an_invalid_command_line_is_refused_in_a_sentence(project: Project, command: str) -> None:
     before = content_of(project.folder)
     project.start(configure, *command.split()).assert_refused(*COMMANDS[command])
     assert content_of(project.folder) == before
 
 
 @pytest.mark.parametrize("case", PARAMS)
-def test_wrong_params_file_is_refused_in_a_sentence(project: Project, case: str) -> None:
+def test_an_invalid_params_file_is_refused_in_a_sentence(project: Project, case: str) -> None:
     edit, fragments = PARAMS[case]
     edit(project)
     before = content_of(project.folder)
@@ -173,7 +173,7 @@ def test_wrong_params_file_is_refused_in_a_sentence(project: Project, case: str)
 
 
 @pytest.mark.parametrize("case", CONF)
-def test_wrong_file_of_conf_is_refused_in_a_sentence(project: Project, case: str) -> None:
+def test_an_invalid_file_of_conf_is_refused_in_a_sentence(project: Project, case: str) -> None:
     edit, fragments = CONF[case]
     edit(project)
     before = content_of(project.folder)
@@ -189,34 +189,34 @@ def published() -> DictConfig:
 
 
 @pytest.mark.parametrize("override", VALUES)
-def test_wrong_value_is_refused_in_a_sentence(published: DictConfig, override: str) -> None:
+def test_an_invalid_value_is_refused_in_a_sentence(published: DictConfig, override: str) -> None:
     config = published.copy()
     parsed = OverridesParser.create().parse_override(override)
     OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=False)
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as error:
         validate(config)
     for fragment in VALUES[override]:
-        assert fragment in str(refusal.value)
+        assert fragment in str(error.value)
 
 
-def test_a_refusal_leaves_the_composed_file_as_it_was(project: Project) -> None:
+def test_a_refusal_leaves_the_composed_file_unchanged(project: Project) -> None:
     assert project.start(configure).code == 0
     before = (project.folder / "composed.yaml").read_text()
     project.start(configure, "optimizer.lr=-1").assert_refused()
     assert (project.folder / "composed.yaml").read_text() == before
 
 
-def test_every_rule_is_about_a_key_that_some_option_has(project: Project) -> None:
+def test_every_constrained_key_exists_in_some_option(project: Project) -> None:
     keys = set()
     for path in (project.folder / "conf").rglob("*.yaml"):
         group = path.relative_to(project.folder / "conf").with_suffix("").parts[0]
         keys |= {f"{group}.{key}" for key in OmegaConf.load(path)} | {group, str(path.stem)}
     config = OmegaConf.load(project.folder / "conf" / "config.yaml")
     keys |= {str(key) for key in config} | {"data.source", "data.fallback"}
-    assert {rule for rule in SCHEMA if "*" not in rule} <= keys
+    assert {key for key in SCHEMA if "*" not in key} <= keys
 
 
-def test_a_key_for_the_pipeline_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
+def test_a_key_that_the_pipeline_reads_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
     from cifar_pipeline.training.trainer import build_datamodule
 
     project.edit(SGD, "full_batch: false", "")

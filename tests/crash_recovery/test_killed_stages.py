@@ -1,4 +1,4 @@
-"""The other stages, killed wherever, leave the old result or the new one."""
+"""The other stages, killed at any moment, leave either the old or the new result."""
 
 import pytest
 from torture import KILLED, Moment, start
@@ -7,9 +7,9 @@ from cifar_pipeline.data.dataset import Dataset
 from helpers.dir_snapshot import content_of
 
 
-def killed(workspace, kind, number, script, *arguments):
-    ended = start(workspace, Moment(kind, number), script, *arguments)
-    assert ended.code == KILLED, ended.said
+def kill(workspace, event, number, script, *arguments):
+    killed = start(workspace, Moment(event, number), script, *arguments)
+    assert killed.code == KILLED, killed.output
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def evaluated(origin, tmp_path_factory):
     return workspace
 
 
-def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
+def test_preprocess_keeps_the_old_data_until_the_new_is_complete(copy):
     processed = copy.root / "data" / "processed"
     before = content_of(processed)
-    killed(copy, "array", 4, "preprocess", "data.val_fraction=0.3")
+    kill(copy, "array", 4, "preprocess", "data.val_fraction=0.3")
     assert content_of(processed) == before
 
     copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
@@ -34,14 +34,14 @@ def test_preprocess_leaves_the_old_data_until_the_new_is_whole(copy):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["raw array", "unexchanged", "exchanged"])
-def test_download_leaves_what_was_there_or_all_of_the_new(copy, kind):
+@pytest.mark.parametrize("event", ["raw array", "unexchanged", "exchanged"])
+def test_download_leaves_what_was_there_or_all_of_the_new(copy, event):
     raw = copy.root / "data" / "raw"
     new = content_of(raw)
     (raw / "digits" / "labels.npy").unlink()
     old = content_of(raw)
-    killed(copy, kind, 1, "download")
-    assert content_of(raw) == (new if kind == "exchanged" else old)
+    kill(copy, event, 1, "download")
+    assert content_of(raw) == (new if event == "exchanged" else old)
     copy.run("python", "src/download.py")
     assert content_of(raw) == new
 
@@ -50,9 +50,9 @@ def test_download_leaves_what_was_there_or_all_of_the_new(copy, kind):
 def test_preprocess_leaves_the_old_data_or_the_new(copy):
     processed = copy.root / "data" / "processed"
     before = content_of(processed)
-    killed(copy, "unexchanged", 1, "preprocess", "data.val_fraction=0.3")
+    kill(copy, "unexchanged", 1, "preprocess", "data.val_fraction=0.3")
     assert content_of(processed) == before
-    killed(copy, "exchanged", 1, "preprocess", "data.val_fraction=0.3")
+    kill(copy, "exchanged", 1, "preprocess", "data.val_fraction=0.3")
     killed_at = content_of(processed)
     Dataset.open(processed).verify()
     copy.run("python", "src/preprocess.py", "data.val_fraction=0.3")
@@ -60,11 +60,11 @@ def test_preprocess_leaves_the_old_data_or_the_new(copy):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("kind", "number"), [("figure", 1), ("figure", 3), ("unexchanged", 1)])
-def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
+@pytest.mark.parametrize(("event", "number"), [("figure", 1), ("figure", 3), ("unexchanged", 1)])
+def test_evaluate_leaves_every_report_as_it_was(evaluated, event, number):
     reports = evaluated.root / "reports"
     before = content_of(reports)
-    killed(evaluated, kind, number, "evaluate", "evaluation.num_error_images=5")
+    kill(evaluated, event, number, "evaluate", "evaluation.num_error_images=5")
     assert content_of(reports) == before
 
 
@@ -72,7 +72,7 @@ def test_evaluate_leaves_every_report_as_it_was(evaluated, kind, number):
 def test_evaluate_killed_after_the_exchange_leaves_all_of_the_new_reports(evaluated):
     reports = evaluated.root / "reports"
     before = content_of(reports)
-    killed(evaluated, "exchanged", 1, "evaluate", "evaluation.num_error_images=5")
+    kill(evaluated, "exchanged", 1, "evaluate", "evaluation.num_error_images=5")
     after = content_of(reports)
     assert after.keys() == before.keys()
     changed = {path for path in after if after[path] != before[path]}

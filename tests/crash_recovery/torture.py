@@ -1,6 +1,6 @@
-"""Trainings that are killed at seeded moments and begun again, compared with the same ones left alone.
+"""Kill trainings at seeded moments, resume them, and compare the results with uninterrupted trainings.
 
-`make torture` kills one training after the other, COUNT moments in all, and shows what came of each.
+`make torture` kills trainings at COUNT moments in all, and prints a table of the results.
 """
 
 import argparse
@@ -38,15 +38,15 @@ ENGINES = {
     "eager": ("runtime.engine=eager",),
     "compiled": ("runtime.engine=compiled", "runtime.steps_per_chunk=5"),
 }
-# The steps, or chunks of them, that one kill may cost: those since the last checkpoint.
-MOST_REPEATED = 1
-KILLS_OF_ONE = 5
-LONGEST = 15 * 60  # seconds of `make torture` ...
-LONGEST_OF_ONE = 120  # ... and of one training in it
+# Steps, or chunks of them, that may be repeated after a kill: those since the last checkpoint.
+MAX_REPEATED = 1
+KILLS_PER_TRAINING = 5
+MAX_SECONDS = 15 * 60  # seconds of `make torture` ...
+MAX_SECONDS_PER_TRAINING = 120  # ... and of one training in it
 KILLED = -signal.SIGKILL
 STOPPED = (KILLED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-# What each moment may be: at which of its calls (or after how many seconds) the process is killed.
-LATEST = {
+# Latest occurrence of each event (seconds for start-up) at which a process is killed.
+MAX_NUMBER = {
     "start-up": 6,
     "step": 2 * STEPS,
     "half a checkpoint": STEPS,
@@ -61,13 +61,13 @@ LATEST = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process is killed: at the `number`-th time that it does this, or after so many seconds."""
+    """When a process is killed: at the `number`-th occurrence of an event, or `number` seconds after its start."""
 
-    kind: str
+    event: str
     number: float
 
     def __str__(self) -> str:
-        return f"{self.number:.1f} s after its start" if self.kind == "start-up" else f"{self.kind} {self.number:.0f}"
+        return f"{self.number:.1f} s after its start" if self.event == "start-up" else f"{self.event} {self.number:.0f}"
 
 
 NEVER = Moment("never", 0)
@@ -75,31 +75,31 @@ NEVER = Moment("never", 0)
 
 @dataclass(frozen=True)
 class Start:
-    """One process of a training: its exit code, what it said, and its steps, as `epoch:batch`."""
+    """One process of a training: its exit code, its output, and its steps as `epoch:batch`."""
 
     moment: Moment
     code: int
-    said: str
+    output: str
     steps: list[str]
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training that has ended, in its own workspace, after one process or several."""
+    """A finished training in its own workspace, which took one or several processes."""
 
     workspace: Workspace
     engine: str
     starts: list[Start]
 
     def outcome(self) -> dict[str, Any]:
-        """What has to be the same, whatever happened in between."""
+        """Return the results that interruptions must not change."""
         models = sorted((self.workspace.root / "models").rglob("*.onnx"))
         (run,) = self.workspace.runs()
         histories = {}
         for key in run.data.metrics:
             entries = self.workspace.mlflow.get_metric_history(run.info.run_id, key)
-            speed = key == "images_per_second"
-            histories[key] = sorted((entry.step, 0.0 if speed else entry.value) for entry in entries)
+            is_speed = key == "images_per_second"
+            histories[key] = sorted((entry.step, 0.0 if is_speed else entry.value) for entry in entries)
         root = self.workspace.root
         return {
             "weights": {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in models},
@@ -110,12 +110,12 @@ class Training:
         }
 
     def differences(self, undisturbed: "Training") -> list[str]:
-        """What is not as in the undisturbed training; empty where all is equal."""
-        mine, theirs = self.outcome(), undisturbed.outcome()
-        return [key for key in theirs if mine[key] != theirs[key]]
+        """Return the keys of the outcome that differ from the undisturbed training."""
+        actual, expected = self.outcome(), undisturbed.outcome()
+        return [key for key in expected if actual[key] != expected[key]]
 
     def repeated(self) -> list[int]:
-        """For each start how many of its steps an earlier one had done."""
+        """Return for each process how many of its steps an earlier one had done."""
         done: set[str] = set()
         counts = []
         for start in self.starts:
@@ -125,17 +125,17 @@ class Training:
 
 
 def start(workspace: Workspace, moment: Moment, script: str, *arguments: str) -> Start:
-    """Start a stage, and wait until it is killed or has ended."""
-    notes = workspace.root / "steps.txt"
-    notes.unlink(missing_ok=True)
-    command = workspace.start("python", DRIVER, moment.kind, str(moment.number), f"src/{script}.py", *arguments)
-    said = command.process.communicate(timeout=240)[0]
-    steps = notes.read_text().split() if notes.exists() else []
-    return Start(moment, command.process.returncode, said, steps)
+    """Run a stage until it is killed or exits."""
+    steps_file = workspace.root / "steps.txt"
+    steps_file.unlink(missing_ok=True)
+    command = workspace.start("python", DRIVER, moment.event, str(moment.number), f"src/{script}.py", *arguments)
+    output = command.process.communicate(timeout=240)[0]
+    steps = steps_file.read_text().split() if steps_file.exists() else []
+    return Start(moment, command.process.returncode, output, steps)
 
 
 def train(workspace: Workspace, engine: str, moments: Iterable[Moment] = ()) -> Training:
-    """Start a training until it has ended, killed or stopped once at each of the moments that it still comes to."""
+    """Run a training until it finishes, killed or stopped once at each of the moments that it reaches."""
     starts: list[Start] = []
     for moment in (*moments, NEVER):
         starts.append(start(workspace, moment, "train", *TRAINING, *ENGINES[engine]))
@@ -144,72 +144,77 @@ def train(workspace: Workspace, engine: str, moments: Iterable[Moment] = ()) -> 
     return Training(workspace, engine, starts)
 
 
-def drawn(seed: int, count: int) -> list[Moment]:
-    """So many moments, each kind as often as the others."""
+def random_moments(seed: int, count: int) -> list[Moment]:
+    """Draw `count` moments, with each event equally often."""
     generator = random.Random(seed)
-    kinds = list(LATEST) * (count // len(LATEST) + 1)
-    generator.shuffle(kinds)
+    events = list(MAX_NUMBER) * (count // len(MAX_NUMBER) + 1)
+    generator.shuffle(events)
     return [
-        Moment(kind, generator.uniform(0.2, LATEST[kind]) if kind == "start-up" else generator.randint(1, LATEST[kind]))
-        for kind in kinds[:count]
+        Moment(
+            event,
+            generator.uniform(0.2, MAX_NUMBER[event])
+            if event == "start-up"
+            else generator.randint(1, MAX_NUMBER[event]),
+        )
+        for event in events[:count]
     ]
 
 
 def ordered(moments: list[Moment]) -> list[Moment]:
-    """Those at a training's end behind the others, which it would not come to any more."""
-    return sorted(moments, key=lambda moment: moment.kind in ("export", "copy"))
+    """Sort the moments at the end of a training behind the others, which it would not reach any more."""
+    return sorted(moments, key=lambda moment: moment.event in ("export", "copy"))
 
 
 def torture(count: int, seed: int, at_once: int, console: Console) -> bool:
-    """Kill trainings at `count` moments, show a table, and return whether every one ended as if left alone."""
-    began = time.monotonic()
-    moments = drawn(seed, count)
-    parts = [ordered(moments[first : first + KILLS_OF_ONE]) for first in range(0, count, KILLS_OF_ONE)]
-    engines = ["compiled" if number % 3 == 2 else "eager" for number in range(len(parts))]
+    """Kill trainings at `count` moments, print a table, and return whether all ended like the undisturbed ones."""
+    started_at = time.monotonic()
+    moments = random_moments(seed, count)
+    batches = [ordered(moments[first : first + KILLS_PER_TRAINING]) for first in range(0, count, KILLS_PER_TRAINING)]
+    engines = ["compiled" if number % 3 == 2 else "eager" for number in range(len(batches))]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         root = Path(folder)
         origin = prepared(root / "prepared")
-        named = {name: origin.copy(root / name) for name in dict.fromkeys(engines)}
-        undisturbed = dict(zip(named, pool.map(train, named.values(), named), strict=True))
+        workspaces = {name: origin.copy(root / name) for name in dict.fromkeys(engines)}
+        undisturbed = dict(zip(workspaces, pool.map(train, workspaces.values(), workspaces), strict=True))
 
-        def one(number: int) -> tuple[Training, list[str]] | None:
-            if time.monotonic() - began > LONGEST - LONGEST_OF_ONE:
+        def run_one(number: int) -> tuple[Training, list[str]] | None:
+            if time.monotonic() - started_at > MAX_SECONDS - MAX_SECONDS_PER_TRAINING:
                 return None
-            training = train(origin.copy(root / str(number)), engines[number], parts[number])
+            training = train(origin.copy(root / str(number)), engines[number], batches[number])
             return training, training.differences(undisturbed[engines[number]])
 
-        results = [result for result in pool.map(one, range(len(parts))) if result]
+        results = [result for result in pool.map(run_one, range(len(batches))) if result]
     console.print(table(results))
     kills = sum(start.code == KILLED for training, _ in results for start in training.starts)
     differing = sum(bool(differences) for _, differences in results)
     console.print(
-        f"{len(results)} trainings, {kills} kills in {time.monotonic() - began:.0f} s (seed {seed}); "
-        f"{differing or 'none'} ended in another way than the undisturbed one."
+        f"{len(results)} trainings, {kills} kills in {time.monotonic() - started_at:.0f} s (seed {seed}); "
+        f"{differing or 'none'} ended differently from the undisturbed one."
     )
-    if len(results) < len(parts):
-        console.print(f"Time was up: {len(parts) - len(results)} more trainings were not begun.")
+    if len(results) < len(batches):
+        console.print(f"The time was up: {len(batches) - len(results)} trainings were not started.")
     return not differing
 
 
 def table(results: list[tuple[Training, list[str]]]) -> Table:
-    """A row for each start."""
-    shown = Table("training", "engine", "killed at", "killed", "steps", "of them repeated", "equal")
+    """Return a table with a row for each process."""
+    rows = Table("training", "engine", "killed at", "killed", "steps", "of them repeated", "equal")
     for number, (training, differences) in enumerate(results, 1):
         verdict = f"[red]no: {', '.join(differences)}[/red]" if differences else "yes"
         killed = Counter(start.code == KILLED for start in training.starts)[True]
-        for place, (start, repeated) in enumerate(zip(training.starts, training.repeated(), strict=True)):
+        for index, (start, repeated) in enumerate(zip(training.starts, training.repeated(), strict=True)):
             last = start is training.starts[-1]
-            shown.add_row(
-                str(number) if not place else "",
-                training.engine if not place else "",
-                "never: it ended" if start.code != KILLED else str(start.moment),
+            rows.add_row(
+                str(number) if not index else "",
+                training.engine if not index else "",
+                "never: it finished" if start.code != KILLED else str(start.moment),
                 f"{killed} times" if last else "",
                 str(len(start.steps)),
                 str(repeated),
                 verdict if last else "",
                 end_section=last,
             )
-    return shown
+    return rows
 
 
 def main() -> None:
@@ -217,8 +222,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=2)
-    asked = parser.parse_args()
-    sys.exit(0 if torture(asked.count, asked.seed, asked.at_once, Console(width=110)) else 1)
+    args = parser.parse_args()
+    sys.exit(0 if torture(args.count, args.seed, args.at_once, Console(width=110)) else 1)
 
 
 if __name__ == "__main__":

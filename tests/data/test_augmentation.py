@@ -59,7 +59,7 @@ def test_the_generator_alone_decides_and_the_images_stay():
     assert torch.equal(images, before)
 
 
-def test_about_half_are_mirrored_and_every_shift_occurs():
+def test_about_half_are_flipped_and_every_shift_occurs():
     images = pictures(count=1)[:1].expand(2000, -1, -1, -1)
     mirrored = flip_crop(images, generator(), padding=0)
     assert 900 < (mirrored[:, 0, 0] != images[:, 0, 0]).any(1).sum() < 1100
@@ -79,7 +79,7 @@ def test_no_augmentation_leaves_the_images_as_they_are():
     assert torch.equal(partial(flip_crop, padding=0, flip=False)(images, generator()), images)
 
 
-def test_alternating_mirrors_those_whose_turn_it_is():
+def test_alternating_flip_follows_the_mask():
     images, turns = pictures(), torch.arange(64) % 3 == 0
     found = flip_crop(images, generator(), turns, padding=0, alternating_flip=True)
     assert torch.equal(found[turns], images[turns].flip(2)) and torch.equal(found[~turns], images[~turns])

@@ -42,7 +42,7 @@ def packed(contents, tmp_path, monkeypatch):
     return path
 
 
-def test_images_stand_upright_with_their_fine_labels(source, contents, tmp_path):
+def test_images_are_read_with_channels_last_and_their_fine_labels(source, contents, tmp_path):
     raw = tmp_path / "raw"
     assert fetch_or_fallback(raw, source, None, [], 5, tmp_path / "cache") is source
     official = source.read(raw / "cifar100")

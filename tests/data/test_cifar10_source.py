@@ -60,13 +60,13 @@ def test_valid_files_are_kept_and_not_fetched_again(small, files, tmp_path, monk
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_the_next_place_is_tried_and_the_failure_told(small, server, tmp_path, monkeypatch, capsys):
+def test_the_next_mirror_is_tried_and_the_failure_logged(small, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CIFAR10_SOURCE", "/nowhere")
     assert fetch(small, tmp_path, server.url) == server.url
     assert "/nowhere: there is no such file or folder." in capsys.readouterr().err
 
 
-def test_when_no_place_has_it_each_is_named_with_its_reason(small, server, tmp_path, monkeypatch):
+def test_when_all_mirrors_fail_each_is_named_with_its_reason(small, server, tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_SOURCE", "ftp://old.example/x")
     server.content = b"<html>log in</html>"
     with pytest.raises(AllSourcesFailed) as failure:
@@ -124,7 +124,7 @@ def test_a_missing_changed_or_foreign_file_is_not_taken_for_complete(change, sma
     assert not small.is_complete(tmp_path / "nowhere")
 
 
-def test_reads_images_as_images_are(small, files, tmp_path):
+def test_images_are_read_with_channels_last(small, files, tmp_path):
     official = small.read(unpacked(tmp_path / "x", files))
     assert official.classes == ("cat", "dog")
     assert official.train_images.shape == (20, 32, 32, 3)

@@ -68,27 +68,27 @@ def test_transparency_and_palettes_keep_their_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 100), ("LA", (100, 255))])
-def test_the_profile_of_a_grey_image_counts(tmp_path: Path, mode: str, colour) -> None:
+def test_the_profile_of_a_gray_image_is_converted(tmp_path: Path, mode: str, colour) -> None:
     wanted = float(encoded(np.array((100 / 255) ** 1.0)))  # a gamma of 1: linear light
     path = saved(tmp_path / "a.png", mode, colour, icc_profile=grey_profile(1.0))
     np.testing.assert_allclose(colour_of(path), [wanted] * 3, atol=2)
     np.testing.assert_allclose(colour_of(path, (8, 8, 1)), [wanted], atol=2)
 
 
-def test_sixteen_bits_of_grey_keep_their_profile(tmp_path: Path) -> None:
+def test_sixteen_bits_of_gray_keep_their_profile(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((12, 20), 100 * 257, np.uint16))
     deep.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
     np.testing.assert_allclose(colour_of(tmp_path / "a.png"), [float(encoded(np.array(100 / 255)))] * 3, atol=2)
 
 
-def test_a_colour_profile_of_a_grey_image_counts(tmp_path: Path) -> None:
+def test_a_color_profile_of_a_gray_image_is_converted(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", "L", 100, icc_profile=rgb_profile(DISPLAY_P3, 1.0))
     np.testing.assert_allclose(colour_of(path), [float(encoded(np.array(100 / 255)))] * 3, atol=2)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 @pytest.mark.parametrize("size", [(8, 8), (20, 12)])
-def test_the_profile_of_a_printer_says_what_its_inks_look_like(tmp_path: Path, suffix: str, size) -> None:
+def test_the_profile_of_a_cmyk_image_is_converted(tmp_path: Path, suffix: str, size) -> None:
     """In this one the first ink is red; without a profile it is cyan."""
     inks = Image.new("CMYK", size, (255, 0, 0, 0))
     inks.save(tmp_path / f"a.{suffix}", icc_profile=cmyk_profile(RED_IN_LAB))
@@ -107,7 +107,7 @@ def test_the_profile_of_srgb_itself_changes_no_pixel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "profile", [b"no profile", rgb_profile(ADOBE_RGB)[:300], grey_profile(1.0)], ids=["text", "cut off", "of grey"]
 )
-def test_a_profile_that_is_damaged_or_of_another_kind_is_passed_over(tmp_path: Path, profile: bytes) -> None:
+def test_a_damaged_or_unsuitable_profile_is_ignored(tmp_path: Path, profile: bytes) -> None:
     path = saved(tmp_path / "a.png", "RGB", (200, 100, 50), icc_profile=profile)
     assert colour_of(path).tolist() == [200, 100, 50]
 
@@ -131,14 +131,14 @@ def with_chunks(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
         ([(b"sRGB", None), (b"gAMA", 100000)], 100),
     ],
 )
-def test_the_gamma_of_a_png_is_that_of_the_screen(tmp_path: Path, chunks, grey: float) -> None:
+def test_the_gamma_of_a_png_is_corrected(tmp_path: Path, chunks, grey: float) -> None:
     written = [(kind, b"\0" if value is None else struct.pack(">I", value)) for kind, value in chunks]
     for mode, colour in (("L", 100), ("RGB", (100,) * 3), ("RGBA", (100, 100, 100, 255))):
         path = with_chunks(saved(tmp_path / f"{mode}.png", mode, colour), *written)
         np.testing.assert_allclose(colour_of(path), [grey] * 3, atol=1)
 
 
-def test_what_a_file_without_a_profile_says_is_nothing(tmp_path: Path) -> None:
+def test_a_file_without_a_profile_is_not_converted(tmp_path: Path) -> None:
     """Then no pixel is looked at: such files are read as fast, and to the same bytes, as before."""
     for suffix in ("png", "jpg", "gif", "bmp", "tif", "webp"):
         content = BytesIO()

@@ -27,7 +27,7 @@ def test_data_from_another_mirror_is_the_same_data():
     require_matching_config(made(), data(mirrors=[], timeout=1))
 
 
-def test_the_fallback_steps_into_the_place_of_the_source():
+def test_the_fallback_replaces_the_source():
     asked = dataset_config(data())
     assert effective_dataset_config(asked, by_fallback=False) == asked
     assert effective_dataset_config(asked, by_fallback=True) == asked | {"source": DIGITS}
@@ -44,7 +44,7 @@ def test_the_fallback_steps_into_the_place_of_the_source():
         ({}, {"fallback": None}, ["fallback=digits,", "fallback=null:", "{data: {fallback: null}}"]),
     ],
 )
-def test_other_values_are_refused_with_both_and_the_way_out(then, now, words):
+def test_other_values_are_refused_with_both_and_the_remedy(then, now, words):
     with pytest.raises(UserError) as refusal:
         require_matching_config(made(**then), data(**now))
     for word in [*words, "params.yaml", "dvc repro preprocess"]:

@@ -30,7 +30,7 @@ def make(folder, fraction: float = 0.25, used=ASKED, data: RawDataset | None = N
     return Dataset.open(folder)
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_a_written_dataset_is_read_back(tmp_path):
     data, dataset = official(), make(tmp_path / "processed")
     train, val = stratified_split(data.train_labels, 0.25, 0)
     expected = {
@@ -59,7 +59,7 @@ def test_the_same_data_is_the_same_bytes(tmp_path):
     assert make(tmp_path / "three", fraction=0.5).hash != one.hash
 
 
-def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
+def test_data_larger_than_a_chunk_is_written_completely(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_pipeline.data.dataset.CHUNK_BYTES", 1000)
     data = official(40)
     dataset = make(tmp_path / "x", 0, data=data)
@@ -68,26 +68,28 @@ def test_data_larger_than_a_piece_is_written_whole(tmp_path, monkeypatch):
     dataset.verify()
 
 
-def test_a_piece_holds_an_image_of_any_size():
+def test_a_chunk_has_at_least_one_image():
     assert rows_per_chunk(3072) * 3072 <= CHUNK_BYTES
     assert rows_per_chunk(2 * CHUNK_BYTES) == 1
 
 
-def test_images_in_two_parts_are_counted_and_the_first_of_them_named(tmp_path):
+def test_images_in_two_splits_are_counted_and_the_first_of_them_listed(tmp_path):
     data = official()
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
-    assert list(make(tmp_path / "x", data=data).describe_duplicates()) == ["3 images of the test part are in the train part as well."]
+    assert list(make(tmp_path / "x", data=data).describe_duplicates()) == [
+        "3 images of the test part are in the train part as well."
+    ]
     assert make(tmp_path / "y", data=data).duplicates["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").describe_duplicates()) == []
 
 
-def test_statistics_of_one_colour_are_exact():
+def test_statistics_of_one_color_are_exact():
     mean, std = channel_mean_std(np.full((3, 2, 2, 1), 51, np.uint8))
     assert (mean, std) == ([0.2], [0.0])
 
 
-def test_nothing_held_back_is_an_empty_part(tmp_path):
+def test_a_validation_fraction_of_zero_is_an_empty_split(tmp_path):
     images, labels = make(tmp_path / "x", 0).split("val")
     assert images.shape == (0, 5, 4, 3)
     assert labels.shape == (0,)
@@ -100,7 +102,7 @@ def test_torch_takes_the_arrays_without_a_warning_and_cannot_change_the_files(tm
     dataset.verify()
 
 
-def test_a_fallback_is_never_in_doubt(tmp_path):
+def test_a_fallback_is_named_in_caption_and_summary(tmp_path):
     asked = make(tmp_path / "asked")
     assert not asked.is_fallback
     assert asked.caption == "digits"
@@ -133,7 +135,7 @@ def other_type(path):
 
 @pytest.mark.parametrize("damage", [cut, empty, pickled, other_shape, other_type, lambda path: path.unlink()])
 @pytest.mark.parametrize("file", ["train/images.npy", "test/labels.npy"])
-def test_a_wrong_array_is_refused(damage, file, tmp_path):
+def test_a_corrupt_array_is_refused(damage, file, tmp_path):
     damage(make(tmp_path / "x").folder / file)
     with pytest.raises(UserError) as refusal:
         Dataset.open(tmp_path / "x")
@@ -141,7 +143,7 @@ def test_a_wrong_array_is_refused(damage, file, tmp_path):
     assert "dvc repro -f preprocess" in str(refusal.value)
 
 
-def test_an_array_of_the_right_kind_but_of_another_data_set_is_found_by_verify(tmp_path):
+def test_verify_detects_an_array_of_another_dataset(tmp_path):
     dataset = make(tmp_path / "x")
     np.save(dataset.folder / "val" / "labels.npy", np.zeros(10, np.int64))
     with pytest.raises(UserError, match="val/labels.npy has other content"):
@@ -149,7 +151,7 @@ def test_an_array_of_the_right_kind_but_of_another_data_set_is_found_by_verify(t
 
 
 @pytest.mark.parametrize("change", ["missing", "cut", "no dictionary", "key missing", "foreign key", "part missing"])
-def test_a_wrong_description_is_refused(change, tmp_path):
+def test_a_corrupt_description_is_refused(change, tmp_path):
     path = make(tmp_path / "x").folder / "dataset.json"
     values = json.loads(path.read_text())
     if change == "missing":
@@ -177,14 +179,14 @@ def test_a_wrong_description_is_refused(change, tmp_path):
         ("train_labels", np.full(40, 2), "from 0 to 1"),
     ],
 )
-def test_a_source_of_ones_own_that_yields_something_else_is_refused(field, value, word):
+def test_a_custom_source_with_invalid_arrays_is_refused(field, value, word):
     values = vars(official()) | {field: value}
     with pytest.raises(UserError, match=word):
         RawDataset(**values)
 
 
 @pytest.mark.parametrize("text", ["[", '["a.png"]', '{"a": 1}', "[1, 2, 3]"])
-def test_a_list_of_files_that_is_not_the_parts_is_refused(text, tmp_path):
+def test_a_list_of_files_that_does_not_match_the_split_is_refused(text, tmp_path):
     dataset = make(tmp_path / "x")
     (dataset.folder / "train" / "files.json").write_text(text)
     with pytest.raises(UserError, match=r"train/files\.json is damaged or of another data set; `dvc repro"):
@@ -207,7 +209,7 @@ def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> Raw
         (("ant", "ant"), [0, 1], [0], "own has two classes called ant"),
     ],
 )
-def test_data_that_nothing_can_be_learnt_from_is_refused(classes, train, test, words):
+def test_data_that_cannot_be_trained_on_is_refused(classes, train, test, words):
     official = labelled(classes, train, test)
     with pytest.raises(UserError, match=words):
         require_usable(official, np.arange(len(train)), "own")

@@ -25,7 +25,7 @@ def test_fetch_writes_the_same_bytes_and_keeps_them(folder, tmp_path):
     assert "already" in source.fetch(folder, [], 1, tmp_path)
 
 
-def test_parts_are_disjoint_and_even(folder):
+def test_splits_are_disjoint_and_even(folder):
     official = Digits(0.2, 32).read(folder)
     assert official.train_images.shape == (1438, 32, 32, 3)
     assert official.test_images.shape == (359, 32, 32, 3)
@@ -35,13 +35,13 @@ def test_parts_are_disjoint_and_even(folder):
     assert np.abs(shares - 0.2).max() < 0.005
 
 
-def test_the_enlarged_images_never_change(folder):
+def test_the_upscaled_images_never_change(folder):
     official = Digits(0.2, 32).read(folder)
     digest = hashlib.md5(official.train_images.tobytes() + official.test_images.tobytes()).hexdigest()
     assert digest == "966e0c1c955c3e9b64fd161cf24d184c"
 
 
-def test_enlarging_keeps_every_pixel():
+def test_upscaling_keeps_every_pixel():
     digit = np.arange(64, dtype=np.uint8).reshape(1, 8, 8) % 17
     large = upscale(digit, 32)
     assert (large[0, ::4, ::4, 0] == np.round(digit[0] * 255.0 / 16)).all()

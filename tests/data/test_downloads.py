@@ -38,7 +38,7 @@ def left(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "cache").iterdir()]
 
 
-def test_a_download_brings_the_file_and_leaves_nothing_else(fetch, archive, tmp_path):
+def test_a_download_leaves_nothing_but_the_file(fetch, archive, tmp_path):
     path = fetch()
     assert path.read_bytes() == archive
     assert left(tmp_path) == [path.name]
@@ -91,7 +91,7 @@ def test_a_download_begins_anew_when_two_halves_do_not_fit(fetch, server, archiv
     assert fetch().read_bytes() == archive
 
 
-def test_a_whole_partial_file_is_taken(fetch, server, archive, tmp_path):
+def test_a_complete_partial_file_is_used(fetch, server, archive, tmp_path):
     path = fetch()
     path.rename(path.with_name(path.name + ".partial"))
     assert fetch().read_bytes() == archive
@@ -107,7 +107,7 @@ def test_a_host_that_hangs_is_given_up_in_seconds(fetch, server):
     assert len(server.asked) == 1
 
 
-def test_a_host_that_sends_one_elsewhere_for_ever_is_given_up(fetch, server):
+def test_endless_redirects_are_given_up(fetch, server):
     def elsewhere(request: BaseHTTPRequestHandler) -> None:
         request.send_response(302)
         request.send_header("Location", server.url)
@@ -119,7 +119,7 @@ def test_a_host_that_sends_one_elsewhere_for_ever_is_given_up(fetch, server):
         fetch()
 
 
-def test_a_slow_host_has_its_time(fetch, server, archive):
+def test_a_slow_host_is_waited_for(fetch, server, archive):
     """What counts is how long it is silent, not how long it takes."""
 
     def slowly(request: BaseHTTPRequestHandler) -> None:
@@ -147,7 +147,7 @@ def test_a_web_page_is_no_archive(fetch, server, tmp_path, content, kind):
     server.content, server.answer = b"", server.send
 
 
-def test_wrong_bytes_take_no_name(fetch, server, tmp_path):
+def test_wrong_content_leaves_no_file(fetch, server, tmp_path):
     server.content = b"\x1f\x8b something else"
     with pytest.raises(SourceError, match="wrong bytes"):
         fetch()
@@ -182,6 +182,6 @@ def test_a_name_server_that_hangs_is_given_up(monkeypatch):
         resolve_host("https://example.org/x", 0.1)
 
 
-def test_the_reason_of_a_failed_download_is_a_few_words():
+def test_a_failed_download_is_described_in_a_few_words():
     assert describe_request_error(requests.ConnectTimeout(), 10) == "no connection within 10 s"
     assert describe_request_error(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"

@@ -54,7 +54,7 @@ def site(server, contents):
 
 
 @pytest.fixture(autouse=True)
-def no_place_of_ones_own(monkeypatch):
+def no_custom_source(monkeypatch):
     monkeypatch.delenv("FASHION_MNIST_SOURCE", raising=False)
 
 
@@ -69,7 +69,7 @@ def test_the_four_files_come_from_a_folder_of_the_web(contents, pictures, site, 
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_folder_and_an_archive_of_ones_own_will_do(contents, tmp_path, monkeypatch):
+def test_a_local_folder_and_a_local_archive_are_accepted(contents, tmp_path, monkeypatch):
     folder, archive = tmp_path / "mine", tmp_path / "mine.tar.gz"
     (folder / "fashion").mkdir(parents=True)
     for name, content in contents.items():
@@ -124,7 +124,7 @@ def test_no_more_is_unpacked_than_is_allowed(contents, tmp_path, monkeypatch):
         source_of(contents).read(tmp_path)
 
 
-def test_what_is_cut_off_or_goes_on_is_no_idx_array():
+def test_content_of_the_wrong_length_is_not_an_idx_array():
     whole = idx(np.arange(6, dtype=np.uint8).reshape(1, 2, 3))
     assert idx_array(whole, 3).tolist() == [[[0, 1, 2], [3, 4, 5]]]
     for wrong in (whole[:-1], whole + b"\0", whole[:7], b""):

@@ -49,7 +49,7 @@ def test_a_link_or_a_device_is_refused(tmp_path, kind):
         read(tmp_path, pack({}, link("x/a", kind)))
 
 
-def test_a_name_that_stands_twice_is_refused(tmp_path):
+def test_a_name_that_occurs_twice_is_refused(tmp_path):
     with pytest.raises(SourceError, match="twice"):
         read(tmp_path, pack({"x/a": b"1", "y/a": b"2"}))
 
@@ -62,7 +62,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"\x1f\x8b\x08 cut"])
-def test_what_is_no_archive_is_refused(tmp_path, content):
+def test_content_that_is_not_an_archive_is_refused(tmp_path, content):
     with pytest.raises(SourceError, match="no whole tar archive"):
         read(tmp_path, content)
 
@@ -133,7 +133,7 @@ SENSELESS = {
 
 
 @pytest.mark.parametrize("case", SENSELESS)
-def test_headers_without_sense_are_refused_at_once(tmp_path, case):
+def test_invalid_headers_are_refused_at_once(tmp_path, case):
     content = SENSELESS[case] + header("a", 1, tarfile.REGTYPE) + block(b"1") * 3
     with pytest.raises(SourceError):
         read(tmp_path, content)
@@ -163,7 +163,7 @@ def alone(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress, alone])
-def test_every_packing_is_read_in_one_or_several_streams(tmp_path, compress):
+def test_every_compression_is_read_in_one_or_several_streams(tmp_path, compress):
     contents = {"x/a": bytes(range(256)) * 300, "b": b"2"}
     plain = gzip.decompress(pack(contents))
     assert read(tmp_path, compress(plain), 1 << 20) == {"a": contents["x/a"], "b": b"2"}
@@ -185,7 +185,7 @@ def test_pax_headers_of_a_repack_are_read(tmp_path):
         assert read(tmp_path, packed.getvalue()) == {"a": b"1"}
 
 
-def test_an_array_whose_header_promises_a_terabyte_is_no_complete_data_set(tmp_path):
+def test_an_array_whose_header_claims_a_terabyte_is_not_complete(tmp_path):
     source = Digits(test_fraction=0.2, size=32)
     source.fetch(tmp_path / "digits", [], 1, tmp_path)
     assert source.is_complete(tmp_path / "digits")

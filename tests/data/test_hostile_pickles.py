@@ -15,7 +15,7 @@ class Hostile:
         return os.system, ("touch hostile",)
 
 
-def test_what_cifar_holds_is_read():
+def test_the_types_in_cifars_files_are_read():
     data = np.arange(12, dtype=np.uint8).reshape(3, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -25,7 +25,7 @@ def test_what_cifar_holds_is_read():
     assert found[b"name"] == b"x"
 
 
-def test_what_python_2_wrote_is_read():
+def test_pickles_of_python_2_are_read():
     new = pickle.dumps({b"data": np.arange(3, dtype=np.uint8)}, protocol=2)
     old = new.replace(b"numpy._core.multiarray", b"numpy.core.multiarray").replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     assert old != new
@@ -47,6 +47,6 @@ def test_arrays_of_objects_are_refused():
         unpickle(pickle.dumps({b"data": np.array([None])}, protocol=2))
 
 
-def test_what_is_no_dictionary_is_refused():
+def test_a_pickle_without_a_dictionary_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="dictionary"):
         unpickle(pickle.dumps([1], protocol=2))

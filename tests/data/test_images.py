@@ -37,7 +37,7 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Pa
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "tga"])
-def test_a_image_of_the_right_size_is_its_pixels(tmp_path: Path, suffix: str) -> None:
+def test_an_image_of_the_target_size_keeps_its_pixels(tmp_path: Path, suffix: str) -> None:
     read = load_image(saved(tmp_path / f"a.{suffix}", picture()), SHAPE)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, picture())
@@ -50,13 +50,13 @@ def test_formats_that_lose_a_little_are_read(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_allclose(read.astype(int), plain, atol=6)
 
 
-def test_a_image_with_another_formats_name_is_read(tmp_path: Path) -> None:
+def test_an_image_with_the_suffix_of_another_format_is_read(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", picture()).rename(tmp_path / "photo.JPG")
     np.testing.assert_array_equal(load_image(tmp_path / "photo.JPG", SHAPE), picture())
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_camera_held_upright_gives_an_upright_image(tmp_path: Path, turn: int) -> None:
+def test_an_image_is_turned_by_its_exif_orientation(tmp_path: Path, turn: int) -> None:
     """Each orientation of EXIF: how the stored pixels must be turned to be seen upright."""
     undo: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
@@ -74,7 +74,7 @@ def test_a_camera_held_upright_gives_an_upright_image(tmp_path: Path, turn: int)
     np.testing.assert_array_equal(load_image(saved(tmp_path / "a.png", stored, exif=exif), SHAPE), picture())
 
 
-def test_grey_becomes_three_equal_channels_and_back(tmp_path: Path) -> None:
+def test_gray_becomes_three_equal_channels_and_back(tmp_path: Path) -> None:
     grey = picture()[..., 0]
     path = saved(tmp_path / "a.png", grey)
     np.testing.assert_array_equal(load_image(path, SHAPE), np.repeat(grey[..., None], 3, 2))
@@ -83,7 +83,7 @@ def test_grey_becomes_three_equal_channels_and_back(tmp_path: Path) -> None:
     assert (load_image(colour, (32, 32, 1)) == 76).all()  # the weight of red in grey
 
 
-def test_what_is_transparent_is_white_and_what_is_half_so_is_mixed(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[:8] = [*RED, 255]
     pixels[8:16] = [*RED, 0]
@@ -93,7 +93,7 @@ def test_what_is_transparent_is_white_and_what_is_half_so_is_mixed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "L"])
-def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
+def test_a_transparent_color_is_white(tmp_path: Path, mode: str) -> None:
     colour = {"P": 1, "RGB": tuple(RED), "L": 7}[mode]
     image = Image.new(mode, (32, 32), colour)
     if mode == "P":
@@ -101,7 +101,7 @@ def test_a_transparent_colour_is_white(tmp_path: Path, mode: str) -> None:
     assert (load_image(saved(tmp_path / "a.png", image, transparency=colour), SHAPE) == 255).all()
 
 
-def test_a_palette_is_looked_up_before_anything_is_scaled(tmp_path: Path) -> None:
+def test_a_palette_is_resolved_before_resizing(tmp_path: Path) -> None:
     image = Image.fromarray(np.repeat([[0, 2]], 64, 0).repeat(32, 1).astype(np.uint8), "P")
     image.putpalette([*RED, *BLACK, *WHITE])
     read = load_image(saved(tmp_path / "a.png", image), SHAPE)
@@ -109,7 +109,7 @@ def test_a_palette_is_looked_up_before_anything_is_scaled(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_sixteen_bits_are_scaled_to_eight_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(tmp_path: Path, suffix: str) -> None:
     deep = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
     path = tmp_path / f"a.{suffix}"
     if suffix == "pgm":
@@ -126,12 +126,12 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
         assert load_image(path, SHAPE)[0, 0].tolist() == RED
 
 
-def test_inks_of_a_printer_become_colours(tmp_path: Path) -> None:
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", Image.new("CMYK", (32, 32), (0, 255, 255, 0)))
     np.testing.assert_allclose(load_image(path, SHAPE)[0, 0].astype(int), RED, atol=6)
 
 
-def test_the_middle_of_a_long_image_is_taken(tmp_path: Path) -> None:
+def test_the_center_of_a_long_image_is_cropped(tmp_path: Path) -> None:
     pixels = np.zeros((64, 256, 3), np.uint8)
     pixels[:, 96:160] = RED
     pixels[:, :96] = pixels[:, 160:] = [0, 0, 255]
@@ -141,7 +141,7 @@ def test_the_middle_of_a_long_image_is_taken(tmp_path: Path) -> None:
         assert (read[2:-2, 2:-2] == RED).all()
 
 
-def test_scaling_down_mixes_pixels(tmp_path: Path) -> None:
+def test_downscaling_averages_pixels(tmp_path: Path) -> None:
     """A fine chessboard is grey from afar; taken pixel by pixel it would be black or white."""
     board = np.indices((256, 256)).sum(0) % 2 * 255
     read = load_image(saved(tmp_path / "a.png", board.astype(np.uint8)), SHAPE)
@@ -156,14 +156,14 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tif", "ppm", "jp2", "tga"])
-def test_a_image_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str) -> None:
     whole = saved(tmp_path / f"a.{suffix}", picture()).read_bytes()
     for part in (3 * len(whole) // 4, len(whole) // 2, 20):
         (tmp_path / f"part.{suffix}").write_bytes(whole[:part])
         refusal(tmp_path / f"part.{suffix}")
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("a text")
     assert refusal(tmp_path / "empty.png") == "it is empty"
@@ -172,7 +172,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "it is a folder without images"
 
 
-def test_a_format_that_starts_a_program_stays_shut(tmp_path: Path) -> None:
+def test_a_format_that_starts_a_program_is_disabled(tmp_path: Path) -> None:
     assert refusal(saved(tmp_path / "a.eps", picture())) == "it is no image of a known format"
 
 
@@ -240,7 +240,7 @@ def test_heic_without_its_plugin_is_named_with_the_command_that_installs_it(tmp_
         images._formats.cache_clear()
 
 
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "socket.png"))
@@ -254,7 +254,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
             read_bytes(tmp_path / name)
 
 
-def test_a_file_that_becomes_a_pipe_after_it_was_looked_at_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_becomes_a_pipe_after_its_check_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "a.png"
     os.mkfifo(path)
     regular = saved(tmp_path / "b.png", picture()).stat()

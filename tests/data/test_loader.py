@@ -70,7 +70,7 @@ def test_seed_and_epoch_decide_the_order():
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 10, 20, 21])
-def test_an_epoch_goes_on_exactly_where_it_was_interrupted(stop):
+def test_an_epoch_resumes_exactly_where_it_was_interrupted(stop):
     batches, whole = make(augment=noise), make(augment=noise)
     for loader in (batches, whole):
         loader.set_epoch(3)
@@ -112,7 +112,7 @@ def test_augmentation_follows_from_seed_and_epoch():
     assert not torch.equal(first, second)
 
 
-def test_augmentation_leaves_the_data_alone():
+def test_augmentation_does_not_change_the_data():
     def blacken(images, generator, turns):
         return images.zero_()
 
@@ -124,7 +124,7 @@ def test_augmentation_leaves_the_data_alone():
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("count", [96, 97, 98, 99, 103, 5])
 @pytest.mark.parametrize("augment", [None, noise, partial(no_augmentation)])
-def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment):
+def test_ranks_share_the_batches_of_a_single_process(world_size, count, augment):
     alone = list(make(count, 5, augment=augment))
     ranks = [make(count, 5, augment=augment, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert {len(batches) for batches in ranks} == {len(alone)}
@@ -137,7 +137,7 @@ def test_ranks_share_the_very_batches_of_one_process(world_size, count, augment)
             assert len(own) == max(1, mine)  # one that counts for nothing, where there is none
 
 
-def test_ranks_go_on_within_an_epoch_wherever_another_number_of_them_left_off():
+def test_an_epoch_resumes_with_another_number_of_ranks():
     one = make(augment=noise)
     iterator = iter(one)
     for _ in range(7):
@@ -151,7 +151,7 @@ def test_ranks_go_on_within_an_epoch_wherever_another_number_of_them_left_off():
             assert torch.equal(own, found[rank::2])
 
 
-def test_an_empty_part_has_no_batches():
+def test_an_empty_split_has_no_batches():
     batches = make(0, 4, shuffle=False)
     assert len(batches) == 0
     assert list(batches) == []
@@ -166,16 +166,16 @@ def test_an_empty_part_has_no_batches():
         (1, {"world_size": 200}, "processes"),
     ],
 )
-def test_what_makes_no_batches_is_refused(batch_size, options, word):
+def test_invalid_batch_sizes_are_refused(batch_size, options, word):
     with pytest.raises(UserError, match=word):
         make(batch_size=batch_size, **options)
 
 
-def test_a_part_smaller_than_a_batch_is_evaluated_whole():
+def test_a_split_smaller_than_a_batch_is_one_batch():
     assert len(list(make(batch_size=1000, shuffle=False))) == 1
 
 
-def test_each_image_has_its_turn_in_every_other_epoch():
+def test_the_flip_mask_alternates_for_each_image():
     def told(images, generator, turns):
         return images.flatten(1)[:, :1] * 2 + turns.view(-1, 1)  # the image's number, and whether it is its turn
 

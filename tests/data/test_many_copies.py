@@ -8,7 +8,7 @@ from cifar_pipeline.data.sources.image_files import ResizedImageCache
 COPIES = 300
 
 
-def test_many_copies_of_one_image_are_kept_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
+def test_many_copies_of_one_image_are_cached_once_by_threads_that_all_write_it(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "MAX_SHARD_IMAGES", 1)  # a block for each copy
     monkeypatch.setattr(image_files, "available_cores", lambda: 8)
     files = [tmp_path / f"{number}.png" for number in range(COPIES)]

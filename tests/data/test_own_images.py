@@ -62,7 +62,7 @@ def pixels(official: RawDataset, part: str) -> np.ndarray:
     return images[np.arange(len(images))]
 
 
-def test_a_tree_is_parted_evenly_and_every_image_keeps_its_class():
+def test_a_tree_is_split_evenly_and_every_image_keeps_its_class():
     tree()
     official = read()
     assert official.classes == ("ant", "bee", "cat")
@@ -82,12 +82,12 @@ def test_a_tree_is_parted_evenly_and_every_image_keeps_its_class():
             assert abs(int(image[4, 4].max()) - (200 - number)) <= 1
 
 
-def test_the_same_images_are_parted_alike_and_another_seed_parts_otherwise():
+def test_the_split_depends_only_on_the_seed():
     tree()
     assert read().test_names == read().test_names != read(split_seed=1).test_names
 
 
-def test_parts_that_stand_in_folders_are_taken_as_they_are():
+def test_splits_given_by_folders_are_kept():
     tree("train/", 4)
     tree("valid/", 2, start=4)
     tree("test/", 3, start=6)
@@ -98,7 +98,7 @@ def test_parts_that_stand_in_folders_are_taken_as_they_are():
     assert {official.train_names[index].split("/")[0] for index in train} == {"train"} and len(train) == 12
 
 
-def test_without_a_test_folder_a_fraction_of_the_training_images_is_kept_apart():
+def test_without_a_test_folder_a_fraction_of_the_training_images_is_the_test_split():
     tree("train/", 8)
     tree("val/", 2, start=8)
     official = read()
@@ -107,7 +107,7 @@ def test_without_a_test_folder_a_fraction_of_the_training_images_is_kept_apart()
 
 
 @pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0))])
-def test_the_whole_image_is_kept_or_its_middle(fit, top):
+def test_images_are_padded_or_cropped(fit, top):
     tree()
     picture("ant/0.png", (200, 0, 0), (40, 10))
     official = read(resize_mode=fit)
@@ -151,7 +151,7 @@ def test_nothing_is_resized_twice(monkeypatch):
     assert counted.since() == 25
 
 
-def test_what_is_used_no_more_is_not_kept(monkeypatch):
+def test_unused_shards_are_removed(monkeypatch):
     monkeypatch.setattr(image_files, "MAX_SHARD_IMAGES", 4)
     tree()
     read()
@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_made_again(damage):
     np.testing.assert_array_equal(pixels(read(), "train"), before)
 
 
-def test_files_that_give_no_image_are_listed_and_left_out_up_to_a_limit(capsys):
+def test_unreadable_files_are_listed_and_skipped_up_to_a_limit(capsys):
     tree()
     Path("mine/ant/broken.jpg").write_bytes(b"no image")
     Path("mine/bee/empty.png").write_bytes(b"")
@@ -192,7 +192,7 @@ def test_files_that_give_no_image_are_listed_and_left_out_up_to_a_limit(capsys):
     assert "Left out: 2 of at most 2 (data.max_unreadable)." in capsys.readouterr().err
 
 
-def test_a_image_bomb_is_left_out(capsys):
+def test_an_image_bomb_is_skipped(capsys):
     tree()
     Image.new("1", (3000, 3000)).save("mine/ant/large.png")
     read(max_unreadable=1, max_megapixels=1)
@@ -205,7 +205,7 @@ def skipped_of(**options) -> dict[str, str]:
     return {Path(path).relative_to("mine").as_posix(): reason for path, reason in source.skipped}
 
 
-def test_every_file_that_is_not_taken_is_counted_with_its_reason(capsys):
+def test_every_skipped_file_is_counted_with_its_reason(capsys):
     tree()
     Path("mine/README.md").write_text("about these")
     for name in ("ant/notes.txt", "ant/deep/more.txt", "bee/NOSUFFIX", "bee/Thumbs.db", "cat/.DS_Store"):
@@ -228,7 +228,7 @@ def test_every_file_that_is_not_taken_is_counted_with_its_reason(capsys):
     assert "Passed over: 3 files: it is hidden, or a system's own (2); " in said.out
 
 
-def test_ten_files_are_named_and_of_each_reason_some(capsys):
+def test_ten_skipped_files_are_named_with_some_of_each_reason(capsys):
     tree()
     for number in range(300):
         Path(f"mine/ant/{number}.txt").touch()
@@ -292,7 +292,7 @@ def empty_part() -> None:
         (empty_part, "mine/test holds no folder of a class"),
     ],
 )
-def test_a_class_that_loses_all_its_images_ends_it_with_the_reasons(made, words, monkeypatch):
+def test_a_class_without_readable_images_is_refused_with_the_reasons(made, words, monkeypatch):
     monkeypatch.setattr(decoding, "HEIC_PLUGIN", "not_installed")
     made()
     source = ImageFolder(**{**OPTIONS, "max_unreadable": 100})
@@ -300,7 +300,7 @@ def test_a_class_that_loses_all_its_images_ends_it_with_the_reasons(made, words,
         source.read(Path("raw"))
 
 
-def test_what_is_left_after_bad_files_is_what_is_parted():
+def test_the_split_is_drawn_from_the_readable_images():
     tree(count=2)
     Path("mine/ant/0.png").unlink(missing_ok=True)
     Path("mine/ant/1.png").write_bytes(b"no image")
@@ -308,7 +308,7 @@ def test_what_is_left_after_bad_files_is_what_is_parted():
         read(max_unreadable=1)
 
 
-def test_a_part_that_lacks_a_class_is_said(capsys):
+def test_a_split_without_a_class_is_warned_about(capsys):
     tree("train/")
     tree("test/", start=8)
     for path in Path("mine/test/bee").rglob("*.png"):
@@ -326,7 +326,7 @@ def test_a_pipe_among_the_images_is_refused_before_dvc_waits_for_it(tmp_path):
         ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
 
 
-def test_other_code_or_other_libraries_find_nothing_kept(monkeypatch):
+def test_other_code_or_libraries_invalidate_the_cache(monkeypatch):
     """The key of the cache holds what made the pixels; what another key kept is removed."""
     tree()
     counted = Counted(monkeypatch)
@@ -344,7 +344,7 @@ def cache_of(official: RawDataset) -> str:
     return place.name
 
 
-def test_a_image_beyond_a_lower_limit_is_no_longer_taken():
+def test_an_image_beyond_a_lowered_limit_is_skipped():
     tree()
     picture("ant/large.png", size=(1500, 1000))
     assert "ant/large.png" not in skipped_of()
@@ -353,7 +353,7 @@ def test_a_image_beyond_a_lower_limit_is_no_longer_taken():
     }
 
 
-def test_images_outside_of_the_classes_are_said(capsys):
+def test_images_outside_of_the_class_folders_are_warned_about(capsys):
     tree()
     picture("lonely.png")
     assert len(read().train_names) == 18
@@ -397,14 +397,14 @@ def untrained() -> None:
         (untrained, "no training images of dog"),
     ],
 )
-def test_what_makes_no_data_set_is_refused(made, words):
+def test_folders_that_make_no_dataset_are_refused(made, words):
     made()
     with pytest.raises(UserError, match=words):
         read()
 
 
 @pytest.mark.parametrize("name", ["ant/caf\udce9.png", "caf\udce9/1.png", "ant/.caf\udce9", "caf\udce9.txt"])
-def test_a_name_that_is_no_utf8_is_refused_for_what_it_is(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused(name: str, tmp_path: Path) -> None:
     tree()
     shutil.copy(picture("ant/ä猫.png"), tmp_path / "odd.png")
     read()
@@ -418,7 +418,7 @@ def test_a_name_that_is_no_utf8_is_refused_for_what_it_is(name: str, tmp_path: P
         ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
 
 
-def test_the_download_stage_looks_before_anything_is_resized(tmp_path):
+def test_the_download_stage_checks_the_images_before_any_is_resized(tmp_path):
     source = ImageFolder(**OPTIONS)
     with pytest.raises(UserError, match="There is no folder mine"):
         source.fetch(tmp_path / "raw", [], 1, tmp_path)
@@ -438,7 +438,7 @@ def read_table(**options) -> RawDataset:
     return read(CsvTable, csv_file="labels.csv", **options)
 
 
-def test_a_table_names_images_classes_and_parts():
+def test_a_table_lists_images_classes_and_splits():
     for number in range(6):
         picture(f"files/{number}.jpg", (40 * number, 0, 0))
     rows = ["train,dog", "test,dog", "train,äpfel", "val,äpfel", "train,dog", "test,äpfel"]
@@ -452,7 +452,7 @@ def test_a_table_names_images_classes_and_parts():
     np.testing.assert_allclose(pixels(official, "test")[:, 4, 4, 0], [40, 200], atol=3)
 
 
-def test_a_table_without_parts_is_parted_like_a_tree():
+def test_a_table_without_splits_is_split_like_a_tree():
     tree()
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{path[:3]}" for path in reversed(paths)], head="path,label")
@@ -491,7 +491,7 @@ def test_a_table_without_parts_is_parted_like_a_tree():
         (["a.png,x"], "path,label", "no class but x: the table must name at least two classes"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_refused_with_its_line(rows, head, words):
+def test_an_invalid_table_is_refused_with_its_line(rows, head, words):
     table(*rows, head=head)
     with pytest.raises(UserError, match=words):
         read_table()
@@ -529,7 +529,7 @@ def test_a_table_of_a_spreadsheet_is_read_with_its_quotes_and_other_columns(caps
     assert "path, label and split are read, remark is not" in capsys.readouterr().out
 
 
-def test_labels_that_differ_in_case_alone_are_said(capsys):
+def test_labels_that_differ_only_in_case_are_warned_about(capsys):
     tree()
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{'Ant' if number % 2 else 'ant'}" for number, path in enumerate(paths)], head="path,label")
@@ -537,13 +537,13 @@ def test_labels_that_differ_in_case_alone_are_said(capsys):
     assert "The classes Ant and ant differ in upper and lower case alone" in capsys.readouterr().err
 
 
-def test_without_a_table_the_sentence_says_what_it_must_be():
+def test_a_missing_table_is_refused_with_the_expected_first_line():
     Path("mine").mkdir()
     with pytest.raises(UserError, match=r"There is no mine/labels\.csv: .*`path,label`"):
         read_table()
 
 
-def test_a_row_without_its_file_counts_as_one_that_gives_no_image(capsys):
+def test_a_row_without_its_file_counts_as_unreadable(capsys):
     tree()
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{path[:3]}" for path in [*paths, "ant/gone.png"]], head="path,label")
@@ -551,7 +551,7 @@ def test_a_row_without_its_file_counts_as_one_that_gives_no_image(capsys):
     assert "mine/ant/gone.png: there is no such file." in capsys.readouterr().err
 
 
-def test_the_kept_list_names_each_file_by_its_content(monkeypatch):
+def test_the_cache_index_has_each_content_once(monkeypatch):
     monkeypatch.setattr(image_files, "MAX_SHARD_IMAGES", 3)
     tree()
     Path("mine/ant/copy.png").write_bytes(Path("mine/ant/1.png").read_bytes())

@@ -25,7 +25,7 @@ def names(tmp_path) -> set[str]:
     return {path.name for path in (tmp_path / "data" / "raw").iterdir()}
 
 
-def test_the_real_data_is_brought_and_then_kept(download, server, small, tmp_path, capsys):
+def test_the_real_data_is_fetched_and_then_kept(download, server, small, tmp_path, capsys):
     assert download([server.url]) is small
     assert names(tmp_path) == {"cifar10"}
     assert f"from {server.url}" in capsys.readouterr().out
@@ -33,7 +33,7 @@ def test_the_real_data_is_brought_and_then_kept(download, server, small, tmp_pat
     assert "already" in capsys.readouterr().out
 
 
-def test_what_another_process_brought_meanwhile_is_kept(download, server, small, tmp_path):
+def test_files_that_another_process_fetched_meanwhile_are_kept(download, server, small, tmp_path):
     """Somebody may be reading it by now."""
     raw = tmp_path / "data" / "raw"
     with ThreadPoolExecutor(1) as pool:
@@ -48,7 +48,7 @@ def test_what_another_process_brought_meanwhile_is_kept(download, server, small,
     assert raw.stat().st_ino == brought
 
 
-def test_offline_the_fallback_is_taken_and_everything_is_said(download, small, tmp_path, capsys):
+def test_offline_the_fallback_is_used_with_a_warning(download, small, tmp_path, capsys):
     digits = Digits(0.2, 8)
     assert download([CLOSED, "http://127.0.0.1:9/other"], digits) is digits
     assert names(tmp_path) == {"digits"}
@@ -63,14 +63,14 @@ def test_offline_the_fallback_is_taken_and_everything_is_said(download, small, t
     assert available_source(tmp_path / "data" / "raw", small, digits) is digits
 
 
-def test_the_real_data_takes_the_place_of_the_fallback(download, server, tmp_path):
+def test_the_real_data_replaces_the_fallback(download, server, tmp_path):
     digits = Digits(0.2, 8)
     download([CLOSED], digits)
     download([server.url], digits)
     assert names(tmp_path) == {"cifar10"}
 
 
-def test_without_a_fallback_it_is_an_error_that_leaves_everything(download, tmp_path, capsys):
+def test_without_a_fallback_a_failure_changes_nothing(download, tmp_path, capsys):
     download([CLOSED], Digits(0.2, 8))
     with pytest.raises(UserError, match="fallback is null"):
         download([CLOSED])

@@ -70,7 +70,7 @@ def archives(files) -> dict[str, tuple[bytes, str]]:
     "kind",
     ["a missing member", "a wrong MD5", "a path that climbs out", "a symlink", "a bomb", "half of it", "nothing"],
 )
-def test_an_archive_that_is_no_good_is_named_with_its_reason(kind, project, files, tmp_path, monkeypatch):
+def test_a_bad_archive_is_named_with_its_reason(kind, project, files, tmp_path, monkeypatch):
     content, why = archives(files)[kind]
     path = tmp_path / "packed.tar.gz"
     path.write_bytes(content)
@@ -110,14 +110,14 @@ def hosts(server) -> dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], s
 
 
 @pytest.mark.parametrize("kind", ["it hangs", "it sends half", "it sends a page", "it sends one elsewhere for ever"])
-def test_a_host_that_is_no_good_is_named_with_its_reason(kind, project, files, server):
+def test_a_bad_host_is_named_with_its_reason(kind, project, files, server):
     server.answer, why = hosts(server)[kind]
     published(project, files)
     said = refused(project, download, f"data.mirrors=[{server.url}]", "data.timeout=1").splitlines()
     assert len(said) == 3 and said[1].startswith(f"  {server.url}: ") and why in said[1] and said[2].startswith(REMEDY)
 
 
-def test_a_label_that_no_class_has_ends_the_preprocessing(project, files):
+def test_a_label_without_a_class_is_refused_by_preprocess(project, files):
     content = unpickle(files["data_batch_1"])
     content[b"labels"][7] = 2
     changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}

@@ -12,7 +12,7 @@ from cifar_pipeline.data.loader import RandomStream, TensorLoader, generator, se
 SEEDS = (0, 1, 4096, 8192, 2**32 - 1)
 
 
-def test_the_cpus_generator_has_the_whole_state_of_numpys() -> None:
+def test_the_cpu_generator_has_the_complete_state_of_numpys() -> None:
     """The layout of torch's state is not documented: whether this torch reads it so is seen in what it draws."""
     expected = MT19937(SeedSequence(7, spawn_key=(RandomStream.NETWORK, 3, 1)))
     state = expected.state
@@ -40,7 +40,7 @@ def test_torchs_own_generator_is_seeded_alike() -> None:
 
 
 @pytest.mark.parametrize("normal", [True, False])
-def test_what_was_drawn_before_changes_nothing(normal: bool) -> None:
+def test_earlier_draws_change_nothing(normal: bool) -> None:
     seed_torch(3, RandomStream.NETWORK)
     first = torch.randn(1), torch.randn(3)
     # One normal number is drawn with another, which is kept for the next call.

@@ -10,7 +10,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 73, 1
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.37, 0.9])
-def test_parts_are_disjoint_complete_and_even(fraction):
+def test_splits_are_disjoint_complete_and_even(fraction):
     train, val = stratified_split(LABELS, fraction, seed=3)
     assert sorted([*train, *val]) == list(range(len(LABELS)))
     assert (np.diff(train) > 0).all()
@@ -20,17 +20,17 @@ def test_parts_are_disjoint_complete_and_even(fraction):
     assert (np.abs(np.bincount(LABELS[val]) - exact) < 1).all()
 
 
-def test_the_seed_decides_what_is_held_back():
+def test_the_seed_decides_the_split():
     one, again, other = (stratified_split(LABELS, 0.2, seed)[1].tolist() for seed in (0, 0, 1))
     assert one == again
     assert one != other
 
 
-def test_the_held_back_images_never_change():
+def test_the_validation_images_never_change():
     assert stratified_split(np.repeat([0, 1], 10), 0.2, seed=0)[1].tolist() == [2, 8, 13, 15]
 
 
-def test_nothing_is_held_back_where_the_fraction_is_zero():
+def test_a_fraction_of_zero_selects_nothing():
     train, val = stratified_split(LABELS, 0, seed=0)
     assert train.tolist() == list(range(len(LABELS)))
     assert val.tolist() == []
@@ -38,13 +38,13 @@ def test_nothing_is_held_back_where_the_fraction_is_zero():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.2, float("nan")])
-def test_what_is_no_fraction_is_refused(fraction):
+def test_an_invalid_fraction_is_refused(fraction):
     with pytest.raises(UserError, match="cannot be held back"):
         stratified_split(LABELS, fraction, seed=0)
 
 
 @pytest.mark.parametrize(("fraction", "held"), [(0.001, [1, 1, 1, 1]), (0.999, [49, 72, 100, 26])])
-def test_of_each_class_an_image_is_on_both_sides(fraction, held):
+def test_each_class_has_an_image_in_both_splits(fraction, held):
     train, val = stratified_split(LABELS, fraction, seed=0)
     assert np.bincount(LABELS[val]).tolist() == held
     assert sorted([*train, *val]) == list(range(len(LABELS)))

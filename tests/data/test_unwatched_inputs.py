@@ -28,12 +28,12 @@ def flowers(project: Project) -> Project:
 def test_a_link_to_a_folder_among_the_images_is_refused(flowers: Project, place: str) -> None:
     (flowers.folder / "images" / place).symlink_to(flowers.folder / "elsewhere" / "cat")
     flowers.start(download, "data=image_folder").assert_refused(
-        f"images/{place} is a link to a folder, in which DVC sees no change", "put the folder itself in its place"
+        f"images/{place} is a link to a folder, whose changes DVC does not detect", "the folder itself"
     )
     assert not (flowers.folder / "data" / "raw").exists()
 
 
-def test_links_to_files_and_a_folder_that_is_one_link_are_taken(flowers: Project) -> None:
+def test_links_to_files_and_a_linked_image_folder_are_accepted(flowers: Project) -> None:
     folder = flowers.folder / "images"
     (folder / "ant" / "link.png").symlink_to(flowers.folder / "elsewhere" / "cat" / "0.png")
     folder.rename(flowers.folder / "all")
@@ -44,9 +44,9 @@ def test_links_to_files_and_a_folder_that_is_one_link_are_taken(flowers: Project
 
 @pytest.mark.parametrize("table", ["/elsewhere/labels.csv", "../elsewhere/labels.csv"])
 @pytest.mark.parametrize("stage", [configure, download])
-def test_a_table_elsewhere_is_refused(flowers: Project, stage, table: str) -> None:
+def test_a_table_outside_of_the_image_folder_is_refused(flowers: Project, stage, table: str) -> None:
     flowers.start(stage, "data=csv", f"data.csv_file={table}").assert_refused(
-        f"data.csv_file={table} lies outside of images, where DVC sees no change", "write data.csv_file=labels.csv"
+        f"data.csv_file={table} is outside of images, the folder that DVC tracks", "write data.csv_file=labels.csv"
     )
 
 

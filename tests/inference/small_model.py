@@ -47,5 +47,5 @@ def export(folder: Path, net: NormalizedModel | None = None, **others: Any) -> P
     return folder
 
 
-def images(number: int) -> np.ndarray:
+def random_images(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (number, *SHAPE), np.uint8)

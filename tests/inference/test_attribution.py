@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import CLASSES, SHAPE, network, pictures
+from small_model import CLASSES, SHAPE, network, random_images
 from torch import Tensor, nn
 
 from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
@@ -45,7 +45,7 @@ def unchanged(logits: Tensor) -> Tensor:
 
 
 def test_attributions_of_a_linear_network_are_weight_times_distance() -> None:
-    net, images = Linear(), pictures(3)
+    net, images = Linear(), random_images(3)
     found = attributions(NormalizedModel(net, 0.5, 0.25), unchanged, images, NAMED, GREY)
     assert found is not None and found.shape == (3, *SHAPE[:2])
     weights = net.layers[1].weight.detach().numpy()[NAMED].reshape(3, 3, *SHAPE[:2]).transpose(0, 2, 3, 1)
@@ -54,7 +54,7 @@ def test_attributions_of_a_linear_network_are_weight_times_distance() -> None:
 
 
 def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded: NormalizedModel) -> None:
-    images = pictures(3)
+    images = random_images(3)
     found = attributions(loaded, softmax, images, NAMED, GREY)
     assert found is not None
     baseline = (torch.tensor(GREY) * 255).expand(1, *SHAPE)
@@ -68,7 +68,7 @@ def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded
 def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_training(
     loaded: NormalizedModel,
 ) -> None:
-    images = pictures(3)
+    images = random_images(3)
     found = attributions(loaded, softmax, images, NAMED, GREY)
     trained = attributions(network().eval(), softmax, images, NAMED, GREY)
     assert found is not None and trained is not None
@@ -76,7 +76,7 @@ def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_t
 
 
 def test_attributions_leave_the_model_as_it_was(loaded: NormalizedModel) -> None:
-    images = pictures(2)
+    images = random_images(2)
     before = loaded(torch.from_numpy(images))
     attributions(loaded, softmax, images, NAMED[:2], GREY)
     assert torch.equal(loaded(torch.from_numpy(images)), before)
@@ -88,8 +88,8 @@ class Deciding(nn.Module):
 
 
 def test_a_network_without_gradients_has_no_attributions() -> None:
-    assert attributions(Deciding(), softmax, pictures(2), NAMED[:2], GREY) is None
+    assert attributions(Deciding(), softmax, random_images(2), NAMED[:2], GREY) is None
 
 
 def test_no_images_have_no_attributions() -> None:
-    assert attributions(network(), softmax, pictures(0), NAMED[:0], GREY) is None
+    assert attributions(network(), softmax, random_images(0), NAMED[:0], GREY) is None

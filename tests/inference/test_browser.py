@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import CLASSES, images
+from small_model import CLASSES, random_images
 
 from cifar_pipeline.inference.onnx_export import TEMPLATE, export_portable
 from cifar_pipeline.inference.predictor import Predictor
@@ -94,7 +94,7 @@ def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None
 @pytest.mark.long
 def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
     predictor = Predictor.open(exported)
-    for pixels in images(3):
+    for pixels in random_images(3):
         expected = dict(predictor.ranking(pixels[None], len(CLASSES))[0])
         assert ask(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
     assert "a.png: " in page.evaluate("document.getElementById('said').textContent")

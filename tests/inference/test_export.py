@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file
-from small_model import CLASSES, SHAPE, export, facts, network, pictures
+from small_model import CLASSES, SHAPE, export, facts, network, random_images
 from torch import Tensor, nn
 
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
@@ -29,7 +29,7 @@ def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[n
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
 def test_the_file_answers_as_the_network(exported: Path, number: int) -> None:
-    images = pictures(number)
+    images = random_images(number)
     with torch.inference_mode():
         expected = network().eval()(torch.from_numpy(images))
     logits, probabilities = answers(exported, images)
@@ -39,7 +39,7 @@ def test_the_file_answers_as_the_network(exported: Path, number: int) -> None:
 
 
 def test_the_size_of_a_portion_changes_no_answer(exported: Path) -> None:
-    images = pictures(10)
+    images = random_images(10)
     for one, other in zip(answers(exported, images, 3), answers(exported, images, 10), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -60,8 +60,8 @@ def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_pat
             parameter.mul_(2)
     export(tmp_path / "other", other)
     with torch.inference_mode():
-        expected = other.eval()(torch.from_numpy(pictures(5)))
-    np.testing.assert_allclose(answers(tmp_path / "other", pictures(5))[0], expected.numpy(), atol=1e-5)
+        expected = other.eval()(torch.from_numpy(random_images(5)))
+    np.testing.assert_allclose(answers(tmp_path / "other", random_images(5))[0], expected.numpy(), atol=1e-5)
     assert (tmp_path / "other" / MODEL_FILE).read_bytes() != (exported / MODEL_FILE).read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_model_is_refused(exported: Path, tmp_path: Path, keep: int) -
 
 def test_mlflow_loads_the_model_with_its_signature_and_without_torch(exported: Path) -> None:
     served = mlflow.pyfunc.load_model(str(exported))
-    images = pictures(3)
+    images = random_images(3)
     found = served.predict(images)
     logits, probabilities = answers(exported, images)
     np.testing.assert_allclose(found["logits"], logits, atol=1e-6)

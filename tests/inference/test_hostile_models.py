@@ -382,9 +382,9 @@ def test_a_file_of_more_than_two_gigabytes_is_not_read(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, 'src')\n"
         "from pathlib import Path\n"
-        "from cifar_pipeline.inference.onnx_check import check_file, Unsafe\n"
+        "from cifar_pipeline.inference.onnx_check import check_file, UnsafeModel\n"
         "try: check_file(Path(sys.argv[1]))\n"
-        "except Unsafe as error: print(error)\n"
+        "except UnsafeModel as error: print(error)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     ended = subprocess.run(

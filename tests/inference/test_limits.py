@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import uvicorn
 from serving import Server, running
-from small_model import images
+from small_model import random_images
 
 from cifar_pipeline.inference import server as server_module
 from cifar_pipeline.inference.server import MAX_DEPTH, LimitedRequests, Message, Receive, Send, bind, http_error
@@ -46,7 +46,7 @@ def answering(seconds: float = 10) -> Iterator[int]:
             server.should_exit = True
             thread.join(20)
         assert not thread.is_alive()
-        assert app.lock == 0
+        assert app.held == 0
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +150,9 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_server_takes_as_many_images_as_its_configuration_says(server: Server) -> None:
-    status, answers = server.ask(images(10).astype(float))
+    status, answers = server.ask(random_images(10).astype(float))
     assert status == 200 and len(answers) == 10
-    status, message = server.ask(np.tile(images(10), (100, 1, 1, 1)))
+    status, message = server.ask(np.tile(random_images(10), (100, 1, 1, 1)))
     assert status == 413 and "send at most 10 images at once" in message and "max_images" in message
 
 

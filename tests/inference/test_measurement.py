@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from small_model import images, network
+from small_model import network, random_images
 
 from cifar_pipeline.inference import predictor as predictor_module
 from cifar_pipeline.inference.onnx_session import CPU, CUDA, OnnxSession
@@ -42,9 +42,9 @@ def test_without_a_gpu_the_file_is_measured_and_no_network_is_made(predictor: Pr
     def never() -> torch.nn.Module:
         raise AssertionError
 
-    device, logits, probabilities = compute_outputs(predictor, images(5), 2, nothing, "cpu", never)
+    device, logits, probabilities = compute_outputs(predictor, random_images(5), 2, nothing, "cpu", never)
     assert device == "cpu, 1 thread" and logits.shape == (5, 10)
-    np.testing.assert_array_equal(probabilities, predictor.probabilities(images(5), 2))
+    np.testing.assert_array_equal(probabilities, predictor.probabilities(random_images(5), 2))
 
 
 def test_a_gpu_is_for_torch_where_onnx_runtime_can_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,24 +61,24 @@ def test_what_a_gpu_answers_is_reported_once_the_file_answers_the_same(
     told: list[float] = []
     monkeypatch.setattr(predictor_module, "gpu_for_torch", lambda accelerator: True)
     monkeypatch.setattr(predictor_module, "compute_on_gpu", lambda *given: compute_on_gpu(*given[:-1], "cpu"))
-    device, logits, probabilities = compute_outputs(predictor, images(7), 3, told.append, "auto", network)
+    device, logits, probabilities = compute_outputs(predictor, random_images(7), 3, told.append, "auto", network)
     assert device == "cpu, by torch" and sum(told) == 7
-    expected = predictor.session.predict(images(7), 7)
+    expected = predictor.session.predict(random_images(7), 7)
     np.testing.assert_allclose(logits, expected[0], atol=1e-5)
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
     with pytest.raises(UserError, match=r"model\.onnx answers differently from its weights on the GPU .* by 0\.0\d"):
-        compute_outputs(predictor, images(7), 3, told.append, "auto", altered)
+        compute_outputs(predictor, random_images(7), 3, told.append, "auto", altered)
 
 
 def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor: Predictor, exported: Path) -> None:
     def way(logits: torch.Tensor) -> torch.Tensor:
         return torch.softmax(logits, 1)
 
-    expected = predictor.probabilities(images(3))
-    require_same_outputs(network().eval(), way, images(3), expected, exported)
-    require_same_outputs(altered().eval(), way, images(0), expected[:0], exported)
+    expected = predictor.probabilities(random_images(3))
+    require_same_outputs(network().eval(), way, random_images(3), expected, exported)
+    require_same_outputs(altered().eval(), way, random_images(0), expected[:0], exported)
     with pytest.raises(UserError, match="answers differently from the network that conf/ and params.yaml describe"):
-        require_same_outputs(altered().eval(), way, images(3), expected, exported)
+        require_same_outputs(altered().eval(), way, random_images(3), expected, exported)
 
 
 @pytest.mark.parametrize(("works", "device"), [(True, "cuda"), (False, "cpu, 2 threads")])

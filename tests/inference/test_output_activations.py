@@ -67,5 +67,5 @@ def test_every_loss_names_a_way_to_probabilities(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_there_are_and_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"softmx.*softmax, normalized_sigmoid, clipped; did you mean softmax\?"):
+    with pytest.raises(UserError, match=r"softmx.*softmax, normalized_sigmoid, clipped_linear; did you mean softmax\?"):
         get_activation("softmx")

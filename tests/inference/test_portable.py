@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import CLASSES, facts, images, network
+from small_model import CLASSES, facts, network, random_images
 
 from cifar_pipeline.inference.metadata import to_onnx_metadata
 from cifar_pipeline.inference.onnx_export import export_portable, write_browser_page, write_pt2
@@ -53,9 +53,9 @@ def test_the_six_lines_answer_in_a_process_without_this_project(exported: Path, 
     assert written == [tmp_path / "exported" / "model.onnx", tmp_path / "exported" / "index.html"]
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8"), re.S)
     assert "model.onnx" in block and len(list(filter(None, block.splitlines()))) == 6
-    Image.fromarray(images(1)[0]).save(tmp_path / "cat.png")
+    Image.fromarray(random_images(1)[0]).save(tmp_path / "cat.png")
     name, probability = alone(tmp_path, block).split()
-    ((expected, value),) = Predictor.open(exported).ranking(images(1), 1)[0]
+    ((expected, value),) = Predictor.open(exported).ranking(random_images(1), 1)[0]
     assert name == expected and float(probability) == pytest.approx(value, abs=1e-5)
 
 
@@ -72,10 +72,10 @@ def test_torchs_format_answers_as_the_model(exported: Path, tmp_path: Path) -> N
         write_pt2(exported, NormalizedModel(LeNet(3, 32, 7), 0.5, 0.5), tmp_path)
     assert not list(tmp_path.iterdir())
     path = write_pt2(exported, network(), tmp_path)
-    np.save(tmp_path / "images.npy", images(100))
+    np.save(tmp_path / "images.npy", random_images(100))
     assert alone(tmp_path, TORCH, "") == f"{facts()['commit']}\n"
     found = np.load(tmp_path / "answers.npy")
-    np.testing.assert_allclose(found, Predictor.open(exported).probabilities(images(100)), atol=1e-5)
+    np.testing.assert_allclose(found, Predictor.open(exported).probabilities(random_images(100)), atol=1e-5)
     assert str(ROOT).encode() not in path.read_bytes()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_model import CLASSES, images
+from small_model import CLASSES, random_images
 
 from cifar_pipeline.reporting import tables as pages
 from helpers.config_project import ROOT, Project, run
@@ -22,7 +22,7 @@ from predict import predict
 def files(project: Project, exported: Path) -> Project:
     """Two images, one damaged, and the model as the pipeline's."""
     project.edit("conf/predict/default.yaml", "model: models", f"model: {exported}")
-    for number, pixels in enumerate(images(2)):
+    for number, pixels in enumerate(random_images(2)):
         Image.fromarray(pixels).save(project.folder / f"{number}.png")
     (project.folder / "bad [1].png").write_bytes((project.folder / "0.png").read_bytes()[:500])
     return project
@@ -107,7 +107,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(files: Project, arguments:
 
 
 def test_a_wrong_value_in_conf_is_refused(files: Project) -> None:
-    files.edit("conf/predict/default.yaml", "top: 2", "top: all")
+    files.edit("conf/predict/default.yaml", "top_k: 2", "top_k: all")
     ended = run(predict, "0.png")
     assert ended.code == 2 and "predict.top_k=all" in ended.err
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from small_model import CLASSES, facts, network, pictures
+from small_model import CLASSES, facts, network, random_images
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.image_paths import count_image_files, iter_image_files
@@ -38,7 +38,7 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
     exported: Path, predictor: Predictor, digits: Dataset, tmp_path: Path
 ) -> None:
     """The test part as files, against what `evaluate` computes of its arrays."""
-    images, _ = digits.part("test")
+    images, _ = digits.split("test")
     _, expected = OnnxSession.open(exported, threads=1).predict(images, 1000)
     answers = list(predictor.predictions(saved(tmp_path, images), 1000, len(CLASSES)))
     found = np.array([[dict(answer.ranking)[name] for name in CLASSES] for answer in answers], np.float32)
@@ -46,7 +46,7 @@ def test_files_get_the_numbers_that_the_training_is_measured_by(
 
 
 def test_images_are_normalised_as_in_training(predictor: Predictor) -> None:
-    images = pictures(5)
+    images = random_images(5)
     with torch.inference_mode():
         net = network().eval().to(memory_format=torch.contiguous_format)
         plain = torch.softmax(net.net((torch.from_numpy(images).float() / 255 - 0.5).div(0.5).permute(0, 3, 1, 2)), 1)
@@ -57,13 +57,13 @@ def test_images_are_normalised_as_in_training(predictor: Predictor) -> None:
 def test_bad_files_stop_nothing_and_portions_are_no_matter(
     predictor: Predictor, tmp_path: Path, batch_size: int
 ) -> None:
-    paths = saved(tmp_path, pictures(7))
+    paths = saved(tmp_path, random_images(7))
     paths[2].write_bytes(b"no image")
     paths[5].write_bytes(paths[4].read_bytes()[:2000])
     answers = list(predictor.predictions([*paths, tmp_path / "none.png"], batch_size, 2))
     assert [answer.file for answer in answers] == [*map(str, paths), str(tmp_path / "none.png")]
     assert [place for place, answer in enumerate(answers) if answer.error] == [2, 5, 7]
-    ranking = predictor.ranking(pictures(7), 2)
+    ranking = predictor.ranking(random_images(7), 2)
     for place in (0, 1, 3, 4, 6):
         (name, value), second = answers[place].ranking
         assert (name, second[0]) == (ranking[place][0][0], ranking[place][1][0]) and value >= second[1]
@@ -71,7 +71,7 @@ def test_bad_files_stop_nothing_and_portions_are_no_matter(
 
 
 def test_only_a_portion_is_in_memory(predictor: Predictor, tmp_path: Path) -> None:
-    (path,) = saved(tmp_path, pictures(1))
+    (path,) = saved(tmp_path, random_images(1))
     asked = []
 
     def endless():  # type: ignore[no-untyped-def]
@@ -158,9 +158,9 @@ def test_nothing_that_a_model_names_is_imported(
     monkeypatch.chdir(tmp_path)
     trap = {"_target_": "os.mkdir", "path": "sprung", "_args_": ["sprung"]}
     odd = changed(exported, tmp_path / "odd", lambda facts: facts.update(probabilities=trap, loss=trap, model=trap))
-    assert Predictor.open(odd).ranking(pictures(1), 1)
+    assert Predictor.open(odd).ranking(random_images(1), 1)
     (odd / "MLmodel").write_text("!!python/object/apply:os.mkdir [sprung]")
-    assert Predictor.open(odd).ranking(pictures(1), 1)
+    assert Predictor.open(odd).ranking(random_images(1), 1)
     assert not (tmp_path / "sprung").exists()
 
 

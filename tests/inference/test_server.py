@@ -20,7 +20,7 @@ import pytest
 import uvicorn
 from PIL import Image
 from serving import Server, running
-from small_model import CLASSES, SHAPE, images
+from small_model import CLASSES, SHAPE, random_images
 
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.server import InvalidInput, bind, open_predictor, serve, to_uint8_images
@@ -33,9 +33,9 @@ SLOWER = 4
 
 
 def test_whole_numbers_are_images() -> None:
-    found = to_uint8_images(images(3).astype(np.float64), SHAPE)
+    found = to_uint8_images(random_images(3).astype(np.float64), SHAPE)
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, images(3))
+    np.testing.assert_array_equal(found, random_images(3))
 
 
 def test_black_and_white_are_images() -> None:
@@ -44,11 +44,11 @@ def test_black_and_white_are_images() -> None:
 
 
 UNFIT = {
-    "scaled to [0, 1]": images(2) / 255,
-    "only black and white, scaled": (images(2) > 99).astype(float),
-    "one of two scaled": np.stack([images(1)[0], (images(1)[0] > 99)]).astype(float),
-    "normalised": images(2) / 127.5 - 1,
-    "too bright": images(2) + 1.0,
+    "scaled to [0, 1]": random_images(2) / 255,
+    "only black and white, scaled": (random_images(2) > 99).astype(float),
+    "one of two scaled": np.stack([random_images(1)[0], (random_images(1)[0] > 99)]).astype(float),
+    "normalised": random_images(2) / 127.5 - 1,
+    "too bright": random_images(2) + 1.0,
     "not a number": np.full((1, *SHAPE), np.nan),
 }
 
@@ -81,9 +81,9 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> None:
-    status, answers = server.ask(images(3))
+    status, answers = server.ask(random_images(3))
     assert status == 200
-    expected = Predictor.open(exported).ranking(images(3), len(CLASSES))
+    expected = Predictor.open(exported).ranking(random_images(3), len(CLASSES))
     assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
     for given, ranking in zip(answers, expected, strict=True):
         assert given["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
@@ -91,9 +91,9 @@ def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> N
 
 
 def test_the_server_refuses_what_is_no_image_with_400_and_a_sentence(server: Server) -> None:
-    status, message = server.ask(images(2) / 255)
+    status, message = server.ask(random_images(2) / 255)
     assert status == 400 and "send them unscaled" in message and len(message) < 500
-    status, message = server.ask(images(2)[:, :16])
+    status, message = server.ask(random_images(2)[:, :16])
     assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
     odd = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
     for body in (*odd, "[" * 100_000, '{"inputs": ' + 5000 * "9" + "}", '{"inputs": {"a": 1, "b": 2}}'):
@@ -108,7 +108,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
         if "curl" in block
     )
     command = block.partition("$ make serve\n$ ")[2].rpartition("\n{")[0].replace(":5001", f":{server.port}")
-    Image.fromarray(images(1)[0]).save(tmp_path / "cat.png")
+    Image.fromarray(random_images(1)[0]).save(tmp_path / "cat.png")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ended = subprocess.run(
         ["bash", "-c", command],
@@ -118,7 +118,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
         text=True,
         check=True,
     )
-    ((name, _),) = Predictor.open(exported).ranking(images(1), 1)[0]
+    ((name, _),) = Predictor.open(exported).ranking(random_images(1), 1)[0]
     assert json.loads(ended.stdout)["predictions"][0]["class"] == name
 
 
@@ -135,7 +135,7 @@ def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
     for path in ("/ping", "/health", "/version"):
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}") as response:
             assert response.status == 200
-    image = images(1).tolist()
+    image = random_images(1).tolist()
     expected = server.post(json.dumps({"inputs": image}))
     assert expected[0] == 200
     assert server.post(json.dumps({"instances": image})) == expected
@@ -161,12 +161,12 @@ def test_mlflows_own_server_answers_with_the_folder(exported: Path, tmp_path: Pa
     process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True)
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
-        status, answers = Server(port).ask(images(2))
+        status, answers = Server(port).ask(random_images(2))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
     assert status == 200
-    expected = Predictor.open(exported).probabilities(images(2))
+    expected = Predictor.open(exported).probabilities(random_images(2))
     np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
 
 

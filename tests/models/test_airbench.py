@@ -8,14 +8,14 @@ from cifar_pipeline.models.airbench import AirbenchNet, BiasOnlyBatchNorm2d, Sta
 from cifar_pipeline.utils.errors import UserError
 
 
-def pictures(count: int = 400) -> Tensor:
+def random_images(count: int = 400) -> Tensor:
     """Smooth noise, in which neighbouring pixels are alike as in photographs."""
     torch.manual_seed(0)
     return nn.functional.avg_pool2d(torch.randn(count, 3, 36, 36), 5, 1) * 4
 
 
 def test_whitening_gives_uncorrelated_answers_of_variance_one() -> None:
-    net, images = AirbenchNet(3, 32, 10), pictures()
+    net, images = AirbenchNet(3, 32, 10), random_images()
     net.initialize(images)
     answers = nn.functional.conv2d(images, net.whitening).transpose(0, 1).flatten(1)
     half = len(answers) // 2

@@ -14,14 +14,14 @@ from cifar_pipeline.utils.errors import UserError
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
-def pictures(count: int, channels: int = 3, size: int = 32) -> Tensor:
+def random_images(count: int, channels: int = 3, size: int = 32) -> Tensor:
     numbers = np.random.default_rng(count).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
     return torch.from_numpy(numbers)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (MEAN, STD), (0.5, STD), (MEAN, 0.5), (list(MEAN), list(STD))])
 def test_normalises_as_the_formula_says(mean: float | list[float], std: float | list[float]) -> None:
-    images = pictures(3)
+    images = random_images(3)
     expected = ((images.numpy() / 255 - np.asarray(mean)) / np.asarray(std)).transpose(0, 3, 1, 2)
     found = NormalizedModel(nn.Identity(), mean, std)(images)
     assert found.dtype == torch.float32
@@ -34,7 +34,7 @@ def test_half_maps_black_to_minus_one_and_white_to_one() -> None:
 
 
 def test_hands_the_network_channels_last_memory() -> None:
-    normalised = NormalizedModel(nn.Identity(), MEAN, STD)(pictures(4))
+    normalised = NormalizedModel(nn.Identity(), MEAN, STD)(random_images(4))
     assert normalised.shape == (4, 3, 32, 32)
     assert normalised.is_contiguous(memory_format=torch.channels_last)
 
@@ -42,7 +42,7 @@ def test_hands_the_network_channels_last_memory() -> None:
 def test_gives_the_networks_logits() -> None:
     net = LeNet(channels=3, size=32, classes=10)
     model = NormalizedModel(net, MEAN, STD)
-    images = pictures(4)
+    images = random_images(4)
     assert torch.equal(model(images), net(model.normalize(images)))
 
 
@@ -53,19 +53,21 @@ def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
     )
     assert [name for name, _ in model.named_parameters()] == ["net.weight", "net.bias"]
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.normalize(pictures(2)), model.normalize(pictures(2)))
+    assert torch.equal(other.normalize(random_images(2)), model.normalize(random_images(2)))
 
 
 def test_exports_with_any_batch_size() -> None:
     model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD).eval()
-    exported = torch.export.export(model, (pictures(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    exported = torch.export.export(
+        model, (random_images(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    ).module()
     for count in (1, 7):
-        torch.testing.assert_close(exported(pictures(count)), model(pictures(count)))
+        torch.testing.assert_close(exported(random_images(count)), model(random_images(count)))
 
 
 def test_normalises_in_single_precision_under_bf16_autocast() -> None:
     model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD)
-    images = pictures(8)
+    images = random_images(8)
     with torch.autocast("cpu", torch.bfloat16):
         assert model.normalize(images).dtype == torch.float32
         logits = model(images)
@@ -75,7 +77,7 @@ def test_normalises_in_single_precision_under_bf16_autocast() -> None:
 
 @pytest.mark.parametrize("std", [0.0, (0.25, 0.0, 0.25), -1.0, math.nan])
 def test_refuses_a_deviation_that_is_not_positive(std: float | tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match=r"normalize\.std=.* must be positive"):
+    with pytest.raises(UserError, match=r"normalization\.std=.* must be positive"):
         NormalizedModel(nn.Identity(), 0.5, std)
 
 

@@ -48,5 +48,5 @@ def test_one_view_is_the_network_itself() -> None:
 
 
 def test_a_shift_beyond_the_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"views\.shift=6 must be smaller"):
+    with pytest.raises(UserError, match=r"tta\.shift=6 must be smaller"):
         TestTimeAugmentation(Weighted(6), flip=True, shift=6, size=6)

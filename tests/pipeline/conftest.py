@@ -1,4 +1,4 @@
-"""A workspace in which the real stages have run once, and copies of it to change things in."""
+"""Fixtures: a workspace in which the real stages have run once, and copies of it."""
 
 import os
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from helpers.workspace import Workspace, make_repository, workspace_of_tree
 
 @dataclass(frozen=True)
 class Reproduced:
-    """The first run of everything in a git repository, and what it said."""
+    """A clone after its first `dvc repro`, and the output of that command."""
 
     clone: Workspace
-    clone_said: str
+    output: str
 
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
-    """In a folder whose name holds spaces and an umlaut."""
+    """Run the pipeline in a directory whose name contains spaces and an umlaut."""
     clone = workspace_of_tree(tmp_path_factory.mktemp("geklonte Pipeline für alle"))
     make_repository(clone)
-    said = clone.dvc("repro")
+    output = clone.dvc("repro")
     clone.commit()
-    return Reproduced(clone, said)
+    return Reproduced(clone, output)
 
 
 @pytest.fixture(scope="session")
 def clone(reproduced: Reproduced) -> Workspace:
-    """A git repository with the results of its first `dvc repro` committed. Only to look at: see `copy`."""
+    """A git repository with the results of its first `dvc repro` committed. Read-only: see `copy`."""
     return reproduced.clone
 
 
@@ -41,7 +41,7 @@ def copy(clone: Workspace, tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="session")
 def real_data() -> str:
-    """Where the real CIFAR-10 lies."""
+    """Return the path of the real CIFAR-10, or skip."""
     source = os.environ.get("CIFAR10_SOURCE")
     if not source:
         pytest.skip("CIFAR10_SOURCE names no real CIFAR-10")

@@ -1,4 +1,4 @@
-"""What the pipeline has trained is used: on image files, at any revision, as champion."""
+"""Use the trained model: predict image files, at any revision, and promote it to champion."""
 
 import json
 import shutil
@@ -19,49 +19,49 @@ from predict import predict
 
 @pytest.fixture(scope="module")
 def images(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test part as image files."""
+    """The test split as image files."""
     folder = tmp_path_factory.mktemp("images")
     for number, image in enumerate(np.load(clone.root / "data" / "processed" / "test" / "images.npy")):
         Image.fromarray(image).save(folder / f"{number:04}.png")
     return folder
 
 
-def test_files_of_the_test_part_get_the_answers_that_were_reported(clone: Workspace, images: Path) -> None:
+def test_files_of_the_test_split_get_the_reported_predictions(clone: Workspace, images: Path) -> None:
     reported = pandas.read_csv(clone.root / "reports" / "predictions.csv")
-    answers = list(Predictor.open(clone.root / "models" / "last").predictions(sorted(images.iterdir()), 256, 1))
-    assert [int(answer.ranking[0][0]) for answer in answers] == list(reported["prediction"])
-    found = [answer.ranking[0][1] for answer in answers]
+    predictions = list(Predictor.open(clone.root / "models" / "last").predictions(sorted(images.iterdir()), 256, 1))
+    assert [int(answer.ranking[0][0]) for answer in predictions] == list(reported["prediction"])
+    found = [answer.ranking[0][1] for answer in predictions]
     np.testing.assert_allclose(found, reported["probability"], atol=2e-6)
 
 
-def test_a_trained_model_says_what_it_is(clone: Workspace) -> None:
+def test_a_trained_model_has_its_metadata(clone: Workspace) -> None:
     dataset = clone.json("data/processed/dataset.json")
     for checkpoint in ("last", "best"):
-        facts = ModelMetadata.read(clone.root / "models" / checkpoint)
-        assert (facts.dataset, facts.dataset_hash) == ("digits", dataset["hash"])
-        assert (list(facts.classes), list(facts.shape)) == (dataset["classes"], dataset["shape"])
-        assert facts.commit == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
+        metadata = ModelMetadata.read(clone.root / "models" / checkpoint)
+        assert (metadata.dataset, metadata.dataset_hash) == ("digits", dataset["hash"])
+        assert (list(metadata.classes), list(metadata.shape)) == (dataset["classes"], dataset["shape"])
+        assert metadata.commit == clone.run("git", "rev-parse", "HEAD~").strip()  # the results were committed after it
 
 
-def test_the_model_of_any_revision_can_be_asked(copy: Workspace, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_any_revision_can_be_used(copy: Workspace, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy.root)
-    picture = images / "0000.png"
-    now = run(predict, picture, "--json")
+    image_file = images / "0000.png"
+    now = run(predict, image_file, "--json")
     shutil.rmtree("models")
-    assert now.code == 0 and "There is no model in models: " in run(predict, picture).err
-    assert run(predict, picture, "--json", "--rev", "HEAD") == now
-    assert "DVC has no models of HEAD~ (" in run(predict, picture, "--rev", "HEAD~").err
-    assert "There is no revision v9: " in run(predict, picture, "--rev", "v9").err
+    assert now.code == 0 and "There is no model in models: " in run(predict, image_file).err
+    assert run(predict, image_file, "--json", "--rev", "HEAD") == now
+    assert "DVC has no models of HEAD~ (" in run(predict, image_file, "--rev", "HEAD~").err
+    assert "There is no revision v9: " in run(predict, image_file, "--rev", "v9").err
 
 
 @pytest.mark.long
-def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
-    """`evaluate` measures the model file in seconds; what explains its answers comes afterwards."""
+def test_the_accuracy_is_printed_before_torch_is_imported(copy: Workspace) -> None:
+    """`evaluate` measures the model file in seconds; what explains its predictions comes afterwards."""
     watch = (
         "import runpy, sys; sys.path.insert(0, 'src'); sys.argv = ['src/evaluate.py']\n"
-        "from cifar_pipeline import console; say = console.say\n"
+        "from cifar_pipeline.utils import console; info = console.info\n"
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas'}\n"
-        "console.say = lambda line: say(f'{line} {sorted(heavy & sys.modules.keys())}')\n"
+        "console.info = lambda line: info(f'{line} {sorted(heavy & sys.modules.keys())}')\n"
         "runpy.run_path('src/evaluate.py', run_name='__main__')"
     )
     said = copy.run("python", "-c", watch)
@@ -70,7 +70,7 @@ def test_the_number_is_there_before_torch_is_loaded(copy: Workspace) -> None:
 
 
 @pytest.mark.long
-def test_a_better_training_becomes_the_champion_and_one_can_go_back(copy: Workspace, images: Path) -> None:
+def test_a_better_model_becomes_the_champion_and_can_be_rolled_back(copy: Workspace, images: Path) -> None:
     (copy.root / "shown").symlink_to(images)
     assert "is the champion now: there was none" in copy.run("python", "src/registry.py", "promote")
     copy.train("-m", "optimizer=adam", "trainer.max_epochs=1,4")
@@ -98,8 +98,8 @@ def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
     copy: Workspace, images: Path, tmp_path: Path
 ) -> None:
     copy.run("python", "src/registry.py", "promote")
-    picture = str(images / "0000.png")
-    ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", picture)
+    image_file = str(images / "0000.png")
+    ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", image_file)
     before = sentences(copy.run(*ask))[-1]
     twin = Workspace(tmp_path / "the twin")
     shutil.copytree(copy.root, twin.root, symlinks=True)

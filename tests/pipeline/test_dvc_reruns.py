@@ -1,4 +1,4 @@
-"""What a change reruns: that which depends on it, nothing else; and DVC's commands name the very value."""
+"""A change reruns only the stages that depend on it, and DVC's commands name the changed value."""
 
 import json
 from itertools import pairwise
@@ -68,7 +68,7 @@ def test_data_without_a_fallback_is_tracked_like_any_other(edited):
 
 
 def test_an_edited_message_reruns_nothing(copy):
-    for file in ("console.py", "files.py", "tracking/runs.py"):
+    for file in ("utils/console.py", "utils/atomic.py", "tracking/runs.py"):
         path = copy.root / "src" / "cifar_pipeline" / file
         path.write_text(path.read_text() + "\n# Another word.\n")
     assert "up to date" in copy.dvc("status")
@@ -76,14 +76,14 @@ def test_an_edited_message_reruns_nothing(copy):
 
 def test_changed_code_reruns_the_stages_that_use_it(copy):
     losses, figure = (
-        copy.root / "src" / "cifar_pipeline" / name for name in ("training/losses.py", "reporting/curves.py")
+        copy.root / "src" / "cifar_pipeline" / name for name in ("training/losses.py", "reporting/plots.py")
     )
     before = losses.read_text()
     losses.write_text(before + "\n# Another formula.\n")
     # The evaluation measures the loss that was trained, too.
     assert set(json.loads(copy.dvc("status", "--json"))) == {"train", "evaluate"}
     losses.write_text(before)
-    figure.write_text(figure.read_text() + "\n# Another colour.\n")
+    figure.write_text(figure.read_text() + "\n# Another color.\n")
     assert set(json.loads(copy.dvc("status", "--json"))) == {"preprocess", "evaluate"}
 
 

@@ -1,4 +1,4 @@
-"""Other choices around the same base: an edited file, `dvc exp run`; one MLflow database has them all."""
+"""Edited options and `dvc exp run` give one run each in the same MLflow database."""
 
 import json
 

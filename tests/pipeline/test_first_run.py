@@ -1,4 +1,4 @@
-"""`dvc repro` from nothing, offline: every output, one MLflow run that says all, the same numbers everywhere."""
+"""Run `dvc repro` offline from scratch: outputs, the MLflow run, and equal numbers everywhere."""
 
 import json
 from importlib.metadata import version
@@ -36,7 +36,7 @@ def run(clone):
 
 
 def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
-    assert stages_that(reproduced.clone_said, "ran") == STAGES
+    assert stages_that(reproduced.output, "ran") == STAGES
     reports = {path.name for path in (clone.root / "reports").iterdir()}
     assert reports == FIGURES | TABLES | {PAGE, "samples.png", "skipped.csv", "history.csv"}
     for figure in FIGURES | {"samples.png"}:
@@ -47,10 +47,10 @@ def test_every_stage_runs_and_leaves_its_outputs(reproduced, clone):
     assert clone.run("git", "status", "--porcelain") == ""
 
 
-def test_that_it_is_the_fallback_is_never_in_doubt(reproduced, clone):
-    assert "Going on with digits instead of CIFAR-10" in reproduced.clone_said
-    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in reproduced.clone_said
-    assert "`make cifar10`" in reproduced.clone_said
+def test_fallback_data_is_labeled_everywhere(reproduced, clone):
+    assert "Going on with digits instead of CIFAR-10" in reproduced.output
+    assert "http://127.0.0.1:9/cifar-10-python.tar.gz: the host refuses" in reproduced.output
+    assert "`make cifar10`" in reproduced.output
     summary = clone.run("python", "src/report.py", "summary")
     assert "digits (fallback)" in summary
     assert "`make cifar10`" in summary and "`git restore dvc.lock reports`" in summary
@@ -61,7 +61,7 @@ def test_that_it_is_the_fallback_is_never_in_doubt(reproduced, clone):
     assert reported["fallback"] is True and reported["name"] == "digits" and reported["hash"] == dataset["hash"]
 
 
-def test_the_run_says_all_that_it_takes_to_make_it_again(clone, run):
+def test_the_run_records_everything_needed_to_reproduce_it(clone, run):
     composed = yaml.safe_load(clone.read("composed.yaml"))
     versions = composed.pop("versions")["train"]
     assert (run.info.status, run.info.run_name) == ("FINISHED", "sgd-cross_entropy-0")
@@ -117,7 +117,7 @@ def test_metrics_json_and_mlflow_hold_the_same_numbers(clone, run, tmp_path):
     assert shown == reported
 
 
-def test_the_report_page_tells_of_this_training(clone, run):
+def test_the_report_page_describes_this_training(clone, run):
     page = clone.read(f"reports/{PAGE}").replace("\N{NO-BREAK SPACE}", " ")
     metrics = clone.json("reports/metrics.json")
     assert f"{run.info.run_name} on " in page and f"({run.info.run_id})" in page
@@ -125,12 +125,10 @@ def test_the_report_page_tells_of_this_training(clone, run):
     assert "This is the fallback data set" in page
     for recipe in ("tutorial", "sgd: lr 0.001, momentum 0.9", f"max_epochs {EPOCHS}, batch_size 4"):
         assert recipe in page
-    assert page.count("<h3>") == 2 and "Orange speaks for the answer" in page  # right answers and wrong ones
-    # No result was committed when it was made.
-    assert "There is no published result to compare with" in page
+    assert page.count("<h3>") == 2 and "Orange pixels raise it" in page  # correct and incorrect predictions
 
 
-def test_the_models_on_the_run_answer_as_the_files_do(clone, run):
+def test_the_logged_models_predict_like_the_files(clone, run):
     mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
     names = {clone.mlflow.get_logged_model(output.model_id).name for output in run.outputs.model_outputs}
     assert names == {"last", "best"}

@@ -1,4 +1,4 @@
-"""Without git, and in another folder: the same data, the same weights, the same numbers."""
+"""Two fresh workspaces, with and without git, produce equal data, weights and metrics."""
 
 import pytest
 import yaml

@@ -74,7 +74,7 @@ def test_a_users_own_code_is_watched_or_refused(shared: Workspace) -> None:
     shared.write("conf/model/mine.yaml", "# One of my own.\n_target_: mine.Net\n")
     shared.edit("params.yaml", "model: null", "model: mine")
     said = shared.run("dvc", "repro", "configure", code=FAILED)
-    assert "src/mine.py is used by `_target_=mine.Net`, and DVC sees no change in it: move it to src/project/" in said
+    assert "src/mine.py is used by `_target_=mine.Net`, but DVC does not track it: move it to src/project/" in said
 
     (shared.root / "src/mine.py").rename(shared.root / "src/project/mine.py")
     shared.edit("conf/model/mine.yaml", "mine.Net", "project.mine.Net")

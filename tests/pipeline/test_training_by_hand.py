@@ -28,12 +28,12 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
     training.wait_for(f"epoch 2/{EPOCHS}")
     training.process.send_signal(signal.SIGINT)
     said = training.end(code=130)
-    assert "Going on from the checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
+    assert "Resuming from checkpoint" in said and f"epoch 1/{EPOCHS}" not in said
     assert said.splitlines()[-1].startswith("Stopped in epoch ") and "Traceback" not in said
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "KILLED"]
 
     said = copy.train("rerun=true")
-    assert "Going on from the checkpoint" in said and f"epoch {EPOCHS}/{EPOCHS}" in said
+    assert "Resuming from checkpoint" in said and f"epoch {EPOCHS}/{EPOCHS}" in said
     assert copy.model() == weights
     first, second = copy.runs()
     assert second.info.status == "FINISHED"
@@ -51,7 +51,7 @@ def test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage(copy):
 @pytest.mark.long
 def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
     said = copy.train("optimizer.lr=1e9", code=2)
-    assert said.splitlines()[-1].startswith("The loss is no finite number any more in epoch 1")
+    assert said.splitlines()[-1].startswith("Loss became NaN or infinite in epoch 1")
     assert "Traceback" not in said
     assert copy.model() == clone.model()
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "FAILED"]

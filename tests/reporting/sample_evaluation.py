@@ -1,4 +1,4 @@
-"""A small evaluation as `evaluate` hands it to the report page, drawn by a random generator."""
+"""Build a small random evaluation, as `evaluate` passes it to the report page."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cifar_pipeline.reporting.html_report import Evaluation
+from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.image_figures import AttributionMaps
 from cifar_pipeline.reporting.metrics import Predictions, compute_metrics
 
@@ -16,7 +16,7 @@ HISTORY = pd.DataFrame({
     "epoch": [1, 2, 3], "train/loss": [2.0, 1.5, 1.0], "train/accuracy": [0.2, 0.4, 0.6],
     "val/loss": [1.9, 1.4, 1.6], "val/accuracy": [0.25, 0.45, 0.4], "lr": [0.1, 0.1, 0.1],
 })  # fmt: skip
-FACTS = {
+METADATA = {
     "fingerprint": "0123456789abcdef",
     "commit": "c0ffee1" + 33 * "0",
     "epochs": 3,
@@ -31,33 +31,32 @@ FACTS = {
 }
 
 
-def evaluation(images: int = 300, classes: int = 4, size: int = 8, **others: Any) -> Evaluation:
-    """Answers of which about half are right."""
+def make_evaluation(images: int = 300, classes: int = 4, size: int = 8, **changes: Any) -> Evaluation:
+    """Make an evaluation with an accuracy of about one half, with `changes` to its fields."""
     generator = np.random.default_rng(images)
     labels = generator.integers(0, classes, images)
     logits = generator.normal(size=(images, classes)) * 2
     logits[np.arange(images), labels] += 1.5
     probabilities = torch.from_numpy(logits).float().softmax(1)
-    confidence, predictions = (part.numpy() for part in probabilities.max(1))
+    confidence, predicted = (tensor.numpy() for tensor in probabilities.max(1))
     names = [f"class {number}" for number in range(classes)]
-    answers = Predictions(names, labels, predictions, confidence)
+    predictions = Predictions(names, labels, predicted, confidence)
     dataset = {
-        "name": "drawn", "title": "drawn images", "source": "a random generator", "fallback": False,
+        "name": "random", "title": "random images", "source": "a random generator", "fallback": False,
         "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
     }  # fmt: skip
     metrics = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
     metrics |= {"parameters": 62006, "checkpoint": "last", "dataset": dataset}
-    places = answers.examples_to_explain(2)
-    made = Evaluation(
+    explained = predictions.examples_to_explain(2)
+    evaluation = Evaluation(
         run={"id": "a1b2c3", "name": "adam-cross_entropy-7"},
-        facts=FACTS,
+        metadata=METADATA,
         metrics=metrics,
-        caption="drawn images",
-        predictions=answers,
+        caption="random images",
+        predictions=predictions,
         images=generator.integers(0, 256, (images, size, size, 3), np.uint8),
         history=HISTORY,
         filters=generator.normal(size=(6, 3, 5, 5)),
-        attributions=AttributionMaps(places, generator.normal(size=(len(places), size, size))),
-        published={},
+        attributions=AttributionMaps(explained, generator.normal(size=(len(explained), size, size))),
     )
-    return dataclasses.replace(made, **others)
+    return dataclasses.replace(evaluation, **changes)

@@ -1,4 +1,4 @@
-"""Ranking and grouping a sweep's trials, against plain formulas; and what is written and printed of them."""
+"""Ranking and averaging of a sweep's trials, compared with plain formulas, and its tables, CSV and page."""
 
 import csv
 import html
@@ -19,40 +19,40 @@ from cifar_pipeline.reporting.sweep_report import figure, print_comparison, swee
 NAN = float("nan")
 
 
-def trial(name: str, accuracy: float = NAN, status: str = "FINISHED", **others: Any) -> dict[str, Any]:
-    known = status == "FINISHED"
+def trial(name: str, accuracy: float = NAN, status: str = "FINISHED", **changes: Any) -> dict[str, Any]:
+    finished = status == "FINISHED"
     return {
         "run_id": f"run-{name}", "name": name, "status": status, "reason": "", "reused": False,
         "val/accuracy": accuracy, "val/loss": 2 - 2 * accuracy, "train/accuracy": accuracy + 0.1,
-        "train/loss": 1 - accuracy, "seconds": 60.0 if known else NAN,
-    } | others  # fmt: skip
+        "train/loss": 1 - accuracy, "seconds": 60.0 if finished else NAN,
+    } | changes  # fmt: skip
 
 
-def sweep(*points: dict[str, Any], swept: tuple[str, ...] = ("optimizer",), **others: Any) -> Comparison:
-    return Comparison("a sweep on digits", pd.DataFrame(list(points)), swept, **others)
+def sweep(*trials: dict[str, Any], swept: tuple[str, ...] = ("optimizer",), **others: Any) -> Comparison:
+    return Comparison("a sweep on digits", pd.DataFrame(list(trials)), swept, **others)
 
 
 def over_seeds() -> Comparison:
-    """Three optimizers, three seeds each: all well, one seed lost, all lost. Listed worst first."""
-    points = [
+    """Make a sweep of three optimizers, three seeds each: none failed, one failed, all failed. Worst first."""
+    trials = [
         trial(f"muon-{seed}", status="FAILED", reason="The loss is NaN.", optimizer="muon", seed=str(seed))
         for seed in range(3)
     ]
     accuracies = {"sgd": (0.51, 0.55, 0.5), "adam": (0.61, NAN, 0.64)}
     for optimizer, values in accuracies.items():
         for seed, value in enumerate(values):
-            lost = {"status": "FAILED", "reason": "out of\nmemory | here"} if math.isnan(value) else {}
-            points.append(trial(f"{optimizer}-{seed}", value, optimizer=optimizer, seed=str(seed), **lost))
-    return sweep(*points, swept=("optimizer", "seed"))
+            failure = {"status": "FAILED", "reason": "out of\nmemory | here"} if math.isnan(value) else {}
+            trials.append(trial(f"{optimizer}-{seed}", value, optimizer=optimizer, seed=str(seed), **failure))
+    return sweep(*trials, swept=("optimizer", "seed"))
 
 
-def drawn(comparison: Comparison, width: int = 100) -> str:
-    page = io.StringIO()
-    Console(file=page, width=width).print(as_table(comparison))
-    return page.getvalue()
+def printed(comparison: Comparison, width: int = 100) -> str:
+    output = io.StringIO()
+    Console(file=output, width=width).print(as_table(comparison))
+    return output.getvalue()
 
 
-def test_ranks_by_accuracy_and_puts_what_has_no_value_last() -> None:
+def test_trials_are_ranked_by_accuracy_and_those_without_a_value_come_last() -> None:
     table = leaderboard(
         sweep(
             trial("failed", 0.9, "FAILED", optimizer="failed"),
@@ -77,7 +77,7 @@ def test_the_lower_loss_is_the_better() -> None:
     assert best is not None and best["optimizer"] == "a"
 
 
-def test_equals_share_a_rank_and_the_first_listed_wins() -> None:
+def test_ties_share_a_rank_and_the_first_listed_wins() -> None:
     comparison = sweep(
         *(trial(name, value, optimizer=name) for name, value in zip("abcd", (0.5, 0.7, 0.7, 0.6), strict=True))
     )
@@ -94,14 +94,14 @@ def test_means_that_differ_in_the_order_of_the_seeds_only_are_equal() -> None:
     assert list(leaderboard(sweep(*first, *second, swept=("optimizer", "seed")))["rank"]) == [1, 1]
 
 
-def test_groups_over_seeds_have_mean_sample_deviation_and_number() -> None:
+def test_groups_over_seeds_have_mean_standard_deviation_and_count() -> None:
     comparison = over_seeds()
     table = leaderboard(comparison).set_index("optimizer")
     assert list(table.index) == ["adam", "sgd", "muon"]
     for optimizer in ("adam", "sgd"):
-        points = comparison.trials[comparison.trials["optimizer"] == optimizer]
+        trials = comparison.trials[comparison.trials["optimizer"] == optimizer]
         for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss"):
-            values = [float(value) for value in points[metric] if not math.isnan(value)]
+            values = [float(value) for value in trials[metric] if not math.isnan(value)]
             mean = sum(values) / len(values)
             deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
             assert table.loc[optimizer, metric] == pytest.approx(mean, abs=1e-15)
@@ -126,23 +126,23 @@ def test_the_seed_alone_is_one_group() -> None:
     comparison = sweep(*(trial(str(i), v, seed=str(i)) for i, v in enumerate((0.5, 0.6))), swept=("seed",))
     table = leaderboard(comparison)
     assert len(table) == 1 and table["val/accuracy"][0] == pytest.approx(0.55)
-    assert "55.00 ± 7.07 % (2)" in drawn(comparison) and "0, 1" in drawn(comparison)
+    assert "55.00 ± 7.07 % (2)" in printed(comparison) and "0, 1" in printed(comparison)
 
 
-def test_a_run_that_the_sweep_met_twice_counts_once() -> None:
+def test_a_run_that_occurs_twice_counts_once() -> None:
     twice = trial("a", 0.5, optimizer="a", seed="0")
     table = leaderboard(sweep(twice, twice, trial("b", 0.6, optimizer="a", seed="1"), swept=("optimizer", "seed")))
     assert table["val/accuracy n"][0] == 2 and table["val/accuracy"][0] == pytest.approx(0.55)
 
 
-def test_nothing_finished_has_no_winner() -> None:
+def test_a_sweep_without_a_finished_trial_has_no_winner() -> None:
     assert winner(sweep(trial("a", status="FAILED", optimizer="a"), trial("b", NAN, optimizer="b"))) is None
     assert winner(sweep(swept=())) is None
 
 
-def test_table_fits_and_says_it_all() -> None:
+def test_the_table_fits_the_width_and_is_complete() -> None:
     comparison = over_seeds()
-    page = drawn(comparison)
+    page = printed(comparison)
     assert max(map(len, page.splitlines())) <= 100
     assert "62.50 ± 2.12 % (2)" in page and "52.00 ± 2.65 % (3)" in page
     assert page.index("adam") < page.index("sgd") < page.index("muon")
@@ -152,11 +152,11 @@ def test_table_fits_and_says_it_all() -> None:
     assert "a sweep on digits" in page
 
 
-def test_numbers_are_never_broken_in_a_wide_table() -> None:
+def test_numbers_are_never_wrapped_in_a_wide_table() -> None:
     swept = ("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "data.batch_size")
     values: dict[str, Any] = dict(zip(swept, ("0.00123456789012345", "0.987654321", "0.0005", "64"), strict=True))
     failed = trial("b", status="FAILED", reason="because of " + 30 * "many words ", **values)
-    page = drawn(sweep(trial("a", 0.6234, **values), failed, swept=swept))
+    page = printed(sweep(trial("a", 0.6234, **values), failed, swept=swept))
     assert max(map(len, page.splitlines())) <= 100
     for cell in ("0.001235", "0.9877", "0.0005", "62.34 %", "weight_decay", "batch_size", "1 min 00 s", "0.7532"):
         assert cell in page
@@ -164,13 +164,13 @@ def test_numbers_are_never_broken_in_a_wide_table() -> None:
 
 def test_reused_trials_are_marked() -> None:
     comparison = sweep(trial("a", 0.5, optimizer="a", reused=True), trial("b", 0.4, optimizer="b"))
-    assert drawn(comparison).count("reused") == 1
+    assert printed(comparison).count("reused") == 1
     assert "finished, reused" in to_markdown(comparison)
 
 
-def test_markup_and_bars_in_values_are_kept_as_they_are() -> None:
+def test_markup_and_bars_in_values_are_kept() -> None:
     comparison = sweep(trial("a", 0.5, optimizer="[red]x|y[/red]"))
-    assert "[red]x|y[/red]" in drawn(comparison)
+    assert "[red]x|y[/red]" in printed(comparison)
     assert "**[red]x\\|y[/red]**" in to_markdown(comparison)
 
 
@@ -207,25 +207,25 @@ def test_written_twice_gives_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_prints_a_sentence_for_each_failed_trial(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sentence_is_printed_for_each_failed_trial(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(
         sweep(
             trial("a", 0.5, optimizer="a"),
             trial("b", status="FAILED", reason="The loss is NaN.", optimizer="b"),
             trial("c", status="KILLED", optimizer="c"),
-            trial("", status="FAILED", reason="it never began", optimizer="d", run_id=""),
+            trial("", status="FAILED", reason="never started", optimizer="d", run_id=""),
             trial("e", status="RUNNING", optimizer="e"),
         )
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
         "b failed: The loss is NaN.",
-        "c was killed, and left no reason.",
-        "optimizer=d failed: it never began.",
+        "c was killed (no reason recorded).",
+        "optimizer=d failed: never started.",
     ]
 
 
-def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None:
+def test_the_page_has_the_table_the_best_trial_the_command_and_the_failures() -> None:
     comparison = over_seeds()
     page = sweep_page(comparison, {"Trials": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
     words = html.unescape(page)
@@ -235,7 +235,7 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
     assert [row[:3] for row in rows] == [
         ["1", "62.50 ± 2.12 % (2)", "adam"], ["2", "52.00 ± 2.65 % (3)", "sgd"], ["", "", "muon"]
     ]  # fmt: skip
-    assert page.count('<tr class="best">') == page.count('<tr class="broken">') == 1
+    assert page.count('<tr class="best">') == page.count('<tr class="failed">') == 1
     for sentence in ("adam-1 failed: out of memory | here.", "muon-0 failed: The loss is NaN."):
         assert f"<li>{sentence}</li>" in page
     assert (
@@ -244,7 +244,7 @@ def test_the_page_says_the_table_the_best_the_command_and_the_failures() -> None
     )
 
 
-def test_the_page_of_a_sweep_without_a_finished_trial_says_so() -> None:
+def test_the_page_of_a_sweep_without_a_finished_trial_has_a_message() -> None:
     page = sweep_page(sweep(trial("a", status="KILLED", optimizer="a")), {}, "")
-    assert "No trial finished, so there is no best trial." in page and "a was killed, and left no reason." in page
+    assert "No trial finished, so there is no best trial." in page and "a was killed (no reason recorded)." in page
     assert 'id="command"' not in page

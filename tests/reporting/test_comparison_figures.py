@@ -1,4 +1,4 @@
-"""What the figures of a sweep show, by what is swept."""
+"""Figures of a sweep: heat map, lines, dot plot and curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,22 +19,22 @@ from cifar_pipeline.reporting.sweep_report import figure, write
 NAN = float("nan")
 
 
-def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **others: Any) -> Comparison:
-    """Make a comparison from each trial's values and its accuracy, or its status where it has none."""
-    points, histories = [], {}
-    for place, (values, result) in enumerate(results.items()):
+def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **fields: Any) -> Comparison:
+    """Make a comparison from each trial's values and its accuracy, or its status if it has none."""
+    trials, histories = [], {}
+    for index, (values, result) in enumerate(results.items()):
         accuracy, status = (NAN, result) if isinstance(result, str) else (result, "FINISHED")
-        known = {"val/accuracy": accuracy, "val/loss": 2 - accuracy, "seconds": 5.0}
-        points.append({"run_id": f"r{place}", "name": "-".join(values), "status": status, "reason": "", "reused": False}
-                      | dict(zip(swept, values, strict=False)) | known)  # fmt: skip
+        metrics = {"val/accuracy": accuracy, "val/loss": 2 - accuracy, "seconds": 5.0}
+        trials.append({"run_id": f"r{index}", "name": "-".join(values), "status": status, "reason": "", "reused": False}
+                      | dict(zip(swept, values, strict=False)) | metrics)  # fmt: skip
         end = 0.1 if np.isnan(accuracy) else accuracy
         epochs = np.arange(1, 4)
-        histories[f"r{place}"] = pd.DataFrame({"epoch": epochs, "val/accuracy": end * epochs / 3, "val/loss": 2 - end})
-    return Comparison("a sweep on digits", pd.DataFrame(points), swept, histories, **others)
+        histories[f"r{index}"] = pd.DataFrame({"epoch": epochs, "val/accuracy": end * epochs / 3, "val/loss": 2 - end})
+    return Comparison("a sweep on digits", pd.DataFrame(trials), swept, histories, **fields)
 
 
-def words(axes: Axes) -> list[str]:
-    return [text.get_text() for text in axes.metadata]
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
 
 
 def ticks(axes: Axes) -> tuple[list[str], list[str]]:
@@ -44,26 +44,26 @@ def ticks(axes: Axes) -> tuple[list[str], list[str]]:
     )
 
 
-def drawn(made: Figure) -> Axes:
-    made.draw_without_rendering()
-    for axes in made.axes:
+def drawn(figure: Figure) -> Axes:
+    figure.draw_without_rendering()
+    for axes in figure.axes:
         box = axes.get_tightbbox()
-        assert box is not None and box.x0 >= 0 and box.y0 >= 0 and box.x1 <= made.bbox.x1 and box.y1 <= made.bbox.y1
-    return made.axes[0]
+        assert box is not None and box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    return figure.axes[0]
 
 
-def test_two_choices_make_a_heat_map() -> None:
+def test_two_swept_columns_make_a_heat_map() -> None:
     results: dict[tuple[str, ...], float | str] = {("sgd", "mse"): 0.456, ("sgd", "ce"): 0.5, ("adam", "mse"): "FAILED"}
     axes = drawn(figure(sweep(("optimizer", "loss"), results)))
     assert ticks(axes) == (["mse", "ce"], ["sgd", "adam"])
-    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.metadata}
+    placed = {(round(text.get_position()[0]), round(text.get_position()[1])): text.get_text() for text in axes.texts}
     assert placed == {(0, 0): "45.6", (1, 0): "50.0", (0, 1): "failed"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("loss", "optimizer")
     framed = [patch.get_x() for patch in axes.patches if patch.get_linewidth() > 2]  # type: ignore[attr-defined]
     assert framed == [pytest.approx(0.52)]
 
 
-def test_cells_have_mean_deviation_and_what_is_missing() -> None:
+def test_cells_have_mean_standard_deviation_and_missing_seeds() -> None:
     results: dict[tuple[str, ...], float | str] = {}
     cells: dict[tuple[str, str], tuple[float | str, ...]] = {
         ("sgd", "mse"): (0.5, 0.52), ("sgd", "ce"): (0.6, "FAILED"), ("adam", "mse"): ("FAILED", "KILLED"),
@@ -72,11 +72,11 @@ def test_cells_have_mean_deviation_and_what_is_missing() -> None:
     for values, seeds in cells.items():
         results |= {(*values, str(seed)): result for seed, result in enumerate(seeds)}
     axes = drawn(figure(sweep(("optimizer", "loss", "seed"), results)))
-    assert words(axes) == ["60.0", "1 failed", "51.0", "± 1.41", "40.0", "1 missing", "failed, killed"]
+    assert texts(axes) == ["60.0", "1 failed", "51.0", "± 1.41", "40.0", "1 missing", "failed, killed"]
     assert axes.get_title(loc="left") == "Validation accuracy in %, mean ± standard deviation over 2 seeds"
 
 
-def test_a_heat_maps_numbers_are_in_order_whatever_the_sweeps() -> None:
+def test_numbers_of_a_heat_map_are_sorted() -> None:
     values = [("10", "b"), ("2", "b"), ("10", "a"), ("2", "a")]
     axes = drawn(figure(sweep(("model.width", "loss"), {value: 0.1 * i for i, value in enumerate(values, 1)})))
     assert ticks(axes) == (["b", "a"], ["2", "10"])
@@ -101,7 +101,7 @@ def test_the_darkest_cell_has_the_lowest_loss() -> None:
         (["1e-4", "1e-2"], True),
     ],
 )
-def test_a_swept_number_makes_a_line_on_the_axis_it_asks_for(numbers: list[str], logarithmic: bool) -> None:
+def test_a_swept_number_makes_a_line_on_a_linear_or_logarithmic_axis(numbers: list[str], logarithmic: bool) -> None:
     axes = drawn(figure(sweep(("optimizer.lr",), {(number,): 0.5 for number in numbers})))
     assert axes.get_xscale() == ("log" if logarithmic else "linear")
     assert prefers_log_scale(map(float, numbers)) == logarithmic
@@ -124,7 +124,7 @@ def test_a_line_has_means_bars_seeds_and_crosses() -> None:
     assert ticks(axes)[0] == ["0.001", "0.1", "1"]
 
 
-def test_a_number_swept_in_each_choices_own_range_makes_a_line_a_choice() -> None:
+def test_a_number_swept_in_a_different_range_per_option_makes_a_line_per_option() -> None:
     ranges = {"sgd": ("0.01", "0.03", "0.1"), "adam": ("0.0001", "0.0003", "0.001"), "muon": ("2", "5", "9", "11")}
     results = {(name, lr): 0.5 for name, rates in ranges.items() for lr in rates}
     axes = drawn(figure(sweep(("optimizer", "optimizer.lr"), results)))
@@ -133,14 +133,14 @@ def test_a_number_swept_in_each_choices_own_range_makes_a_line_a_choice() -> Non
     assert [text.get_text() for text in legend.get_texts()] == ["adam", "muon", "sgd", "best"]
 
 
-def test_a_column_of_choices_makes_rows_best_first() -> None:
+def test_a_text_column_makes_rows_best_first() -> None:
     results: dict[tuple[str, ...], float | str] = {("a",): 0.4, ("b",): "FAILED", ("c",): 0.6}
     axes = drawn(figure(sweep(("optimizer",), results)))
     assert ticks(axes)[1] == ["optimizer", "c        ", "a        ", "b        "]
-    assert words(axes) == ["60.00 %", "40.00 %", "failed"]
+    assert texts(axes) == ["60.00 %", "40.00 %", "failed"]
 
 
-def test_three_choices_make_rows_with_all_values() -> None:
+def test_three_swept_columns_make_rows_with_all_values() -> None:
     results = {("sgd", "mse", "lenet"): 0.4, ("adam", "mse", "lenet"): 0.5, ("adam", "ce", "lenet"): 0.3}
     axes = drawn(figure(sweep(("optimizer", "loss", "model"), results)))
     assert [row.split() for row in ticks(axes)[1]] == [
@@ -151,7 +151,7 @@ def test_three_choices_make_rows_with_all_values() -> None:
 def test_seeds_alone_are_a_row_each_with_their_mean() -> None:
     axes = drawn(figure(sweep(("seed",), {("0",): 0.5, ("1",): 0.6})))
     assert [row.strip() for row in ticks(axes)[1]] == ["seed", "1", "0"]
-    assert "55.00 ± 7.07 % (2)" in words(axes)
+    assert "55.00 ± 7.07 % (2)" in texts(axes)
 
 
 def test_curves_are_means_with_a_band_and_a_name() -> None:
@@ -169,7 +169,7 @@ def test_curves_are_means_with_a_band_and_a_name() -> None:
     }
     assert lines == {(0.15, 0.3, 0.45), (0.3, 0.6, 0.9)}
     assert len(axes.collections) == 1  # the band of sgd's two seeds
-    assert words(axes) == ["sgd", "adam", "optimizer"]
+    assert texts(axes) == ["sgd", "adam", "optimizer"]
 
 
 def test_curves_go_as_far_as_all_seeds_did() -> None:
@@ -179,20 +179,20 @@ def test_curves_go_as_far_as_all_seeds_did() -> None:
     assert list(line.get_ydata()) == pytest.approx([0.15, 0.3])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("number", "coloured"), [(12, 12), (13, 8), (40, 8)])
-def test_beyond_twelve_curves_only_the_best_have_colours(number: int, coloured: int) -> None:
+@pytest.mark.parametrize(("number", "colored"), [(12, 12), (13, 8), (40, 8)])
+def test_beyond_twelve_curves_only_the_best_have_colors(number: int, colored: int) -> None:
     results = {(f"model_{i}",): i / number for i in range(number)}
     axes = drawn(curves(sweep(("model",), results)))
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
     assert len(lines) == number
-    assert sum(to_hex(line.get_color()).upper() != OTHER_COLOR for line in lines) == coloured
-    names = [word for word in words(axes) if word.startswith("model_")]
-    assert set(names) == {f"model_{i}" for i in range(number - coloured, number)}
+    assert sum(to_hex(line.get_color()).upper() != OTHER_COLOR for line in lines) == colored
+    names = [word for word in texts(axes) if word.startswith("model_")]
+    assert set(names) == {f"model_{i}" for i in range(number - colored, number)}
     looks = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_color() != OTHER_COLOR}
-    assert len(looks) == coloured
+    assert len(looks) == colored
 
 
-def test_names_are_moved_apart_within_the_axis() -> None:
+def test_labels_are_spread_within_the_axis() -> None:
     assert spread_labels([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
     assert spread_labels([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
     for levels in ([0.0, 0.0, 0.01], [0.99, 1.0, 1.0], sorted(np.random.default_rng(0).uniform(0.4, 0.6, 12))):
@@ -227,14 +227,18 @@ def test_sweeps_of_odd_shapes_are_drawn_within_the_figure(
         drawn(curves(comparison))
 
 
-def test_a_sweep_without_trials_or_epochs_says_so(tmp_path: Path) -> None:
+def test_a_sweep_without_trials_or_epochs_is_drawn_as_a_message(tmp_path: Path) -> None:
     empty = Comparison("nothing", pd.DataFrame(), ("optimizer",))
     assert len(write(empty, tmp_path)) == 5
-    unbegun = {"run_id": "", "name": "", "status": "FAILED", "reason": "it never began", "optimizer": "sgd"}
-    save(figure(Comparison("unbegun", pd.DataFrame([unbegun]), ("optimizer",))), tmp_path / "unbegun.png", dpi=50)
-    assert words(curves(empty).axes[0]) == ["No epoch has ended yet."]
+    not_started = {"run_id": "", "name": "", "status": "FAILED", "reason": "never started", "optimizer": "sgd"}
+    save(
+        figure(Comparison("not_started", pd.DataFrame([not_started]), ("optimizer",))),
+        tmp_path / "not_started.png",
+        dpi=50,
+    )
+    assert texts(curves(empty).axes[0]) == ["No epoch is finished yet."]
 
 
-def test_numbers_are_told_from_words() -> None:
+def test_numbers_are_distinguished_from_text() -> None:
     assert all_numeric(["1", "1e-3", "-0.5"])
     assert not any(map(all_numeric, (["adam"], ["1", "adam"], ["nan"], ["inf"], [""], [])))

@@ -1,4 +1,4 @@
-"""The contact sheet's rows, order and empty places."""
+"""Rows, order and empty cells of the contact sheet."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cifar_pipeline.reporting.image_figures import contact_sheet
 
 
 def numbered(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image i is all of level i."""
+    """Make images of which all pixels of the i-th are i."""
     images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     return images, np.arange(count) % classes
 
@@ -32,13 +32,13 @@ def test_the_first_ten_of_each_class_in_order() -> None:
     assert names(figure) == ["cat", "dog", "ship"]
 
 
-def test_a_class_with_few_images_leaves_places_white() -> None:
+def test_a_class_with_few_images_leaves_cells_white() -> None:
     images, _ = numbered(4, 2)
     figure = contact_sheet(images, np.array([0, 0, 0, 2]), ["cat", "dog", "ship"], "digits")
     assert levels(figure, 3, 3) == [[0, 1, 2], [255, 255, 255], [3, 255, 255]]
 
 
-def test_a_hundred_classes_go_on_to_the_right() -> None:
+def test_a_hundred_classes_continue_in_panels_to_the_right() -> None:
     images, labels = numbered(200, 100)
     classes = [f"class {k}" for k in range(100)]
     figure = contact_sheet(images, labels, classes, "digits")
@@ -55,12 +55,12 @@ def test_classes_that_do_not_fill_the_last_panel_leave_it_white() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 4), (6, 4, 4, 1), (6, 4, 6, 3)])
-def test_grey_and_oblong_images_are_shown(shape: tuple[int, ...]) -> None:
+def test_gray_and_rectangular_images_are_drawn(shape: tuple[int, ...]) -> None:
     figure = contact_sheet(np.zeros(shape, np.uint8), np.arange(6) % 2, ["cat", "dog"], "digits")
     assert levels(figure, 2, 3) == [[0, 0, 0]] * 2
 
 
-def test_memory_mapped_images_are_read_where_needed(tmp_path: Path) -> None:
+def test_memory_mapped_images_are_drawn_alike(tmp_path: Path) -> None:
     images, labels = numbered(40, 4)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -70,6 +70,6 @@ def test_memory_mapped_images_are_read_where_needed(tmp_path: Path) -> None:
     )
 
 
-def test_images_of_floats_are_refused() -> None:
+def test_float_images_are_rejected() -> None:
     with pytest.raises(ValueError, match="uint8"):
         contact_sheet(np.zeros((2, 4, 4, 3)), np.array([0, 1]), ["cat", "dog"], "digits")

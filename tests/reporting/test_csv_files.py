@@ -1,4 +1,4 @@
-"""What is written as CSV is no formula in a spreadsheet, and reads back as it was."""
+"""CSV cells are never formulas in a spreadsheet, and read back unchanged."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.reporting.tables import plain_cell, read_rows, safe_cell, write_rows
+from cifar_pipeline.utils.safe_io import plain_cell, read_rows, safe_cell, write_rows
 
 TEXTS = [
     "=1+1", "+cmd", "-cat", "@sum", "\tx", "\rx", "\nx", "'=1", "''-x", "'quoted'", "\uff1d1", "cat", "", "a,b",
@@ -34,5 +34,5 @@ def test_numbers_stay_numbers(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", [-0.5, -3, None])
-def test_what_is_no_text_is_left_alone(number: object) -> None:
+def test_cells_that_are_not_text_are_unchanged(number: object) -> None:
     assert safe_cell(number) is number

@@ -1,4 +1,4 @@
-"""What all figures share: equal bytes, whole files, readable titles, no global state."""
+"""Properties of all figures: reproducible bytes, atomic files, readable titles, no global state."""
 
 import subprocess
 import sys
@@ -19,20 +19,20 @@ from helpers.source_tree import SRC
 
 TITLE = "LeNet on digits"
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-LABELS, WRONG = np.arange(8) % 2, np.ones(8, np.int64)
+LABELS, PREDICTIONS = np.arange(8) % 2, np.ones(8, np.int64)
 HISTORY = pd.DataFrame({"epoch": [1, 2], "train/loss": [2.0, 1.0], "train/accuracy": [0.2, 0.6], "lr": [0.1, 0.1]})
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "curves": lambda: learning_curves(HISTORY, TITLE),
-    "confusion": lambda: confusion_figure(LABELS, WRONG, ["cat", "dog"], TITLE),
+    "confusion": lambda: confusion_figure(LABELS, PREDICTIONS, ["cat", "dog"], TITLE),
     "filters": lambda: first_layer_figure(np.linspace(-1, 1, 150).reshape(2, 3, 5, 5), TITLE),
-    "mistakes": lambda: error_figure(IMAGES, LABELS, WRONG, np.linspace(0, 1, 8), ["cat", "dog"], 3, TITLE),
+    "errors": lambda: error_figure(IMAGES, LABELS, PREDICTIONS, np.linspace(0, 1, 8), ["cat", "dog"], 3, TITLE),
     "samples": lambda: contact_sheet(IMAGES, LABELS, ["cat", "dog"], TITLE),
 }
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_made_and_saved_twice_gives_equal_bytes(name: str, tmp_path: Path) -> None:
+def test_a_figure_made_and_saved_twice_has_equal_bytes(name: str, tmp_path: Path) -> None:
     for file in ("first.png", "second.png"):
         save(FIGURES[name](), tmp_path / file, dpi=50)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
@@ -43,15 +43,15 @@ def test_every_title_names_the_data(name: str) -> None:
     assert FIGURES[name]().get_suptitle() == TITLE
 
 
-def test_the_file_says_nothing_of_when_or_by_what_it_was_made(tmp_path: Path) -> None:
+def test_the_file_contains_neither_date_nor_version(tmp_path: Path) -> None:
     save(new_figure(6, 2, TITLE), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert not {"Software", "Creation Time", "date"} & set(image.info)
         assert image.size == (900, 300)
 
 
-def test_threads_draw_the_same_as_one(tmp_path: Path) -> None:
-    save(FIGURES["curves"](), tmp_path / "alone.png", dpi=50)
+def test_figures_drawn_in_threads_are_equal(tmp_path: Path) -> None:
+    save(FIGURES["curves"](), tmp_path / "single.png", dpi=50)
 
     def draw(number: int) -> None:
         save(FIGURES["curves"](), tmp_path / f"{number}.png", dpi=50)
@@ -61,7 +61,7 @@ def test_threads_draw_the_same_as_one(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {path.read_bytes() for path in tmp_path.glob("*.png")} == {(tmp_path / "alone.png").read_bytes()}
+    assert {path.read_bytes() for path in tmp_path.glob("*.png")} == {(tmp_path / "single.png").read_bytes()}
 
 
 def test_a_failed_save_leaves_the_old_image(tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_a_long_title_stays_on_the_figure(width: float) -> None:
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1  # type: ignore[attr-defined]
 
 
-def test_dollars_in_a_title_are_no_formula(tmp_path: Path) -> None:
+def test_dollar_signs_in_a_title_are_not_math(tmp_path: Path) -> None:
     save(new_figure(6, 2, "costs $1 and $x^$"), tmp_path / "a.png", dpi=50)
 
 
 def test_drawing_needs_neither_torch_nor_pyplot() -> None:
-    # preprocess draws the contact sheet, and may import neither torch nor lightning nor mlflow.
-    program = (
+    # `preprocess` draws the contact sheet, and must not import torch, lightning or mlflow.
+    code = (
         "import sys, cifar_pipeline.reporting.image_figures, cifar_pipeline.reporting.style\n"
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas', 'matplotlib.pyplot', 'hydra'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=SRC, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""The learning curves' panels, lines and marks."""
+"""Panels, lines and marks of the learning curves."""
 
 import warnings
 from pathlib import Path
@@ -36,7 +36,7 @@ def labels(axes: Axes) -> list[str]:
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
-def test_draws_loss_accuracy_and_rate() -> None:
+def test_loss_accuracy_and_learning_rate_are_drawn() -> None:
     table = history(5)
     loss, accuracy, rate = learning_curves(table, "LeNet on digits").axes
     assert [axes.get_title(loc="left") for axes in (loss, accuracy, rate)] == ["Loss", "Accuracy", "Learning rate"]
@@ -47,14 +47,14 @@ def test_draws_loss_accuracy_and_rate() -> None:
     assert labels(loss) == labels(accuracy) == ["train", "validation"]
 
 
-def test_marks_the_first_of_the_best_epochs() -> None:
+def test_the_first_of_the_best_epochs_is_marked() -> None:
     table = history(4)
     table["val/accuracy"] = [0.2, 0.55, 0.55, 0.3]
     figure = learning_curves(table, "LeNet on digits")
     assert figure.axes[1].get_title(loc="right") == "best validation 55.0 %, epoch 2"
     for axes in figure.axes[:2]:
-        upright = [line for line in axes.get_lines() if list(line.get_xdata()) == [2, 2]]  # type: ignore[arg-type]
-        assert len(upright) == 1
+        vertical = [line for line in axes.get_lines() if list(line.get_xdata()) == [2, 2]]  # type: ignore[arg-type]
+        assert len(vertical) == 1
 
 
 @pytest.mark.parametrize("missing", ["columns", "values"])
@@ -80,14 +80,14 @@ def test_one_epoch_shows_points_above_zero(tmp_path: Path) -> None:
     assert all(line.get_marker() == "o" for line in figure.axes[0].get_lines() if line.get_label() == "train")
 
 
-def test_epochs_that_were_not_validated_are_passed_over() -> None:
+def test_epochs_without_validation_are_skipped() -> None:
     table = history(4)
     table.loc[[0, 2], ["val/loss", "val/accuracy"]] = np.nan
     loss = learning_curves(table, "LeNet on digits").axes[0]
     assert lines(loss)["validation"] == [table["val/loss"][1], table["val/loss"][3]]
 
 
-def test_a_read_csv_with_empty_cells_is_understood(tmp_path: Path) -> None:
+def test_a_csv_with_empty_validation_cells_is_drawn(tmp_path: Path) -> None:
     history(2).assign(**{"val/loss": "", "val/accuracy": ""}).to_csv(tmp_path / "history.csv", index=False)
     figure = learning_curves(pd.read_csv(tmp_path / "history.csv"), "LeNet on digits")
     assert labels(figure.axes[0]) == ["train"]

@@ -1,4 +1,4 @@
-"""The numbers of metrics.json against their definitions, written out slowly."""
+"""Metrics of metrics.json compared with their definitions in plain Python."""
 
 import json
 import warnings
@@ -10,40 +10,40 @@ import torch
 from cifar_pipeline.reporting.metrics import compute_metrics, flatten
 
 
-def drawn(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(images, classes, generator=generator)
     return logits.softmax(1), torch.randint(classes, (images,), generator=generator)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
-    """Guo et al. 2017, equation 3, image by image."""
-    inside: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
+    """Compute equation 3 of Guo et al. 2017 image by image."""
+    binned: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
     for row, label in zip(probabilities.astype(np.float64), labels, strict=True):
         confidence = row.max()
-        inside[min(int(confidence * bins), bins - 1)].append((confidence, float(row.argmax() == label)))
+        binned[min(int(confidence * bins), bins - 1)].append((confidence, float(row.argmax() == label)))
     gaps = [
-        len(pairs) * abs(np.mean([c for c, _ in pairs]) - np.mean([r for _, r in pairs])) for pairs in inside if pairs
+        len(pairs) * abs(np.mean([c for c, _ in pairs]) - np.mean([r for _, r in pairs])) for pairs in binned if pairs
     ]
     return float(sum(gaps) / len(labels))
 
 
 @pytest.mark.parametrize(("images", "classes"), [(500, 10), (300, 3), (600, 30)])
 def test_the_metrics_agree_with_their_definitions(images: int, classes: int) -> None:
-    probabilities, labels = drawn(images, classes)
+    probabilities, labels = random_predictions(images, classes)
     names = [f"class {k}" for k in range(classes)]
     measured = compute_metrics(probabilities, labels, 1.25, names, calibration_bins=15)
 
     p, y = probabilities.numpy(), labels.numpy()
-    guess = p.argmax(1)
+    predicted = p.argmax(1)
     top3 = [label in np.argsort(-row)[:3] for row, label in zip(p, y, strict=True)]
-    assert measured["test"]["accuracy"] == pytest.approx((guess == y).mean(), abs=1e-6)
+    assert measured["test"]["accuracy"] == pytest.approx((predicted == y).mean(), abs=1e-6)
     assert measured["test"]["top3_accuracy"] == pytest.approx(np.mean(top3), abs=1e-6)
     assert measured["test"]["calibration_error"] == pytest.approx(calibration_error(p, y, 15), abs=1e-5)
     assert measured["test"]["loss"] == 1.25
     for k, name in enumerate(names):
-        hits = int(((guess == k) & (y == k)).sum())
-        precision = hits / max(int((guess == k).sum()), 1)
+        hits = int(((predicted == k) & (y == k)).sum())
+        precision = hits / max(int((predicted == k).sum()), 1)
         recall = hits / max(int((y == k).sum()), 1)
         f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
         assert measured["per_class"][name] == pytest.approx(
@@ -52,13 +52,13 @@ def test_the_metrics_agree_with_their_definitions(images: int, classes: int) -> 
 
 
 def test_certain_predictions_belong_to_the_last_bin() -> None:
-    # 0.95 and 1 share the bin from 0.9 to 1, where one of two is right; in bins of their own they would make 0.525.
+    # 0.95 and 1 share the bin from 0.9 to 1 with an accuracy of one half; in separate bins the error would be 0.525.
     probabilities = torch.tensor([[0.95, 0.05], [1.0, 0.0]])
     measured = compute_metrics(probabilities, torch.tensor([0, 1]), 0.0, ["a", "b"], calibration_bins=10)
     assert measured["test"]["calibration_error"] == pytest.approx(abs(0.5 - 0.975), abs=1e-5)
 
 
-def test_a_probability_rounded_above_one_is_not_taken_for_a_logit() -> None:
+def test_a_probability_rounded_above_one_is_not_treated_as_a_logit() -> None:
     exact = torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.5, 0.3]])
     above = exact.clone()
     above[0, 0] = 1.0000002
@@ -76,12 +76,12 @@ def test_a_class_that_is_missing_counts_zero_without_warning() -> None:
 
 
 def test_two_classes_have_a_full_top3() -> None:
-    probabilities, labels = drawn(50, 2)
+    probabilities, labels = random_predictions(50, 2)
     assert compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]["top3_accuracy"] == 1.0
 
 
-def test_the_numbers_survive_json_and_are_the_flat_ones() -> None:
-    probabilities, labels = drawn(137, 3)
+def test_the_metrics_survive_json_and_flattening() -> None:
+    probabilities, labels = random_predictions(137, 3)
     measured = compute_metrics(probabilities, labels, 1 / 3, ["cat", "dog", "ship"], 15)
     back = json.loads(json.dumps(measured))
     assert back == measured
@@ -92,7 +92,7 @@ def test_the_numbers_survive_json_and_are_the_flat_ones() -> None:
     assert len(flat) == 4 + 3 * 4 and all(type(value) is float for value in flat.values())
 
 
-def test_flatten_leaves_out_what_is_no_number() -> None:
+def test_flatten_drops_values_that_are_not_numbers() -> None:
     assert flatten({"dataset": {"name": "digits", "fallback": True, "sizes": {"test": 360}}, "parameters": 62006}) == {
         "dataset/sizes/test": 360.0,
         "parameters": 62006.0,
@@ -100,20 +100,20 @@ def test_flatten_leaves_out_what_is_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "labels", "loss", "classes", "says"),
+    ("probabilities", "labels", "loss", "classes", "message"),
     [
         (torch.rand(4, 3), torch.zeros(4), 0.0, ["a", "b"], r"\[N, 2\]"),
         (torch.rand(4, 2), torch.zeros(3), 0.0, ["a", "b"], r"\[4\]"),
         (torch.rand(0, 2), torch.zeros(0), 0.0, ["a", "b"], "N > 0"),
         (torch.rand(4, 2), torch.full((4,), 2), 0.0, ["a", "b"], "0 to 1"),
-        (torch.randn(4, 2) * 9, torch.zeros(4), 0.0, ["a", "b"], "Probabilities must lie"),
-        (torch.full((4, 2), torch.nan), torch.zeros(4), 0.0, ["a", "b"], "Probabilities must lie"),
+        (torch.randn(4, 2) * 9, torch.zeros(4), 0.0, ["a", "b"], "Probabilities must be in"),
+        (torch.full((4, 2), torch.nan), torch.zeros(4), 0.0, ["a", "b"], "Probabilities must be in"),
         (torch.rand(4, 1), torch.zeros(4), 0.0, ["a"], "two classes"),
         (torch.rand(4, 2), torch.zeros(4), float("nan"), ["a", "b"], "finite"),
     ],
 )
-def test_refuses_what_cannot_be_measured(
-    probabilities: torch.Tensor, labels: torch.Tensor, loss: float, classes: list[str], says: str
+def test_invalid_arguments_are_rejected(
+    probabilities: torch.Tensor, labels: torch.Tensor, loss: float, classes: list[str], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         compute_metrics(probabilities, labels, loss, classes, 15)

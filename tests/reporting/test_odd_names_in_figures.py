@@ -1,4 +1,4 @@
-"""Names of classes and values of sweeps that a font, a file or matplotlib's notation can't take are drawn escaped."""
+"""Class names and sweep values with control characters or math notation are drawn escaped."""
 
 import warnings
 from pathlib import Path
@@ -14,31 +14,30 @@ from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import shorten_value
 
 NAMES = ["\x1b[31mred\x07", r"$x_1$ \alpha $", "\udcff\u202e"]
-SHOWN = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]
-LABELS, ANSWERS = np.array([0, 1, 2]), np.array([1, 2, 0])
+ESCAPED = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]
+LABELS, PREDICTIONS = np.array([0, 1, 2]), np.array([1, 2, 0])
 IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
 FIGURES = {
     "samples": lambda: contact_sheet(IMAGES, LABELS, NAMES, NAMES[0]),
-    "confusion": lambda: confusion_figure(LABELS, ANSWERS, NAMES, NAMES[0]),
-    "mistakes": lambda: error_figure(IMAGES, LABELS, ANSWERS, np.ones(3), NAMES, 3, NAMES[0]),
+    "confusion": lambda: confusion_figure(LABELS, PREDICTIONS, NAMES, NAMES[0]),
+    "errors": lambda: error_figure(IMAGES, LABELS, PREDICTIONS, np.ones(3), NAMES, 3, NAMES[0]),
 }
 
 
-def words(figure: Figure) -> str:
+def all_text(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
-@pytest.mark.parametrize("kind", FIGURES)
-def test_every_name_is_in_the_figure_escaped(kind: str, tmp_path: Path) -> None:
-    figure = FIGURES[kind]()
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_name_is_in_the_figure_escaped(name: str, tmp_path: Path) -> None:
+    figure = FIGURES[name]()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns about a character that the font lacks
+        warnings.simplefilter("error")  # matplotlib warns about characters missing from the font
         save(figure, tmp_path / "figure.png")
-    said = words(figure)
-    for shown in SHOWN:
-        assert shown in said
-    assert not {"\x1b", "\x07", "\udcff", "\u202e"} & set(said)
+    text = all_text(figure)
+    assert all(escaped in text for escaped in ESCAPED)
+    assert not {"\x1b", "\x07", "\udcff", "\u202e"} & set(text)
 
 
 def test_the_values_of_a_sweep_are_escaped_for_its_figures() -> None:
-    assert [shorten_value(name) for name in NAMES] == SHOWN
+    assert [shorten_value(name) for name in NAMES] == ESCAPED

@@ -1,4 +1,4 @@
-"""confusion.csv and predictions.csv, read back and handed to DVC's own renderer."""
+"""confusion.csv and predictions.csv, read back and rendered by DVC."""
 
 import csv
 import json
@@ -25,16 +25,16 @@ def test_confusion_has_a_row_per_image_that_dvc_can_draw(tmp_path: Path) -> None
         ("cat", "cat"), ("dog, big", "ship"), ("ship", "ship"), ("dog, big", "dog, big"),
     ]  # fmt: skip
 
-    drawn = VegaRenderer(
+    rendered = VegaRenderer(
         [dict(row, rev="workspace") for row in rows], "confusion", template="confusion", x="predicted", y="actual",
         anchors_y_definitions=[{"filename": "confusion.csv", "field": "actual"}], revs_with_datapoints=["workspace"],
     ).partial_html()  # fmt: skip
-    content = json.loads(drawn)
+    content = json.loads(rendered)
     assert content["data"]["values"][1]["actual"] == "dog, big"
     assert content["spec"]["encoding"]["x"]["field"] == "predicted"
 
 
-def test_predictions_are_bytes_known_in_advance(tmp_path: Path) -> None:
+def test_predictions_have_known_bytes(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     write_predictions(path, LABELS, PREDICTIONS, PROBABILITIES, CLASSES)
     assert path.read_bytes() == (
@@ -46,7 +46,7 @@ def test_predictions_are_bytes_known_in_advance(tmp_path: Path) -> None:
     )
 
 
-def test_columns_of_unlike_length_leave_the_old_file(tmp_path: Path) -> None:
+def test_columns_of_different_lengths_leave_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "confusion.csv"
     write_confusion(path, LABELS, PREDICTIONS, CLASSES)
     before = path.read_bytes()

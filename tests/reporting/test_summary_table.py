@@ -1,4 +1,4 @@
-"""What `make` prints last, as the person sees it: the script itself is run."""
+"""The summary that `make` prints last, from the script itself."""
 
 import json
 import os
@@ -18,7 +18,7 @@ STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
 def run(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SRC / "summary.py"], cwd=root, env={**os.environ, "COLUMNS": "100", **environment},
+        [sys.executable, SRC / "report.py", "summary"], cwd=root, env={**os.environ, "COLUMNS": "100", **environment},
         capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 
@@ -63,40 +63,40 @@ def fall_back(root: Path) -> None:
 
 
 def commit_all(root: Path) -> None:
-    person = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
-    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
-        subprocess.run(["git", *person, *words], cwd=root, check=True)
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false")
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True)
 
 
-def test_the_summary_says_what_was_reached_and_where_to_look(root: Path) -> None:
-    done = run(root)
-    assert (done.returncode, done.stderr) == (0, "")
-    for words in (
+def test_the_summary_has_the_results_and_where_to_find_them(root: Path) -> None:
+    process = run(root)
+    assert (process.returncode, process.stderr) == (0, "")
+    for expected in (
         "CIFAR-10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "62.34 %", "90.12 %", "45,000",
         "cpu, 2 threads", "3 min 07 s (9,120 images/s)", "1.3 s", "reports/curves.png", "reports/confusion.png",
         "reports/report.html", "make ui", "62,006",
     ):  # fmt: skip
-        assert words in done.stdout, words
-    assert [stage for stage in STAGES if stage not in done.stdout] == []
-    assert "fallback" not in done.stdout and "git restore" not in done.stdout
+        assert expected in process.stdout, expected
+    assert [stage for stage in STAGES if stage not in process.stdout] == []
+    assert "fallback" not in process.stdout and "git restore" not in process.stdout
 
 
-def test_the_fallback_is_named_with_the_way_to_the_real_data(root: Path) -> None:
+def test_the_fallback_is_named_with_the_command_for_the_real_data(root: Path) -> None:
     fall_back(root)
     printed = run(root).stdout
     assert "handwritten digits (fallback)" in printed
-    assert "This is the fallback data set, handwritten digits: no source of the real data answered." in printed
+    assert "This is the fallback data set, handwritten digits: no source of the real data could be reached." in printed
     assert "`make cifar10`" in printed
     assert "git restore" not in printed
 
 
-def test_a_git_clone_is_told_how_to_have_the_published_results_back(root: Path) -> None:
+def test_in_a_git_clone_the_summary_has_the_command_that_restores_the_published_results(root: Path) -> None:
     fall_back(root)
     commit_all(root)
     assert "`git restore dvc.lock reports`" in run(root).stdout
 
 
-def test_a_project_below_the_top_of_its_repository_is_told_so_too(root: Path) -> None:
+def test_the_same_holds_for_a_project_in_a_subfolder_of_its_repository(root: Path) -> None:
     fall_back(root)
     commit_all(root)
     project = root / "projects" / "images"
@@ -105,13 +105,13 @@ def test_a_project_below_the_top_of_its_repository_is_told_so_too(root: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("device", "threads", "words"),
+    ("device", "threads", "expected"),
     [("cpu", 1, "cpu, 1 thread"), ("cpu, 2 threads", "2", "cpu, 2 threads"), ("NVIDIA H100", None, "NVIDIA H100")],
 )
-def test_threads_are_said_once(root: Path, device: str, threads: int | str | None, words: str) -> None:
+def test_threads_are_printed_once(root: Path, device: str, threads: int | str | None, expected: str) -> None:
     write(root / "reports" / "timing.json", {"train": {"device": device, "threads": threads}})
     (line,) = [line for line in run(root).stdout.splitlines() if line.startswith(" device")]
-    assert line.split(maxsplit=1)[1].strip() == words
+    assert line.split(maxsplit=1)[1].strip() == expected
 
 
 def test_a_stage_that_did_not_run_came_from_the_cache(root: Path) -> None:
@@ -124,34 +124,34 @@ def test_a_stage_that_did_not_run_came_from_the_cache(root: Path) -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}])
-def test_piped_it_is_plain_and_within_the_width(root: Path, environment: dict[str, str]) -> None:
+def test_in_a_pipe_the_summary_is_plain_and_within_the_width(root: Path, environment: dict[str, str]) -> None:
     printed = run(root, **environment).stdout
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines())) <= int(environment.get("COLUMNS", "100"))
 
 
-def test_without_results_it_says_what_to_run(tmp_path: Path) -> None:
-    done = run(tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "run `make`" in done.stderr
+def test_without_results_the_message_names_the_command_to_run(tmp_path: Path) -> None:
+    process = run(tmp_path)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr.count("\n") == 1 and "run `make`" in process.stderr
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"test": {}, "dataset": {"fallback": false}}'])
-def test_unreadable_results_are_refused_in_a_sentence(root: Path, content: str) -> None:
+def test_unreadable_results_are_rejected_with_one_sentence(root: Path, content: str) -> None:
     (root / "reports" / "metrics.json").write_text(content)
-    done = run(root)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and "run `make`" in done.stderr
+    process = run(root)
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr and "run `make`" in process.stderr
 
 
 def test_the_summary_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, summary\n"
+    code = (
+        "import sys, cifar_pipeline.reporting.summary\n"
         "heavy = {'torch', 'pandas', 'numpy', 'mlflow', 'matplotlib', 'hydra', 'dvc'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=SRC, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=SRC, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -163,5 +163,5 @@ def test_the_summary_imports_nothing_heavy() -> None:
         ("https://me:secret@runs.example:8443/lab", "https://runs.example:8443/lab"),
     ],
 )
-def test_with_a_server_it_says_where_the_runs_are(tracking_uri: str, page: str) -> None:
+def test_the_summary_has_the_url_of_the_mlflow_server(tracking_uri: str, page: str) -> None:
     assert tracking_url(tracking_uri) == page

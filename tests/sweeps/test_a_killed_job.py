@@ -66,7 +66,7 @@ def test_a_killed_job_fails_its_trial_only_and_the_same_command_finishes_the_swe
     assert 0 < len(killed.epochs) < 20
     # submitit writes the output of a job to a file.
     job_output = "".join(path.read_text() for path in killed.workspace.root.rglob("*_log.out"))
-    assert "finished before" in job_output and "Going on from the checkpoint" in job_output
+    assert "finished before" in job_output and "Resuming from checkpoint" in job_output
 
     sweep = the_sweep(killed.workspace)
     jobs = children(killed.workspace, sweep)

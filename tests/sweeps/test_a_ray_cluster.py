@@ -165,5 +165,5 @@ def test_a_killed_node_fails_its_trial_only_and_the_same_command_finishes_the_sw
     killed = outcome(scenario_killed_node)
     assert sum(run.info.status == "FINISHED" for run in killed.runs_left) == 1
     assert "type the same command again to finish the sweep" in killed.output
-    assert "finished before" in killed.again and "Going on from the checkpoint" in killed.again
+    assert "finished before" in killed.again and "Resuming from checkpoint" in killed.again
     assert_complete(killed)

@@ -9,7 +9,7 @@ from sweep_runs import artifact, children, folder, rows, the_sweep, trained
 from helpers.workspace import Workspace
 
 SWEEP = ("-m", "loss=cross_entropy,raising", "optimizer.lr=0.001,1e9,-1", "trainer.max_epochs=1")
-DIVERGED = "The loss is no finite number any more in epoch 1 (learning rate 1e+09): write a smaller optimizer.lr"
+DIVERGED = "Loss became NaN or infinite in epoch 1 (lr 1e+09). Lower optimizer.lr"
 REFUSED = "optimizer.lr=-1 is not allowed; it must be a number above 0."
 
 

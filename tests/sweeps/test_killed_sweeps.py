@@ -39,7 +39,7 @@ def test_a_killed_sweep_is_resumed_where_it_stopped(outcome):
     parent, first, second = killed.runs_left
     assert [run.info.status for run in (parent, first, second)] == ["RUNNING", "FINISHED", "RUNNING"]
     assert trained(killed.output) == [0, 1] and trained(killed.again) == [2]
-    assert "[0] finished before" in killed.again and "[1] Going on from the checkpoint" in killed.again
+    assert "[0] finished before" in killed.again and "[1] Resuming from checkpoint" in killed.again
 
     sweep = the_sweep(killed.workspace)
     jobs = children(killed.workspace, sweep)

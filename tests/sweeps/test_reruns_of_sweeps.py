@@ -43,7 +43,7 @@ def test_a_killed_rerun_of_a_sweep_does_not_repeat_trials_that_finished_in_it(ou
     assert [run.info.status for run in rerun.runs_left] == ["RUNNING", "FINISHED", "RUNNING"]
     assert trained(rerun.killed) == [0, 1] and trained(rerun.again) == []
     assert "this rerun of the sweep trained it already" in rerun.again
-    assert "[1] Going on from the checkpoint" in rerun.again
+    assert "[1] Resuming from checkpoint" in rerun.again
     assert rerun.ended.info.status == "FINISHED" and rerun.ended.info.run_id == parent.info.run_id
     assert trials(rerun.ended) == [first.info.run_id, second.info.run_id]
     assert rerun.workspace.logged(second) == [1, 2, 3]

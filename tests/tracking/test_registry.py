@@ -208,7 +208,7 @@ def test_the_champion_and_a_runs_model_come_from_mlflow(registry: Registry) -> N
 @pytest.mark.parametrize("address", ["models:/none@champion", "models:/none/1", "runs:/none/last"])
 def test_a_missing_model_in_mlflow_is_an_error(registry: Registry, address: str) -> None:
     with (
-        pytest.raises(UserError, match=f"MLflow has no {address} .*: `make models` lists the registered models"),
+        pytest.raises(UserError, match=f"MLflow has no {address} .*: `make list-models` lists the registered models"),
         resolve_model(address, "", "last"),
     ):
         pass

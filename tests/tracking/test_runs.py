@@ -53,7 +53,7 @@ def test_a_run_has_the_configuration_as_a_file_and_as_parameters(client, tmp_pat
 
 
 def test_a_run_is_tagged_with_the_environment_variables_that_change_numbers(client, monkeypatch):
-    monkeypatch.setattr(source_files, "_at_start", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
+    monkeypatch.setattr(source_files, "_initial_environment", lambda: {"NVIDIA_TF32_OVERRIDE": "1", "HOME": "/home/me"})
     with open_run("variables") as run:
         pass
     tags = client.get_run(run.id).data.tags

@@ -1,4 +1,4 @@
-"""What becomes of a file that a disk, a copy or a crash has damaged."""
+"""Damage files as a disk, a copy or a crash would."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def empty(path: Path) -> None:
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle: of a checkpoint that is the largest tensor, where torch itself does not notice it."""
+    """Flip a bit in the middle, which in a checkpoint is inside the largest tensor, where torch does not notice it."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""One thread: these trainings are too small for more, and their numbers are compared."""
+"""Use a single thread: these trainings are too small for more, and their numbers are compared."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def ready(project: Project, digits: Dataset, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project in which `train` finds what it needs: the small digits and an empty database."""
+    """A project with what `train` needs: the small digits and an empty database."""
     shutil.copytree(digits.folder, project.folder / "data" / "processed")
     (project.folder / "src").symlink_to(ROOT / "src")
     shutil.copy(empty_database, project.folder)
-    # MLflow writes this variable, too: set here, it is taken back at the test's end.
+    # MLflow sets this variable too; monkeypatch restores it after the test.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -1,4 +1,4 @@
-"""A training of a few steps, put together as src/train.py does it, but for MLflow."""
+"""Build a training of a few steps as the train stage does, without MLflow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,11 @@ from cifar_pipeline.training.trainer import (
 )
 from helpers.config_project import Project
 
-CPU = Hardware("cpu", 1, 1, "32-true", "tested")
+CPU = Hardware("cpu", 1, 1, "32-true", "test")
 
 
 class Logged(Logger):
-    """Keeps what is logged, by epoch; an epoch that is logged twice is an error."""
+    """Logger that keeps the metrics of each epoch, and fails if an epoch is logged twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,45 +46,45 @@ class Logged(Logger):
 
 @dataclass
 class Training:
-    """What `train` has in hand before it trains."""
+    """A training before it runs; it then counts optimizer steps and records their learning rates."""
 
     config: DictConfig
     module: Classifier
-    images: ImageDataModule
-    folder: RunDir
+    datamodule: ImageDataModule
+    run_dir: RunDir
     logger: Logged
     steps: int = 0
     rates: tuple[float, ...] = ()
 
     def run(self) -> TrainingResult:
-        hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "tested")
-        average = build_weight_averaging(self.config)
-        plan = TrainingSetup(self.module, self.images, self.config.trainer, hardware, self.folder, average)
-        return fit(plan, self.logger)
+        hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "test")
+        averaging = build_weight_averaging(self.config)
+        setup = TrainingSetup(self.module, self.datamodule, self.config.trainer, hardware, self.run_dir, averaging)
+        return fit(setup, self.logger)
 
 
 def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None) -> Training:
-    """Everything built; `steps` and `rates` then count the optimizer's steps and remember their learning rates."""
-    place = RunDir(folder or project.folder / "training")
-    place.path.mkdir(exist_ok=True)
-    module, images = build_module(config, dataset), build_datamodule(config, dataset)
-    training = Training(config, module, images, place, Logged())
+    """Build a training; it counts its optimizer steps in `steps` and records their learning rates in `rates`."""
+    run_dir = RunDir(folder or project.folder / "training")
+    run_dir.path.mkdir(exist_ok=True)
+    module, datamodule = build_module(config, dataset), build_datamodule(config, dataset)
+    training = Training(config, module, datamodule, run_dir, Logged())
 
-    def note(module: Classifier, *_: Any) -> None:
+    def record(module: Classifier, *_: Any) -> None:
         optimizer: Any = module.optimizers(use_pl_optimizer=False)
         training.steps += 1
         training.rates += (optimizer.param_groups[0]["lr"],)
 
-    usual = module.on_before_optimizer_step
-    module.on_before_optimizer_step = lambda *given: (note(module), usual(*given))[1]  # type: ignore[method-assign]
+    original = module.on_before_optimizer_step
+    module.on_before_optimizer_step = lambda *args: (record(module), original(*args))[1]  # type: ignore[method-assign]
     return training
 
 
 def batch_limit(batches: int) -> list[str]:
-    """Overrides for epochs of so many batches."""
+    """Return overrides that limit epochs to `batches` batches."""
     return [f"trainer.limit_train_batches={batches}", f"trainer.limit_val_batches={batches}"]
 
 
 def without_speed(rows: list[EpochMetrics]) -> list[EpochMetrics]:
-    """What of a training's rows is the same each time."""
+    """Return the rows without the speed, which differs between trainings."""
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]

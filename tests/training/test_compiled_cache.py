@@ -1,4 +1,4 @@
-"""Compiled code comes from a folder that nobody else may write to, and that is for this processor and compiler."""
+"""The cache of compiled code is private to the user, and separate for each processor and compiler."""
 
 import getpass
 import hashlib
@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from cifar_pipeline.training.compiled import cache as module
-from cifar_pipeline.training.compiled.cache import VARIABLE, compiled_cache, machine_key
-from cifar_pipeline.training.compiled.small_conv import OPTIONS, SOURCE
+from cifar_pipeline.training.compiled.cache import CACHE_VARIABLE, compiled_cache, machine_key
+from cifar_pipeline.training.compiled.small_conv import COMPILER_FLAGS, SOURCE
 from helpers.source_tree import SRC
 
 BUILD = f"""
@@ -29,9 +29,9 @@ print(cache_dir())
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A workspace without a cache, and a shell without the variable."""
+    """A workspace without a cache, with the environment variables unset."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     monkeypatch.setenv("TRITON_CACHE_DIR", "")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     compiled_cache.cache_clear()
@@ -46,39 +46,39 @@ def test_a_library_planted_in_the_shared_temporary_folder_is_not_loaded(tmp_path
     workspace.mkdir()
     shared.chmod(0o1777)
     planted.chmod(0o777)
-    # Its name as anybody could compute it, and a file whose loading would be an error.
-    content = SOURCE.read_bytes() + repr((OPTIONS, torch.__version__, platform.node())).encode()
+    # A predictable name, and content that cannot be loaded.
+    content = SOURCE.read_bytes() + repr((COMPILER_FLAGS, torch.__version__, platform.node())).encode()
     name = planted / f"small_convolutions_{hashlib.sha256(content).hexdigest()[:16]}.so"
     name.write_bytes(b"code from elsewhere")
-    environment = {key: value for key, value in os.environ.items() if key not in (VARIABLE, "DVC_ROOT")}
-    ended = subprocess.run(
+    environment = {key: value for key, value in os.environ.items() if key not in (CACHE_VARIABLE, "DVC_ROOT")}
+    completed = subprocess.run(
         [sys.executable, "-c", BUILD],
         cwd=workspace,
         env=environment | {"TMPDIR": str(shared)},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    folder = Path(ended.stdout.strip())
+    assert completed.returncode == 0, completed.stderr
+    folder = Path(completed.stdout.strip())
     assert folder.parent == workspace / ".cache" / "compiled"
     assert list(folder.glob("small_convolutions_*.so"))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert list(planted.iterdir()) == [name]
 
 
-def test_a_folder_that_others_may_write_to_is_made_anew(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_others_may_write_to_is_recreated(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = compiled_cache()
     (folder / "planted.so").touch()
     folder.chmod(0o777)
     compiled_cache.cache_clear()
-    os.environ[VARIABLE] = ""
+    os.environ[CACHE_VARIABLE] = ""
     assert compiled_cache() == folder
     assert list(folder.iterdir()) == []
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert "was not this user's alone" in " ".join(capsys.readouterr().err.split())
+    assert "was not private to this user" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_link_in_its_place_is_not_followed(fresh: Path) -> None:
+def test_a_link_as_cache_folder_is_not_followed(fresh: Path) -> None:
     elsewhere = fresh / "elsewhere"
     elsewhere.mkdir(0o700)
     parent = fresh / ".cache" / "compiled"
@@ -88,24 +88,26 @@ def test_a_link_in_its_place_is_not_followed(fresh: Path) -> None:
     assert not folder.is_symlink() and folder.is_dir()
 
 
-def test_a_named_folder_is_taken_where_it_is_safe(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(fresh / "mine"))
+def test_the_folder_of_the_environment_variable_is_used_if_it_is_private(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(fresh / "mine"))
     assert compiled_cache() == fresh / "mine"
     compiled_cache.cache_clear()
     (fresh / "mine").chmod(0o777)
     assert compiled_cache().parent == fresh / ".cache" / "compiled"
 
 
-def test_without_a_place_in_the_workspace_a_temporary_folder_is_taken(
+def test_without_a_writable_workspace_a_temporary_folder_is_used(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (fresh / ".cache").write_text("a file in the way, as a read-only disk would be")
     folder = compiled_cache()
     assert fresh not in folder.parents and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert "for this time only" in " ".join(capsys.readouterr().err.split())
+    assert "using a temporary directory" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_key_is_another_for_another_processor_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_key_depends_on_processor_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {machine_key()}
     monkeypatch.setattr(module, "_processor", lambda: "flags : avx2")
     keys.add(machine_key())

@@ -1,4 +1,4 @@
-"""A damaged checkpoint costs the epoch since the one before it, never the training, and never its result."""
+"""A damaged checkpoint costs at most one epoch: the training resumes from the previous one, with the same result."""
 
 import errno
 import shutil
@@ -22,7 +22,7 @@ EPOCHS = 3
 
 
 def put_another(path: Path) -> None:
-    """That of another training, with weights of the same shapes."""
+    """Replace a checkpoint by one of another training with the same shapes."""
     checkpoint = read_checkpoint(path)
     torch.save({**checkpoint, "fingerprint": "another"}, path)
 
@@ -39,22 +39,22 @@ def config() -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[EpochMetrics]:
-    """What the training comes to that nothing happens to."""
-    return without_speed(start(Project(tmp_path_factory.mktemp("whole")), config, digits).run().rows)
+def undisturbed(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[EpochMetrics]:
+    """The rows of a training without interruption."""
+    return without_speed(start(Project(tmp_path_factory.mktemp("undisturbed")), config, digits).run().rows)
 
 
 @pytest.fixture(scope="module")
-def broken_off(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A training that was stopped in its last epoch. Only to look at: see `copy`."""
-    project = Project(tmp_path_factory.mktemp("broken off"))
+def interrupted(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A training that was stopped in its last epoch; use `copy` to change it."""
+    project = Project(tmp_path_factory.mktemp("interrupted"))
     training = start(project, config, digits)
-    usual = training.module.on_train_epoch_start
+    original = training.module.on_train_epoch_start
 
     def stop() -> None:
         if training.module.current_epoch == EPOCHS - 1:
             raise KeyboardInterrupt
-        usual()
+        original()
 
     training.module.on_train_epoch_start = stop  # type: ignore[method-assign]
     with pytest.raises(SystemExit):
@@ -63,41 +63,45 @@ def broken_off(config: DictConfig, digits: Dataset, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def copy(broken_off: Project, tmp_path: Path) -> Project:
-    shutil.copytree(broken_off.folder, tmp_path / "copy")
+def copy(interrupted: Project, tmp_path: Path) -> Project:
+    shutil.copytree(interrupted.folder, tmp_path / "copy")
     return Project(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("damage", [cut_off, empty, flip_a_bit, put_another, put_something_else])
-def test_the_checkpoint_before_a_damaged_one_is_taken_and_that_is_said(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_the_previous_one_is_used(
     copy: Project,
     config: DictConfig,
     digits: Dataset,
-    whole: list[EpochMetrics],
+    undisturbed: list[EpochMetrics],
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
 ) -> None:
     again = start(copy, config, digits)
-    damage(checkpoint_path(again.folder.path, LAST))
+    damage(checkpoint_path(again.run_dir.path, LAST))
     rows = again.run().rows
-    said = capsys.readouterr()
-    before = checkpoint_path(again.folder.path, PREVIOUS)
-    assert "passed over" in said.err and f"Going on from the checkpoint {before}" in said.out
-    assert without_speed(rows) == whole
+    output = capsys.readouterr()
+    previous = checkpoint_path(again.run_dir.path, PREVIOUS)
+    assert "Skipping it." in output.err and f"Resuming from checkpoint {previous}" in output.out
+    assert without_speed(rows) == undisturbed
 
 
-def test_where_all_checkpoints_are_damaged_the_training_begins_anew(
-    copy: Project, config: DictConfig, digits: Dataset, whole: list[EpochMetrics], capsys: pytest.CaptureFixture[str]
+def test_a_training_with_only_damaged_checkpoints_starts_from_scratch(
+    copy: Project,
+    config: DictConfig,
+    digits: Dataset,
+    undisturbed: list[EpochMetrics],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     again = start(copy, config, digits)
     for name in (LAST, PREVIOUS):
-        cut_off(checkpoint_path(again.folder.path, name))
-    assert without_speed(again.run().rows) == whole
-    assert capsys.readouterr().err.count("passed over") == 2
+        cut_off(checkpoint_path(again.run_dir.path, name))
+    assert without_speed(again.run().rows) == undisturbed
+    assert capsys.readouterr().err.count("Skipping it.") == 2
     assert sorted(again.logger.epochs) == list(range(1, EPOCHS + 1))
 
 
-def test_a_disk_that_fails_says_nothing_about_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_error_is_not_taken_for_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"state_dict": {}}, checkpoint_path(tmp_path, LAST))
 
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What is drawn inside the network differs between seeds, epochs and the processes of a training."""
+"""Dropout masks differ between seeds, epochs and ranks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from helpers.config_project import Project
 
 
 class Dropping(nn.Module):
-    """Keeps which of its inputs dropout left."""
+    """A network that records its dropout masks."""
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ def test_seeds_4096_apart_and_epochs_drop_other_inputs(project: Project, digits:
 
 
 @pytest.mark.parametrize("seed", [0, 4095, 2**32 - 1])
-def test_each_process_draws_for_itself(project: Project, digits: Dataset, seed: int) -> None:
+def test_each_rank_draws_its_own_dropout_masks(project: Project, digits: Dataset, seed: int) -> None:
     module = build_module(project.compose(f"seed={seed}"), digits)
 
     def drawn(rank: int, epoch: int) -> tuple[float, ...]:
-        # What Lightning's trainer of that process says, without another process.
+        # A stand-in for the trainer of that rank, without another process.
         trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch, max_epochs=3)
         process = SimpleNamespace(seed=seed, current_epoch=epoch, trainer=trainer, steps_per_epoch=lambda: 1)
         Classifier.on_train_epoch_start(process)  # type: ignore[arg-type]
         return tuple(nn.functional.dropout(torch.ones(64), 0.5).tolist())
 
     assert module.seed == seed
-    drawings = [drawn(rank, epoch) for rank in range(8) for epoch in range(3)]
-    assert len(set(drawings)) == len(drawings)
-    assert drawings[0] == drawn(0, 0)
+    drawn_masks = [drawn(rank, epoch) for rank in range(8) for epoch in range(3)]
+    assert len(set(drawn_masks)) == len(drawn_masks)
+    assert drawn_masks[0] == drawn(0, 0)

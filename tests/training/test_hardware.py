@@ -1,4 +1,4 @@
-"""What a training runs on is chosen by one rule, and what is not here is refused."""
+"""Selection of accelerator, threads and precision; unavailable hardware is refused."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 
 
-def test_threads_that_are_asked_for_are_taken(project: Project) -> None:
+def test_a_requested_number_of_threads_is_used(project: Project) -> None:
     config = project.compose("runtime.threads=1", "runtime.accelerator=cpu")
     hardware = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (hardware.threads, torch.get_num_threads()) == (1, 1)
-    assert str(hardware) == "cpu, 1 thread (asked for), precision 32-true"
+    assert str(hardware) == "cpu, 1 thread (requested), precision 32-true"
 
 
-def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_precision_turns_tf32_off_for_convolutions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     config = project.compose("precision=fp32")
@@ -26,28 +26,26 @@ def test_single_precision_is_that_of_convolutions_too(project: Project, monkeypa
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_a_precision_that_the_accelerator_does_not_have_is_refused(project: Project) -> None:
+def test_a_precision_that_the_accelerator_does_not_support_is_refused(project: Project) -> None:
     config = project.compose("precision.cpu=16-mixed", "runtime.accelerator=cpu")
     with pytest.raises(
-        UserError, match=r"precision\.cpu=16-mixed cannot be had: .* write precision\.cpu=bf16-mixed, or"
+        UserError, match=r"precision\.cpu=16-mixed is not supported: .* use precision\.cpu=bf16-mixed, or"
     ):
         select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 
 @pytest.mark.parametrize("name", ["cuda", "gpu", "mps", "cudda"])
-def test_an_accelerator_that_is_not_here_is_refused(
-    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_an_unavailable_accelerator_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     config = project.compose(f"runtime.accelerator={name}")
-    with pytest.raises(UserError, match=rf"runtime\.accelerator={name}: this machine has cpu; write auto"):
+    with pytest.raises(
+        UserError, match=rf"runtime\.accelerator={name}: this machine has cpu; use runtime\.accelerator=auto"
+    ):
         select_hardware(config.runtime, config.precision, cores=3, images=1000)
 
 
-def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_selects_a_gpu_if_available_and_its_precision(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     config = project.compose("precision=auto")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -58,7 +56,7 @@ def test_auto_takes_a_gpu_where_there_is_one_and_the_precision_that_suits_it(
     assert (gpu.accelerator, gpu.precision) == ("cuda", "bf16-mixed")
 
 
-def test_a_gpu_that_torch_can_not_use_is_no_missing_gpu(
+def test_a_gpu_that_torch_cannot_use_is_reported_with_the_reason(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -71,15 +69,15 @@ def test_a_gpu_that_torch_can_not_use_is_no_missing_gpu(
     monkeypatch.setattr(torch.cuda, "init", broken)
     config = project.compose()
     options = {"cores": 3, "images": 1000}
-    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "gpus")
+    monkeypatch.setattr(hardware, "NVIDIA_DRIVER_GPUS", tmp_path / "gpus")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
     for _ in range(2):
-        assert select_hardware(config.runtime, config.precision, **options).reason == "the GPU can't be used"
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "torch can't use it (The NVIDIA driver on your system is too old" in said
-    asked = project.compose("runtime.accelerator=gpu")
-    with pytest.raises(UserError, match=r"has cpu \(and an NVIDIA GPU that torch can't use: The NVIDIA driver"):
-        select_hardware(asked.runtime, asked.precision, **options)
+        assert select_hardware(config.runtime, config.precision, **options).reason == "GPU unusable"
+    warnings = capsys.readouterr().err
+    assert warnings.count("\n") == 1 and "torch cannot use it (The NVIDIA driver on your system is too old" in warnings
+    requested = project.compose("runtime.accelerator=gpu")
+    with pytest.raises(UserError, match=r"has cpu \(and an NVIDIA GPU that torch cannot use: The NVIDIA driver"):
+        select_hardware(requested.runtime, requested.precision, **options)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"

@@ -1,4 +1,4 @@
-"""Each loss of conf/loss/ against the formula in its file, in NumPy and double precision."""
+"""Each loss of conf/loss/ equals its formula, computed with NumPy in double precision."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def batch() -> tuple[Array, Array]:
-    """Logits `[7, 10] float64` with some that are far out, and labels `[7] int64`."""
+    """Logits `[7, 10] float64` with some outliers, and labels `[7] int64`."""
     random = np.random.default_rng(0)
     logits = random.normal(size=(IMAGES, CLASSES), scale=2.0)
     logits[0, :2] = 30.0, -30.0
     return logits, random.integers(0, CLASSES, IMAGES)
 
 
-def chosen(name: str) -> nn.Module:
-    """The loss as a training builds it from its file, all images alike."""
+def build(name: str) -> nn.Module:
+    """Build the loss from its file as a training does, without class weights."""
     options: Any = OmegaConf.load(ROOT / "conf" / "loss" / f"{name}.yaml")
     loss: nn.Module = hydra.utils.instantiate(target_config(options, "loss"))
     return loss
@@ -97,36 +97,36 @@ def test_every_loss_of_conf_has_its_formula_here() -> None:
 @pytest.mark.parametrize("name", FORMULAS)
 def test_each_loss_is_its_formula(name: str) -> None:
     z, y = batch()
-    found = chosen(name)(torch.from_numpy(z), torch.from_numpy(y))
-    assert found.shape == ()
-    assert found.item() == pytest.approx(FORMULAS[name](z, y), rel=1e-10, abs=1e-10)
+    actual = build(name)(torch.from_numpy(z), torch.from_numpy(y))
+    assert actual.shape == ()
+    assert actual.item() == pytest.approx(FORMULAS[name](z, y), rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_each_gradient_is_the_formulas_slope(name: str) -> None:
     z, y = batch()
     logits = torch.from_numpy(z).requires_grad_()
-    chosen(name)(logits, torch.from_numpy(y)).backward()
-    slopes, reach = np.zeros_like(z), 1e-5
-    for place in np.ndindex(z.shape):
+    build(name)(logits, torch.from_numpy(y)).backward()
+    slopes, epsilon = np.zeros_like(z), 1e-5
+    for index in np.ndindex(z.shape):
         up, down = z.copy(), z.copy()
-        up[place] += reach
-        down[place] -= reach
-        slopes[place] = (FORMULAS[name](up, y) - FORMULAS[name](down, y)) / (2 * reach)
+        up[index] += epsilon
+        down[index] -= epsilon
+        slopes[index] = (FORMULAS[name](up, y) - FORMULAS[name](down, y)) / (2 * epsilon)
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), slopes, atol=1e-6)
 
 
 def test_focal_weighs_an_images_own_class_by_alpha() -> None:
     z, y = batch()
-    found = FocalLoss(alpha=0.25, gamma=1.5)(torch.from_numpy(z), torch.from_numpy(y))
-    assert found.item() == pytest.approx(focal(z, y, alpha=0.25, gamma=1.5), rel=1e-10)
+    actual = FocalLoss(alpha=0.25, gamma=1.5)(torch.from_numpy(z), torch.from_numpy(y))
+    assert actual.item() == pytest.approx(focal(z, y, alpha=0.25, gamma=1.5), rel=1e-10)
 
 
 def test_focal_without_focus_is_binary_cross_entropy() -> None:
     z, y = batch()
-    found = FocalLoss(alpha=-1, gamma=0)(torch.from_numpy(z), torch.from_numpy(y))
-    assert found.item() == pytest.approx(binary_cross_entropy(z, y), rel=1e-10)
+    actual = FocalLoss(alpha=-1, gamma=0)(torch.from_numpy(z), torch.from_numpy(y))
+    assert actual.item() == pytest.approx(binary_cross_entropy(z, y), rel=1e-10)
 
 
 @pytest.mark.parametrize(("alpha", "gamma", "key"), [(1.5, 2.0, "alpha"), (-0.5, 2.0, "alpha"), (0.25, -1.0, "gamma")])
@@ -141,6 +141,6 @@ def test_half_precision_logits_are_summed_in_single_precision(loss: nn.Module, c
     torch.manual_seed(0)
     logits: Tensor = torch.randn(count, CLASSES).bfloat16()
     labels = torch.randint(0, CLASSES, (count,))
-    found = loss(logits, labels)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), loss(logits.double(), labels), rtol=1e-5, atol=1e-6)
+    actual = loss(logits, labels)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), loss(logits.double(), labels), rtol=1e-5, atol=1e-6)

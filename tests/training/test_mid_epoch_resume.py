@@ -1,4 +1,4 @@
-"""A training that was stopped within an epoch goes on within it, and ends as if nothing had happened."""
+"""A training that was stopped inside an epoch resumes there and ends with the same result."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, bui
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import Project, options_of
 
-COMPILED = Engine("compiled", "tested", 2, 3)
+COMPILED = Engine("compiled", "test", 2, 3)
 AFTER_EACH_STEP = 1e-9  # seconds
 
 
 class WithDropout(nn.Module):
-    """Randomness inside the network, which has to go on as well."""
+    """A network with dropout, whose random state has to be resumed too."""
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -35,79 +35,83 @@ class WithDropout(nn.Module):
 
 
 GROUPS = ("optimizer", "scheduler", "augmentation", "weight_averaging")
-CHOICES = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
+OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 
 
 @pytest.fixture(autouse=True)
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To compile takes long, and tests/training/test_compiled_steps.py does it."""
-    monkeypatch.setattr(step, "compiled", lambda graph, arguments: graph)
+    """Skip the compilation, which takes long and is tested in test_compiled_steps.py."""
+    monkeypatch.setattr(step, "compile_graph", lambda graph, arguments: graph)
 
 
-def restless(project: Project, *more: str) -> DictConfig:
+def config_with_randomness(project: Project, *more: str) -> DictConfig:
     short = ("trainer.batch_size=9", "trainer.max_epochs=2")
     return project.compose("scheduler=cosine", "optimizer=adam", "augmentation=flip_crop", *short, *more)
 
 
 class Trained:
-    """One process's share of a training in `folder`, stopped after some batches if so wished."""
+    """A training in `folder`, stopped after `stop_after` batches unless that is 0."""
 
     def __init__(self, config: DictConfig, dataset: Dataset, engine: Engine, folder: Path, stop_after: int = 0) -> None:
         folder.mkdir(exist_ok=True)
-        self.module, pictures = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
+        self.module, datamodule = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
         network = WithDropout(3, dataset.shape[0], len(dataset.classes))
         self.module.net.net = network  # type: ignore[assignment]
         self.rows: list[EpochMetrics] = []
-        seen, usual = [], self.module.on_train_batch_start
+        seen, original = [], self.module.on_train_batch_start
 
         def begin(batch: Any, index: int) -> None:
             seen.append(index)
             if len(seen) == stop_after:
                 raise KeyboardInterrupt
-            usual(batch, index)
+            original(batch, index)
 
         self.module.on_train_batch_start = begin  # type: ignore[method-assign]
         try:
-            average, place = build_weight_averaging(config), RunDir(folder)
-            plan = TrainingSetup(
-                self.module, pictures, config.trainer, CPU, place, average, checkpoint_interval_seconds=AFTER_EACH_STEP
+            averaging, run_dir = build_weight_averaging(config), RunDir(folder)
+            setup = TrainingSetup(
+                self.module,
+                datamodule,
+                config.trainer,
+                CPU,
+                run_dir,
+                averaging,
+                checkpoint_interval_seconds=AFTER_EACH_STEP,
             )
-            self.rows = fit(plan, Logged()).rows
+            self.rows = fit(setup, Logged()).rows
         except Interrupted:
             assert stop_after
         self.batches = len(seen)
 
 
-def is_equal(one: Trained, other: Trained) -> None:
+def assert_equal(one: Trained, other: Trained) -> None:
     assert without_speed(one.rows) == without_speed(other.rows)
     for name, value in one.module.state_dict().items():
         assert torch.equal(other.module.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("engine", [EAGER, COMPILED], ids=["eager", "compiled"])
-@pytest.mark.parametrize("choice", CHOICES)
-def test_a_training_stopped_within_an_epoch_ends_with_the_same_weights_and_means(
-    project: Project, digits: Dataset, engine: Engine, choice: str
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_training_resumed_within_an_epoch_ends_with_the_same_weights_and_metrics(
+    project: Project, digits: Dataset, engine: Engine, option: str
 ) -> None:
-    config = restless(project, choice)
+    config = config_with_randomness(project, option)
     if engine.is_compiled and config.optimizer.get("full_batch"):
-        pytest.skip("a full batch is never in blocks")
+        pytest.skip("the compiled engine does not support full batches")
     if engine.is_compiled and config.weight_averaging._target_ is not None:
-        pytest.skip("weights that are averaged are never stepped in blocks")
-    whole = Trained(config, digits, engine, project.folder / "whole")
-    stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * whole.batches // 3)
-    going_on = Trained(config, digits, engine, project.folder / "abc")
-    is_equal(whole, going_on)
+        pytest.skip("the compiled engine does not support weight averaging")
+    undisturbed = Trained(config, digits, engine, project.folder / "undisturbed")
+    stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * undisturbed.batches // 3)
+    resumed = Trained(config, digits, engine, project.folder / "abc")
+    assert_equal(undisturbed, resumed)
     if not config.optimizer.get("full_batch"):
-        # Nothing is done twice but the batch at which it was stopped.
-        assert stopped.batches + going_on.batches == whole.batches + 1
+        # Only the batch at which it was stopped is repeated.
+        assert stopped.batches + resumed.batches == undisturbed.batches + 1
 
 
-def test_going_on_at_an_epochs_smaller_last_batch_it_takes_the_others_in_blocks(
-    project: Project, digits: Dataset
-) -> None:
-    """Compiled and single steps differ in their last bits, so which are compiled must not depend on a kill."""
-    config = restless(project, "trainer.batch_size=20")
+def test_a_training_resumed_at_a_smaller_last_batch_compiles_full_batches(project: Project, digits: Dataset) -> None:
+    """Compiled and eager steps differ in their last bits, so which are compiled must not depend on an interruption."""
+    config = config_with_randomness(project, "trainer.batch_size=20")
     Trained(config, digits, COMPILED, project.folder / "abc", stop_after=3)
-    going_on = Trained(config, digits, COMPILED, project.folder / "abc")
-    assert going_on.module.batch_size == config.trainer.batch_size
+    resumed = Trained(config, digits, COMPILED, project.folder / "abc")
+    assert resumed.module.batch_size == config.trainer.batch_size

@@ -1,4 +1,4 @@
-"""Each optimizer of conf/optimizer/, as a training builds it, against NumPy written from the formulas: 100 steps."""
+"""Each optimizer of conf/optimizer/ equals its formulas in NumPy over 100 steps."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from helpers.config_project import ROOT, options_of
 
-# The problem is softmax regression, one batch after another, in double precision. Its gradient is worked out by hand:
-# nothing that is compared comes from torch but the optimizer's own step.
+# Softmax regression in double precision, with a gradient derived by hand: only the optimizer's step comes from torch.
 STEPS, EXAMPLES, FEATURES, CLASSES, BATCH = 100, 60, 6, 4, 20
 
 Array = np.ndarray
@@ -22,22 +21,22 @@ Rule = Callable[[Array, Iterator[Array], Any], None]
 
 
 def options(name: str, **others: Any) -> DictConfig:
-    """An option's values as its file has them, but for `others`."""
+    """Load the values of an option, overridden by `others`."""
     loaded = OmegaConf.load(ROOT / "conf" / "optimizer" / f"{name}.yaml")
     assert isinstance(loaded, DictConfig)
     loaded.merge_with(others)
     return loaded
 
 
-def build(chosen: DictConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """`full_batch` is the engine's, everything else the constructor's."""
-    arguments = OmegaConf.masked_copy(chosen, [str(key) for key in chosen if key != "full_batch"])
+def build(config: DictConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Build the optimizer; all values except `full_batch` are arguments of its constructor."""
+    arguments = OmegaConf.masked_copy(config, [str(key) for key in config if key != "full_batch"])
     optimizer: torch.optim.Optimizer = hydra.utils.instantiate(arguments)(parameters)
     return optimizer
 
 
 def gradient(theta: Array, step: int, full_batch: bool) -> Array:
-    """Of `-mean_i log softmax(x_i theta)[y_i]`: `x^T (p - t) / n`, on the step's batch or on everything."""
+    """Return the gradient of `-mean_i log softmax(x_i theta)[y_i]`, `x^T (p - t) / n`, on a batch or all examples."""
     random = np.random.default_rng(0)
     x, y = random.normal(size=(EXAMPLES, FEATURES)), random.integers(0, CLASSES, EXAMPLES)
     if not full_batch:
@@ -99,7 +98,7 @@ RULES: dict[str, Rule] = {
     "rmsprop": rmsprop,
 }
 
-# Each as its file has it, then with every term of its formula at work and a rate that goes somewhere.
+# Each with the values of its file, then with every term of its formula in effect and a high learning rate.
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in RULES),
     ("sgd", {"lr": 0.1, "momentum": 0.0}),
@@ -117,31 +116,31 @@ def test_every_optimizer_of_conf_is_tested_here() -> None:
 
 @pytest.mark.parametrize(("name", "others"), CASES, ids=lambda case: str(case))
 def test_a_hundred_steps_are_the_formulas(name: str, others: dict[str, Any]) -> None:
-    chosen = options(name, **others)
+    config = options(name, **others)
     start = np.random.default_rng(1).normal(size=(FEATURES, CLASSES))
 
     expected = start.copy()
-    RULES[name](expected, (gradient(expected, step, chosen.full_batch) for step in range(STEPS)), chosen)
+    RULES[name](expected, (gradient(expected, step, config.full_batch) for step in range(STEPS)), config)
 
     theta = nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = build(chosen, [theta])
+    optimizer = build(config, [theta])
     for step in range(STEPS):
-        theta.grad = torch.from_numpy(gradient(theta.detach().numpy(), step, chosen.full_batch))
+        theta.grad = torch.from_numpy(gradient(theta.detach().numpy(), step, config.full_batch))
         optimizer.step()
 
-    assert np.abs(expected - start).max() > 1e-2, "the problem did not move: nothing was compared"
+    assert np.abs(expected - start).max() > 1e-2, "the parameters did not move, so nothing was compared"
     np.testing.assert_allclose(theta.detach().numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_only_gradient_descent_takes_the_whole_train_part() -> None:
+def test_only_gradient_descent_uses_the_full_batch() -> None:
     assert [name for name in options_of("optimizer", own=True) if options(name).full_batch] == ["gradient_descent"]
 
 
-def muon_steps(chosen: DictConfig, shape: tuple[int, ...], steps: int) -> tuple[Array, list[Array]]:
-    """How far each step moves a parameter of this shape, and the random gradients that moved it."""
+def muon_steps(config: DictConfig, shape: tuple[int, ...], steps: int) -> tuple[Array, list[Array]]:
+    """Return the update of each step to a parameter of this shape, and the random gradients."""
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
-    optimizer = build(chosen, [parameter])
+    optimizer = build(config, [parameter])
     gradients, moves = [], []
     for _ in range(steps):
         before = parameter.detach().clone()
@@ -154,10 +153,10 @@ def muon_steps(chosen: DictConfig, shape: tuple[int, ...], steps: int) -> tuple[
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84), (40, 10)])
 def test_muon_moves_every_direction_of_a_weight_matrix_equally_far(shape: tuple[int, ...]) -> None:
-    chosen = options("muon")
+    config = options("muon")
     rows, columns = shape[0], int(np.prod(shape[1:]))
-    moves, _ = muon_steps(chosen, shape, steps=3)
-    distance = chosen.lr * max(1, rows / columns) ** 0.5
+    moves, _ = muon_steps(config, shape, steps=3)
+    distance = config.lr * max(1, rows / columns) ** 0.5
     spectra = np.linalg.svd(moves.reshape(-1, rows, columns), compute_uv=False) / distance
     # Five iterations in bf16 bring singular values near 1, not to it.
     assert spectra.min() > 0.6
@@ -165,34 +164,34 @@ def test_muon_moves_every_direction_of_a_weight_matrix_equally_far(shape: tuple[
 
 
 def test_muon_goes_where_the_nearest_orthogonal_matrix_points() -> None:
-    chosen = options("muon", momentum=0.0, nesterov=False)
-    moves, gradients = muon_steps(chosen, (16, 6, 5, 5), steps=1)
+    config = options("muon", momentum=0.0, nesterov=False)
+    moves, gradients = muon_steps(config, (16, 6, 5, 5), steps=1)
     u, _, vt = np.linalg.svd(gradients[0].reshape(16, -1), full_matrices=False)
-    expected, found = -u @ vt, moves[0].reshape(16, -1)
-    assert (expected * found).sum() / np.linalg.norm(expected) / np.linalg.norm(found) > 0.98
+    expected, actual = -u @ vt, moves[0].reshape(16, -1)
+    assert (expected * actual).sum() / np.linalg.norm(expected) / np.linalg.norm(actual) > 0.98
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 10)])
 def test_muon_moves_biases_and_narrow_matrices_by_adamw(shape: tuple[int, ...]) -> None:
-    chosen = options("muon", nesterov=False, weight_decay=0.1)
-    moves, gradients = muon_steps(chosen, shape, STEPS)
+    config = options("muon", nesterov=False, weight_decay=0.1)
+    moves, gradients = muon_steps(config, shape, STEPS)
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     start = parameter.detach().clone()
-    rate = chosen.lr * chosen.fallback_lr_scale
+    rate = config.lr * config.fallback_lr_scale
     # 1e-7 is timm's.
-    reference = torch.optim.AdamW([parameter], lr=rate, betas=tuple(chosen.betas), eps=1e-7, weight_decay=0.1)
+    reference = torch.optim.AdamW([parameter], lr=rate, betas=tuple(config.betas), eps=1e-7, weight_decay=0.1)
     for g in gradients:
         parameter.grad = torch.from_numpy(g)
         reference.step()
     np.testing.assert_allclose(moves.sum(axis=0), (parameter.detach() - start).numpy(), rtol=1e-9, atol=1e-10)
 
 
-def test_muon_as_it_stands_lets_adamw_look_ahead() -> None:
-    chosen = options("muon")
-    assert chosen.nesterov
-    moves, gradients = muon_steps(chosen, (6,), STEPS)
-    rate, (b1, b2) = chosen.lr * chosen.fallback_lr_scale, chosen.betas
+def test_muon_by_default_uses_nesterov_in_adamw_too() -> None:
+    config = options("muon")
+    assert config.nesterov
+    moves, gradients = muon_steps(config, (6,), STEPS)
+    rate, (b1, b2) = config.lr * config.fallback_lr_scale, config.betas
     m, v = np.zeros(6), np.zeros(6)
     for t, g in enumerate(gradients, start=1):
         m = b1 * m + (1 - b1) * g
@@ -211,28 +210,28 @@ def test_muon_warns_of_nothing() -> None:
 FILTERS = (16, 6, 3, 3)
 
 
-def test_normed_muon_turns_filters_of_a_fixed_length_towards_the_nearest_orthogonal_matrix() -> None:
-    chosen = options("normed_muon", momentum=0.0)
+def test_normed_muon_moves_normalized_filters_towards_the_nearest_orthogonal_matrix() -> None:
+    config = options("normed_muon", momentum=0.0)
     torch.manual_seed(0)
     filters = nn.Parameter(torch.randn(FILTERS, dtype=torch.float64))
     start = filters.detach().numpy().reshape(16, -1).copy()
     filters.grad = torch.randn(FILTERS, dtype=torch.float64)
-    build(chosen, [filters]).step()
+    build(config, [filters]).step()
     of_length = start * 4 / np.linalg.norm(start)  # the root of 16 filters
     moved = filters.detach().numpy().reshape(16, -1) - of_length
     u, _, vt = np.linalg.svd(filters.grad.numpy().reshape(16, -1), full_matrices=False)
     # Three iterations in bf16 bring singular values near 1, not to it.
     assert (-u @ vt * moved).sum() / np.linalg.norm(u @ vt) / np.linalg.norm(moved) > 0.95
-    assert np.linalg.norm(moved) == pytest.approx(chosen.lr * 4, rel=0.2)
+    assert np.linalg.norm(moved) == pytest.approx(config.lr * 4, rel=0.2)
 
 
 def test_normed_muon_moves_filters_by_nesterovs_momentum() -> None:
-    """What is orthogonalised is the gradient plus the momentum that it has just become a part of."""
-    chosen = options("normed_muon", momentum=0.5)
+    """The orthogonalized matrix is the gradient plus the momentum that includes it."""
+    config = options("normed_muon", momentum=0.5)
     torch.manual_seed(0)
     filters, once = (nn.Parameter(torch.ones(FILTERS, dtype=torch.float64)) for _ in range(2))
     first, second = torch.randn((2, *FILTERS), dtype=torch.float64)
-    optimizer = build(chosen, [filters])
+    optimizer = build(config, [filters])
     for gradient_of_step in (first, second):
         before = filters.detach().clone()
         filters.grad = gradient_of_step
@@ -246,12 +245,12 @@ def test_normed_muon_moves_filters_by_nesterovs_momentum() -> None:
 
 @pytest.mark.parametrize(("shape", "key"), [((6,), "bias_lr"), ((3, 10), "linear_lr")])
 def test_normed_muon_moves_biases_and_matrices_by_sgd(shape: tuple[int, ...], key: str) -> None:
-    chosen = options("normed_muon", bias_lr=0.02, linear_lr=0.01, weight_decay=0.001)
-    moves, gradients = muon_steps(chosen, shape, STEPS)
+    config = options("normed_muon", bias_lr=0.02, linear_lr=0.01, weight_decay=0.001)
+    moves, gradients = muon_steps(config, shape, STEPS)
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     start = parameter.detach().clone()
-    rate = chosen[key]
+    rate = config[key]
     reference = torch.optim.SGD([parameter], lr=rate, momentum=0.85, nesterov=True, weight_decay=0.001 / rate)
     for g in gradients:
         parameter.grad = torch.from_numpy(g)

@@ -1,4 +1,4 @@
-"""How many processes a training has, and which this one is, is read from conf/trainer and from who started them."""
+"""The ranks of a training follow from conf/trainer and the environment variables of torchrun or Slurm."""
 
 import pytest
 
@@ -23,51 +23,51 @@ SLURM = {
 
 
 @pytest.fixture(autouse=True)
-def nobody_has_started_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
-def find(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
+def detect(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
     return detect_distributed(compose_config(list(overrides)).trainer, accelerator, in_sweep)
 
 
-def test_a_training_is_one_process_unless_more_are_asked_for(project: Project) -> None:
-    assert find() is SINGLE_PROCESS
-    assert find("trainer=ddp") is SINGLE_PROCESS  # a CPU
-    two = find("trainer=ddp", "trainer.devices=2")
+def test_a_training_is_a_single_process_by_default(project: Project) -> None:
+    assert detect() is SINGLE_PROCESS
+    assert detect("trainer=ddp") is SINGLE_PROCESS  # a CPU
+    two = detect("trainer=ddp", "trainer.devices=2")
     assert (two.world_size, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
-def test_who_started_them_says_how_many_there_are(
+def test_the_launcher_determines_the_number_of_ranks(
     project: Project, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = find("trainer=ddp")
-    assert (found.rank, found.local_world_size, found.num_nodes, found.is_rank_zero) == (3, 2, 2, False)
+    context = detect("trainer=ddp")
+    assert (context.rank, context.local_world_size, context.num_nodes, context.is_rank_zero) == (3, 2, 2, False)
     with pytest.raises(UserError, match=r"trainer.devices=4, but torchrun or srun started 2"):
-        find("trainer=ddp", "trainer.devices=4")
-    assert find() is SINGLE_PROCESS
+        detect("trainer=ddp", "trainer.devices=4")
+    assert detect() is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize(
-    ("overrides", "options", "words"),
+    ("overrides", "options", "message"),
     [
-        (["trainer.devices=2"], {}, "write trainer=ddp"),
-        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "no choice for the trials of a sweep"),
+        (["trainer.devices=2"], {}, "use trainer=ddp"),
+        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "is not supported in a sweep"),
         (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
-        (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "for CPUs and CUDA"),
-        (["trainer=fsdp", "trainer.devices=2"], {}, "shares the weights among GPUs, and this runs on cpu"),
+        (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "supports CPUs and CUDA only"),
+        (["trainer=fsdp", "trainer.devices=2"], {}, "shards the weights over GPUs, but the accelerator is cpu"),
     ],
 )
-def test_a_number_of_processes_that_cannot_be_had_is_refused(project: Project, overrides, options, words) -> None:
-    with pytest.raises(UserError, match=words):
-        find(*overrides, **options)
+def test_an_unsupported_number_of_ranks_is_refused(project: Project, overrides, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        detect(*overrides, **options)
 
 
-def test_how_many_share_a_training_is_no_part_of_what_it_is(project: Project) -> None:
+def test_the_number_of_ranks_is_not_in_the_fingerprint(project: Project) -> None:
     one, two, more = (
         fingerprint(compose_config(overrides), "data")
         for overrides in ([], ["trainer=ddp", "trainer.devices=2"], ["trainer.batch_size=8"])

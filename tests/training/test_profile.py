@@ -1,4 +1,4 @@
-"""Where a training's time goes is one choice away."""
+"""runtime.profiler writes where the time of a training goes."""
 
 import pytest
 from small_training import CPU, start
@@ -8,14 +8,14 @@ from cifar_pipeline.training.trainer import PROFILERS, TrainingSetup, fit
 from helpers.config_project import Project
 
 
-@pytest.mark.parametrize(("profiler", "told"), [("simple", "run_training_epoch"), ("pytorch", "Self CPU time total")])
+@pytest.mark.parametrize(("profiler", "text"), [("simple", "run_training_epoch"), ("pytorch", "Self CPU time total")])
 def test_a_profile_names_what_took_the_time(
-    project: Project, digits: Dataset, capsys: pytest.CaptureFixture[str], profiler: str, told: str
+    project: Project, digits: Dataset, capsys: pytest.CaptureFixture[str], profiler: str, text: str
 ) -> None:
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
-    plan = TrainingSetup(made.module, made.images, made.config.trainer, CPU, made.folder, profiler=profiler)
-    fit(plan, made.logger)
-    profile = made.folder.path / "fit-profile.txt"
-    assert told in profile.read_text()
+    setup = TrainingSetup(made.module, made.datamodule, made.config.trainer, CPU, made.run_dir, profiler=profiler)
+    fit(setup, made.logger)
+    profile = made.run_dir.path / "fit-profile.txt"
+    assert text in profile.read_text()
     assert str(profile) in capsys.readouterr().out

@@ -1,9 +1,9 @@
-"""A result is published while its training is held: no other process can clear or replace it in between."""
+"""A result is published under the lock of its run directory: no other process can prune or replace it meanwhile."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401  (before a fixture says that there is no GPU)
+import lightning.pytorch  # noqa: F401  (imported before a fixture hides the GPU)
 import pytest
 
 from cifar_pipeline.stages.evaluate import evaluate
@@ -16,28 +16,28 @@ from helpers.config_project import Project
 QUICK = ("data=digits", "trainer.batch_size=45", "trainer.max_epochs=1")
 
 
-def test_the_training_is_held_until_its_result_is_published_and_that_while_it_is_read(
+def test_the_run_dir_is_locked_until_its_result_is_published_and_while_it_is_read(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, usual = [], RunDir.copy_to
+    locked, original = [], RunDir.copy_to
 
-    def publish(self: RunDir, root: Path, run: Mapping[str, str]) -> None:
-        held.append(is_locked(self.path))
-        usual(self, root, run)
-        held.append(is_locked(self.path))
+    def copy_to(self: RunDir, root: Path, run: Mapping[str, str]) -> None:
+        locked.append(is_locked(self.path))
+        original(self, root, run)
+        locked.append(is_locked(self.path))
 
-    monkeypatch.setattr(RunDir, "copy_to", publish)
+    monkeypatch.setattr(RunDir, "copy_to", copy_to)
     ended = ready.start(train, *QUICK)
     assert ended.code == 0, ended.err
-    assert held == [True, True]
+    assert locked == [True, True]
     (folder,) = (path for path in (ready.folder / ".cache" / "trainings").iterdir() if path.is_dir())
     assert not is_locked(folder)
     assert (ready.folder / "models" / "run.json").is_file() and (ready.folder / "reports" / "history.csv").is_file()
 
     def load(*_: object) -> None:
-        held.append(is_locked(Path("models")))
-        raise UserError("That is enough.")
+        locked.append(is_locked(Path("models")))
+        raise UserError("Stop here.")
 
     monkeypatch.setattr("cifar_pipeline.inference.predictor.Predictor.open", load)
-    assert ready.start(evaluate, "data=digits").err == "That is enough.\n"
-    assert held == [True, True, True]
+    assert ready.start(evaluate, "data=digits").err == "Stop here.\n"
+    assert locked == [True, True, True]

@@ -1,11 +1,11 @@
-"""What a run and its files say about a training is what happened, and not what was asked for."""
+"""Runs and metadata record what a training really did, not what was requested."""
 
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch  # noqa: F401  (before a fixture says that there is no GPU)
+import lightning.pytorch  # noqa: F401  (imported before a fixture hides the GPU)
 import pandas
 import pytest
 import torch
@@ -34,10 +34,10 @@ def trained(project: Project, *more: str, code: int = 0) -> Ended:
 
 
 def recorded(project: Project) -> tuple[dict[str, Any], dict[str, str]]:
-    """The facts in models/, and the tags of the only training's run."""
-    facts = json.loads((project.folder / "models" / "metadata.json").read_text())
+    """Return the metadata in models/, and the tags of the only run."""
+    metadata = json.loads((project.folder / "models" / "metadata.json").read_text())
     (run,) = runs(project)
-    return facts, run.data.tags
+    return metadata, run.data.tags
 
 
 def runs(project: Project) -> list[Run]:
@@ -47,51 +47,51 @@ def runs(project: Project) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def test_single_steps_in_place_of_blocks_are_recorded_as_such(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def impossible(*_: Any) -> None:
+def test_the_fallback_to_eager_steps_is_recorded(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
         raise NotImplementedError("no such operation")
 
-    monkeypatch.setattr(CompiledSteps, "compile", impossible)
+    monkeypatch.setattr(CompiledSteps, "compile", fail)
     ended = trained(ready, *COMPILED)
     assert "engine eager (planned: compiled)" in ended.err
-    facts, tags = recorded(ready)
-    assert facts["timing"]["engine"] == tags["engine"] == "eager"
+    metadata, tags = recorded(ready)
+    assert metadata["timing"]["engine"] == tags["engine"] == "eager"
     assert (tags["threads"], tags["strategy"], tags["images_per_step"]) == ("1", "single_device", "9")
 
 
-def test_precision_is_recorded_as_lightning_takes_it(project: Project, digits: Dataset) -> None:
-    """`train` refuses this one; whatever else Lightning may change is seen in the same way."""
+def test_the_precision_that_lightning_uses_is_recorded(project: Project, digits: Dataset) -> None:
+    """The train stage refuses this precision, but any other value that Lightning changes is recorded likewise."""
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=45"), digits)
-    plan = TrainingSetup(
-        made.module, made.images, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.folder
+    setup = TrainingSetup(
+        made.module, made.datamodule, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.run_dir
     )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
-        assert fit(plan, made.logger).ran["precision"] == "bf16-mixed"
+        assert fit(setup, made.logger).runtime["precision"] == "bf16-mixed"
 
 
-def test_a_training_taken_up_with_other_threads_says_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Classifier.on_train_batch_start
+def test_a_training_resumed_with_other_threads_records_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Classifier.on_train_batch_start
 
     def stop(self: Classifier, batch: Any, index: int) -> None:
         if self.current_epoch == 1 and index == 3:
             raise KeyboardInterrupt
-        usual(self, batch, index)
+        original(self, batch, index)
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", stop)
         trained(ready, code=128 + signal.SIGINT)
     ended = trained(ready, "runtime.threads=2")
     assert "threads 1, then 2 (planned: 2)" in ended.err
-    facts, tags = recorded(ready)
-    assert facts["timing"]["threads"] == tags["threads"] == "1, then 2"
-    assert (facts["timing"]["engine"], facts["epochs"]) == ("eager", 2)
+    metadata, tags = recorded(ready)
+    assert metadata["timing"]["threads"] == tags["threads"] == "1, then 2"
+    assert (metadata["timing"]["engine"], metadata["epochs"]) == ("eager", 2)
 
-    # Whoever takes the result later has not trained it, whatever threads are there.
+    # A later command that reuses the result has not trained it, whatever its threads.
     trained(ready, "runtime.threads=1")
     assert recorded(ready)[1]["threads"] == "1, then 2"
 
 
-def test_the_losses_of_validation_and_test_are_the_one_that_was_trained(ready: Project) -> None:
+def test_validation_and_test_use_the_loss_of_the_training(ready: Project) -> None:
     trained(ready, f"loss.class_weights={[float(number) for number in range(1, 11)]}".replace(" ", ""))
     models = TrainedModel.open(Path("models"), "last")
     images, labels = Dataset.open(Path("data/processed")).split("val")
@@ -112,5 +112,5 @@ def test_the_best_epoch_is_the_one_that_the_best_weights_are_from(
         lambda self: self.log("val/accuracy", next(accuracies), logger=False),
     )
     trained(ready, "trainer.max_epochs=3", "trainer.batch_size=45")
-    facts, _ = recorded(ready)
-    assert (facts["best_epoch"], facts["epochs"], facts["timing"]["images_per_step"]) == (2, 3, "45")
+    metadata, _ = recorded(ready)
+    assert (metadata["best_epoch"], metadata["epochs"], metadata["timing"]["images_per_step"]) == (2, 3, "45")

@@ -1,11 +1,11 @@
-"""What only the data or the machine can tell is refused when `train` starts, before anything is written."""
+"""Errors that depend on the data or the machine are reported when `train` starts, before anything is written."""
 
 import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401  (before a test says that there is no GPU)
+import lightning.pytorch  # noqa: F401  (imported before a test hides the GPU)
 import numpy as np
 import pytest
 import torch
@@ -34,7 +34,7 @@ from helpers.config_project import ROOT, Project
         ("model=timm model.name=vit_tiny_patch16_224", ["3 channels of 32x32", "it takes 224x224"]),
     ],
 )
-def test_train_refuses_in_a_sentence_and_writes_nothing(
+def test_train_refuses_with_one_line_and_writes_nothing(
     project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch, override: str, fragments: list[str]
 ) -> None:
     shutil.copytree(digits.folder, project.folder / "data" / "processed")
@@ -52,22 +52,24 @@ def test_train_refuses_in_a_sentence_and_writes_nothing(
 def test_a_network_that_cannot_be_exported_is_refused_before_its_first_step(
     project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody's own network that branches on what it sees, which no model file can hold."""
+    """A custom network with data-dependent control flow, which ONNX cannot represent."""
     shutil.copytree(digits.folder, project.folder / "data" / "processed")
     (project.folder / "src").symlink_to(ROOT / "src")
     code = (
-        "import torch\n\nclass Moody(torch.nn.Module):\n"
+        "import torch\n\nclass Branching(torch.nn.Module):\n"
         "    def __init__(self, channels, size, classes):\n"
         "        super().__init__()\n        self.head = torch.nn.Linear(channels, classes)\n\n"
         "    def forward(self, images):\n        features = images.mean((2, 3))\n"
         "        return self.head(-features if features.sum() > 0 else features)\n"
     )
-    project.write("own/moody.py", code)
-    project.write("conf/model/moody.yaml", "# One that looks first.\n_target_: moody.Moody\n")
+    project.write("own/branching.py", code)
+    project.write(
+        "conf/model/branching.yaml", "# A network with data-dependent control flow.\n_target_: branching.Branching\n"
+    )
     monkeypatch.syspath_prepend(str(project.folder / "own"))
     monkeypatch.setattr("cifar_pipeline.training.module.Classifier.training_step", lambda *_: pytest.fail("a step"))
     monkeypatch.setattr("cifar_pipeline.tracking.runs.training_run", lambda *_: pytest.fail("a run"))
-    ended = project.start(train, "data=digits", "model=moody", "runtime.accelerator=cpu")
+    ended = project.start(train, "data=digits", "model=branching", "runtime.accelerator=cpu")
     assert ended.code == 2 and "model: this network can't be exported as an ONNX model (" in ended.err
     assert ended.err.count("\n") == 1
 
@@ -77,14 +79,14 @@ def test_images_that_are_not_square_are_refused(project: Project, digits: Datase
         build_model(compose_config(["data=digits"]), dataclasses.replace(digits, shape=(32, 16, 3)))
 
 
-def test_train_without_processed_data_says_what_makes_it(project: Project) -> None:
+def test_train_without_processed_data_names_the_command_that_prepares_it(project: Project) -> None:
     ended = project.start(train)
     assert ended.code == 2
-    assert ended.err == "data/processed/dataset.json is missing; `dvc repro -f preprocess` writes it again.\n"
+    assert ended.err == "data/processed/dataset.json is missing; `dvc repro -f preprocess` rebuilds it.\n"
 
 
 def foreign(path: Path) -> None:
-    """What another program could have left under this name."""
+    """Replace a file by a valid one with other content."""
     if path.suffix == ".npy":
         np.save(path, np.zeros_like(np.load(path)))
     else:
@@ -101,7 +103,7 @@ DAMAGES = [cut_off, empty, flip_a_bit, foreign]
         *[(evaluate, "test/labels.npy", damage) for damage in (flip_a_bit, foreign)],
     ],
 )
-def test_damaged_data_ends_a_stage_in_a_sentence(
+def test_damaged_data_stops_a_stage_with_one_line(
     project: Project, digits: Dataset, stage: Callable[..., object], file: str, damage: Callable[[Path], None]
 ) -> None:
     processed = project.folder / "data" / "processed"

@@ -1,4 +1,4 @@
-"""A training that was stopped and started again ends as if nothing had happened."""
+"""A training that was stopped and resumed ends with the same result as one without interruption."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import ROOT, Project
 
 
-def restless(project: Project, *more: str) -> DictConfig:
-    """Three epochs of ten batches with all that is random, and a schedule and an optimizer that remember."""
+def config_with_randomness(project: Project, *more: str) -> DictConfig:
+    """Three epochs of ten batches with random augmentation, a scheduler, and an optimizer with state."""
     return project.compose(
         "optimizer=adam",
         "scheduler=cosine",
@@ -37,17 +37,17 @@ def restless(project: Project, *more: str) -> DictConfig:
 def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
     project: Project, digits: Dataset, epoch: int
 ) -> None:
-    config = restless(project)
+    config = config_with_randomness(project)
     undisturbed = start(project, config, digits, project.folder / "undisturbed")
-    whole = undisturbed.run()
+    expected = undisturbed.run()
 
     stopped = start(project, config, digits)
-    usual = stopped.module.on_train_batch_start
+    original = stopped.module.on_train_batch_start
 
     def stop(batch: Any, index: int) -> None:
         if stopped.module.current_epoch == epoch and index == 4:
             raise KeyboardInterrupt
-        usual(batch, index)
+        original(batch, index)
 
     stopped.module.on_train_batch_start = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as interrupted:
@@ -58,25 +58,25 @@ def test_stopped_in_an_epoch_and_started_again_ends_with_the_same_weights(
     again = start(project, config, digits)
     again.logger.epochs = stopped.logger.epochs
     rows = again.run().rows
-    assert without_speed(rows) == without_speed(whole.rows)
+    assert without_speed(rows) == without_speed(expected.rows)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert sorted(again.logger.epochs) == [1, 2, 3]
-    assert stopped.steps + again.steps == undisturbed.steps + 4  # those of the broken epoch
+    assert stopped.steps + again.steps == undisturbed.steps + 4  # those of the interrupted epoch
     for name, value in undisturbed.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], value), name
 
 
-def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project, digits: Dataset) -> None:
-    # At this rate nothing is learned: all epochs are best, and the first counts.
-    config = restless(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
+def test_a_moved_training_keeps_its_best_epoch(project: Project, digits: Dataset) -> None:
+    # At this learning rate all epochs are equally good, and the first is the best.
+    config = config_with_randomness(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
     (project.folder / "here").mkdir()
     stopped = start(project, config, digits, project.folder / "here" / "training")
-    usual = stopped.module.on_train_epoch_start
+    original = stopped.module.on_train_epoch_start
 
     def stop() -> None:
         if stopped.module.current_epoch == 1:
             raise KeyboardInterrupt
-        usual()
+        original()
 
     stopped.module.on_train_epoch_start = stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
@@ -85,52 +85,52 @@ def test_moved_and_started_again_it_still_knows_its_best_epoch(project: Project,
     moved = start(project, config, digits, project.folder / "there" / "training")
     moved.logger.epochs = stopped.logger.epochs
     assert [row["epoch"] for row in moved.run().rows] == [1, 2, 3]
-    assert checkpoints.read_checkpoint(moved.folder.checkpoint("best"))["epoch"] == 0
-    assert not stopped.folder.path.exists()
+    assert checkpoints.read_checkpoint(moved.run_dir.checkpoint("best"))["epoch"] == 0
+    assert not stopped.run_dir.path.exists()
 
 
 def test_the_best_checkpoint_is_the_first_epoch_with_the_best_accuracy(project: Project, digits: Dataset) -> None:
-    config = restless(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
+    config = config_with_randomness(project, "optimizer.lr=1e-12", "scheduler=constant", "augmentation=none")
     training = start(project, config, digits)
     states = []
-    usual = training.module.on_validation_epoch_end
+    original = training.module.on_validation_epoch_end
 
     def keep() -> None:
         states.append({name: value.clone() for name, value in training.module.state_dict().items()})
-        usual()
+        original()
 
     training.module.on_validation_epoch_end = keep  # type: ignore[method-assign]
     rows = training.run().rows
     accuracies = [row["val/accuracy"] for row in rows]
-    assert len(set(accuracies)) == 1  # at this rate nothing is learned: all are best, and the first counts
-    best = load_weights(training.folder.checkpoint("best"))
-    last = load_weights(training.folder.checkpoint("last"))
+    assert len(set(accuracies)) == 1  # at this learning rate all epochs are equally good, and the first is the best
+    best = load_weights(training.run_dir.checkpoint("best"))
+    last = load_weights(training.run_dir.checkpoint("last"))
     assert all(torch.equal(best[name], value) for name, value in states[0].items())
     assert all(torch.equal(last[name], value) for name, value in states[-1].items())
     assert not all(torch.equal(best[name], last[name]) for name in best)
 
 
 def test_the_best_checkpoint_outlives_worse_epochs(project: Project, digits: Dataset) -> None:
-    training = start(project, restless(project), digits)
+    training = start(project, config_with_randomness(project), digits)
     accuracies, states = iter([0.3, 0.5, 0.4]), []
 
-    def pretend() -> None:
+    def fake_accuracy() -> None:
         states.append({name: value.clone() for name, value in training.module.state_dict().items()})
         training.module.log("val/accuracy", next(accuracies), logger=False)
 
-    training.module.on_validation_epoch_end = pretend  # type: ignore[method-assign]
+    training.module.on_validation_epoch_end = fake_accuracy  # type: ignore[method-assign]
     training.run()
-    best = load_weights(training.folder.checkpoint("best"))
+    best = load_weights(training.run_dir.checkpoint("best"))
     assert all(torch.equal(best[name], value) for name, value in states[1].items())
 
 
-def test_with_nothing_held_back_there_is_only_the_last(
+def test_without_a_validation_split_there_is_no_best_checkpoint(
     project: Project, digits_without_val: Dataset, tmp_path: Path
 ) -> None:
-    training = start(project, restless(project), digits_without_val)
+    training = start(project, config_with_randomness(project), digits_without_val)
     rows = training.run().rows
-    assert training.folder.checkpoints() == ["last"]
-    assert sorted(path.name for path in training.folder.path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert training.run_dir.checkpoints() == ["last"]
+    assert sorted(path.name for path in training.run_dir.path.iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert not [key for key in rows[0] if key.startswith("val/")]
     write_history(rows, tmp_path / "history.csv")
     assert (tmp_path / "history.csv").read_text().splitlines()[0] == (
@@ -171,7 +171,7 @@ def finished(path: Path, age: int) -> RunDir:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, []), (1, []), (2, ["young"]), (3, ["middle", "young"]), (9, None)])
-def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left: list[str] | None) -> None:
+def test_prune_keeps_the_newest_finished_trainings(tmp_path: Path, keep: int, left: list[str] | None) -> None:
     for age, name in enumerate(["young", "middle", "old"]):
         finished(tmp_path / name, age)
     (tmp_path / "broken_off").mkdir()
@@ -181,7 +181,7 @@ def test_only_the_newest_finished_trainings_stay(tmp_path: Path, keep: int, left
     assert there == {"this", "broken_off", *(["young", "middle", "old"] if left is None else left)}
 
 
-def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp_path: Path) -> None:
+def test_prune_keeps_locked_trainings_and_unfinished_reruns(tmp_path: Path) -> None:
     for name in ("held", "rerun", "free"):
         finished(tmp_path / name, 0)
     with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "rerun").lock(rerun=True):
@@ -206,7 +206,7 @@ def test_a_training_that_somebody_holds_or_that_is_in_a_rerun_is_not_cleared(tmp
     assert [(tmp_path / name).is_dir() for name in ("held", "rerun")] == [False, True]
 
 
-def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
     code = (
         # What `lock` does; without torch, which takes seconds to load.
         "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
@@ -228,7 +228,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     assert second.returncode == 0
 
 
-def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) -> None:
+def test_an_interrupted_rerun_is_resumed_and_the_old_result_stays(tmp_path: Path) -> None:
     folder = finished(tmp_path / "abc", 0)
     folder.checkpoint("last").write_text("of the first training")
     with pytest.raises(KeyboardInterrupt), folder.lock(rerun=True) as begun:
@@ -236,24 +236,24 @@ def test_a_rerun_is_begun_once_and_what_finished_before_stays(tmp_path: Path) ->
         folder.checkpoint("last").write_text("of the rerun")
         raise KeyboardInterrupt
     with folder.lock(rerun=False) as other:
-        assert not other and folder.is_in_a_rerun  # the finished result is taken
+        assert not other and folder.has_unfinished_rerun  # the finished result is taken
     with folder.lock(rerun=True) as again:
         assert again == begun and folder.checkpoint("last").read_text() == "of the rerun"
-    assert not folder.is_in_a_rerun
+    assert not folder.has_unfinished_rerun
     with folder.lock(rerun=True) as another:
         assert another not in ("", begun) and not folder.checkpoints()
 
 
-def test_a_rerun_without_a_result_before_is_gone_on_with_by_any_command(tmp_path: Path) -> None:
+def test_an_interrupted_rerun_without_an_older_result_is_resumed_by_any_command(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "abc")
     with pytest.raises(KeyboardInterrupt), folder.lock(rerun=True) as begun:
         raise KeyboardInterrupt
     with folder.lock(rerun=False) as again:
         assert again == begun
-    assert not folder.is_in_a_rerun
+    assert not folder.has_unfinished_rerun
 
 
-def test_a_result_that_breaks_off_is_none(tmp_path: Path) -> None:
+def test_an_interrupted_result_does_not_count_as_finished(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "abc")
     folder.path.mkdir()
     with pytest.raises(RuntimeError), folder.write_result({}, []) as part:

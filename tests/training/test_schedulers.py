@@ -1,4 +1,4 @@
-"""The learning rate over a training, each schedule as its file in conf/scheduler/ says."""
+"""The learning rate factors of each scheduler of conf/scheduler/."""
 
 from collections.abc import Callable
 
@@ -15,39 +15,39 @@ from helpers.config_project import ROOT, options_of
 STEPS = 200
 
 
-def schedule_of(name: str) -> DictConfig:
-    """An option as its file has it."""
+def load_options(name: str) -> DictConfig:
+    """Load the file of an option."""
     loaded = OmegaConf.load(ROOT / "conf" / "scheduler" / f"{name}.yaml")
     assert isinstance(loaded, DictConfig)
     return loaded
 
 
-def curve(schedule: Callable[..., float], steps: int = STEPS, **options: float) -> np.ndarray:
-    return np.array([schedule(step, steps, **options) for step in range(steps)])
+def curve(scheduler: Callable[..., float], steps: int = STEPS, **options: float) -> np.ndarray:
+    return np.array([scheduler(step, steps, **options) for step in range(steps)])
 
 
 @pytest.mark.parametrize("name", options_of("scheduler", own=True))
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 @pytest.mark.parametrize("warmup", [None, 0.0, 0.05, 0.5, 1.0])
-def test_every_schedule_stays_above_zero_and_at_most_one(name: str, steps: int, warmup: float | None) -> None:
-    chosen = schedule_of(name)
+def test_every_scheduler_stays_above_zero_and_at_most_one(name: str, steps: int, warmup: float | None) -> None:
+    options = load_options(name)
     if warmup is not None:
-        OmegaConf.update(chosen, "warmup_fraction", warmup)
-    factors = curve(hydra.utils.instantiate(chosen), steps)
+        OmegaConf.update(options, "warmup_fraction", warmup)
+    factors = curve(hydra.utils.instantiate(options), steps)
     assert (factors > 0).all()
     assert (factors <= 1).all()
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])
-def test_a_single_step_without_warm_up_has_the_whole_rate(name: str) -> None:
-    assert hydra.utils.instantiate(schedule_of(name))(0, 1) == 1.0
+def test_a_single_step_without_warmup_has_the_full_learning_rate(name: str) -> None:
+    assert hydra.utils.instantiate(load_options(name))(0, 1) == 1.0
 
 
 def test_constant_without_warm_up_is_one() -> None:
     assert (curve(constant, warmup_fraction=0.0) == 1).all()
 
 
-def test_constant_rises_in_equal_parts_and_stays() -> None:
+def test_constant_warms_up_linearly_and_stays() -> None:
     factors = curve(constant, steps=10, warmup_fraction=0.4)
     np.testing.assert_allclose(factors, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
 
@@ -90,7 +90,7 @@ def test_one_cycle_is_two_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "key"),
+    ("scheduler", "options", "key"),
     [
         (constant, {"warmup_fraction": 1.5}, "warmup_fraction"),
         (cosine, {"warmup_fraction": -0.1, "final_factor": 0.0}, "warmup_fraction"),
@@ -98,8 +98,6 @@ def test_one_cycle_is_two_lines() -> None:
         (one_cycle, {"warmup_fraction": 0.25, "initial_factor": 0.0, "final_factor": 0.0}, "initial_factor"),
     ],
 )
-def test_fractions_that_make_no_schedule_are_refused(
-    schedule: Callable[..., float], options: dict[str, float], key: str
-) -> None:
+def test_invalid_fractions_are_refused(scheduler: Callable[..., float], options: dict[str, float], key: str) -> None:
     with pytest.raises(UserError, match=rf"scheduler\.{key}="):
-        schedule(0, STEPS, **options)
+        scheduler(0, STEPS, **options)

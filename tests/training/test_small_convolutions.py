@@ -1,4 +1,4 @@
-"""The convolutions of compiled blocks are torch's own, for every shape that they are used for."""
+"""The small convolutions of compiled steps equal torch's, for every shape they replace."""
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ SHAPES = [
 ]
 
 
-def drawn(*shape: int, last: bool) -> Tensor:
+def random_tensor(*shape: int, channels_last: bool) -> Tensor:
     tensor = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-    return tensor.to(memory_format=torch.channels_last) if last else tensor
+    return tensor.to(memory_format=torch.channels_last) if channels_last else tensor
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -28,8 +28,11 @@ def drawn(*shape: int, last: bool) -> Tensor:
 def test_a_small_convolution_and_its_gradients_are_those_of_torch(shape: tuple[int, ...], channels_last: bool) -> None:
     load_ops()
     n, c, h, w, o, kh, kw = shape
-    x, weight = drawn(n, c, h, w, last=channels_last), drawn(o, c, kh, kw, last=channels_last)
-    gradient = drawn(n, o, h - kh + 1, w - kw + 1, last=channels_last)
+    x, weight = (
+        random_tensor(n, c, h, w, channels_last=channels_last),
+        random_tensor(o, c, kh, kw, channels_last=channels_last),
+    )
+    gradient = random_tensor(n, o, h - kh + 1, w - kw + 1, channels_last=channels_last)
     operators = torch.ops.small_convolution
     double = [tensor.double().contiguous() for tensor in (x, weight, gradient)]
     expected = (
@@ -37,26 +40,30 @@ def test_a_small_convolution_and_its_gradients_are_those_of_torch(shape: tuple[i
         torch.nn.grad.conv2d_input(x.shape, double[1], double[2]),
         torch.nn.grad.conv2d_weight(double[0], weight.shape, double[2]),
     )
-    found = (
+    actual = (
         operators.forward(x, weight),
         operators.input_gradient(gradient, weight),
         operators.weight_gradient(x, gradient),
     )
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-4)
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
+        torch.testing.assert_close(actual_tensor, expected_tensor.float(), rtol=1e-4, atol=1e-4)
 
 
 def traced(padding: int, images: int) -> tuple[GraphModule, tuple[Tensor, ...]]:
-    """A convolution with bias and the gradients of all that goes into it."""
+    """Trace a convolution with bias and the gradients of all its inputs."""
 
     def gradients(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.grad(lambda *given: conv2d(*given, padding=padding).square().sum(), (0, 1, 2))(x, w, b)
+        return torch.func.grad(lambda *args: conv2d(*args, padding=padding).square().sum(), (0, 1, 2))(x, w, b)
 
-    arguments = drawn(images, 3, 10, 10, last=False), drawn(4, 3, 3, 3, last=False), drawn(4, last=False)
+    arguments = (
+        random_tensor(images, 3, 10, 10, channels_last=False),
+        random_tensor(4, 3, 3, 3, channels_last=False),
+        random_tensor(4, channels_last=False),
+    )
     return make_fx(gradients, tracing_mode="fake")(*arguments), arguments
 
 
-def exchanged(graph: GraphModule) -> list[str]:
+def replaced_nodes(graph: GraphModule) -> list[str]:
     return sorted(node.target.name() for node in graph.graph.nodes if "small_convolution" in str(node.target))
 
 
@@ -64,16 +71,16 @@ def test_a_graph_with_small_convolutions_computes_the_same() -> None:
     graph, arguments = traced(padding=0, images=4)
     expected = graph(*arguments)
     use_small_convolutions(graph)
-    assert exchanged(graph) == [
+    assert replaced_nodes(graph) == [
         f"small_convolution::{name}" for name in ("forward", "input_gradient", "weight_gradient")
     ]
     assert not [node for node in graph.graph.nodes if "aten.convolution" in str(node.target)]
-    for mine, theirs in zip(graph(*arguments), expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    for actual_tensor, expected_tensor in zip(graph(*arguments), expected, strict=True):
+        torch.testing.assert_close(actual_tensor, expected_tensor, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("padding", "images"), [(1, 4), (0, 17)])
 def test_convolutions_of_other_shapes_stay_torchs(padding: int, images: int) -> None:
     graph, _ = traced(padding, images)
     use_small_convolutions(graph)
-    assert exchanged(graph) == []
+    assert replaced_nodes(graph) == []

@@ -1,8 +1,7 @@
-"""The configuration as DVC tracks it: composed from conf/ and params.yaml, less what cannot change a result.
+"""Compose the configuration from conf/, params.yaml and overrides, and select the values that can change a result.
 
-What Hydra knows of how this process was started: alone or as one job of a sweep, with which options.
-
-The recipes of conf/experiment/ as they stand: what each is composed of, and what it was made to reach.
+Also what Hydra knows about this process (a single run or a job of a sweep, the chosen options), and the experiments of
+conf/experiment/ with their target accuracy.
 """
 
 import os
@@ -19,22 +18,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options
-from cifar_pipeline.config.source_files import IMAGE_PACKAGES, PACKAGES, loaded_sources, versions
+from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, loaded_sources, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import redact_values
 
-# What belongs to the machine, to this one start of a stage, or to what comes after the training.
+# Groups and top-level keys that cannot change a result: the machine's, one start's, and those read after the training.
 NON_RESULT_GROUPS = ("runtime", "registry", "predict", "serve", "rerun", "image_dir")
-# Keys within a group that is otherwise decisive: by how many processes a training is done.
+# Keys that cannot change a result in a group whose other keys can: the number of processes of a training.
 NON_RESULT_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
 
 
 def compose_config(overrides: list[str] | None = None) -> DictConfig:
-    """The configuration that a stage gets when it is started with these overrides on its command line."""
+    """Compose the configuration of a stage that is started with these overrides on its command line.
+
+    Raises UserError for an invalid params.yaml, or for an option that does not fit the experiment's values.
+    """
     register_params()
-    if GlobalHydra.instance().is_initialized():  # in a stage that Hydra has started
+    if GlobalHydra.instance().is_initialized():  # in a stage started by Hydra
         return _composed(overrides or [])
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         return _composed(overrides or [])
@@ -49,7 +51,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 
 def result_config(config: DictConfig) -> dict[str, Any]:
-    """The values that can change a result, as plain nested dicts, redacted: they are written to files and runs."""
+    """Return the values that can change a result as nested dicts, with secrets redacted: files and runs show them."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     for group, _, key in (name.partition(".") for name in NON_RESULT_KEYS):
@@ -58,28 +60,33 @@ def result_config(config: DictConfig) -> dict[str, Any]:
 
 
 def recorded_config(config: DictConfig, only: str | None = None) -> dict[str, Any]:
-    """What DVC records: the decisive values and the versions of the packages that compute, in each stage or in one."""
+    """Return what DVC records: the values that can change a result, and package versions.
+
+    Args:
+        config: the composed configuration.
+        only: the stage whose packages are recorded; None records those of each stage.
+    """
     stages = [stage for stage in PACKAGES if only in (None, stage)]
     packages = {}
     for stage in stages:
         imported = loaded_sources().used(stage, stage_targets(config, stage)).packages
         if stage == "preprocess" and "root" in config.data:
-            imported |= {IMAGE_PACKAGES}
+            imported |= {HEIC_PACKAGE}
         packages[stage] = versions(stage, imported)
     return {**result_config(config), "versions": packages}
 
 
 def stage_targets(config: DictConfig, stage: str) -> list[str]:
-    """What the `_target_`s name that are used in a stage: data sources before the training, the others in it."""
+    """Return the `_target_` names that a stage uses: data sources before the training, all others in it."""
     values = result_config(config)
-    data = list(target_names(values.pop("data", {})))
-    return {"download": data, "preprocess": data, "train": list(target_names(values))}.get(stage, [])
+    data_targets = list(target_names(values.pop("data", {})))
+    return {"download": data_targets, "preprocess": data_targets, "train": list(target_names(values))}.get(stage, [])
 
 
 def write_composed(config: DictConfig, path: Path) -> None:
-    """Write what DVC records as YAML, for DVC to compare key by key.
+    """Write the recorded configuration as YAML, which DVC compares key by key.
 
-    Raises Refusal where the data's folder is not the one that dvc.yaml names: DVC would not see an image change.
+    Raises UserError if the data's folder is not the one that dvc.yaml names: DVC would miss a changed image.
     """
     for key in ("data.root", "data.source.root", "data.fallback.root"):
         root = OmegaConf.select(config, key, default=config.image_dir)
@@ -89,41 +96,41 @@ def write_composed(config: DictConfig, path: Path) -> None:
             )
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 Stage = Callable[[DictConfig], Any]
 
 
 def is_sweep() -> bool:
-    """Whether this is one job of a multirun."""
+    """Whether this process runs one job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def output_root() -> Path:
-    """Below which folder a stage writes models/ and reports/: the project's, or that of this job of a multirun."""
+    """Return the folder in which a stage writes models/ and reports/: the project's, or that of a multirun's job."""
     return Path(HydraConfig.get().runtime.output_dir) if is_sweep() else Path()
 
 
 def available_cores() -> int:
-    """The cores of this machine that this process may use: its share, where a launcher runs jobs beside each other."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores for this process: its share, if a launcher runs several jobs at a time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     launcher = HydraConfig.get().launcher if is_sweep() else OmegaConf.create()
-    if own := launcher.get("cpus_per_task") or OmegaConf.select(launcher, "ray.remote.num_cpus"):
-        return max(1, int(own))
-    beside = int(launcher.get("n_jobs") or 1)
-    return max(1, here // beside) if beside > 0 else 1
+    if cores_per_job := launcher.get("cpus_per_task") or OmegaConf.select(launcher, "ray.remote.num_cpus"):
+        return max(1, int(cores_per_job))
+    jobs = int(launcher.get("n_jobs") or 1)
+    return max(1, cores // jobs) if jobs > 0 else 1
 
 
 def chosen_options() -> dict[str, str]:
-    """The option of each group that this configuration was composed with."""
+    """Return the option of each group in this process's configuration."""
     return {
         key: str(option) for key, option in HydraConfig.get().runtime.choices.items() if not key.startswith("hydra/")
     }
 
 
-# In the head of an experiment's file: the accuracy on the test part that it was made for.
+# The accuracy on the test split that an experiment should reach, in the head of its file.
 TARGET = re.compile(r"^#\s+Target:\s+([\d.]+) %", re.MULTILINE)
 
 NO_VAL = "data.val_fraction=0"
@@ -131,7 +138,7 @@ NO_VAL = "data.val_fraction=0"
 
 @dataclass(frozen=True)
 class ExperimentRecipe:
-    """An experiment with overrides such as `data.val_fraction=0`, its values, and its target in percent."""
+    """Experiment with overrides such as `data.val_fraction=0`, its values, and its target accuracy in percent."""
 
     experiment: str
     overrides: tuple[str, ...]
@@ -140,18 +147,18 @@ class ExperimentRecipe:
 
     @property
     def has_val(self) -> bool:
-        """Whether the validation split is kept apart from the training."""
+        """Whether it has a validation split, instead of training on those images too."""
         return NO_VAL not in self.overrides
 
     @property
     def command(self) -> str:
-        """What a person types to run it."""
+        """Return the command that runs it."""
         settings = [f"experiment={self.experiment}", *(f"++overrides.{override}" for override in self.overrides)]
         return " ".join(["dvc exp run", *(f"-S {setting}" for setting in settings)])
 
 
 def experiments() -> Iterator[ExperimentRecipe]:
-    """Each experiment of conf/experiment/, as it is and trained on the train and validation splits together."""
+    """Yield each experiment of conf/experiment/ twice: as it is, and trained on the train and validation splits."""
     for path in sorted((CONF / "experiment").glob("*.yaml")):
         target = TARGET.search(path.read_text(encoding="utf-8"))
         for overrides in ((), (NO_VAL,)):

@@ -1,8 +1,6 @@
-"""Refuse, when DVC starts the pipeline, what a stage would use without DVC seeing it change.
+"""Reject inputs whose changes DVC would miss: untracked code, linked folders, environment variables in conf/.
 
-Refuse inputs in which DVC would not see a change.
-
-DVC 3.67 follows a link to a file, and one that a whole dependency is, but none to a folder inside a dependency.
+DVC 3.67 follows a link to a file and a dependency that is itself a link, but no link to a folder inside a dependency.
 """
 
 import os
@@ -21,79 +19,79 @@ from cifar_pipeline.utils.errors import UserError
 
 
 def reject_linked_folders(folder: Path) -> None:
-    """Refuse a link to a folder at any depth below `folder`; hidden names are left out. Raises Refusal naming it."""
-    for place, folders, _ in os.walk(folder):
+    """Raise UserError for a link to a folder at any depth below `folder`, except in hidden folders."""
+    for parent, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
-            path = Path(place, name)
+            path = Path(parent, name)
             if path.is_symlink():
                 raise UserError(
-                    f"{path} is a link to a folder, in which DVC sees no change: put the folder itself in its place, "
-                    "or a folder with links to its files."
+                    f"{path} is a link to a folder, whose changes DVC does not detect: replace it by the folder "
+                    "itself, or by a folder with links to its files."
                 )
 
 
 def reject_outside(path: str, folder: Path, key: str) -> None:
-    """Refuse a path that leads out of the `folder` that DVC watches. Raises Refusal naming the key of conf/."""
+    """Raise UserError for a path outside of the `folder` that DVC tracks; `key` is the path's key in conf/."""
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise UserError(
-            f"{key}={path} lies outside of {folder}, where DVC sees no change: put the file into that folder and write "
+            f"{key}={path} is outside of {folder}, the folder that DVC tracks: move the file into it and write "
             f"{key}={Path(path).name}."
         )
 
 
-# For each stage that uses `_target_`s, the package for a user's own.
-OWN_FOLDERS = {"preprocess": f"{PROJECT}.data", "train": PROJECT}
+# The package for a user's own code, for each stage that uses `_target_`s.
+PROJECT_PACKAGES = {"preprocess": f"{PROJECT}.data", "train": PROJECT}
 
 
 def require_tracked_inputs(config: DictConfig) -> None:
-    """Refuse code, folders of conf/ and values that come from where DVC does not look."""
+    """Raise UserError for code, config folders or values that DVC does not track."""
     for folder in (CONF, SOURCE):
         reject_linked_folders(folder)
-    _refuse_other_sources(config)
+    _reject_untracked_values(config)
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for stage in OWN_FOLDERS:
+    for stage in PROJECT_PACKAGES:
         dependencies = [Path(entry).resolve() for entry in stages[stage]["deps"] if isinstance(entry, str)]
         for target in stage_targets(config, stage):
             _require_tracked(target, stage, dependencies)
 
 
 def _require_tracked(target: str, stage: str, dependencies: list[Path]) -> None:
-    own = OWN_FOLDERS[stage]
+    package = PROJECT_PACKAGES[stage]
     for name, path in loaded_sources().used("", [target]).paths.items():
         is_empty = path == SOURCE / PACKAGE / "__init__.py"
         if is_empty or any(path.resolve().is_relative_to(dependency) for dependency in dependencies):
             continue
-        place = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        new = f"{own}.{'.'.join(target.split('.')[-2:])}"
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        new_target = f"{package}.{'.'.join(target.split('.')[-2:])}"
         raise UserError(
-            f"{place if place.exists() else name} is used by `_target_={target}`, and DVC sees no change in it: move "
-            f"it to src/{own.replace('.', '/')}/ and write `_target_={new}`."
+            f"{shown if shown.exists() else name} is used by `_target_={target}`, but DVC does not track it: move it "
+            f"to src/{package.replace('.', '/')}/ and write `_target_={new_target}`."
         )
 
 
-def _refuse_other_sources(config: DictConfig) -> None:
-    """Refuse values from environment variables, and folders of options other than conf/."""
-    if others := [str(place) for place in HydraConfig.get().searchpath or []]:
+def _reject_untracked_values(config: DictConfig) -> None:
+    """Raise UserError for values from environment variables and for option folders other than conf/."""
+    if folders := [str(folder) for folder in HydraConfig.get().searchpath or []]:
         raise UserError(
-            f"hydra.searchpath names {', '.join(others)}, where DVC sees no change: put the options into conf/."
+            f"hydra.searchpath names {', '.join(folders)}, which DVC does not track: put the options into conf/."
         )
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    for key, value in _texts({str(group): node for group, node in plain.items() if group not in NON_RESULT_GROUPS}):
+    for key, value in _strings({str(group): node for group, node in plain.items() if group not in NON_RESULT_GROUPS}):
         if "${oc.env:" in value:
             raise UserError(
-                f"{key}={value} takes an environment variable, in which DVC sees no change: write the value itself."
+                f"{key}={value} reads an environment variable, which DVC does not track: write the value itself."
             )
 
 
-def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The words in nested values, each with its dotted key."""
+def _strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the strings in nested values with their dotted keys."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _texts(value, f"{path}.{key}" if path else str(key))
+            yield from _strings(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list):
         for value in node:
-            yield from _texts(value, path)
+            yield from _strings(value, path)
     elif isinstance(node, str):
         yield path, node

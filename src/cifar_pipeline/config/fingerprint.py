@@ -1,7 +1,7 @@
-"""The fingerprint of a training: a hash of all that decides its outcome.
+"""Compute the fingerprint of a training: a hash of the config, data, code and packages that decide its result.
 
-Two trainings with one fingerprint end with the same weights, bit for bit, on one machine with as many threads. Checkpoints
-lie under it, MLflow keeps one run for it, and what has finished under it need not be trained again.
+Trainings with the same fingerprint end with bit-identical weights on the same machine with the same number of threads.
+The fingerprint names the checkpoint folder and the MLflow run, and a training that has finished is not repeated.
 """
 
 import hashlib
@@ -14,17 +14,20 @@ from cifar_pipeline.config.compose import result_config
 from cifar_pipeline.config.source_files import SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 
-# The keys of the configuration that decide a training's outcome; dvc.yaml names the same for `train`.
+# Keys of the configuration that decide a training's result; dvc.yaml lists the same keys for `train`.
 FINGERPRINT_KEYS = (
-    "seed", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging", "precision", "trainer",
-    "tta",
+    "seed", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging", "precision",
+    "trainer", "tta",
 )  # fmt: skip
 
 
 def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | None = None) -> str:
-    """16 hexadecimal digits that stand for the choices, the data, the code and the packages of a training.
+    """Return 16 hexadecimal digits that identify a training's configuration, data, code and packages.
 
-    The code is that of this process, unless other `sources` are given.
+    Args:
+        config: the composed configuration.
+        dataset_hash: the hash in dataset.json.
+        sources: the code; None means the code of this process.
     """
     values = {key: result_config(config)[key] for key in FINGERPRINT_KEYS}
     used = (sources or loaded_sources()).used("train", target_names(values))
@@ -40,6 +43,6 @@ def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | Non
 
 
 def digest(content: Any) -> str:
-    """16 hexadecimal digits that stand for nested values."""
+    """Return 16 hexadecimal digits of the SHA-256 of nested values."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,12 +1,9 @@
-"""What a value may be, in the words of JSON Schema: found out by asking the rule of src/cifar_pipeline/config/schema.py.
+"""Generate JSON schemas of conf/ and params.yaml, with which editors complete, explain and check them.
 
-A rule is a function, which no editor can call. It is asked about numbers on both sides of each bound that its sentence
-names, about each word of it, and about lists and nothing; what it answers is written down.
-
-JSON schemas of conf/ and params.yaml, made of conf/ itself, for editors that complete, explain and underline.
-
-Types and bounds are the rules' of src/cifar_pipeline/config/schema.py, choices are the files of the groups, descriptions
-are the comments. An option that names a `_target_` which no file of conf/ names yet may have any keys: its arguments.
+Types and bounds come from the constraints in schema.py, enums from the file names of the groups, descriptions from the
+comments. A constraint is a predicate, so its JSON schema is inferred: the predicate is probed with values around each
+bound in its description, with each word of the description, with lists and with null. An option whose `_target_` occurs
+in no file of conf/ may have any keys, which are that target's arguments.
 """
 
 import re
@@ -24,179 +21,184 @@ Predicate = Callable[[Any], bool]
 PROBE_FAR = 1e15
 PROBE_NEAR = 1e-9
 PROBE_WORD = "xyzzy"
-LENGTHS = (1, 2, 3)
+PROBE_LENGTHS = (1, 2, 3)
 
 
-def to_json_schema(rule: Constraint) -> Schema:
-    """The schema of the values that a rule allows."""
-    bounds = sorted({0.0, 1.0, *map(float, re.findall(r"(?<![\w-])\d+(?![\w-])", rule.description))})
-    return _any_of(_kinds(rule.is_valid, bounds, re.findall(r"[\w-]+", rule.description)))
+def to_json_schema(constraint: Constraint) -> Schema:
+    """Return the schema of the values that a constraint allows."""
+    bounds = sorted({0.0, 1.0, *map(float, re.findall(r"(?<![\w-])\d+(?![\w-])", constraint.description))})
+    return _any_of(_type_schemas(constraint.is_valid, bounds, re.findall(r"[\w-]+", constraint.description)))
 
 
 def infer_schema(values: list[Any]) -> Schema:
-    """The schema of values that no rule is about, by what stands in conf/ for them."""
-    found = {_type(value) for value in values}
-    if not found or "null" in found:
+    """Infer the schema of a key without a constraint from its values in conf/."""
+    types = {_json_type(value) for value in values}
+    if not types or "null" in types:
         return {}
-    return {"type": "number" if found == {"number", "integer"} else sorted(found)[0]} if found <= _ALIKE else {}
+    return {"type": "number" if types == {"number", "integer"} else sorted(types)[0]}
 
 
-_ALIKE = {"boolean", "integer", "number", "string", "array", "object"}
-
-
-def _type(value: Any) -> str:
+def _json_type(value: Any) -> str:
     types = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return types.get(type(value), "null")
 
 
-def _kinds(holds: Predicate, bounds: list[float], words: list[str]) -> list[Schema]:
-    kinds: list[Schema] = []
-    if holds(True) and holds(False):
-        kinds.append({"type": "boolean"})
-    kinds += _number(holds, bounds)
-    if holds(PROBE_WORD):
-        kinds.append({"type": "string"} | ({} if holds("") else {"minLength": 1}))
-    elif accepted := [word for word in words if holds(word)]:
-        kinds.append({"enum": accepted})
-    kinds += _list(holds, bounds)
-    if holds({"_target_": PROBE_WORD}):
-        kinds.append({"type": "object"})
-    if holds(None):
-        kinds.append({"type": "null"})
-    return kinds
+def _type_schemas(is_valid: Predicate, bounds: list[float], words: list[str]) -> list[Schema]:
+    schemas: list[Schema] = []
+    if is_valid(True) and is_valid(False):
+        schemas.append({"type": "boolean"})
+    schemas += _number_schema(is_valid, bounds)
+    if is_valid(PROBE_WORD):
+        schemas.append({"type": "string"} | ({} if is_valid("") else {"minLength": 1}))
+    elif accepted := [word for word in words if is_valid(word)]:
+        schemas.append({"enum": accepted})
+    schemas += _list_schema(is_valid, bounds)
+    if is_valid({"_target_": PROBE_WORD}):
+        schemas.append({"type": "object"})
+    if is_valid(None):
+        schemas.append({"type": "null"})
+    return schemas
 
 
-def _number(holds: Predicate, bounds: list[float]) -> list[Schema]:
-    near = [
+def _number_schema(is_valid: Predicate, bounds: list[float]) -> list[Schema]:
+    probes = [
         -PROBE_FAR + 0.5,
         *(bound + step for bound in bounds for step in (-0.5, -PROBE_NEAR, PROBE_NEAR, 0.5)),
         PROBE_FAR + 0.5,
     ]
-    fractions = [number for number in near if not number.is_integer()]  # near a large bound there is none
-    whole = [int(-PROBE_FAR), *(int(bound) + step for bound in bounds for step in (-1, 0, 1)), int(PROBE_FAR)]
-    accepted = [number for number in (*fractions, *whole) if holds(number)]
+    fractions = [number for number in probes if not number.is_integer()]  # float64 has no fractions near a large bound
+    integers = [int(-PROBE_FAR), *(int(bound) + step for bound in bounds for step in (-1, 0, 1)), int(PROBE_FAR)]
+    accepted = [number for number in (*fractions, *integers) if is_valid(number)]
     if not accepted:
         return []
     schema: Schema = {"type": "number" if any(number in accepted for number in fractions) else "integer"}
     below = [bound for bound in bounds if all(number >= bound for number in accepted)]
     above = [bound for bound in bounds if all(number <= bound for number in accepted)]
     if below:
-        schema["minimum" if holds(int(below[-1])) else "exclusiveMinimum"] = int(below[-1])
+        schema["minimum" if is_valid(int(below[-1])) else "exclusiveMinimum"] = int(below[-1])
     if above:
-        schema["maximum" if holds(int(above[0])) else "exclusiveMaximum"] = int(above[0])
+        schema["maximum" if is_valid(int(above[0])) else "exclusiveMaximum"] = int(above[0])
     return [schema]
 
 
-def _list(holds: Predicate, bounds: list[float]) -> list[Schema]:
-    def items(length: int) -> list[Schema]:
-        def holds_each(value: Any) -> bool:
-            return holds([value] * length)
+def _list_schema(is_valid: Predicate, bounds: list[float]) -> list[Schema]:
+    def item_schemas(length: int) -> list[Schema]:
+        def is_valid_item(value: Any) -> bool:
+            return is_valid([value] * length)
 
-        return [*_number(holds_each, bounds), *([{"type": "string"}] if holds_each(PROBE_WORD) else [])]
+        return [*_number_schema(is_valid_item, bounds), *([{"type": "string"}] if is_valid_item(PROBE_WORD) else [])]
 
-    lengths = [length for length in LENGTHS if items(length)]
+    lengths = [length for length in PROBE_LENGTHS if item_schemas(length)]
     if not lengths:
         return []
-    schema: Schema = {"type": "array", "items": _any_of(items(lengths[0]))}
-    return [schema if lengths == list(LENGTHS) else schema | {"minItems": lengths[0], "maxItems": lengths[-1]}]
+    schema: Schema = {"type": "array", "items": _any_of(item_schemas(lengths[0]))}
+    return [schema if lengths == list(PROBE_LENGTHS) else schema | {"minItems": lengths[0], "maxItems": lengths[-1]}]
 
 
-def _any_of(kinds: list[Schema]) -> Schema:
-    if len(kinds) == 1:
-        return kinds[0]
-    if [list(kind) for kind in kinds] == [["type"]] * len(kinds):
-        return {"type": [kind["type"] for kind in kinds]}
-    return {"anyOf": kinds}
+def _any_of(schemas: list[Schema]) -> Schema:
+    if len(schemas) == 1:
+        return schemas[0]
+    if [list(schema) for schema in schemas] == [["type"]] * len(schemas):
+        return {"type": [schema["type"] for schema in schemas]}
+    return {"anyOf": schemas}
 
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 HYDRA_SCHEMA: Schema = {
-    "defaults": {"type": "array", "description": "Hydra's: the files that this one is made of, the last one wins."},
-    "_target_": {"type": "string", "description": "The class or function, by its full name."},
-    "_partial_": {"type": "boolean", "description": "Hydra's: the pipeline gives the arguments that are missing."},
+    "defaults": {
+        "type": "array",
+        "description": "Hydra's defaults list: the files to compose, in this order; the last one wins.",
+    },
+    "_target_": {"type": "string", "description": "The dotted name of the class or function."},
+    "_partial_": {"type": "boolean", "description": "Hydra's flag: the pipeline passes the missing arguments."},
 }
-# A value that is another key's: `${data.size}`.
+# A reference to another key's value: `${data.size}`.
 INTERPOLATED: Schema = {"type": "string", "pattern": r"^\$\{"}
 
 
 def schemas(conf: Path) -> dict[str, Schema]:
-    """The schema of params.yaml, of conf/config.yaml and of each group's files, by name."""
+    """Generate the schemas of params.yaml, conf/config.yaml and each group's files, by name."""
     groups = read_groups(conf)
-    chosen = {name: group for name, group in groups.items() if name not in NON_PARAM_GROUPS}
-    made = {
-        "params": _params(groups["experiment"], chosen),
-        "config": _file("conf/config.yaml: what every stage composes", _top(groups) | _values(chosen) | {"hydra": {}}),
-        "experiment": _file("An experiment: a recipe of its own", _top(groups) | _values(chosen)),
-        "sweep": _sweep(groups, chosen),
-        "launcher": _launcher(),
+    param_groups = {name: group for name, group in groups.items() if name not in NON_PARAM_GROUPS}
+    values = _ungrouped_keys(groups) | _group_values(param_groups)
+    by_name = {
+        "params": _params_schema(groups["experiment"], param_groups),
+        "config": _file_schema("conf/config.yaml: the configuration of every stage", values | {"hydra": {}}),
+        "experiment": _file_schema("An experiment", values),
+        "sweep": _sweep_schema(groups, param_groups),
+        "launcher": _launcher_schema(),
     }
-    for group in [*chosen.values(), *(inner for outer in chosen.values() for inner in outer.inner.values())]:
-        made[group.name.replace("/", "-")] = _option(group)
-    return {name: {"$schema": DRAFT, **schema} for name, schema in made.items()}
+    for group in [
+        *param_groups.values(),
+        *(nested for outer in param_groups.values() for nested in outer.nested.values()),
+    ]:
+        by_name[group.name.replace("/", "-")] = _option_schema(group)
+    return {name: {"$schema": DRAFT, **schema} for name, schema in by_name.items()}
 
 
-def _params(experiments: Group, groups: dict[str, Group]) -> Schema:
-    choices = {
-        name: _choice(group, f"The option of conf/{name}/; null: the experiment's.") for name, group in groups.items()
+def _params_schema(experiments: Group, groups: dict[str, Group]) -> Schema:
+    options = {
+        name: _option_enum(group, f"The option of conf/{name}/; null: the experiment's.")
+        for name, group in groups.items()
     }
-    return _file(
-        "params.yaml: what to run",
+    return _file_schema(
+        "params.yaml: the configuration to run",
         {
-            "experiment": _choice(experiments, "The recipe, a file of conf/experiment/."),
+            "experiment": _option_enum(experiments, "The experiment, a file of conf/experiment/."),
             "seed": {
                 "anyOf": [to_json_schema(SCHEMA["seed"]), {"type": "null"}],
-                "description": "What everything random follows from.",
+                "description": "Seed of all random numbers.",
             },
             "image_dir": to_json_schema(SCHEMA["image_dir"]) | {"description": "The folder of your own images."},
-            **choices,
+            **options,
             "overrides": {
-                "description": "Any further values, nested as in composed.yaml.",
+                "description": "Any other values, nested as in composed.yaml.",
                 "type": ["object", "null"],
-                "properties": {**_values(groups), "rerun": to_json_schema(SCHEMA["rerun"])},
+                "properties": {**_group_values(groups), "rerun": to_json_schema(SCHEMA["rerun"])},
                 "additionalProperties": False,
             },
         },
     )
 
 
-def _sweep(groups: dict[str, Group], chosen: dict[str, Group]) -> Schema:
-    keys = ["seed", *(name for name in groups if name not in SWEEP_GROUPS), *dotted_keys(chosen)]
-    swept = {"type": "object", "propertyNames": {"enum": keys}, "additionalProperties": {"type": ["string", "number"]}}
-    sweeper = {"type": "object", "properties": {"params": swept}}
+def _sweep_schema(groups: dict[str, Group], param_groups: dict[str, Group]) -> Schema:
+    keys = ["seed", *(name for name in groups if name not in SWEEP_GROUPS), *dotted_keys(param_groups)]
+    params = {"type": "object", "propertyNames": {"enum": keys}, "additionalProperties": {"type": ["string", "number"]}}
+    sweeper = {"type": "object", "properties": {"params": params}}
     hydra = {"type": "object", "properties": {"sweeper": sweeper}}
-    return _file("A ready-made sweep", {"defaults": HYDRA_SCHEMA["defaults"], "hydra": hydra})
+    return _file_schema("A sweep", {"defaults": HYDRA_SCHEMA["defaults"], "hydra": hydra})
 
 
-def _launcher() -> Schema:
-    """The keys of a launcher are those of its package."""
+def _launcher_schema() -> Schema:
+    # A launcher's keys are defined by its package.
     hydra = {"type": "object", "properties": {"launcher": {}, "sweep": {}}, "additionalProperties": False}
-    return _file("Who starts a sweep's points", {"defaults": HYDRA_SCHEMA["defaults"], "hydra": hydra})
+    return _file_schema("A launcher of a sweep's trials", {"defaults": HYDRA_SCHEMA["defaults"], "hydra": hydra})
 
 
 def dotted_keys(groups: dict[str, Group]) -> list[str]:
-    """Every key below a group, as on the command line: `optimizer.lr`, `data.source.size`."""
+    """Return every key of the groups as on the command line: `optimizer.lr`, `data.source.size`."""
     keys = []
     for name, group in groups.items():
         for key in group.keys:
-            inner = group.inside(key)
-            keys += [f"{name}.{key}", *(f"{name}.{key}.{one}" for one in (inner.keys if inner else []))]
+            nested = group.nested_group(key)
+            keys += [f"{name}.{key}", *(f"{name}.{key}.{child}" for child in (nested.keys if nested else []))]
     return keys
 
 
-def _option(group: Group) -> Schema:
-    """The schema of a group's files: one that names a target which conf/ knows has the keys that conf/ knows of it."""
+def _option_schema(group: Group) -> Schema:
+    """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
     targets = sorted({option.target for option in group.options if option.target})
     if not targets:
-        return _file(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
+        return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
     cases: list[Schema] = [{"if": {"required": ["_target_"]}, "else": _restrict_keys(group.keys)}]
     for target in targets:
-        known = {"required": ["_target_"], "properties": {"_target_": {"const": target}}}
-        cases.append({"if": known, "then": _restrict_keys(_keys_of(group, target))})
+        is_target = {"required": ["_target_"], "properties": {"_target_": {"const": target}}}
+        cases.append({"if": is_target, "then": _restrict_keys(_target_keys(group, target))})
     return {"title": title, "type": "object", "properties": HYDRA_SCHEMA | _properties(group), "allOf": cases}
 
 
-def _keys_of(group: Group, target: str) -> list[str]:
+def _target_keys(group: Group, target: str) -> list[str]:
     return list(dict.fromkeys(key for option in group.options if option.target == target for key in option.keys))
 
 
@@ -204,27 +206,27 @@ def _restrict_keys(keys: list[str]) -> Schema:
     return {"propertyNames": {"enum": [*HYDRA_SCHEMA, *keys]}}
 
 
-def _top(groups: dict[str, Group]) -> Schema:
-    """What stands beside the groups: the defaults, which choose options, and the values of no group."""
-    choose: Schema = {
-        f"{word}{name}": {"enum": [*group.names, None]}
+def _ungrouped_keys(groups: dict[str, Group]) -> Schema:
+    """Return the schema of `defaults`, which choose options, and of the top-level keys without a group."""
+    option_by_group: Schema = {
+        f"{prefix}{name}": {"enum": [*group.names, None]}
         for name, group in groups.items()
-        for word in ("", "/", "override /")
+        for prefix in ("", "/", "override /")
     }
     for name in ("hydra/job_logging", "hydra/hydra_logging", "hydra/launcher", "hydra/sweeper"):
-        choose |= {f"{word}{name}": {"type": "string"} for word in ("override ", "override /")}
+        option_by_group |= {f"{prefix}{name}": {"type": "string"} for prefix in ("override ", "override /")}
     entries: Schema = {
         "anyOf": [
-            {"enum": [*groups["experiment"].names, "_self_", "choices"]},
-            {"type": "object", "properties": choose, "additionalProperties": False},
+            {"enum": [*groups["experiment"].names, "_self_", "params"]},
+            {"type": "object", "properties": option_by_group, "additionalProperties": False},
         ]
     }
-    values = {key: to_json_schema(rule) for key, rule in SCHEMA.items() if key in ("seed", "image_dir", "rerun")}
+    values = {key: to_json_schema(SCHEMA[key]) for key in ("seed", "image_dir", "rerun")}
     return {"defaults": HYDRA_SCHEMA["defaults"] | {"items": entries}, **values}
 
 
-def _values(groups: dict[str, Group]) -> Schema:
-    """The values of each group, whichever of its options is chosen."""
+def _group_values(groups: dict[str, Group]) -> Schema:
+    """Return the schema of each group's values for any of its options."""
     return {
         name: {"type": "object", "properties": _properties(group), "additionalProperties": False}
         for name, group in groups.items()
@@ -236,25 +238,25 @@ def _properties(group: Group) -> Schema:
 
 
 def _property_schema(group: Group, key: str) -> Schema:
-    rule, inner = group.rule(key), group.inside(key)
-    values = list(group.given(key).values())
-    schema = to_json_schema(rule) if rule else infer_schema(values)
+    constraint, nested = group.constraint(key), group.nested_group(key)
+    values = list(group.values_by_option(key).values())
+    schema = to_json_schema(constraint) if constraint else infer_schema(values)
     if any(str(value).startswith("${") for value in values):
         schema = {"anyOf": [schema, INTERPOLATED]}
-    if inner:
+    if nested:
         schema = {
             "type": ["object", "null"],
-            "properties": HYDRA_SCHEMA | _properties(inner),
+            "properties": HYDRA_SCHEMA | _properties(nested),
             "additionalProperties": False,
         }
-    words = [group.comment(key), f"It must be {rule.description}." if rule else ""]
-    description = " ".join(filter(None, words))
+    sentences = [group.comment(key), f"It must be {constraint.description}." if constraint else ""]
+    description = " ".join(filter(None, sentences))
     return schema | ({"description": description} if description else {})
 
 
-def _choice(group: Group, description: str) -> Schema:
+def _option_enum(group: Group, description: str) -> Schema:
     return {"enum": [*group.names, None], "description": description}
 
 
-def _file(title: str, properties: dict[str, Any]) -> Schema:
+def _file_schema(title: str, properties: dict[str, Any]) -> Schema:
     return {"title": title, "type": "object", "properties": properties, "additionalProperties": False}

@@ -1,7 +1,4 @@
-"""The files of conf/ as a reader sees them: what each says about itself, its keys, and the comment above each key.
-
-docs/configuration.md: every option and every key of conf/, with its values, what they may be, and its comment.
-"""
+"""Parse the comments of conf/ and render docs/configuration.md, the reference of all options and keys."""
 
 import os
 import re
@@ -18,13 +15,13 @@ from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml
 from cifar_pipeline.config.schema import SCHEMA, Constraint
 
 KEY = re.compile(r"(\w+):")
-# Hydra's own words in an option's file.
+# Keys of an option's file that Hydra reads.
 HYDRA_KEYS = ("defaults", "_target_", "_partial_", "_self_")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A file of conf/: `head` is its opening comment, `comments` has that above each key of `values`."""
+    """File of conf/: `head` is its opening comment, `comments` maps each key of `values` to the comment above it."""
 
     name: str
     path: Path
@@ -34,91 +31,90 @@ class Option:
 
     @property
     def target(self) -> str | None:
-        """The class or function that it names."""
+        """The name of its class or function."""
         return self.values.get("_target_")
 
     @property
     def keys(self) -> list[str]:
-        """Its own keys, without Hydra's."""
+        """Its keys without those that Hydra reads."""
         return [key for key in self.values if key not in HYDRA_KEYS]
 
-    def said(self, word: str) -> str:
-        """What the head says after `word`, such as "Pick it:"; empty where it says nothing of the kind."""
-        others = "|".join(("Source", "Pick it", "Cost", "On", "Result", "Command"))
-        found = re.search(rf"{word} (.*?)(?= (?:{others}): |$)", self.head)
-        return found[1].strip() if found else ""
+    def section(self, label: str) -> str:
+        """Return the text after a label of the head, such as "Pick it:"; empty if the head lacks it."""
+        labels = "|".join(("Source", "Pick it", "Cost", "On", "Result", "Command"))
+        match = re.search(rf"{label} (.*?)(?= (?:{labels}): |$)", self.head)
+        return match[1].strip() if match else ""
 
     @property
-    def about(self) -> str:
-        """What the head says before anything else."""
+    def summary(self) -> str:
+        """The head's text before its first label."""
         return re.split(r" (?:Source|Pick it|Cost): ", self.head)[0]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A folder of conf/: `name` as on the command line (`data/source`), its options, and the groups inside it."""
+    """Folder of conf/: its `name` as on the command line (`data/source`), options, and nested groups."""
 
     name: str
     options: tuple[Option, ...]
-    inner: dict[str, "Group"] = field(default_factory=dict)
+    nested: dict[str, "Group"] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """Its options, by name."""
+        """The names of its options."""
         return [option.name for option in self.options]
 
     @property
     def keys(self) -> list[str]:
-        """The keys that its files or the rules know, each once."""
-        ruled = [key.removeprefix(f"{self.name}.") for key in SCHEMA if re.fullmatch(rf"{self.name}\.\w+", key)]
-        named = [key for option in self.options for key in option.keys]
-        return list(dict.fromkeys([*named, *ruled]))
+        """The keys in its files and in SCHEMA."""
+        constrained = [key.removeprefix(f"{self.name}.") for key in SCHEMA if re.fullmatch(rf"{self.name}\.\w+", key)]
+        in_files = [key for option in self.options for key in option.keys]
+        return list(dict.fromkeys([*in_files, *constrained]))
 
-    def rule(self, key: str) -> Constraint | None:
-        """What the values of a key may be."""
-        path = f"{self.name.replace('/', '.')}.{key}"
-        return next((rule for pattern, rule in SCHEMA.items() if fnmatch(path, pattern)), None)
+    def constraint(self, key: str) -> Constraint | None:
+        """Return the constraint on a key's values, if it has one."""
+        dotted_key = f"{self.name.replace('/', '.')}.{key}"
+        return next((constraint for pattern, constraint in SCHEMA.items() if fnmatch(dotted_key, pattern)), None)
 
-    def given(self, key: str) -> dict[str, Any]:
-        """The key's value in each option that has one."""
+    def values_by_option(self, key: str) -> dict[str, Any]:
+        """Return the key's value in each option that has it."""
         return {option.name: option.values[key] for option in self.options if key in option.values}
 
-    def inside(self, key: str) -> "Group | None":
-        """The group inside this one whose options stand under the key: by its name, or as in `source@fallback`."""
-        listed = [entry for option in self.options for entry in option.values.get("defaults", [])]
-        named = [str(name) for entry in listed if isinstance(entry, dict) for name in entry]
-        places = {name.partition("@")[2] or name: name.partition("@")[0] for name in named}
-        return self.inner.get(places.get(key, key))
+    def nested_group(self, key: str) -> "Group | None":
+        """Return the nested group whose options are the values of a key: the key's name, or as in `source@fallback`."""
+        defaults = [entry for option in self.options for entry in option.values.get("defaults", [])]
+        names = [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
+        group_by_key = {name.partition("@")[2] or name: name.partition("@")[0] for name in names}
+        return self.nested.get(group_by_key.get(key, key))
 
     def comment(self, key: str) -> str:
-        """The first comment that an option's file has above the key."""
+        """Return the comment above the key in the first option that has one."""
         return next((option.comments[key] for option in self.options if key in option.comments), "")
 
 
 def read_groups(conf: Path) -> dict[str, Group]:
-    """The groups of conf/, by name."""
-    return {folder.name: _group(folder, folder.name) for folder in sorted(conf.iterdir()) if folder.is_dir()}
+    """Read the groups of conf/ by name."""
+    return {folder.name: _read_group(folder, folder.name) for folder in sorted(conf.iterdir()) if folder.is_dir()}
 
 
 def read_option(path: Path) -> Option:
-    """A file of conf/."""
+    """Read a file of conf/ with its comments."""
     lines = path.read_text(encoding="utf-8").splitlines()
     lines = lines[1:] if lines and lines[0].startswith("# @package") else lines
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     head = list(takewhile(lambda line: line.startswith("#"), lines))
     comments = {key: text for key, text in _comments(lines[len(head) :]) if text}
-    named = {str(key): value for key, value in values.items()}
-    return Option(path.stem, path, _joined(head), named, comments)
+    return Option(path.stem, path, _join_comment(head), {str(key): value for key, value in values.items()}, comments)
 
 
-def _group(folder: Path, name: str) -> Group:
-    inner = {path.name: _group(path, f"{name}/{path.name}") for path in sorted(folder.iterdir()) if path.is_dir()}
-    return Group(name, tuple(read_option(path) for path in sorted(folder.glob("*.yaml"))), inner)
+def _read_group(folder: Path, name: str) -> Group:
+    nested = {path.name: _read_group(path, f"{name}/{path.name}") for path in sorted(folder.iterdir()) if path.is_dir()}
+    return Group(name, tuple(read_option(path) for path in sorted(folder.glob("*.yaml"))), nested)
 
 
 def _comments(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Each key of the top level with the comment lines right above it."""
+    """Yield each top-level key with the comment directly above it."""
     comment: list[str] = []
     for line in lines:
         if line.startswith("#"):
@@ -126,46 +122,43 @@ def _comments(lines: list[str]) -> Iterator[tuple[str, str]]:
             continue
         key = KEY.match(line)
         if key:
-            yield key[1], _joined(comment)
+            yield key[1], _join_comment(comment)
         comment = []
 
 
-def _joined(comment: list[str]) -> str:
-    return " ".join(" ".join(line.removeprefix("#") for line in comment).split())
+def _join_comment(lines: list[str]) -> str:
+    return " ".join(" ".join(line.removeprefix("#") for line in lines).split())
 
 
 INTRODUCTION = """\
 # Every option and every key
 
-<!-- Written by `make docs` from conf/ and the rules of src/cifar_pipeline/config/schema.py: change those. -->
+<!-- Written by `make docs` from conf/ and src/cifar_pipeline/config/schema.py: edit those. -->
 
-`params.yaml` chooses an option of each group (`optimizer: adam`) and may change single values (`overrides: {optimizer:
-{lr: 0.002}}`); so does the command line (`optimizer=adam optimizer.lr=0.002`). The command line goes before
-`params.yaml`, that before the experiment, that before the option's own file. `python src/train.py --cfg job` shows what
-it comes to, and a value that is not allowed is refused before any work. Editors that know JSON schemas complete and
-check these files: [schema/](../schema/) has one for each folder, and `.vscode/settings.json` says which is whose.
+`params.yaml` chooses an option of each group (`optimizer: adam`) and can change single values (`overrides: {optimizer:
+{lr: 0.002}}`); so can the command line (`optimizer=adam optimizer.lr=0.002`). The command line overrides `params.yaml`,
+which overrides the experiment, which overrides the option's own file. `python src/train.py --cfg job` prints the
+composed configuration, and an invalid value is refused before any work. Editors that support JSON schemas complete and
+check these files: [schema/](../schema/) has one for each folder, and `.vscode/settings.json` maps them.
 """
 
 
 def render_page(conf: Path, folder: Path) -> str:
-    """The page, for a file in `folder`, from which its links go."""
+    """Render the page as Markdown with links relative to `folder`."""
     groups = read_groups(conf)
     order = [
         "experiment",
-        *(name for name in _listed(conf) if name in groups and name not in NON_PARAM_GROUPS),
+        *(name for name in _composed_groups(conf) if name in groups and name not in NON_PARAM_GROUPS),
         *SWEEP_GROUPS,
     ]
-    sections = [_section(group, folder) for name in order for group in (groups[name], *groups[name].inner.values())]
+    sections = [_section(group, folder) for name in order for group in (groups[name], *groups[name].nested.values())]
     return "\n".join([INTRODUCTION, _ungrouped_keys(conf), *sections])
 
 
-def _listed(conf: Path) -> list[str]:
-    """The groups in the order in which conf/config.yaml composes them."""
-    return [str(name) for entry in read_option(conf / "config.yaml").values["defaults"] for name in _names(entry)]
-
-
-def _names(entry: Any) -> list[Any]:
-    return list(entry) if isinstance(entry, dict) else []
+def _composed_groups(conf: Path) -> list[str]:
+    """Return the groups in the order in which conf/config.yaml composes them."""
+    defaults = read_option(conf / "config.yaml").values["defaults"]
+    return [str(name) for entry in defaults if isinstance(entry, dict) for name in entry]
 
 
 def _ungrouped_keys(conf: Path) -> str:
@@ -180,41 +173,43 @@ def _ungrouped_keys(conf: Path) -> str:
         for key, value in option.values.items()
         if key in SCHEMA
     ]
-    return "## Of no group\n\n" + _table(["key", "value", "may be", "what it is"], rows)
+    return "## Top-level keys\n\n" + _table(["key", "value", "allowed", "description"], rows)
 
 
 def _section(group: Group, folder: Path) -> str:
     options = [
-        [_link(option, folder), escape_markdown(option.about), escape_markdown(option.said("Pick it:"))]
+        [_link(option, folder), escape_markdown(option.summary), escape_markdown(option.section("Pick it:"))]
         for option in group.options
     ]
-    titles = ["option", "what it is", "pick it"]
+    titles = ["option", "description", "pick it"]
     if not any(row[2] for row in options):
         options, titles = [row[:2] for row in options], titles[:2]
-    parts = [f"## {group.name}\n", _table(titles, options)]
-    # The keys of a recipe and of a sweep are those of the other groups.
+    lines = [f"## {group.name}\n", _table(titles, options)]
+    # An experiment and a sweep set the keys of other groups.
     if group.name not in NON_PARAM_GROUPS and group.keys:
-        parts.append(_table(["key", "in the files", "may be", "what it is"], [_row(group, key) for key in group.keys]))
-    return "\n".join(parts)
+        lines.append(
+            _table(["key", "value by option", "allowed", "description"], [_row(group, key) for key in group.keys])
+        )
+    return "\n".join(lines)
 
 
 def _row(group: Group, key: str) -> list[str]:
-    rule, inner = group.rule(key), group.inside(key)
+    constraint, nested = group.constraint(key), group.nested_group(key)
     name = f"{group.name.replace('/', '.')}.{key}"
-    if inner:
-        return [f"`{name}`", "see below", f"an option of `conf/{inner.name}/`, named in `defaults`", ""]
+    if nested:
+        return [f"`{name}`", "see below", f"an option of `conf/{nested.name}/`, chosen in `defaults`", ""]
     return [
         f"`{name}`",
-        _given(group, key),
-        escape_markdown(rule.description if rule else ""),
+        _format_values(group, key),
+        escape_markdown(constraint.description if constraint else ""),
         escape_markdown(group.comment(key)),
     ]
 
 
-def _given(group: Group, key: str) -> str:
-    """The key's values with the options that have them; the options only where they differ."""
+def _format_values(group: Group, key: str) -> str:
+    """Format the key's values, with the names of their options if the values differ."""
     by_value: dict[str, list[str]] = {}
-    for option, value in group.given(key).items():
+    for option, value in group.values_by_option(key).items():
         by_value.setdefault(f"`{to_yaml_inline(value)}`", []).append(option)
     if len(by_value) == 1 and (len(group.options) == 1 or len(next(iter(by_value.values()))) > 1):
         return escape_markdown(next(iter(by_value)))
@@ -233,12 +228,13 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """A comment as a cell of a Markdown table: what would be markup stands for itself, but for `code`."""
-    parts = " ".join(text.split()).split("`")
-    if len(parts) % 2 == 0:
-        parts = ["".join(parts)]
+    """Escape a comment for a cell of a Markdown table, except for its `code`."""
+    segments = " ".join(text.split()).split("`")
+    if len(segments) % 2 == 0:
+        segments = ["".join(segments)]
+    # Every second segment is code.
     escaped = [
-        part.replace("|", r"\|") if place % 2 else re.sub(r"([\\*_<>|\[\]])", r"\\\1", part)
-        for place, part in enumerate(parts)
+        segment.replace("|", r"\|") if index % 2 else re.sub(r"([\\*_<>|\[\]])", r"\\\1", segment)
+        for index, segment in enumerate(segments)
     ]
     return "`".join(escaped)

@@ -1,4 +1,4 @@
-"""What a composed configuration may hold: the type and the range of each key's values."""
+"""Validate a composed configuration: its keys, and the type and range of each value."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from cifar_pipeline.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the values of a key may be, as a test and in words."""
+    """Constraint on a key's values: a predicate, and its description in an error message and in the documentation."""
 
     description: str
     is_valid: Callable[[Any], bool]
@@ -28,8 +28,8 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _or_null(rule: Constraint) -> Constraint:
-    return Constraint(f"{rule.description}, or null", lambda value: value is None or rule.is_valid(value))
+def _or_null(constraint: Constraint) -> Constraint:
+    return Constraint(f"{constraint.description}, or null", lambda value: value is None or constraint.is_valid(value))
 
 
 POSITIVE = Constraint("a number above 0", lambda value: _is_number(value) and 0 < value < float("inf"))
@@ -42,15 +42,15 @@ NON_NEGATIVE_INT = Constraint("a whole number of at least 0", lambda value: _is_
 POSITIVE_INT = Constraint("a whole number of at least 1", lambda value: _is_int(value) and value >= 1)
 SEED = Constraint("a whole number from 0 to 4294967295", lambda value: _is_int(value) and 0 <= value < 2**32)
 BOOL = Constraint("true or false", lambda value: isinstance(value, bool))
-NON_EMPTY_STR = Constraint("a word", lambda value: isinstance(value, str) and bool(value))
-# MLflow takes more, but its addresses don't: models:/NAME@ALIAS.
+NON_EMPTY_STR = Constraint("a non-empty string", lambda value: isinstance(value, str) and bool(value))
+# MLflow allows more characters, but not in a model URI: models:/NAME@ALIAS.
 NAME = Constraint(
-    "a word of letters, digits, - and _",
+    "a name of letters, digits, - and _",
     lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) is not None,
 )
 PORT = Constraint("a whole number from 1 to 65535", lambda value: _is_int(value) and 1 <= value <= 65535)
 MIRRORS = Constraint(
-    "a list of addresses", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+    "a list of URLs", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
 BETAS = Constraint(
     "two numbers of at least 0 and below 1",
@@ -89,7 +89,7 @@ TARGET_CONFIG = Constraint(
     lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str),
 )
 
-# In a part of the configuration without a `_target_` these are all the keys there are.
+# A group without a `_target_` has no keys but these.
 SCHEMA: dict[str, Constraint] = {
     "seed": SEED,
     "image_dir": NON_EMPTY_STR,
@@ -192,7 +192,7 @@ SCHEMA: dict[str, Constraint] = {
     "serve.max_images": POSITIVE_INT,
 }
 
-# Those that some options of a group have and others do without.
+# Keys that only some options of a group have.
 OPTIONAL = {
     f"data.{name}"
     for name in ("root", "csv_file", "size", "resize_mode", "test_fraction", "max_unreadable", "max_megapixels")
@@ -200,41 +200,43 @@ OPTIONAL = {
 
 
 def validate(config: DictConfig) -> None:
-    """Refuse, in one sentence, a key that nothing reads or that is missing, or a value that is not allowed."""
+    """Raise UserError for an unknown key, a missing key, or a value that its constraint rejects."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     _check_keys("", plain, _child_keys("") | set(groups()))
     for key, value in _walk(plain):
-        for pattern, rule in SCHEMA.items():
-            if fnmatch(key, pattern) and not rule.is_valid(value):
-                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {rule.description}.")
-    for part in _child_keys(""):
-        if _child_keys(f"{part}.") and "_target_" not in plain[part]:
-            _check_keys(f"{part}.", plain[part], _child_keys(f"{part}."))
+        for pattern, constraint in SCHEMA.items():
+            if fnmatch(key, pattern) and not constraint.is_valid(value):
+                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {constraint.description}.")
+    for key in _child_keys(""):
+        if _child_keys(f"{key}.") and "_target_" not in plain[key]:
+            _check_keys(f"{key}.", plain[key], _child_keys(f"{key}."))
     if "output_activation" not in plain["loss"]:
-        raise UserError("loss.output_activation is missing; the loss's file says how its outputs become probabilities.")
+        raise UserError(
+            "loss.output_activation is missing; name the activation that turns the loss's logits into probabilities."
+        )
 
 
-def _check_keys(path: str, node: Any, known: set[str]) -> None:
+def _check_keys(prefix: str, node: Any, known: set[str]) -> None:
     if not isinstance(node, dict):
         raise UserError(
-            f"{path[:-1]}={to_yaml_inline(node)} is not allowed; it must be an option of {CONF}/{path[:-1]}/."
+            f"{prefix[:-1]}={to_yaml_inline(node)} is not allowed; it must be an option of {CONF}/{prefix[:-1]}/."
         )
     for key in node:
         if key not in known:
-            raise UserError(f"{path}{key}: nothing reads this key of {CONF}/; {suggest(str(key), sorted(known))}")
-    for key in sorted(_child_keys(path)):
-        if key not in node and f"{path}{key}" not in OPTIONAL:
-            raise UserError(f"{path}{key} is missing; a file of {CONF}/ must give it a value.")
+            raise UserError(f"{prefix}{key}: unknown key in {CONF}/; {suggest(str(key), sorted(known))}")
+    for key in sorted(_child_keys(prefix)):
+        if key not in node and f"{prefix}{key}" not in OPTIONAL:
+            raise UserError(f"{prefix}{key} is missing; a file of {CONF}/ must set it.")
 
 
-def _child_keys(path: str) -> set[str]:
-    """The names that follow `path` in the keys of RULES."""
-    return {key.removeprefix(path).partition(".")[0] for key in SCHEMA if key.startswith(path) and "*" not in key}
+def _child_keys(prefix: str) -> set[str]:
+    """Return the names that follow `prefix` in the keys of SCHEMA."""
+    return {key.removeprefix(prefix).partition(".")[0] for key in SCHEMA if key.startswith(prefix) and "*" not in key}
 
 
-def _walk(node: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _walk(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        yield f"{path}{key}", value
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from _walk(value, f"{path}{key}.")
+            yield from _walk(value, f"{prefix}{key}.")

@@ -1,8 +1,7 @@
-"""The code that a script uses, as it was when the process started: its imports followed, and a hash of each file.
+"""Collect what a script's results depend on: source files, package versions and environment variables.
 
-Imports are read, not run: what code imports by a name that it makes up (`importlib.import_module`) is not followed.
-
-What of the environment changes numbers: the versions of the packages that compute, and variables that they read.
+The source is read when the process starts. Import statements are parsed and followed without importing anything, so a
+module that is imported by a computed name (`importlib.import_module`) is missed. Each file is hashed with SHA-256.
 """
 
 import ast
@@ -20,22 +19,22 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 
 PACKAGE = "cifar_pipeline"
-# The package for the code of whoever uses this project.
+# The package for users' own code.
 PROJECT = "project"
-# Packages that compute no result: they speak, compose, keep records. Their imports are not followed.
+# Packages that compute no result: composition, logging, tracking. Their imports are not followed.
 NON_RESULT_PACKAGES = {"cli", "config", "sweeps", "tracking", "utils"}
-# The folder that the package was loaded from, in which the scripts are, too.
+# The folder src/ that this package was loaded from.
 SOURCE = Path(__file__).resolve().parents[2]
-# What lies in a package and is no part of its code.
+# Suffixes of a package's files that are not hashed as data files.
 NON_CODE_SUFFIXES = {".py", ".pyc", ".md"}
 
 
 @dataclass(frozen=True)
 class UsedFiles:
-    """The code that a script uses.
+    """Source files and packages that a script uses.
 
-    `paths` has each file by its name, `hashes` its SHA-256 as it was read first. `packages` are the installed packages
-    that `_target_`s or files outside this project's package name, as they are imported.
+    `paths` maps each file's name to its path, `hashes` to its SHA-256 when it was first read. `packages` are the import
+    names of the installed packages that `_target_`s or files outside of this project's package use.
     """
 
     paths: dict[str, Path]
@@ -43,7 +42,7 @@ class UsedFiles:
     packages: frozenset[str]
 
     def changed(self) -> str | None:
-        """The first file that holds something else now, or is gone."""
+        """Return the first file whose content has changed or that is gone."""
         for name, path in self.paths.items():
             if not path.is_file() or _hash(path.read_bytes()) != self.hashes[name]:
                 return name
@@ -51,7 +50,7 @@ class UsedFiles:
 
 
 class SourceTree:
-    """The source files below a folder, all read at once: an edit that comes later changes nothing here."""
+    """Source files of a folder, all read on construction, so that a later edit has no effect."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,32 +65,32 @@ class SourceTree:
         return [str(self.folder), *sys.path]
 
     def used(self, script: str, targets: Iterable[str] = ()) -> UsedFiles:
-        """The code of a script (`train`) and of the dotted names that `_target_`s give, and what that imports."""
+        """Return the code of a script (`train`) and of `_target_`s (dotted names), with everything that it imports."""
         paths: dict[str, Path] = {}
         packages: set[str] = set()
-        waiting = [script]
+        queue = [script]
         for target in targets:
-            waiting += list(_prefixes(target))
+            queue += list(_prefixes(target))
             packages |= {target.partition(".")[0]} & set(self._installed([target]))
         seen: set[str] = set()
-        while waiting:
-            name = waiting.pop()
+        while queue:
+            name = queue.pop()
             if name in seen:
                 continue
             seen.add(name)
             path = self._file(name)
             if path is None or self._package(path) in NON_RESULT_PACKAGES:
                 continue
-            paths[self._told(name, path)] = path
-            paths |= {self._told(name, other): other for other in self._beside(path)}
+            paths[self._stable_name(name, path)] = path
+            paths |= {self._stable_name(name, other): other for other in self._data_files(path)}
             imported = list(self._imports(name, path))
-            waiting += imported
+            queue += imported
             if self._package(path) is None and name != script:
                 packages |= set(self._installed(imported))
         return UsedFiles(paths, {name: self._hash(path) for name, path in paths.items()}, frozenset(packages))
 
     def hashes(self) -> dict[str, str]:
-        """The hash of every file that was read, by its path below the folder; those from elsewhere are left out."""
+        """Return the hash of every file that was read from the folder, by its relative path."""
         inside = (path for path in self._contents if path.is_relative_to(self.folder))
         return {path.relative_to(self.folder).as_posix(): self._hash(path) for path in sorted(inside)}
 
@@ -106,30 +105,30 @@ class SourceTree:
         return self._hashes[path]
 
     def _package(self, path: Path) -> str | None:
-        """The package of this project's package that a file is in; None for a file of somebody else."""
+        """Return the subpackage of this project's package that contains a file; None for any other file."""
         if not path.is_relative_to(self.folder / PACKAGE):
             return None
         return path.relative_to(self.folder / PACKAGE).parts[0].removesuffix(".py")
 
-    def _told(self, name: str, path: Path) -> str:
-        """A file's name that is the same wherever it lies: its path below the folder, or its module's name."""
+    def _stable_name(self, name: str, path: Path) -> str:
+        """Return a file's name that does not depend on the location of the folder or of the installation."""
         if path.is_relative_to(self.folder):
             return path.relative_to(self.folder).as_posix()
         return f"{name}: {path.name}"
 
-    def _beside(self, path: Path) -> Iterator[Path]:
-        """Files of another kind in a package of this project and below it, such as C++ and templates."""
-        tops = [folder for folder in (self.folder / PACKAGE, self.folder / PROJECT) if path.is_relative_to(folder)]
-        if not tops:
+    def _data_files(self, path: Path) -> Iterator[Path]:
+        """Yield the other files in a module's package and below it, such as C++ sources and templates."""
+        roots = [folder for folder in (self.folder / PACKAGE, self.folder / PROJECT) if path.is_relative_to(folder)]
+        if not roots:
             return
-        is_top = path == tops[0] / "__init__.py"
-        for other in sorted(path.parent.glob("*") if is_top else path.parent.rglob("*")):
-            hidden = any(part.startswith((".", "__pycache__")) for part in other.relative_to(path.parent).parts)
+        is_root = path == roots[0] / "__init__.py"
+        for other in sorted(path.parent.glob("*") if is_root else path.parent.rglob("*")):
+            hidden = any(name.startswith((".", "__pycache__")) for name in other.relative_to(path.parent).parts)
             if not hidden and other.suffix not in NON_CODE_SUFFIXES and other.is_file():
                 yield other
 
     def _imports(self, name: str, path: Path) -> Iterator[str]:
-        """The dotted names that a module imports, and the packages around each; a few of them are no modules."""
+        """Yield the dotted names that a module imports, with their parent packages; some name attributes of modules."""
         if path not in self._names:
             self._names[path] = list(_imports(self._content(path))) if path.suffix == ".py" else []
         package = name if path.stem == "__init__" else name.rpartition(".")[0]
@@ -138,9 +137,9 @@ class SourceTree:
             yield from _prefixes(".".join(filter(None, [*start, imported])))
 
     def _file(self, name: str) -> Path | None:
-        """The file of a module that is loose: of this project, or anywhere on Python's path but installed."""
+        """Return the file of a module of this project, or of any module on Python's path that is not installed."""
         top = name.partition(".")[0]
-        if not all(part.isidentifier() for part in name.split(".")):
+        if not all(word.isidentifier() for word in name.split(".")):
             return None
         if top in (PACKAGE, PROJECT) or (self.folder / f"{top}.py") in self._contents:
             path = self.folder.joinpath(*name.split("."))
@@ -156,7 +155,7 @@ class SourceTree:
         return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
 
     def _installed(self, names: Iterable[str]) -> Iterator[str]:
-        """The first words of the names of modules that are installed and no part of Python."""
+        """Yield the top-level names of the installed modules that are not in the standard library."""
         for top in {name.partition(".")[0] for name in names}:
             if top not in (PACKAGE, PROJECT) and top not in sys.stdlib_module_names:
                 spec = _spec(top, tuple(self._search))
@@ -166,44 +165,44 @@ class SourceTree:
 
 @functools.cache
 def loaded_sources() -> SourceTree:
-    """The code of this process: read by the first call, which comes before anything that computes is imported."""
+    """Return the code of this process. The first call reads it, before the packages that compute are imported."""
     return SourceTree(SOURCE)
 
 
 @functools.cache
 def _spec(top: str, search: tuple[str, ...]) -> ModuleSpec | None:
-    """Where a top-level module is, without importing it; None for what is a part of Python, or is not there."""
+    """Find a top-level module without importing it; None if it is in the standard library or missing."""
     if not top or top in sys.stdlib_module_names:
         return None
     try:
-        # The second way finds what was installed to be edited in its place.
+        # `find_spec` also finds editable installations.
         return PathFinder.find_spec(top, list(search)) or importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
-    places = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
-    at = [spec.origin, *(spec.submodule_search_locations or [])]
-    found = [Path(place) for place in at if place and place != "namespace"]
+    site_dirs = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    locations = [spec.origin, *(spec.submodule_search_locations or [])]
+    paths = [Path(location) for location in locations if location and location != "namespace"]
     return any(
-        {"site-packages", "dist-packages"} & set(path.parts) or any(path.is_relative_to(place) for place in places)
-        for path in found
+        {"site-packages", "dist-packages"} & set(path.parts) or any(path.is_relative_to(folder) for folder in site_dirs)
+        for path in paths
     )
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """`a`, `a.b` and `a.b.c` for `a.b.c`."""
-    parts = name.split(".")
-    yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    """Yield `a`, `a.b` and `a.b.c` for `a.b.c`."""
+    names = name.split(".")
+    yield from (".".join(names[:end]) for end in range(1, len(names) + 1))
 
 
 def _imports(content: bytes) -> Iterator[tuple[str, int]]:
-    """The dotted names that code imports, each with the dots before it."""
+    """Yield the dotted names in import statements, each with its number of leading dots."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
-        return  # Python says so itself where the file is imported.
+        return  # Python raises the error when the file is imported.
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0) for alias in node.names)
@@ -216,17 +215,17 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# The packages that can change the result of a stage, by their names on PyPI.
+# Packages that can change a stage's result, by their names on PyPI.
 PACKAGES = {
     "preprocess": ("matplotlib", "numpy", "pillow"),
     "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchvision"),
     "evaluate": ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pillow", "torch", "torchmetrics"),
 }
-# What packages are called that are imported under another name.
+# PyPI names of packages with another import name.
 IMPORTED_AS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}
-# What reads images in folders and no other data; it need not be installed.
-IMAGE_PACKAGES = "pillow_heif"
-# Variables by which libraries compute otherwise: precision, algorithms, instructions, the compiler's choices.
+# Import name of the optional package that reads HEIC images.
+HEIC_PACKAGE = "pillow_heif"
+# Environment variables that change numbers: precision, algorithms, instruction sets, compiler options.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY", "BLIS_ARCH_TYPE", "CUBLAS*", "CUDNN_*", "DNNL_*", "KMP_DETERMINISTIC_REDUCTION", "MKL_CBWR*",
     "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES",
@@ -234,8 +233,8 @@ VARIABLES = (
     "TORCHINDUCTOR_*", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_*", "TORCH_CUDNN_*", "TORCH_LINALG_*",
     "TRITON_*",
 )  # fmt: skip
-# Those among them that are about caches, memory, threads, paths and messages alone.
-NON_NUMERIC_PACKAGES = (
+# Matches of these patterns that concern only caches, memory, threads, paths and messages.
+NON_NUMERIC_VARIABLES = (
     "CUBLAS_LOG*", "CUBLASLT_LOG*", "CUDNN_LOG*", "CUDNN_PATH", "*_CACHE", "*_CACHE_*", "*_DUMP*", "*_HOME", "*_PATH",
     "*_PROFILE*", "*_VERBOSE*", "PYTORCH_ALLOC_CONF", "PYTORCH_BUILD_*", "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_NVML_*", "PYTORCH_TEST_*", "PYTORCH_VERSION",
@@ -244,34 +243,34 @@ NON_NUMERIC_PACKAGES = (
 
 
 def versions(stage: str, imported: Iterable[str] = ()) -> dict[str, str]:
-    """The versions of the packages that can change the result of a stage, and of others that are imported there.
+    """Return the versions of the packages that can change a stage's result, and of other imported packages.
 
-    Public versions: a build's own suffix, such as that of torch for CPUs (`+cpu`), is left out.
+    Local version suffixes, such as `+cpu` of torch, are left out.
     """
     names = {*PACKAGES.get(stage, ()), *(name for top in imported for name in _distributions(top))}
     return {name: _version(name) for name in sorted(names)}
 
 
 def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables that are set and change numbers, with their values."""
-    environment = _at_start() if environment is None else environment
+    """Return the environment variables that change numbers, with their values."""
+    environment = _initial_environment() if environment is None else environment
     return {name: value for name, value in sorted(environment.items()) if _changes_numbers(name)}
 
 
 @functools.cache
-def _at_start() -> dict[str, str]:
-    """The variables as they were at the first call: libraries set some themselves."""
-    return {name: os.environ.get(name, "") for name in list(os.environ)}  # other threads change it
+def _initial_environment() -> dict[str, str]:
+    """Return the environment at the first call, because libraries set variables later."""
+    return {name: os.environ.get(name, "") for name in list(os.environ)}  # a copy: other threads change os.environ
 
 
 def _changes_numbers(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in VARIABLES) and not any(
-        fnmatchcase(name, pattern) for pattern in NON_NUMERIC_PACKAGES
+        fnmatchcase(name, pattern) for pattern in NON_NUMERIC_VARIABLES
     )
 
 
 def _distributions(top: str) -> list[str]:
-    """The packages that bring a module, by their names on PyPI."""
+    """Return the PyPI names of the packages that contain a top-level module."""
     known = {*IMPORTED_AS.values(), *(name for names in PACKAGES.values() for name in names)}
     if (name := IMPORTED_AS.get(top, top)) in known:
         return [name]

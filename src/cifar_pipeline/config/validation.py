@@ -1,6 +1,7 @@
-"""Hydra's and OmegaConf's errors, told in one sentence that says what to write instead.
+"""Check the `_target_`s of a configuration, and format Hydra's and OmegaConf's errors as one sentence.
 
-What `_target_` names: which of an option's keys are arguments for it, and whether it takes them.
+`check_targets` imports the classes and functions that `_target_`s name, compares their arguments with the option's keys
+and builds the cheap ones once. `format_error` turns an error of the composition into a sentence with the fix.
 """
 
 import inspect
@@ -27,9 +28,9 @@ from yaml import YAMLError
 from cifar_pipeline.config.params import CONF, describe_yaml_error, groups, suggest, to_yaml_inline
 from cifar_pipeline.utils.errors import UserError
 
-# Groups that come with packages of their own, hydra-joblib-launcher for one, and what those names end with.
+# Groups whose options are separate packages such as hydra-joblib-launcher, and the ending of the package names.
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
-# The extras of pyproject.toml that bring those that conf/ names, and how each is installed.
+# Commands that install the plugins of conf/: extras in pyproject.toml.
 PIP_PINNED, PIP_UNPINNED = (
     "pip install --constraint constraints.txt --editable '.[launchers]'",
     "pip install --editable '.[ray]'",
@@ -38,14 +39,14 @@ INSTALLED_BY = {"joblib": PIP_PINNED, "submitit": PIP_PINNED, "optuna": PIP_PINN
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The refusal behind an error, which Hydra wraps into its own when a constructor raises it."""
+    """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 
 
 def format_error(error: BaseException) -> str:
-    """What is wrong and what to write instead, from a refusal or from an error of Hydra, OmegaConf or YAML."""
+    """Format a UserError, or an error of Hydra, OmegaConf or YAML, as one sentence with the fix."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, YAMLError):
@@ -54,7 +55,7 @@ def format_error(error: BaseException) -> str:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         reasons = [line for line in error.message.splitlines() if not re.match(r"See https|Error parsing", line)]
-        return f"{' '.join(str(error.override).split())}: this cannot be read ({' '.join(reasons)}); write key=value."
+        return f"{' '.join(str(error.override).split())}: syntax error ({' '.join(reasons)}); write key=value."
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
@@ -77,7 +78,7 @@ def _unknown_option(error: MissingConfigException) -> str:
         if plugin in INSTALLED_BY:
             return f"{group}={option} is not installed: `{INSTALLED_BY[plugin]}` installs it."
         package = f"hydra-{plugin}-{PLUGINS[group]}"
-        return f"{group}={option} is not installed, or there is none of this name; try `pip install {package}`."
+        return f"{group}={option} is unknown or not installed; try `pip install {package}`."
     return f"{group}={option}: {CONF}/{group}/ has no file of this name; {suggest(option, sorted(error.options))}"
 
 
@@ -87,114 +88,114 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     parent = error.parent_node
     siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     target = parent.get("_target_") if isinstance(parent, DictConfig) and "_target_" in siblings else None
-    where = f"the chosen option ({target}) has no such key" if target else f"no chosen file of {CONF}/ has this key"
+    problem = f"the chosen option ({target}) has no such key" if target else f"no chosen file of {CONF}/ has this key"
     close = get_close_matches(key, siblings, n=1)
     names = [name for name in siblings if not re.fullmatch(r"_\w+_", name) and name != "hydra"]
     if close:
-        return f"{full_key}: {where}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
-    return f"{full_key}: {where}; {'allowed are ' + ', '.join(names) if names else 'it has none'}."
+        return f"{full_key}: {problem}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
+    return f"{full_key}: {problem}; {'allowed are ' + ', '.join(names) if names else 'it has none'}."
 
 
 def _format_composition_error(text: str) -> str:
-    """What Hydra says about a defaults list or an override, with what to write instead."""
-    if found := re.match(r"In '?(?P<file>\S+?)'?: Could not override '\S+@experiment\.", text):
-        return f"{CONF}/{found['file']}.yaml must open with the line `# @package _global_`."
-    if found := re.match(r"In '?(?P<file>\S+?)'?: Could not override '(?P<group>\S+?)'", text):
-        return f"{CONF}/{found['file']}.yaml: there is no group `{found['group']}`; {suggest(found['group'], groups())}"
-    if found := re.match(r"Multiple values for (?P<group>[^\s.]+)\.", text):
-        return f"{found['group']}: an option of it is chosen already; write {found['group']}=... without a +."
-    if found := re.match(r"Ambiguous value for argument '(?P<override>\S+)'", text):
-        return f"{found['override']}: only a sweep takes several values; add -m, or write them as a [list]."
+    """Rewrite Hydra's errors about a defaults list or an override as a sentence with the fix."""
+    if match := re.match(r"In '?(?P<file>\S+?)'?: Could not override '\S+@experiment\.", text):
+        return f"{CONF}/{match['file']}.yaml must start with the line `# @package _global_`."
+    if match := re.match(r"In '?(?P<file>\S+?)'?: Could not override '(?P<group>\S+?)'", text):
+        return f"{CONF}/{match['file']}.yaml: there is no group `{match['group']}`; {suggest(match['group'], groups())}"
+    if match := re.match(r"Multiple values for (?P<group>[^\s.]+)\.", text):
+        return f"{match['group']} already has an option; write {match['group']}=... without a +."
+    if match := re.match(r"Ambiguous value for argument '(?P<override>\S+)'", text):
+        return f"{match['override']}: only a sweep accepts several values; add -m, or write them as a [list]."
     return text
 
 
-# Keys that stand in an option's file for the pipeline itself, beside the arguments of its `_target_`.
+# Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.
 PIPELINE_KEYS: dict[str, set[str]] = {
     "optimizer": {"full_batch"},
     "loss": {"output_activation", "class_weights"},
 }
-# Arguments that the pipeline gives, so that no option can.
+# Arguments that the pipeline passes itself, so that an option must not have them.
 INJECTED_ARGS: dict[str, set[str]] = {
     "model": {"channels", "size", "classes"},
     "optimizer": {"params"},
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},
-    "augmentation": {"images", "generator", "turns"},
+    "augmentation": {"images", "generator", "flip_mask"},
 }
-# Values that are names, and the function that knows them and refuses others.
+# Values that are names, with the function that looks them up and rejects unknown ones.
 NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.wrappers.get_activation"}
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
 def target_config(options: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The option as a plain dict for `hydra.utils.instantiate`: its target and that target's arguments."""
+    """Return an option as a plain dict for `hydra.utils.instantiate`: its `_target_` and that target's arguments."""
     plain = OmegaConf.to_container(options, resolve=True) if isinstance(options, DictConfig) else options
     assert isinstance(plain, Mapping)
     return {str(key): value for key, value in plain.items() if key not in PIPELINE_KEYS.get(group, set())}
 
 
 def check_targets(config: DictConfig) -> None:
-    """Refuse what the class or function named by a `_target_` refuses: unknown arguments, values, combinations.
+    """Raise UserError for a `_target_` that cannot be imported, or for arguments that it rejects.
 
-    Imports what the targets name, torch among it, which takes seconds.
+    Imports the targets' modules, torch among them, which takes seconds.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     for key, node in _targets({str(key): value for key, value in plain.items()}):
-        _check(key, target_config(node, key))
+        _check_target(key, target_config(node, key))
     for key, function in NAME_LOOKUPS.items():
         get_object(function)(OmegaConf.select(config, key))
 
 
-def _check(key: str, node: Mapping[str, Any]) -> None:
+def _check_target(key: str, node: Mapping[str, Any]) -> None:
     target = node["_target_"]
     try:
-        takes = inspect.signature(get_object(target)).parameters
+        parameters = inspect.signature(get_object(target)).parameters
     except Exception as error:
         raise UserError(f"{key}._target_={target} cannot be imported: {_import_error_reason(target, error)}") from None
-    given = INJECTED_ARGS.get(key, set())
+    injected = INJECTED_ARGS.get(key, set())
     for name, value in node.items():
         if name in HYDRA_KEYS:
             continue
-        if name in given:
-            raise UserError(f"{key}.{name} is not for conf/ to say: the pipeline gives it to {target} itself.")
-        if name not in takes:
-            if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values()):
+        if name in injected:
+            raise UserError(f"{key}.{name} must not be set in conf/: the pipeline passes it to {target} itself.")
+        if name not in parameters:
+            if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
                 continue
-            allowed = [parameter for parameter in takes if parameter not in given]
-            raise UserError(f"{key}.{name}: {target} takes no such argument{_suggestion(name, allowed)}")
-        kind = takes[name].annotation
-        number_for_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        if kind in TYPE_NAMES and not (type(value) is kind or number_for_number):
-            raise UserError(f"{key}.{name}={to_yaml_inline(value)} is not allowed; {target} takes {TYPE_NAMES[kind]}.")
+            allowed = [parameter for parameter in parameters if parameter not in injected]
+            raise UserError(f"{key}.{name}: {target} has no such argument{_suggestion(name, allowed)}")
+        dtype = parameters[name].annotation
+        is_int_for_float = dtype is float and isinstance(value, int) and not isinstance(value, bool)
+        if dtype in TYPE_NAMES and not (type(value) is dtype or is_int_for_float):
+            raise UserError(f"{key}.{name}={to_yaml_inline(value)} is not allowed; {target} takes {TYPE_NAMES[dtype]}.")
     if key in SMOKE_BUILDS:
         _smoke_build(key, node)
 
 
 def _suggestion(name: str, allowed: list[str]) -> str:
-    return f"; {suggest(name, allowed)}" if allowed else ", nor any other."
+    return f"; {suggest(name, allowed)}" if allowed else "; it has no arguments."
 
 
 def _smoke_build(key: str, node: Mapping[str, Any]) -> None:
-    """Build it once and use it a little: a class has rules of its own for its arguments."""
+    """Build and use the target once, because a class checks its arguments itself."""
     try:
         SMOKE_BUILDS[key](instantiate(node, _convert_="all"))
     except Exception as error:
-        refusal = find_user_error(error)
-        if refusal is not None:
-            raise refusal from None
+        user_error = find_user_error(error)
+        if user_error is not None:
+            raise user_error from None
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         reason = " ".join(str(cause).split()).rstrip(".")
         values = ", ".join(f"{name}={to_yaml_inline(value)}" for name, value in node.items() if name not in HYDRA_KEYS)
-        raise UserError(f"{key}: {node['_target_']} refuses {values}: {reason}.") from None
+        raise UserError(f"{key}: {node['_target_']} rejects {values}: {reason}.") from None
 
 
 def _build_optimizer(build: Callable[..., Any]) -> None:
     from torch import nn
     from torch.optim import Optimizer
 
-    # As torch wraps it, it imports torch's compiler, which takes seconds, in order not to be compiled.
+    # torch wraps this method with `torch._disable_dynamo`, which imports torch's compiler and takes seconds.
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     with patch.object(Optimizer, "add_param_group", add_param_group):
         build([nn.Parameter()])
@@ -210,22 +211,22 @@ SMOKE_BUILDS: dict[str, Callable[[Any], Any]] = {
 
 
 def _import_error_reason(target: str, error: BaseException) -> str:
-    """Why a target cannot be imported: the name that its module does not have, or the module's own error."""
-    parts = target.split(".")
-    found: Any = None
-    for count, part in enumerate(parts, 1):
-        name = ".".join(parts[:count])
+    """Explain why a target cannot be imported: the name that its module lacks, or the module's own error."""
+    names = target.split(".")
+    parent: Any = None
+    for count, name in enumerate(names, 1):
+        full_name = ".".join(names[:count])
         try:
-            found = getattr(found, part) if hasattr(found, part) else import_module(name)
+            parent = getattr(parent, name) if hasattr(parent, name) else import_module(full_name)
         except ModuleNotFoundError as missing:
-            if found is None or (missing.name != name and not (missing.name or "").startswith(f"{name}.")):
+            if parent is None or (missing.name != full_name and not (missing.name or "").startswith(f"{full_name}.")):
                 break
-            inside = [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]
-            close = get_close_matches(part, [*inside, *vars(found)], n=1)
-            where = name.rpartition(".")[0]
-            return f"{where} has no `{part}`" + (f"; did you mean `{close[0]}`?" if close else ".")
-        except Exception as broken:
-            error = broken
+            submodules = [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]
+            close = get_close_matches(name, [*submodules, *vars(parent)], n=1)
+            module_name = full_name.rpartition(".")[0]
+            return f"{module_name} has no `{name}`" + (f"; did you mean `{close[0]}`?" if close else ".")
+        except Exception as import_error:
+            error = import_error
             break
     while error.__cause__ is not None:
         error = error.__cause__
@@ -233,7 +234,7 @@ def _import_error_reason(target: str, error: BaseException) -> str:
 
 
 def target_names(node: Any) -> Iterator[str]:
-    """What the `_target_`s in nested values name, in lists as well."""
+    """Yield the `_target_` names in nested mappings and lists."""
     if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
@@ -244,9 +245,9 @@ def target_names(node: Any) -> Iterator[str]:
             yield from target_names(value)
 
 
-def _targets(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _targets(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     for key, value in node.items():
         if isinstance(value, dict):
             if isinstance(value.get("_target_"), str):
-                yield f"{path}{key}", value
-            yield from _targets(value, f"{path}{key}.")
+                yield f"{prefix}{key}", value
+            yield from _targets(value, f"{prefix}{key}.")

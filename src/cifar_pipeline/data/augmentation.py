@@ -34,8 +34,8 @@ def flip_crop(
     batch, height, width, channels = images.shape
     if not 0 <= padding < min(height, width):
         raise UserError(
-            f"augmentation.padding={padding} is out of range for images of {height}x{width} pixels: set a number from 0 "
-            f"to {min(height, width) - 1}."
+            f"augmentation.padding={padding} is out of range for images of {height}x{width} pixels: set a number from "
+            f"0 to {min(height, width) - 1}."
         )
     device = images.device
     down, right = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)

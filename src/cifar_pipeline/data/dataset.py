@@ -165,8 +165,8 @@ class Dataset:
         """Read every byte and compare it with the hashes. Raises UserError with the file that differs."""
         for split in SPLITS:
             images, labels = self.split(split)
-            for name, digest in (("images", content_hash(images)), ("labels", content_hash(labels))):
-                if digest != self.hashes[f"{split}/{name}"]:
+            for name, actual in (("images", content_hash(images)), ("labels", content_hash(labels))):
+                if actual != self.hashes[f"{split}/{name}"]:
                     path = self.folder / split / f"{name}.npy"
                     raise UserError(f"{path} has changed since it was written; {REBUILD_HINT}.")
 
@@ -238,8 +238,8 @@ def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
         remedy = f"`overrides: {_nested_yaml('data.' + key, value)}`"
     raise UserError(
         f"{dataset.folder} was made with data.{key}={to_yaml_inline(made.get(key))}, but this configuration has "
-        f"data.{key}={to_yaml_inline(value)}: set {remedy} in params.yaml and run `dvc repro preprocess`, or train with "
-        "the former value."
+        f"data.{key}={to_yaml_inline(value)}: set {remedy} in params.yaml and run `dvc repro preprocess`, or train "
+        "with the former value."
     )
 
 

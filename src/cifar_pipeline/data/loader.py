@@ -1,15 +1,12 @@
-"""Batches out of memory: a data set is a tensor, an epoch a permutation, a batch a view.
+"""Load batches from tensors in memory: an epoch is a permutation, a batch is a view of it.
 
 Source of the idea: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (airbench's loader).
 
-Batches in chunks of some hundred, for a training that takes that many steps at once.
-
-Random generators for torch that follow from a seed and a purpose, and never share a stream.
-
-torch seeds its CPU generator (a Mersenne Twister) with the low 32 bits of the number it is given, whatever else is in
-it. Two of several thousand such seeds are likely to be equal: the birthday problem. So the generator's whole state, 624
-words, is set from NumPy's `SeedSequence`, which hashes all of the seed, the purpose and the numbers into 128 bits. CUDA
-and Apple's GPUs have counter-based generators (Philox) with keys of 64 bits, which `SeedSequence` fills.
+All random numbers come from generators that follow from a seed, a purpose and counters, and never share a stream. torch
+seeds its CPU generator (a Mersenne Twister) with only the low 32 bits of a number, so that two of several thousand such
+seeds are likely to be equal (the birthday problem). Therefore its whole state, 624 words, is set from NumPy's
+`SeedSequence`, which hashes the seed, the purpose and the counters into 128 bits. CUDA and MPS have counter-based
+generators (Philox) with 64-bit keys, which `SeedSequence` fills.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,73 +23,72 @@ from cifar_pipeline.data.augmentation import no_augmentation
 from cifar_pipeline.data.dataset import rows_per_chunk
 from cifar_pipeline.utils.errors import UserError
 
-# The beginning of `Generator.get_state()` on a CPU: `CPUGeneratorImplStateLegacy` in ATen/CPUGeneratorImpl.cpp. What
-# follows, a kept second normal number, is empty in a new generator. tests/data/test_seeds.py compares it with NumPy.
+# The beginning of `Generator.get_state()` on a CPU: `CPUGeneratorImplStateLegacy` in ATen/CPUGeneratorImpl.cpp. The
+# rest, a cached normal number, is empty in a new generator. tests/data/test_seeds.py compares it with NumPy.
 CPU_STATE = np.dtype([("seed", "u8"), ("left", "i4"), ("seeded", "i4"), ("next", "u8"), ("words", "u8", 624)])
+
+# Images that are gathered and augmented at once, so that a batch of 4 costs a view, not a kernel; fewer if large.
+GATHER_SIZE = 4096
+
+Augment = Callable[[Tensor, Generator, Tensor], Tensor]
 
 
 class RandomStream(IntEnum):
-    """What random numbers are drawn for; each has streams of its own."""
+    """Purposes of random numbers; each has its own streams."""
 
     ORDER = 0
     AUGMENTATION = 1
-    TURNS = 2
+    FLIP = 2
     NETWORK = 3
 
 
-def generator(device: torch.device | str, seed: int, purpose: RandomStream, *numbers: int) -> Generator:
-    """A generator on `device`; `numbers` (each below 2^32) tell the streams of a purpose apart: an epoch, a rank."""
-    sequence = _sequence(seed, purpose, numbers)
-    made = Generator(device)
-    if made.device.type == "cpu":
-        return made.set_state(_cpu_state(sequence))
-    return made.manual_seed(_word(sequence))
+def generator(device: torch.device | str, seed: int, purpose: RandomStream, *counters: int) -> Generator:
+    """Create a generator on `device`; `counters` (epoch, rank; each below 2^32) distinguish streams of a purpose."""
+    sequence = _sequence(seed, purpose, counters)
+    result = Generator(device)
+    if result.device.type == "cpu":
+        return result.set_state(_cpu_state(sequence))
+    return result.manual_seed(_uint64(sequence))
 
 
-def seed_torch(seed: int, purpose: RandomStream, *numbers: int) -> None:
-    """Seed torch's own generators, of the CPU and of each GPU, as `generator` does: layers such as dropout use them."""
-    sequence = _sequence(seed, purpose, numbers)
-    torch.manual_seed(_word(sequence))
+def seed_torch(seed: int, purpose: RandomStream, *counters: int) -> None:
+    """Seed torch's default generators, of the CPU and each GPU, like `generator`; layers such as dropout use them."""
+    sequence = _sequence(seed, purpose, counters)
+    torch.manual_seed(_uint64(sequence))
     torch.set_rng_state(_cpu_state(sequence))
 
 
-def _sequence(seed: int, purpose: RandomStream, numbers: tuple[int, ...]) -> SeedSequence:
-    # As a spawn key and not as a list with the seed, which is padded with zeros: [7] and [7, 0] are one sequence.
-    return SeedSequence(seed, spawn_key=(purpose, *numbers))
+def _sequence(seed: int, purpose: RandomStream, counters: tuple[int, ...]) -> SeedSequence:
+    # A spawn key, because a list with the seed is padded with zeros: [7] and [7, 0] give the same sequence.
+    return SeedSequence(seed, spawn_key=(purpose, *counters))
 
 
-def _word(sequence: SeedSequence) -> int:
+def _uint64(sequence: SeedSequence) -> int:
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _cpu_state(sequence: SeedSequence) -> Tensor:
-    """The state of a CPU generator that is about to mix its words for the first time."""
+    """Return the state of a CPU generator before it mixes its words for the first time."""
     state = Generator().get_state()
     content = state.numpy()[: CPU_STATE.itemsize].view(CPU_STATE)
     content["left"], content["seeded"], content["next"] = 1, 1, 0
     content["words"] = sequence.generate_state(624)
-    content["words"][0, 0] = 2**31  # as NumPy's own MT19937 has it: only this bit counts, and not all may be 0
+    content["words"][0, 0] = 2**31  # as in NumPy's MT19937: only this bit is used, and not all words may be 0
     return state
 
 
-Augment = Callable[[Tensor, Generator, Tensor], Tensor]
-
-# Gathered and augmented together, so that a batch of 4 costs a view and not a kernel; of large images fewer.
-GATHER_SIZE = 4096  # images
-
-
 class TensorLoader:
-    """Iterates over `(images [B, H, W, C] uint8, labels [B] int64)`, on the device that the tensors are on.
+    """Iterate over `(images [B, H, W, C] uint8, labels [B] int64)` on the device of the tensors.
 
-    What an epoch yields follows from `seed`, the epoch (`set_epoch`) and the position in it, and from nothing else:
-    a training that was interrupted sees the very batches that it would have seen. The last batch may be smaller.
+    The batches of an epoch depend only on `seed`, the epoch (`set_epoch`) and the position in it, so that a resumed
+    training sees the same batches as an uninterrupted one. The last batch may be smaller.
 
-    With `world_size` processes a batch is that of a single process, of which each `rank` gets its share (`share`), with
-    the same augmentation: each draws for the whole batch. Where the last batch has no image for a rank, it gets the
-    batch's first one, which counts for nothing: processes that wait for each other need the same number of batches.
+    With `world_size` processes, each `rank` gets its share of the batches of a single process (`rank_batch_size`), with
+    the same augmentation: each rank augments the global batch. A rank without an image in the last batch gets the
+    batch's first image as padding, because ranks that synchronize need the same number of batches.
 
-    Raises Refusal for a batch size below 1, beyond the data (when shuffled: evaluation takes what there is), and for
-    more processes than images in a batch.
+    Raises UserError if the batch size is below 1, larger than the data (only when shuffled), or smaller than
+    `world_size`.
     """
 
     def __init__(
@@ -108,35 +104,36 @@ class TensorLoader:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} makes no batch: write a whole number from 1 up.")
+            raise UserError(f"batch_size={batch_size} is not a positive number: set a whole number from 1 up.")
         if shuffle and batch_size > len(images):
             raise UserError(
-                f"batch_size={batch_size} is larger than the data, which has {len(images)} images: write at most that."
+                f"batch_size={batch_size} is larger than the training split, which has {len(images)} images: set at "
+                "most that."
             )
         if batch_size < world_size:
-            raise UserError(f"A batch of {batch_size} cannot be shared by {world_size} processes: start fewer.")
+            raise UserError(f"A batch of {batch_size} cannot be split among {world_size} processes: start fewer.")
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.shuffle = seed, shuffle
         self.augment = None if getattr(augment, "func", augment) is no_augmentation else augment
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.position = 0  # batches handed out in this epoch
-        self.start = 0  # where the next pass begins; other than 0 only after load_state_dict
-        self.first: Tensor | None = None  # the images whose turn it is in the first epoch
-        # Lightning announces an epoch to `loader.sampler`, and looks for shuffling in `loader.batch_sampler`.
+        self.batches_yielded = 0  # in this epoch
+        self.resume_at = 0  # the batch at which the next pass begins; not 0 only after load_state_dict
+        self.first_epoch_flip: Tensor | None = None
+        # Lightning calls `loader.sampler.set_epoch` and inspects `loader.batch_sampler` for shuffling.
         self.sampler, self.batch_sampler = self, None
 
     def __len__(self) -> int:
-        """The number of batches in an epoch, the same for each rank."""
+        """The number of batches per epoch, the same on each rank."""
         return ceil(len(self.images) / self.batch_size)
 
     def global_batch_size(self, batch: int) -> int:
-        """Images in this batch of an epoch, in all processes together."""
+        """Return the number of images in a batch of the epoch, summed over all ranks."""
         return min(self.batch_size, len(self.images) - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start, self.start = self.start, 0
-        self.position = start
+        start, self.resume_at = self.resume_at, 0
+        self.batches_yielded = start
         total = len(self)
         if start >= total:
             return
@@ -144,36 +141,40 @@ class TensorLoader:
         per_chunk = max(1, min(GATHER_SIZE, rows_per_chunk(self.images[:1].nbytes)) // self.batch_size)
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
-            together = order[first * self.batch_size : last * self.batch_size]
-            places, ends = self._rank_indices([self.global_batch_size(batch) for batch in range(first, last)])
-            mine = together if places is None else together[places]
-            images, labels = self.images.index_select(0, together if self.augment else mine), self.labels[mine]
+            global_indices = order[first * self.batch_size : last * self.batch_size]
+            own, sizes = self._rank_indices([self.global_batch_size(batch) for batch in range(first, last)])
+            rank_indices = global_indices if own is None else global_indices[own]
+            images = self.images.index_select(0, global_indices if self.augment else rank_indices)
+            labels = self.labels[rank_indices]
             if self.augment is not None:
-                chance = generator(images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, chunk)
-                images = self.augment(images, chance, self._alternating_flip(together))
-                images = images if places is None else images[places]
+                random = generator(images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, chunk)
+                images = self.augment(images, random, self._alternating_flip(global_indices))
+                images = images if own is None else images[own]
             skip = max(0, start - first)
-            pairs = zip(torch.split(images, ends), torch.split(labels, ends), strict=True)
-            for batch in list(pairs)[skip:]:
-                self.position += 1
+            batches = zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+            for batch in list(batches)[skip:]:
+                self.batches_yielded += 1
                 yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass yields, from its beginning unless it is the one that was resumed."""
+        """Set the epoch of the next pass, which begins at its first batch unless this epoch was just resumed."""
         if epoch != self.epoch:
-            self.epoch, self.position, self.start = epoch, 0, 0
+            self.epoch, self.batches_yielded, self.resume_at = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were handed out."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Return the epoch and the number of batches already yielded in it."""
+        return {"epoch": self.epoch, "position": self.batches_yielded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next pass go on where `state_dict` was taken."""
+        """Resume: the next pass begins after the last batch that was yielded before `state_dict`."""
         self.epoch = state["epoch"]
-        self.position = self.start = state["position"]
+        self.batches_yielded = self.resume_at = state["position"]
 
     def _rank_indices(self, sizes: list[int]) -> tuple[Tensor | None, list[int]]:
-        """Where this rank's images lie among those of batches of these sizes (None: all are), and how many of each."""
+        """Return the positions of this rank's images in batches of these sizes, and its number of images in each.
+
+        None instead of the positions: all of them.
+        """
         if self.world_size == 1:
             return None, sizes
         starts = [sum(sizes[:batch]) for batch in range(len(sizes))]
@@ -186,68 +187,70 @@ class TensorLoader:
         return torch.cat(shares).to(self.images.device), list(map(len, shares))
 
     def _permutation(self) -> Tensor:
-        """The indices of the images in the order of this epoch."""
+        """Return the order of the images in this epoch, `[N] int64`."""
         count = len(self.images)
         if not self.shuffle:
             return torch.arange(count, device=self.images.device)
-        # Drawn on the CPU, where the order is the same for every device.
-        chance = generator("cpu", self.seed, RandomStream.ORDER, self.epoch)
-        return torch.randperm(count, generator=chance).to(self.images.device)
+        # Drawn on the CPU, so that the order does not depend on the device.
+        random = generator("cpu", self.seed, RandomStream.ORDER, self.epoch)
+        return torch.randperm(count, generator=random).to(self.images.device)
 
     def _alternating_flip(self, indices: Tensor) -> Tensor:
-        """Of each image whether it is its turn, `[B] bool`: in every other epoch; chance decides which."""
-        if self.first is None:
-            first = torch.randint(0, 2, (len(self.images),), generator=generator("cpu", self.seed, RandomStream.TURNS))
-            self.first = first.to(self.images.device).bool()
-        return self.first[indices] ^ bool(self.epoch % 2)
+        """Return `[B] bool`: drawn at random for each image in the first epoch, inverted in every other epoch."""
+        if self.first_epoch_flip is None:
+            random = generator("cpu", self.seed, RandomStream.FLIP)
+            flip = torch.randint(0, 2, (len(self.images),), generator=random)
+            self.first_epoch_flip = flip.to(self.images.device).bool()
+        return self.first_epoch_flip[indices] ^ bool(self.epoch % 2)
 
 
 def rank_batch_size(images: int, rank: int, world_size: int) -> int:
-    """How many of a batch of so many images are this rank's: every `world_size`-th, from the one with its number on."""
+    """Return how many images of a global batch a rank gets: images rank, rank + world_size, ..."""
     return max(0, ceil((images - rank) / world_size))
 
 
 class ChunkedLoader:
-    """Iterates over `(images [S, B, H, W, C] uint8, labels [S, B] int64)`: the same batches, S at once.
+    """Iterate over `(images [S, B, H, W, C] uint8, labels [S, B] int64)`: S batches of a TensorLoader at once.
 
-    A chunk has `steps` batches; the last of an epoch fewer. A smaller last batch is a chunk of its own.
+    For compiled blocks of steps. A chunk has `steps` batches, the last one of an epoch fewer; a smaller last batch is a
+    chunk of its own.
     """
 
     def __init__(self, batches: TensorLoader, steps: int) -> None:
         self.batches, self.steps = batches, steps
-        self.position = 0  # batches handed out in this epoch
-        # Lightning announces an epoch to `loader.sampler`, and looks for shuffling in `loader.batch_sampler`.
+        self.batches_yielded = 0  # in this epoch
+        # Lightning calls `loader.sampler.set_epoch` and inspects `loader.batch_sampler` for shuffling.
         self.sampler, self.batch_sampler = self, None
 
     def __len__(self) -> int:
-        whole = len(self.batches.images) // self.batches.batch_size
-        return ceil(whole / self.steps) + (len(self.batches) - whole)
+        full = len(self.batches.images) // self.batches.batch_size
+        return ceil(full / self.steps) + (len(self.batches) - full)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images: list[Tensor] = []
         labels: list[Tensor] = []
-        self.position = self.batches.start
-        for pictures, truth in self.batches:
-            if images and (len(images) == self.steps or len(truth) != len(labels[-1])):
+        self.batches_yielded = self.batches.resume_at
+        for batch_images, batch_labels in self.batches:
+            if images and (len(images) == self.steps or len(batch_labels) != len(labels[-1])):
                 yield self._chunk(images, labels)
                 images, labels = [], []
-            images.append(pictures)
-            labels.append(truth)
+            images.append(batch_images)
+            labels.append(batch_labels)
         if images:
             yield self._chunk(images, labels)
 
     def _chunk(self, images: list[Tensor], labels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        self.position += len(images)
+        self.batches_yielded += len(images)
         return torch.stack(images), torch.stack(labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass yields."""
+        """Set the epoch of the next pass."""
         self.batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were handed out: fewer than were asked of `batches`."""
-        return self.batches.state_dict() | {"position": self.position}
+        """Return the epoch and the number of batches yielded in chunks, which may lag behind those of `batches`."""
+        return self.batches.state_dict() | {"position": self.batches_yielded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next pass go on where `state_dict` was taken."""
+        """Resume: the next pass begins after the last chunk that was yielded before `state_dict`."""
         self.batches.load_state_dict(state)

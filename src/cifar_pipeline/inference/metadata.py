@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cifar_pipeline.data.images import CROP, PAD, RESIZE_MODES
+from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
 from cifar_pipeline.utils.errors import UserError
 

@@ -20,7 +20,7 @@ from cifar_pipeline.utils.safe_io import open_regular
 MAX_FILE_BYTES = 2**31 - 1
 MAX_NODES = 50_000
 # Of one image: bytes of all values that the graph computes, and multiplications (ViT-Huge takes 2e11).
-MAX_VALUE_BYTES = 2**31
+MAX_VALUE_BYTES = 2**34
 MAX_MULTIPLICATIONS = 10**13
 INPUT_SHAPE = 2  # for which sizes are computed
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, numpy_helper, shape_inference
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 EXAMPLE_BATCH = 2
 # Between torch's probabilities and ONNX Runtime's, of the network before its training.
 TOLERANCE = 1e-4
+# The initializer that holds the axis 0.
+FIRST_AXIS = "first_axis"
 
 
 class ModelWithProbabilities(nn.Module):
@@ -59,9 +61,9 @@ class ModelWithProbabilities(nn.Module):
         super().__init__()
         self.network, self.way = network, way
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # In their plain order: torch writes other operations for channels_last.
-        logits = self.network.net(self.network.normalize(pictures).contiguous()).float()
+        logits = self.network.net(self.network.normalize(images).contiguous()).float()
         return logits, get_activation(self.way)(logits)
 
 
@@ -182,7 +184,39 @@ def _exported(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> M
     del proto.graph.value_info[:]
     for tensor in proto.graph.initializer:
         assert tensor.data_location == TensorProto.DEFAULT
+    _unsqueeze_sizes(proto)
     return proto
+
+
+def _unsqueeze_sizes(model: ModelProto) -> None:
+    """Replace `Reshape(size, [-1])` of a scalar size by `Unsqueeze(size, [0])`, in place.
+
+    Both give the same, but ONNX's shape inference follows computed sizes only through the second. A transformer
+    behind test-time augmentation expands its class token to a computed number of copies.
+    """
+    flat = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.INT64 and list(tensor.dims) == [1] and numpy_helper.to_array(tensor)[0] == -1
+    }
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    scalars = {
+        value.name
+        for value in inferred.value_info
+        if value.type.tensor_type.elem_type == TensorProto.INT64
+        and value.type.tensor_type.HasField("shape")
+        and not value.type.tensor_type.shape.dim
+    }
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Reshape" and node.input[0] in scalars and node.input[1] in flat
+    ]
+    for node in nodes:
+        node.op_type, node.input[1] = "Unsqueeze", FIRST_AXIS
+        del node.attribute[:]
+    if nodes:
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), FIRST_AXIS))
 
 
 def _export_error(reason: str) -> UserError:

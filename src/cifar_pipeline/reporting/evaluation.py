@@ -1,14 +1,15 @@
-"""All that an evaluation leaves in reports/: numbers for DVC, tables, and figures."""
+"""Write the results of an evaluation into reports/: metrics for DVC, tables and figures."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from cifar_pipeline.reporting.html_report import Evaluation
-from cifar_pipeline.reporting.image_figures import error_figure, first_layer_figure
+from cifar_pipeline.reporting.image_figures import AttributionMaps, error_figure, first_layer_figure
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import save
@@ -17,37 +18,71 @@ from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.text import escape_control_json
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a model on the test split, as figures and the report page need them.
+
+    Attributes:
+        run: `id` and `name` of the MLflow run.
+        metadata: content of models/metadata.json.
+        metrics: content of metrics.json.
+        caption: name of the data set.
+        predictions: N predictions of the test split.
+        images: `[N, H, W, C] uint8`, the images of the test split.
+        history: one row per epoch.
+        filters: `[O, C, h, w]`, weights of the first layer; None if it is not a convolution.
+        attributions: attribution maps of some of the images.
+    """
+
+    run: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    caption: str
+    predictions: Predictions
+    images: np.ndarray
+    history: pd.DataFrame
+    filters: np.ndarray | None
+    attributions: AttributionMaps
+
+    @property
+    def title(self) -> str:
+        """Title of figures and pages: the run and the data set."""
+        return f"{self.run['name']} on {self.caption}"
+
+
 def write_numbers(
-    reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], answers: Predictions
+    reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], predictions: Predictions
 ) -> list[Path]:
-    """Write metrics.json, timing.json, confusion.csv and predictions.csv; returns their paths."""
+    """Write metrics.json, timing.json, confusion.csv and predictions.csv; return their paths."""
     names = ("metrics.json", "timing.json", "confusion.csv", "predictions.csv")
     paths = [reports / name for name in names]
     for path, values in zip(paths, (metrics, timing), strict=False):
-        with atomic_write(path) as part:
-            part.write_text(
+        with atomic_write(path) as tmp:
+            tmp.write_text(
                 escape_control_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
             )
-    write_confusion(paths[2], answers.labels, answers.predictions, answers.classes)
-    write_predictions(paths[3], answers.labels, answers.predictions, answers.confidence, answers.classes)
+    labels, predicted, classes = predictions.labels, predictions.predictions, predictions.classes
+    write_confusion(paths[2], labels, predicted, classes)
+    write_predictions(paths[3], labels, predicted, predictions.confidence, classes)
     return paths
 
 
-def write_figures(reports: Path, evaluation: Evaluation, mistakes: int) -> list[Path]:
-    """Draw learning curves, confusion matrix, surest mistakes (so many) and filters; returns their paths."""
-    title, answers = evaluation.title, evaluation.predictions
+def write_figures(reports: Path, evaluation: Evaluation, num_error_images: int) -> list[Path]:
+    """Draw the learning curves, the confusion matrix, the most confident errors and the filters; return their paths."""
+    title, predictions = evaluation.title, evaluation.predictions
+    labels, predicted, classes = predictions.labels, predictions.predictions, predictions.classes
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
         "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),
-        "confusion.png": confusion_figure(answers.labels, answers.predictions, answers.classes, f"Confusion: {title}"),
+        "confusion.png": confusion_figure(labels, predicted, classes, f"Confusion matrix: {title}"),
         "mistakes.png": error_figure(
             evaluation.images,
-            answers.labels,
-            answers.predictions,
-            answers.confidence,
-            answers.classes,
-            mistakes,
-            f"The surest mistakes: {title}",
+            labels,
+            predicted,
+            predictions.confidence,
+            classes,
+            num_error_images,
+            f"Most confident errors: {title}",
         ),
         "filters.png": first_layer_figure(filters, f"First layer: {title}"),
     }

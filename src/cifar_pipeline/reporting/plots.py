@@ -1,9 +1,4 @@
-"""Learning curves: how loss and accuracy went, epoch by epoch.
-
-The confusion matrix: which class is taken for which.
-
-How far a model's probabilities can be taken at their word: the reliability diagram.
-"""
+"""Draw learning curves, confusion matrices and reliability diagrams."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,15 +28,15 @@ from cifar_pipeline.utils.text import escape_control
 
 
 def learning_curves(history: pd.DataFrame, title: str) -> Figure:
-    """Draw loss, accuracy and, smaller, the learning rate against the epoch.
+    """Draw loss, accuracy and learning rate by epoch.
 
     Args:
-        history: a row per epoch with columns `epoch`, `train/loss`, `train/accuracy` (fractions), `lr` and, where a
-            validation part was held out, `val/loss`, `val/accuracy`; values may be NaN, further columns are ignored.
-        title: what was trained on what; names the data set.
+        history: one row per epoch with columns `epoch`, `train/loss`, `train/accuracy` (fractions), `lr` and, with a
+            validation split, `val/loss`, `val/accuracy`; values may be NaN, other columns are ignored.
+        title: names the model and the data set.
 
     Returns:
-        A figure of three panels. The epoch with the best validation accuracy (the first of equals) is marked.
+        A figure of three panels. The epoch with the best validation accuracy (the first of ties) is marked.
     """
     figure = new_figure(13.5, 4.8, title)
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=[3, 3, 1.5])
@@ -51,23 +46,23 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
     _panel(accuracy, history, "accuracy")
     clean_axes(rate, "Learning rate", x="epoch")
     _line(rate, epochs, _values(history, "lr"), MUTED, "lr")
-    highest = np.nanmax(_values(history, "lr"), initial=0.0)
-    rate.set_ylim(0, 1.1 * highest if highest > 0 else 1)
+    max_lr = np.nanmax(_values(history, "lr"), initial=0.0)
+    rate.set_ylim(0, 1.1 * max_lr if max_lr > 0 else 1)
     rate.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
-    _whole_epochs(rate, epochs)
+    _set_epoch_axis(rate, epochs)
     return figure
 
 
 def learning_curve(history: pd.DataFrame, name: str) -> Figure:
-    """Draw one of the panels, `loss` or `accuracy`, in the size in which a telephone can show it."""
+    """Draw the panel `loss` or `accuracy` alone, small enough for a phone."""
     figure = new_figure(5.0, 3.4, "")
     _panel(figure.subplots(), history, name)
     return figure
 
 
 def best_epoch(history: pd.DataFrame) -> int | None:
-    """The row with the best validation accuracy, the first of equals; None without a validation part."""
+    """Return the row with the best validation accuracy, the first of ties; None without a validation split."""
     values = _values(history, "val/accuracy")
     return None if np.isnan(values).all() else int(np.nanargmax(values))
 
@@ -78,16 +73,16 @@ def _panel(axes: Axes, history: pd.DataFrame, name: str) -> None:
     _lines(axes, history, name)
     if name == "accuracy":
         format_percent(axes.yaxis)
-    _whole_epochs(axes, epochs)
+    _set_epoch_axis(axes, epochs)
     if len(epochs) == 1:
-        # Two points would fill the whole height with their difference.
+        # The range of two points would fill the axis however close they are.
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     if best is None:
         return
     if name == "accuracy":
-        top = _values(history, "val/accuracy")[best]
+        best_accuracy = _values(history, "val/accuracy")[best]
         axes.set_title(
-            f"best validation {100 * top:.1f} %, epoch {epochs[best]:.0f}",
+            f"best validation {100 * best_accuracy:.1f} %, epoch {epochs[best]:.0f}",
             loc="right", fontsize=SMALL, color=VALIDATION, family=FONT, pad=10,
         )  # fmt: skip
     _mark(axes, epochs[best], _values(history, f"val/{name}")[best])
@@ -106,12 +101,12 @@ def _lines(axes: Axes, history: pd.DataFrame, name: str) -> None:
     axes.legend(frameon=False, labelcolor=TEXT_COLOR, prop={"family": FONT, "size": SMALL}, loc="best")
 
 
-def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    known = np.isfinite(values)
-    if known.any():
-        # Points of a long training would hide its line.
-        marker = "o" if known.sum() <= 30 else ""
-        axes.plot(epochs[known], values[known], color=colour, linewidth=2, marker=marker, markersize=5, label=label)
+def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
+    finite = np.isfinite(values)
+    if finite.any():
+        # Many markers would hide the line.
+        marker = "o" if finite.sum() <= 30 else ""
+        axes.plot(epochs[finite], values[finite], color=color, linewidth=2, marker=marker, markersize=5, label=label)
 
 
 def _mark(axes: Axes, epoch: float, value: float) -> None:
@@ -123,50 +118,50 @@ def _mark(axes: Axes, epoch: float, value: float) -> None:
         )  # fmt: skip
 
 
-def _whole_epochs(axes: Axes, epochs: np.ndarray) -> None:
+def _set_epoch_axis(axes: Axes, epochs: np.ndarray) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     margin = max(0.5, 0.03 * float(np.ptp(epochs)))
     axes.set_xlim(epochs.min() - margin, epochs.max() + margin)
 
 
 def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw, for each actual class (row), how many per cent of its images are taken for each class (column).
+    """Draw the confusion matrix in percent of the actual class (row) by predicted class (column).
 
     Args:
-        labels, predictions: `[N] int64`, numbers of classes.
-        classes: the K names, in order; up to about a hundred.
+        labels, predictions: `[N] int64`, class indices.
+        classes: K class names, in order; up to about a hundred.
         title: names the model and the data set.
 
     Returns:
-        A figure of one panel; a cell that no image fell in is empty, a class without images is a grey row.
+        A figure of one panel; cells without images are empty, a class without images is a gray row.
     """
     classes = [escape_control(label) for label in classes]
-    number = len(classes)
-    counts = confusion_counts(labels, predictions, number)
+    num_classes = len(classes)
+    counts = confusion_counts(labels, predictions, num_classes)
     images = counts.sum(axis=1, keepdims=True)
     percent = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
 
-    cell = float(np.clip(7.0 / number, 0.2, 0.8))
-    name = 0.085 * max(len(label) for label in classes) * (1.0 if cell > 0.3 else 0.75)
-    side = number * cell + name
+    cell = float(np.clip(7.0 / num_classes, 0.2, 0.8))
+    label_width = 0.085 * max(len(label) for label in classes) * (1.0 if cell > 0.3 else 0.75)
+    side = num_classes * cell + label_width
     figure = new_figure(max(side + 0.8, 6.0), max(side + 1.2, 4.5), title)
     axes = figure.subplots()
     image_axes(axes)
     axes.set_facecolor("#EDEDED")
     axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", vmin=0, vmax=100)
 
-    letters = TEXT if cell > 0.5 else min(TEXT, 37 * cell)
-    upright = number <= 12 and max(len(label) for label in classes) * 0.1 < cell
-    for set_ticks, turned in ((axes.set_xticks, 0 if upright else 90), (axes.set_yticks, 0)):
-        set_ticks(range(number), classes, rotation=turned, fontsize=letters, family=FONT, parse_math=False)
-    large = TEXT * font_scale(side)
-    axes.set_xlabel("predicted", fontsize=large, color=MUTED, family=FONT)
-    axes.set_ylabel("actual (rows add up to 100 %)", fontsize=large, color=MUTED, family=FONT)
-    # White rules between the cells.
-    axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
+    tick_size = TEXT if cell > 0.5 else min(TEXT, 37 * cell)
+    horizontal = num_classes <= 12 and max(len(label) for label in classes) * 0.1 < cell
+    for set_ticks, rotation in ((axes.set_xticks, 0 if horizontal else 90), (axes.set_yticks, 0)):
+        set_ticks(range(num_classes), classes, rotation=rotation, fontsize=tick_size, family=FONT, parse_math=False)
+    label_size = TEXT * font_scale(side)
+    axes.set_xlabel("predicted", fontsize=label_size, color=MUTED, family=FONT)
+    axes.set_ylabel("actual (rows add up to 100 %)", fontsize=label_size, color=MUTED, family=FONT)
+    # White lines between the cells.
+    axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
     axes.tick_params(which="minor", length=0)
-    axes.grid(which="minor", color="white", linewidth=1 if number <= 30 else 0.4)
+    axes.grid(which="minor", color="white", linewidth=1 if num_classes <= 30 else 0.4)
 
     for row, column in np.argwhere(counts):
         value = percent[row, column]
@@ -174,14 +169,21 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Seque
             column, row, f"{value:.0f}", ha="center", va="center", family=FONT,
             fontsize=min(12.0, 35 * cell), color="white" if value > 60 else TEXT_COLOR,
         )  # fmt: skip
-        # Thousands of them stand inside the panel anyway: the layout need not measure each.
+        # They are always inside the panel, and measuring thousands of them is slow.
         text.set_in_layout(False)
     return figure
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers by their probability, in equal bins of [0, 1]; all `[bins]`, NaN where a bin holds no answer."""
+    """Predictions in equal bins of confidence.
+
+    Attributes:
+        edges: `[bins + 1]`, bin edges in [0, 1].
+        counts: `[bins]`, predictions per bin.
+        confidence: `[bins]`, mean confidence per bin; NaN for an empty bin.
+        accuracy: `[bins]`, accuracy per bin; NaN for an empty bin.
+    """
 
     edges: np.ndarray
     counts: np.ndarray
@@ -190,43 +192,45 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: `sum_b n_b / N * |accuracy_b - mean confidence_b|` (Guo et al. 2017)."""
+        """Expected calibration error: `sum_b n_b / N * |accuracy_b - mean confidence_b|` (Guo et al. 2017)."""
         gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
 
     @property
     def overconfidence(self) -> float:
-        """Mean probability less accuracy over all answers: above 0 the model is too sure, below 0 too modest."""
+        """Mean confidence minus accuracy: positive for an overconfident model, negative for an underconfident one."""
         gaps = np.nan_to_num(self.confidence - self.accuracy)
         return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
 
 
-def reliability(answers: Predictions, bins: int) -> Reliability:
-    """Put the answers into bins by their probability, as the calibration error in metrics.json does."""
-    # In the probabilities' own precision, so that one on an edge falls into the same bin as there.
+def reliability(predictions: Predictions, bins: int) -> Reliability:
+    """Bin predictions by confidence, as the calibration error in metrics.json does."""
+    # In the precision of the probabilities, so that a value on an edge falls into the same bin as in torchmetrics.
     edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
-    places = np.clip(np.digitize(answers.confidence.astype(np.float32), edges) - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    some = np.where(counts > 0, counts, np.nan)
-    confidence = np.bincount(places, weights=answers.confidence, minlength=bins) / some
-    accuracy = np.bincount(places, weights=answers.correct, minlength=bins) / some
+    indices = np.clip(np.digitize(predictions.confidence.astype(np.float32), edges) - 1, 0, bins - 1)
+    counts = np.bincount(indices, minlength=bins)
+    divisor = np.where(counts > 0, counts, np.nan)
+    confidence = np.bincount(indices, weights=predictions.confidence, minlength=bins) / divisor
+    accuracy = np.bincount(indices, weights=predictions.correct, minlength=bins) / divisor
     return Reliability(edges.astype(float), counts, confidence, accuracy)
 
 
-def reliability_diagram(found: Reliability) -> Figure:
-    """Draw accuracy against probability, a bar a bin, and the line where both are equal; below, how many answers."""
+def reliability_diagram(bins: Reliability) -> Figure:
+    """Draw accuracy by confidence as bars with the diagonal, and below it the number of predictions per bin."""
     figure = new_figure(5.0, 4.4, "")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    starts, width = found.edges[:-1], np.diff(found.edges)
-    clean_axes(above, "Right answers")
-    above.bar(starts, np.nan_to_num(found.accuracy), width, align="edge", color=TRAIN, alpha=0.75, linewidth=0)
-    above.plot([0, 1], [0, 1], color=VALIDATION, linewidth=1.6, linestyle=(0, (4, 3)))
-    above.text(0.02, 0.93, "dashed: probability and accuracy are equal", transform=above.transAxes, fontsize=SMALL,
-               color=TEXT_COLOR, family=FONT)  # fmt: skip
-    above.set_xlim(0, 1)
-    above.set_ylim(0, 1)
-    clean_axes(below, "Answers", x="probability of the answer")
-    below.bar(starts, found.counts, width, align="edge", color=MUTED, alpha=0.75, linewidth=0)
-    for axis in (above.xaxis, above.yaxis):
+    accuracy_axes, count_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    starts, width = bins.edges[:-1], np.diff(bins.edges)
+    clean_axes(accuracy_axes, "Accuracy")
+    accuracy_axes.bar(starts, np.nan_to_num(bins.accuracy), width, align="edge", color=TRAIN, alpha=0.75, linewidth=0)
+    accuracy_axes.plot([0, 1], [0, 1], color=VALIDATION, linewidth=1.6, linestyle=(0, (4, 3)))
+    accuracy_axes.text(
+        0.02, 0.93, "dashed: confidence equals accuracy", transform=accuracy_axes.transAxes, fontsize=SMALL,
+        color=TEXT_COLOR, family=FONT,
+    )  # fmt: skip
+    accuracy_axes.set_xlim(0, 1)
+    accuracy_axes.set_ylim(0, 1)
+    clean_axes(count_axes, "Predictions", x="confidence (probability of the prediction)")
+    count_axes.bar(starts, bins.counts, width, align="edge", color=MUTED, alpha=0.75, linewidth=0)
+    for axis in (accuracy_axes.xaxis, accuracy_axes.yaxis):
         format_percent(axis)
     return figure

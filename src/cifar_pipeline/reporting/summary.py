@@ -1,9 +1,4 @@
-"""The short table at the end of `make`, from the files that the stages left.
-
-The registered models as a table.
-
-What each recipe came to, over its seeds: a table for the terminal and for the README, in two languages.
-"""
+"""Print tables for the terminal: the last pipeline run, the registered models, and the measured experiments."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,31 +26,29 @@ STAGES = ("configure", "download", "preprocess", "train", "evaluate")
 
 
 def show_summary(root: Path) -> None:
-    """Print the table for the project in `root`, and below it how to get the real data where a fallback was used.
+    """Print the results of the last pipeline run in `root`, and how to get the real data after a fallback.
 
     Raises:
-        Refusal: there are no results yet, or they can't be read.
+        UserError: there are no results yet, or they cannot be read.
     """
     metrics = _read(root / "reports" / "metrics.json")
     if metrics is None:
-        raise UserError(
-            "There is no reports/metrics.json yet: run `make`, which trains and evaluates, then look again."
-        )
+        raise UserError("There is no reports/metrics.json yet: run `make`, which trains and evaluates.")
     try:
         rows = summary_rows(root, metrics)
-        lines = fallback_notice(root, metrics["dataset"])
+        notice = fallback_notice(metrics["dataset"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"reports/metrics.json lacks {error}: run `make`, which writes it anew.") from error
-    # The console lets lines run on for whoever pipes them; a table needs its width kept.
+        raise UserError(f"reports/metrics.json has no key {error}: run `make` to write it again.") from error
+    # The console does not wrap lines in pipes, but the table's columns need its width.
     stdout_console.print(as_table(rows), soft_wrap=False)
-    for line in lines:
+    for line in notice:
         stdout_console.print(Text(escape_control(line)), style="bold yellow")
 
 
 def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List (what, its value) in the order shown."""
+    """Return (name, value) of the table's rows."""
     dataset, test = metrics["dataset"], metrics["test"]
-    sizes = ", ".join(f"{part} {size:,}" for part, size in dataset["sizes"].items())
+    sizes = ", ".join(f"{split} {size:,}" for split, size in dataset["sizes"].items())
     timing = _read(root / "reports" / "timing.json") or {}
     figures, page = sorted((root / "reports").glob("*.png")), root / "reports" / "report.html"
     return [
@@ -73,13 +66,13 @@ def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def format_skipped(dataset: Mapping[str, Any]) -> str:
-    """Say how many files were skipped, behind the number of images; nothing where there are none."""
+    """Return a note on skipped files to append to the number of images; empty if there are none."""
     skipped = int(dataset.get("skipped", 0))
     return f"; {skipped:,} {'file' if skipped == 1 else 'files'} skipped (reports/skipped.csv)" if skipped else ""
 
 
 def as_table(rows: list[tuple[str, str]]) -> Table:
-    """Lay the rows out; long values are folded, never cut."""
+    """Format the rows as a table; long values are wrapped, never cut."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -88,42 +81,42 @@ def as_table(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def fallback_notice(root: Path, dataset: Mapping[str, Any]) -> list[str]:
-    """Say that these are not the data that were asked for, and how to get those; nothing for the real data."""
+def fallback_notice(dataset: Mapping[str, Any]) -> list[str]:
+    """Return lines on how to get the real data if the data set is the fallback, else none."""
     if not dataset["fallback"]:
         return []
     lines = [
-        f"This is the fallback data set, {dataset['title']}: no source of the real data answered.",
-        "Once one can be reached: `make cifar10` fetches the real data and trains on it.",
+        f"This is the fallback data set, {dataset['title']}: no source of the real data could be reached.",
+        "`make cifar10` downloads the real data and trains on it.",
     ]
     if is_in_repository():
-        lines.append("To have the published results back: `git restore dvc.lock reports`.")
+        lines.append("To restore the published results: `git restore dvc.lock reports`.")
     return lines
 
 
 def format_device(train: Mapping[str, Any]) -> str:
-    """Say what was computed on, from a training's timing: `cpu, 2 threads`."""
+    """Format the device of a training's timing: `cpu, 2 threads`."""
     device, threads = str(train.get("device", "unknown")), train.get("threads")
-    # A device's own words may count them already.
+    # The name of the device may contain the number of threads already.
     if not threads or "thread" in device:
         return device
     return f"{device}, {threads} thread{'' if str(threads) == '1' else 's'}"
 
 
 def tracking_url(tracking_uri: str) -> str:
-    """Say where the runs are looked at: on the server that runs are sent to, without a password in its address."""
-    address = urlsplit(tracking_uri)
-    if address.scheme not in ("http", "https"):
+    """Return the MLflow server's URL without credentials, or the command that starts a local one."""
+    url = urlsplit(tracking_uri)
+    if url.scheme not in ("http", "https"):
         return "make ui"
-    return urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
 
 
 def _time(root: Path, stage: str, timing: Mapping[str, Any]) -> str:
-    ran = _read(root / ".cache" / "stages" / f"{stage}.json")
-    if ran is None:
+    duration = _read(root / ".cache" / "stages" / f"{stage}.json")
+    if duration is None:
         return "from DVC's cache"
     speed = timing.get(stage, {}).get("images_per_second")
-    return format_duration(ran["seconds"]) + (f" ({speed:,.0f} images/s)" if speed else "")
+    return format_duration(duration["seconds"]) + (f" ({speed:,.0f} images/s)" if speed else "")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -132,9 +125,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} can't be read ({error}): run `make`, which writes it anew.") from error
+        raise UserError(f"Cannot read {path.name} ({error}): run `make` to write it again.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path.name} holds no table of values: run `make`, which writes it anew.")
+        raise UserError(f"{path.name} is not a JSON object: run `make` to write it again.")
     return content
 
 
@@ -142,7 +135,7 @@ EXPERIMENT_HEADINGS = ["recipe", "test accuracy, mean ± standard deviation (see
 
 
 def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
-    """Print a row for each version: its accuracies, data, run and date; those with an alias in colour."""
+    """Print a row for each version: accuracies, data, run and date; versions with an alias in color."""
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title="Accuracy of the registered models",
         title_justify="left", title_style="bold",
@@ -154,7 +147,7 @@ def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
     for name in ("data set", "run", "date"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        accuracies = [_percent(row.tags.get(f"{part}/accuracy")) for part in ("val", "test")]
+        accuracies = [_percent(row.tags.get(f"{split}/accuracy")) for split in ("val", "test")]
         run = row.tags.get("run", "") + (" (best)" if row.tags.get("checkpoint") == "best" else "")
         dataset, date = row.tags.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
         cells = [row.address, ", ".join(row.aliases), *accuracies, dataset, run, date]
@@ -167,7 +160,7 @@ def _percent(accuracy: str | None) -> str:
 
 
 def experiments_table(measured: "Iterable[tuple[ExperimentRecipe, Sequence[EvaluatedRun]]]") -> str:
-    """Markdown table of experiments, worst first: each with its runs (one per seed) on one kind of hardware."""
+    """Format experiments as a Markdown table, worst first, each with its runs (one per seed) on the same hardware."""
     rows = sorted(measured, key=lambda row: mean(run.accuracy for run in row[1]))
     lines = [EXPERIMENT_HEADINGS, ["---"] * len(EXPERIMENT_HEADINGS), *(_experiment_row(*row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,7 +1,4 @@
-"""What a sweep found, as a table of its trials, and those trials grouped over their seeds, best first.
-
-A sweep's comparison in letters: a table for the terminal, Markdown for a page, CSV for a program.
-"""
+"""Rank a sweep's trials, averaged over seeds, and format them for the terminal, as Markdown and as CSV."""
 
 import math
 import statistics
@@ -16,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.reporting.metrics import display_name, is_fraction, lower_is_better
-from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
-from cifar_pipeline.utils.text import escape_control
+from cifar_pipeline.utils.safe_io import safe_cell
+from cifar_pipeline.utils.text import escape_control, one_line
 
 SEED_KEY = "seed"
 FINISHED = "FINISHED"
@@ -27,16 +24,16 @@ FAILED_STATUSES = ("FAILED", "KILLED")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The trials of a sweep, ready to be compared.
+    """Trials of a sweep with their metrics.
 
     Attributes:
         title: names the sweep and the data set.
-        trials: a row per trial, in the order of the sweep, with columns `run_id`, `name`, `status` (as MLflow writes
-            it), `reason` (why it failed, or empty), `reused` (the run belongs to another sweep), the swept ones (as
-            written on the command line), the metrics (`val/accuracy`, ...; NaN where not finished) and `seconds`.
-        swept: the columns of `trials` that are swept, in order.
-        histories: by run id, a row per epoch with columns `epoch` and the metrics.
-        metric: what the trials are compared by.
+        trials: one row per trial, in the order of the sweep, with columns `run_id`, `name`, `status` (MLflow's),
+            `reason` (of a failure, or empty), `reused` (the run belongs to another sweep), the swept keys (values as
+            on the command line), the metrics (`val/accuracy`, ...; NaN if not finished) and `seconds`.
+        swept: the swept columns of `trials`, in order.
+        histories: by run id, one row per epoch with columns `epoch` and the metrics.
+        metric: the metric to rank by.
     """
 
     title: str
@@ -47,47 +44,47 @@ class Comparison:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What is swept beside the seed."""
+        """The swept columns without the seed."""
         return tuple(column for column in self.swept if column != SEED_KEY)
 
     @property
     def averages_seeds(self) -> bool:
-        """Whether trials that differ in their seed only are taken together."""
+        """Whether trials that differ only in their seed are averaged."""
         return SEED_KEY in self.swept
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics of the table, the one that is compared by first."""
-        found = [str(column) for column in self.trials if "/" in str(column) and column not in self.swept]
-        return (self.metric, *(column for column in found if column != self.metric))
+        """All metrics of the table, the one to rank by first."""
+        columns = [str(column) for column in self.trials if "/" in str(column) and column not in self.swept]
+        return (self.metric, *(column for column in columns if column != self.metric))
 
 
 @dataclass(frozen=True)
 class TrialGroup:
-    """Trials that are compared as one: a single trial, or those that differ in their seed only.
+    """A row of the ranking: a single trial, or the trials that differ only in their seed.
 
     Attributes:
-        values: what the swept columns hold, less the seed where it is grouped over.
-        members: the trials' rows, in the order of the sweep.
+        values: values of the swept columns, without the seed if it is averaged over.
+        members: rows of the trials, in the order of the sweep.
     """
 
     values: tuple[str, ...]
     members: tuple[dict[str, Any], ...]
 
-    def numbers(self, column: str) -> list[float]:
-        """List the finite values that the finished members have."""
+    def finite_values(self, column: str) -> list[float]:
+        """Return the finite values of the finished members."""
         values = [to_float(member.get(column)) for member in self.members if cell_text(member["status"]) == FINISHED]
         return [value for value in values if math.isfinite(value)]
 
     def mean(self, column: str) -> float:
-        """Average over the finished members; NaN without any. The members' order makes no difference, to the bit."""
-        numbers = self.numbers(column)
-        return statistics.fmean(numbers) if numbers else math.nan
+        """Average over the finished members; NaN without any. Bit-identical for any order of the members."""
+        values = self.finite_values(column)
+        return statistics.fmean(values) if values else math.nan
 
     def std(self, column: str) -> float:
-        """Sample standard deviation over the finished members; NaN for fewer than two."""
-        numbers = self.numbers(column)
-        return statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+        """Compute the sample standard deviation over the finished members; NaN for fewer than two."""
+        values = self.finite_values(column)
+        return statistics.stdev(values) if len(values) > 1 else math.nan
 
     def count(self, *statuses: str) -> int:
         """Count the members with one of `statuses`."""
@@ -98,7 +95,7 @@ class TrialGroup:
         return sum(cell_text(member.get("reused")).lower() in ("true", "1", "1.0") for member in self.members)
 
     def reasons(self) -> list[str]:
-        """List why members failed, each reason once and on one line."""
+        """List the distinct reasons of failures, each on one line."""
         reasons = (
             single_line(member.get("reason"))
             for member in self.members
@@ -106,84 +103,77 @@ class TrialGroup:
         )
         return list(dict.fromkeys(reason for reason in reasons if reason))
 
-    def first(self, metric: str) -> dict[str, Any]:
-        """Pick the member listed first of those that have the metric, or of all where none has it."""
-        with_value = (member for member in self.members if TrialGroup((), (member,)).numbers(metric))
+    def representative(self, metric: str) -> dict[str, Any]:
+        """Return the first member with a value of the metric, or the first member if none has one."""
+        with_value = (member for member in self.members if TrialGroup((), (member,)).finite_values(metric))
         return next(with_value, self.members[0])
 
 
-def groups(comparison: Comparison, apart: bool = False) -> list[TrialGroup]:
-    """Group the trials over their seeds, best first; those without a value come last, in the order of the sweep.
+def group_trials(comparison: Comparison, separate: bool = False) -> list[TrialGroup]:
+    """Group the trials over their seeds, best first; groups without a value come last, in the order of the sweep.
 
-    Of equals, the one listed first is first. A run that the sweep met twice counts once.
+    Ties keep the order of the sweep. A run that occurs twice in the sweep counts once.
 
     Args:
-        apart: make each trial a group of its own instead.
+        separate: return each trial as a group of its own.
     """
-    grouped: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    members: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     seen: set[str] = set()
-    columns = comparison.swept if apart else comparison.choices
-    for place, trial in enumerate(comparison.trials.to_dict("records")):
+    columns = comparison.swept if separate else comparison.choices
+    for index, trial in enumerate(comparison.trials.to_dict("records")):
         run = cell_text(trial.get("run_id"))
         if run and run in seen:
             continue
         seen.add(run)
         values = tuple(cell_text(trial[column]) for column in columns)
-        alone = apart or not comparison.averages_seeds
-        grouped.setdefault((*values, place if alone else -1), []).append({str(key): trial[key] for key in trial})
-    found = [TrialGroup(values[:-1], tuple(members)) for values, members in grouped.items()]
+        ungrouped = separate or not comparison.averages_seeds
+        members.setdefault((*values, index if ungrouped else -1), []).append({str(key): trial[key] for key in trial})
+    groups = [TrialGroup(values[:-1], tuple(trials)) for values, trials in members.items()]
     sign = 1 if lower_is_better(comparison.metric) else -1
 
-    def place_of(group: TrialGroup) -> tuple[bool, float]:
+    def sort_key(group: TrialGroup) -> tuple[bool, float]:
         mean = group.mean(comparison.metric)
         return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
 
-    return sorted(found, key=place_of)
+    return sorted(groups, key=sort_key)
 
 
 def leaderboard(comparison: Comparison) -> pd.DataFrame:
-    """List the groups, best first; those without a value come last and have no rank. Equals share a rank.
+    """Rank the groups, best first; those without a value come last and have no rank. Ties share a rank.
 
     Returns:
-        Columns `rank`, the swept ones, for each metric its mean over the finished members (`val/accuracy`), its sample
+        Columns `rank`, the swept keys, for each metric the mean over the finished members (`val/accuracy`), the sample
         standard deviation (`val/accuracy std`) and the number of values (`val/accuracy n`), `seconds` (mean), `trials`,
-        `finished`, `failed` (the killed ones too), `reused`, then `run_id`, `name` and, where it is swept, `seed` of
-        the finished member listed first.
+        `finished`, `failed` (including killed trials), `reused`, then `run_id`, `name` and, if it is swept, `seed` of
+        the first finished member.
     """
     rows = []
-    means = [group.mean(comparison.metric) for group in groups(comparison)]
-    for group, mean in zip(groups(comparison), means, strict=True):
+    groups = group_trials(comparison)
+    means = [group.mean(comparison.metric) for group in groups]
+    for group, mean in zip(groups, means, strict=True):
         row: dict[str, Any] = {"rank": pd.NA if math.isnan(mean) else means.index(mean) + 1}
         row |= dict(zip(comparison.choices, group.values, strict=True))
         for metric in comparison.metrics:
             row[metric] = group.mean(metric)
             row[f"{metric} std"] = group.std(metric)
-            row[f"{metric} n"] = len(group.numbers(metric))
+            row[f"{metric} n"] = len(group.finite_values(metric))
         row["seconds"] = group.mean("seconds")
         row["trials"] = len(group.members)
         row["finished"], row["failed"] = group.count(FINISHED), group.count(*FAILED_STATUSES)
         row["reused"] = group.reused()
-        first = group.first(comparison.metric)
-        row |= {"run_id": cell_text(first.get("run_id")), "name": cell_text(first.get("name"))}
+        trial = group.representative(comparison.metric)
+        row |= {"run_id": cell_text(trial.get("run_id")), "name": cell_text(trial.get("name"))}
         if comparison.averages_seeds:
-            row[SEED_KEY] = cell_text(first[SEED_KEY])
+            row[SEED_KEY] = cell_text(trial[SEED_KEY])
         rows.append(row)
     columns = ["rank", *comparison.choices, *(f"{m}{s}" for m in comparison.metrics for s in ("", " std", " n"))]
-    columns += [
-        "seconds",
-        "trials",
-        "finished",
-        "failed",
-        "reused",
-        "run_id",
-        "name",
-        *[SEED_KEY] * comparison.averages_seeds,
-    ]
+    columns += ["seconds", "trials", "finished", "failed", "reused", "run_id", "name"]
+    columns += [SEED_KEY] * comparison.averages_seeds
     return pd.DataFrame(rows, columns=columns).astype({"rank": "Int64"})
 
 
 def winner(comparison: Comparison) -> "pd.Series[Any] | None":
-    """Pick the best row of `ranked`; None while no trial has finished with a value."""
+    """Return the first row of `leaderboard`; None while no trial has finished with a value."""
     table = leaderboard(comparison)
     if table.empty or pd.isna(table["rank"].iloc[0]):
         return None
@@ -191,17 +181,17 @@ def winner(comparison: Comparison) -> "pd.Series[Any] | None":
 
 
 def cell_text(value: object) -> str:
-    """Write a cell; what is missing is empty."""
+    """Format a cell; missing values are empty."""
     return "" if value is None or bool(pd.isna(value)) else str(value)  # type: ignore[call-overload]
 
 
 def single_line(value: object) -> str:
-    """Write a cell with all its blanks and line ends as single blanks."""
-    return " ".join(cell_text(value).split())
+    """Format a cell on one line."""
+    return one_line(cell_text(value))
 
 
 def to_float(value: object) -> float:
-    """Read a number; NaN for what is none."""
+    """Parse a number; NaN if it is none."""
     try:
         return float(cell_text(value))
     except ValueError:
@@ -209,50 +199,50 @@ def to_float(value: object) -> float:
 
 
 def all_numeric(values: Iterable[str]) -> bool:
-    """Say whether all values, as written on a command line, are finite numbers."""
+    """Return whether all values, as written on a command line, are finite numbers."""
     numbers = [to_float(value) for value in values]
     return bool(numbers) and all(math.isfinite(value) for value in numbers)
 
 
 def prefers_log_scale(numbers: Iterable[float]) -> bool:
-    """Say whether an axis for `numbers` is better logarithmic: all positive, and more than a factor of 20 apart."""
-    known = [value for value in numbers if math.isfinite(value)]
-    return bool(known) and min(known) > 0 and max(known) > 20 * min(known)
+    """Return whether an axis for `numbers` should be logarithmic: all positive, spanning more than a factor of 20."""
+    finite = [value for value in numbers if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 20 * min(finite)
 
 
 def as_table(comparison: Comparison) -> Table:
-    """Lay out the groups, best first, the winner in colour; as wide as the console lets it be."""
+    """Format the ranking for the terminal, the best group in color."""
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(escape_control(comparison.title)),
         title_justify="left", title_style="bold",
     )  # fmt: skip
     header, rows = table_rows(comparison)
-    numbers = numeric_columns(header)
+    numeric = numeric_columns(header)
     if len(comparison.choices) > 2:
         header[1:-4] = headings(comparison.choices)
-    for place, name in enumerate(header):
+    for column, name in enumerate(header):
         heading = Text(escape_control(name).replace(" ", "\n"))
-        # Numbers are never broken; what is long folds.
-        if place in numbers:
+        # Numbers are never wrapped, text may be.
+        if column in numeric:
             table.add_column(heading, justify="right", no_wrap=True)
         else:
             table.add_column(heading, overflow="fold", min_width=min(12, len(name)))
-    for place, (group, row) in enumerate(zip(groups(comparison), rows, strict=True)):
-        won = place == 0 and not math.isnan(group.mean(comparison.metric))
-        style = "bold green" if won else "red" if group.count(*FAILED_STATUSES) else None
+    for index, (group, row) in enumerate(zip(group_trials(comparison), rows, strict=True)):
+        is_best = index == 0 and not math.isnan(group.mean(comparison.metric))
+        style = "bold green" if is_best else "red" if group.count(*FAILED_STATUSES) else None
         table.add_row(*(Text(escape_control(cell)) for cell in row), style=style)
     return table
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Write the groups as a Markdown table, best first, the winner in bold, and below it each failed trial."""
+    """Format the ranking as a Markdown table, the best group in bold, with a list of the failed trials below."""
     header, rows = table_rows(comparison)
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
     right = numeric_columns(header)
     lines = [f"## {single_line(comparison.title)}", ""]
     lines.append(_markdown_row(header))
-    lines.append(_markdown_row(["---:" if place in right else "---" for place in range(len(header))]))
+    lines.append(_markdown_row(["---:" if column in right else "---" for column in range(len(header))]))
     lines += [_markdown_row(row) for row in rows]
     failures = failed_trials(comparison)
     if failures:
@@ -261,123 +251,119 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Write every trial, in the order of the sweep, its numbers in full."""
-    points = comparison.trials
+    """Format all trials as CSV, in the order of the sweep, with unrounded numbers."""
+    trials = comparison.trials
     first = ["name", *comparison.swept, "status", "reason", "reused", *comparison.metrics, "seconds"]
-    rest = [column for column in points if column not in (*first, "run_id")]
-    columns = [column for column in dict.fromkeys([*first, *rest, "run_id"]) if column in points]
-    return str(points[columns].map(safe_cell).to_csv(index=False, lineterminator="\n"))
+    rest = [column for column in trials if column not in (*first, "run_id")]
+    columns = [column for column in dict.fromkeys([*first, *rest, "run_id"]) if column in trials]
+    return str(trials[columns].map(safe_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def failed_trials(comparison: Comparison) -> list[str]:
-    """Say of each failed trial, in a sentence, which it is and why it failed."""
+    """Describe each failed trial in a sentence: its name and the reason."""
     lines = []
     for trial in comparison.trials.to_dict("records"):
         status = cell_text(trial["status"])
         if status in FAILED_STATUSES:
             reason = single_line(trial.get("reason")).rstrip(".")
-            what = f"{_name(comparison, trial)} {'failed' if status == 'FAILED' else 'was killed'}"
-            lines.append(f"{what}: {reason}." if reason else f"{what}, and left no reason.")
+            failure = f"{_name(comparison, trial)} {'failed' if status == 'FAILED' else 'was killed'}"
+            lines.append(f"{failure}: {reason}." if reason else f"{failure} (no reason recorded).")
     return lines
 
 
 def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
-    """Say how a group's trials ended, the reason of a failure shortened so that all takes up to about `width`."""
+    """Summarize how a group's trials ended, with the reason of a failure, in about `width` characters."""
     single = len(group.members) == 1
     counts: dict[str, int] = {}
     for member in group.members:
         status = cell_text(member["status"]).lower() or "unknown"
         counts[status] = counts.get(status, 0) + 1
-    words = ", ".join(status if len(counts) == 1 else f"{count} {status}" for status, count in counts.items())
-    without = group.count(FINISHED) - len(group.numbers(metric))
-    if without:
-        words += ", no value" if single else f", {without} without a value"
+    text = ", ".join(status if len(counts) == 1 else f"{count} {status}" for status, count in counts.items())
+    without_value = group.count(FINISHED) - len(group.finite_values(metric))
+    if without_value:
+        text += ", no value" if single else f", {without_value} without a value"
     if reused := group.reused():
-        words += ", reused" if reused == len(group.members) else f", {reused} reused"
+        text += ", reused" if reused == len(group.members) else f", {reused} reused"
     reasons = group.reasons()
-    return f"{words}: {truncate(escape_control(reasons[0]), max(20, width - len(words)))}" if reasons else words
+    return f"{text}: {truncate(escape_control(reasons[0]), max(20, width - len(text)))}" if reasons else text
 
 
-def format_mean_std(group: TrialGroup, metric: str, grouped: bool) -> str:
-    """Write a group's metric: `62.31 %`, or over seeds `62.31 ± 0.40 % (3)`; empty without a value."""
-    mean, deviation = group.mean(metric), group.std(metric)
+def format_mean_std(group: TrialGroup, metric: str, over_seeds: bool) -> str:
+    """Format a group's metric as `62.31 %`, or over seeds as `62.31 ± 0.40 % (3)`; empty without a value."""
+    mean, std = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         return ""
-    value, spread, unit = (
-        format_number(metric, mean),
-        format_number(metric, deviation),
-        " %" if is_fraction(metric) else "",
-    )
-    if not grouped:
+    value, unit = format_number(metric, mean), " %" if is_fraction(metric) else ""
+    if not over_seeds:
         return value + unit
-    return f"{value}{'' if math.isnan(deviation) else f' ± {spread}'}{unit} ({len(group.numbers(metric))})"
+    spread = "" if math.isnan(std) else f" ± {format_number(metric, std)}"
+    return f"{value}{spread}{unit} ({len(group.finite_values(metric))})"
 
 
 def format_missing(group: TrialGroup, metric: str) -> str:
-    """Say how many of a group's trials its mean lacks; empty where it lacks none."""
-    broken, without = group.count(*FAILED_STATUSES), len(group.members) - len(group.numbers(metric))
-    # A mean over fewer seeds than its neighbours' must be seen to be one.
-    return f"{broken} failed" if broken else f"{without} missing" if without else ""
+    """Format how many of a group's trials are missing from its mean: `1 failed`; empty if none is."""
+    failed, missing = group.count(*FAILED_STATUSES), len(group.members) - len(group.finite_values(metric))
+    return f"{failed} failed" if failed else f"{missing} missing" if missing else ""
 
 
 def format_number(metric: str, value: float, digits: int = 2) -> str:
-    """Write the number alone: per cent for an accuracy, otherwise two digits more, and large ones by their power."""
+    """Format a number without unit: an accuracy in percent, others with two more digits, large ones as a power."""
     if is_fraction(metric):
         return f"{100 * value:.{digits}f}"
     return f"{value:.{digits + 2}f}" if abs(value) < 1000 else f"{value:.{digits}e}"
 
 
 def headings(columns: tuple[str, ...]) -> list[str]:
-    """Name swept columns by their last part, `lr` for `optimizer.lr`, where that tells them apart."""
+    """Shorten the names of swept columns to their last component, `lr` for `optimizer.lr`, if these are distinct."""
     last = [column.rpartition(".")[2] for column in columns]
     return last if len(set(last)) == len(last) else list(columns)
 
 
 def shorten_value(value: str) -> str:
-    """Write a swept value so that it fits a cell: a long number rounded, long words cut; CSV has them in full."""
+    """Shorten a swept value for a table cell: long numbers are rounded, long text is cut."""
     if len(value) > 8 and math.isfinite(to_float(value)):
         return f"{to_float(value):.4g}"
     return truncate(escape_control(value), 28)
 
 
-def truncate(words: str, width: int) -> str:
-    """Cut at `width` letters, between words where they are short enough."""
-    if len(words) <= width:
-        return words
-    cut = textwrap.shorten(words, width, placeholder=" …")
-    return cut if len(cut) > width // 2 else f"{words[: width - 2]} …"
+def truncate(text: str, width: int) -> str:
+    """Cut a text at `width` characters, between words if they are short enough."""
+    if len(text) <= width:
+        return text
+    cut = textwrap.shorten(text, width, placeholder=" …")
+    return cut if len(cut) > width // 2 else f"{text[: width - 2]} …"
 
 
 def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Write the table: its header, and a row for each group, best first."""
+    """Return the header and a row of text for each group, best first."""
     metric = comparison.metric
-    part = metric.rpartition("/")[0]
-    other = f"{part}/accuracy" if metric == f"{part}/loss" else f"{part}/loss"
+    split = metric.rpartition("/")[0]
+    other = f"{split}/accuracy" if metric == f"{split}/loss" else f"{split}/loss"
     choices = comparison.choices or ((SEED_KEY,) if comparison.averages_seeds else ("name",))
     header = ["rank", *choices, display_name(metric), display_name(other), "time", "status"]
     rows, means = [], []
-    for group in groups(comparison):
+    for group in group_trials(comparison):
         means.append(group.mean(metric))
         rank = "" if math.isnan(means[-1]) else str(means.index(means[-1]) + 1)
         values = group.values or (", ".join(cell_text(member.get(choices[0])) for member in group.members),)
         seconds = group.mean("seconds")
         rows.append([
             rank, *(shorten_value(value) for value in values),
-            format_mean_std(group, metric, comparison.averages_seeds), format_mean_std(group, other, grouped=False),
+            format_mean_std(group, metric, comparison.averages_seeds), format_mean_std(group, other, over_seeds=False),
             "" if math.isnan(seconds) else format_duration(seconds), status_of(group, metric),
         ])  # fmt: skip
     return header, rows
 
 
 def _name(comparison: Comparison, trial: dict[Any, Any]) -> str:
-    # A trial that never began has no run, so no name.
+    # A trial that never started has no run, hence no name.
     return cell_text(trial.get("name")) or " ".join(
         f"{column}={cell_text(trial[column])}" for column in comparison.swept
     )
 
 
 def numeric_columns(header: list[str]) -> tuple[int, ...]:
-    """Say which columns of the table hold numbers."""
+    """Return the indices of the numeric columns of `table_rows`."""
     return (0, *range(len(header) - 4, len(header) - 1))
 
 

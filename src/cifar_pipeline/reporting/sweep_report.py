@@ -1,7 +1,4 @@
-"""The comparison of a sweep's trials, as a person gets it: printed, drawn, and written into the sweep's folder.
-
-compare.html: a sweep's trials beside each other, the best one, and how to make it the pipeline's choice.
-"""
+"""Print a sweep's comparison, and write it into the sweep's folder as figures, tables and the page compare.html."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cifar_pipeline.reporting.html_report import figure_uri, render
+from cifar_pipeline.reporting.html import figure_uri, render
 from cifar_pipeline.reporting.metrics import display_name
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (
@@ -20,7 +17,7 @@ from cifar_pipeline.reporting.sweep_comparison import (
     cell_text,
     failed_trials,
     format_mean_std,
-    groups,
+    group_trials,
     numeric_columns,
     table_rows,
     to_csv,
@@ -34,92 +31,91 @@ from cifar_pipeline.utils.console import info, stdout_console
 
 @dataclass(frozen=True)
 class PageRow:
-    """A row of the table: what its cells say, whether it is the best, whether some of its trials failed."""
+    """A row of the page's table."""
 
     cells: list[str]
-    best: bool
-    broken: bool
+    is_best: bool
+    has_failures: bool
 
 
-def sweep_page(comparison: Comparison, drawings: dict[str, Figure], command: str) -> str:
-    """The page as text.
+def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str) -> str:
+    """Render the page compare.html.
 
     Args:
-        drawings: the figures, each under its heading.
-        command: how to run the best trial in the pipeline; empty if no trial has finished.
+        figures: by heading.
+        command: runs the best trial in the pipeline; empty while no trial has finished.
     """
     header, rows = table_rows(comparison)
-    found, order = groups(comparison), _order(len(header))
+    groups, order = group_trials(comparison), _metric_first(len(header))
+    numeric = numeric_columns(header)
+    description = _describe(comparison, groups)
     return render(
         "compare.html",
         title=comparison.title,
         trials=len(comparison.trials),
         metric=display_name(comparison.metric),
-        over_seeds=comparison.averages_seeds,
-        best=_best(comparison, found),
+        averages_seeds=comparison.averages_seeds,
+        best=_best(comparison, groups),
         command=command,
-        header=[header[place] for place in order],
-        right=[place for place, before in enumerate(order) if before in numeric_columns(header)],
+        header=[header[column] for column in order],
+        right=[position for position, column in enumerate(order) if column in numeric],
         rows=[
             PageRow(
-                [row[before] for before in order],
-                place == 0 and _known(group, comparison.metric),
-                group.count(*FAILED_STATUSES) > 0,
+                [row[column] for column in order],
+                is_best=index == 0 and _has_value(group, comparison.metric),
+                has_failures=group.count(*FAILED_STATUSES) > 0,
             )
-            for place, (group, row) in enumerate(zip(found, rows, strict=True))
+            for index, (group, row) in enumerate(zip(groups, rows, strict=True))
         ],
-        drawings=[
-            {"heading": heading, "source": figure_uri(figure), "words": f"{heading}. {_describe(comparison, found)}"}
-            for heading, figure in drawings.items()
+        figures=[
+            {"source": figure_uri(figure), "alt": f"{heading}. {description}"} for heading, figure in figures.items()
         ],
         failed=failed_trials(comparison),
     )
 
 
-def _order(columns: int) -> list[int]:
-    """The table's columns with the metric after the rank: a narrow screen shows the first ones only."""
+def _metric_first(columns: int) -> list[int]:
+    """Order the table's columns with the metric after the rank, because narrow screens show only the first ones."""
     metric = columns - 4
-    return [0, metric, *(place for place in range(1, columns) if place != metric)]
+    return [0, metric, *(column for column in range(1, columns) if column != metric)]
 
 
-def _best(comparison: Comparison, found: list[TrialGroup]) -> dict[str, str] | None:
+def _best(comparison: Comparison, groups: list[TrialGroup]) -> dict[str, str] | None:
     if winner(comparison) is None:
         return None
     return {
-        "name": _named(comparison, found[0]),
-        "value": format_mean_std(found[0], comparison.metric, comparison.averages_seeds),
+        "name": _group_name(comparison, groups[0]),
+        "value": format_mean_std(groups[0], comparison.metric, comparison.averages_seeds),
     }
 
 
-def _describe(comparison: Comparison, found: list[TrialGroup]) -> str:
-    """What the figures show: the best and the last of those that have a value."""
-    known = [group for group in found if _known(group, comparison.metric)]
+def _describe(comparison: Comparison, groups: list[TrialGroup]) -> str:
+    """Describe the figures as text: the best and the last group with a value."""
+    known = [group for group in groups if _has_value(group, comparison.metric)]
     if not known:
         return "No trial has a value."
-    ends = [known[0], *known[-1:]] if len(known) > 1 else known
-    said = [
-        f"{_named(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.averages_seeds)}"
-        for group in ends
+    first, *last = [
+        f"{_group_name(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.averages_seeds)}"
+        for group in (known if len(known) == 1 else (known[0], known[-1]))
     ]
-    return f"{display_name(comparison.metric).capitalize()} from the best, {said[0]}" + (
-        f", to the last, {said[1]}." if len(said) > 1 else "."
-    )
+    metric = display_name(comparison.metric).capitalize()
+    return f"{metric} from the best, {first}, to the last, {last[0]}." if last else f"{metric} of the best, {first}."
 
 
-def _named(comparison: Comparison, group: TrialGroup) -> str:
+def _group_name(comparison: Comparison, group: TrialGroup) -> str:
     values = zip(comparison.choices, group.values, strict=True)
     return ", ".join(f"{choice}={value}" for choice, value in values) or cell_text(group.members[0].get("name"))
 
 
-def _known(group: TrialGroup, metric: str) -> bool:
+def _has_value(group: TrialGroup, metric: str) -> bool:
     return not math.isnan(group.mean(metric))
 
 
 def figure(comparison: Comparison) -> Figure:
-    """Draw the trials as what is swept asks for, the seed aside.
+    """Draw the trials as a heat map, lines or a dot plot, depending on the swept columns other than the seed.
 
-    Two columns that fill a grid make a heat map, a column of numbers makes a line (one for each choice where
-    another column leaves the grid too empty), all else a row of dots per combination.
+    Heat map: two columns that fill a grid. Lines: one column of numbers, or one of two if the grid is too sparse, with
+    a line for each value of the other. Dot plot: everything else.
     """
     if len(comparison.choices) == 2 and is_grid(comparison):
         return heat_map(comparison)
@@ -131,27 +127,32 @@ def figure(comparison: Comparison) -> Figure:
 def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png, curves.png and compare.html into `folder`.
 
-    `command` is how to run the best trial in the pipeline; the page contains it. The same comparison gives the same bytes.
-    Returns the files' paths.
+    The same comparison gives the same bytes.
+
+    Args:
+        command: runs the best trial in the pipeline; shown on the page.
+
+    Returns:
+        Paths of the files.
     """
-    drawings = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}
-    headings = {"Trials": drawings["comparison.png"], "Epoch by epoch": drawings["curves.png"]}
+    figures = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}
+    headings = {"Trials": figures["comparison.png"], "Epoch by epoch": figures["curves.png"]}
     texts = {
         "comparison.csv": to_csv(comparison),
         "comparison.md": to_markdown(comparison),
         "compare.html": sweep_page(comparison, headings, command),
     }
     for name, content in texts.items():
-        with atomic_write(folder / name) as part:
-            part.write_text(content, encoding="utf-8", newline="\n")
-    for name, drawn in drawings.items():
+        with atomic_write(folder / name) as tmp:
+            tmp.write_text(content, encoding="utf-8", newline="\n")
+    for name, drawn in figures.items():
         save(drawn, folder / name)
-    return [folder / name for name in (*texts, *drawings)]
+    return [folder / name for name in (*texts, *figures)]
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, then a sentence for each trial that failed."""
-    # The console lets lines run on for whoever pipes them; a table needs its width kept.
+    """Print the table, then a sentence for each failed trial."""
+    # The console does not wrap lines in pipes, but the table's columns need its width.
     stdout_console.print(as_table(comparison), soft_wrap=False)
     for sentence in failed_trials(comparison):
         info(sentence)

@@ -67,12 +67,11 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.inference.predictor import require_same_outputs
     from cifar_pipeline.inference.torch_model import attributions
     from cifar_pipeline.models.wrappers import get_activation
-    from cifar_pipeline.reporting.evaluation import write_figures, write_numbers
-    from cifar_pipeline.reporting.html_report import Evaluation, write_report
+    from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers
+    from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps
     from cifar_pipeline.reporting.metrics import compute_metrics, flatten
     from cifar_pipeline.reporting.tables import read_history
-    from cifar_pipeline.tracking.provenance import published_results
     from cifar_pipeline.tracking.runs import resume_run
 
     targets = torch.from_numpy(labels)
@@ -90,7 +89,7 @@ def evaluate(config: DictConfig) -> None:
     require_same_outputs(model, activation, images[explained], probabilities[explained], trained.model)
     evaluation = Evaluation(
         run=trained.run,
-        facts=trained.metadata,
+        metadata=trained.metadata,
         metrics=metrics,
         caption=dataset.caption,
         predictions=predictions,
@@ -101,7 +100,6 @@ def evaluate(config: DictConfig) -> None:
             explained,
             attributions(model, activation, images[explained], predictions.predictions[explained], dataset.mean),
         ),
-        published=published_results(),
     )
     status("Drawing the figures and the report page")
     with atomic_update_dir(REPORTS) as tmp:

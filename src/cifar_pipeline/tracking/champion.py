@@ -114,7 +114,7 @@ def from_run(name_or_id: str, checkpoint: str) -> Candidate:
         )
         if not runs:
             raise UserError(
-                f"There is no finished training named {name_or_id}: `make compare` and `make ui` show names and ids."
+                f"There is no finished training named {name_or_id}: `make compare-sweep` and `make ui` show names and ids."
             )
         run = runs[0]
     if run.info.status != "FINISHED":
@@ -282,7 +282,7 @@ def settle(client: MlflowClient, policy: PromotionPolicy, number: str, before: C
             make_champion(client, best, champion, policy)
     else:
         warning(
-            f"Other processes keep changing {policy.champion}: `make models` shows the champion, `make rollback` "
+            f"Other processes keep changing {policy.champion}: `make list-models` shows the champion, `make rollback` "
             "restores the previous one."
         )
     for settled in {number, str(champion.version) if champion else number}:

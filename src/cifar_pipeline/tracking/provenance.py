@@ -1,4 +1,4 @@
-"""Record a run's provenance (commit, diff, data, command, versions), and read the results committed in git."""
+"""Record a run's provenance (commit, diff, data, command, versions)."""
 
 import os
 import shlex
@@ -6,19 +6,17 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cifar_pipeline.utils.console import warning
-from cifar_pipeline.utils.git import GitError, Kind, find_repository, git_diff, in_commit, last_commit, warn_git_failed
-from cifar_pipeline.utils.safe_io import parse_json, parse_yaml
-from cifar_pipeline.utils.text import one_line, redact_arguments, redact_bytes
+from cifar_pipeline.utils.git import GitError, Kind, find_repository, git_diff, warn_git_failed
+from cifar_pipeline.utils.safe_io import parse_yaml
+from cifar_pipeline.utils.text import redact_arguments, redact_bytes
 
 VERSIONED_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
 # Folders whose changes can affect a result.
 CODE_PATHS = ("src", "conf")
-METRICS_FILE, PARAMS_FILE = Path("reports/metrics.json"), Path("params.yaml")
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _locked_hash(stage: str, output: str, lock: Path) -> tuple[str, str]:
     except FileNotFoundError:
         return "", ""
     except (OSError, ValueError, yaml.YAMLError) as error:
-        return "", f"it can't be read ({one_line(error)[:200]})"
+        return "", f"it can't be read ({' '.join(str(error).split())[:200]})"
     try:
         outputs = (content or {}).get("stages", {}).get(stage, {}).get("outs", [])
         return next((str(entry.get("md5", "")) for entry in outputs if entry.get("path") == output), ""), ""
@@ -112,35 +110,3 @@ def _locked_hash(stage: str, output: str, lock: Path) -> tuple[str, str]:
 def _escape_undecodable(text: str) -> str:
     """Escape bytes of a command line that are not UTF-8 as `\\xff`, so that a database can store it."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def published_results() -> dict[str, Any]:
-    """Read the newest committed `metrics` (metrics.json), with `commit`, `date` and params.yaml's `experiment`.
-
-    Empty without git or a committed metrics.json; `{"error": ...}` if git or a file can't be read.
-    """
-    repository = find_repository()
-    if repository.kind is Kind.REFUSED:
-        return {"error": f"git failed ({repository.reason})"}
-    if repository.kind is not Kind.FOUND:
-        return {}
-    try:
-        commit, date = last_commit(METRICS_FILE)
-        metrics = in_commit(commit, METRICS_FILE) if commit else None
-        if metrics is None:
-            return {}
-        return {"commit": commit, "date": date, **_read(metrics, in_commit(commit, PARAMS_FILE) or b"")}
-    except GitError as error:
-        return {"error": f"git failed ({warn_git_failed(error)})"}
-
-
-def _read(metrics: bytes, params: bytes) -> dict[str, Any]:
-    """Parse both files; an `error` instead of `metrics` if the first is not valid."""
-    try:
-        values, options = parse_json(metrics), parse_yaml(params)
-    except (ValueError, yaml.YAMLError) as error:
-        return {"error": f"the committed results can't be read ({one_line(error)[:200]})"}
-    if not isinstance(values, dict):
-        return {"error": f"the committed {METRICS_FILE} is not a JSON object"}
-    experiment = options.get("experiment") if isinstance(options, dict) else None
-    return {"experiment": str(experiment or ""), "metrics": values}

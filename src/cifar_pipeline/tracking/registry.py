@@ -84,7 +84,7 @@ def roll_back(policy: PromotionPolicy) -> str:
         previous = find_version(client, policy.name, champion.tags.get(PREVIOUS, ""))
         if previous is None:
             raise UserError(
-                f"{policy.name} had no {policy.alias} before version {champion.version}: `make models` lists its "
+                f"{policy.name} had no {policy.alias} before version {champion.version}: `make list-models` lists its "
                 "versions, `python src/registry.py promote RUN` promotes another one."
             )
         # The tag comes first, so that a concurrent promotion does not restore this version.

@@ -1,10 +1,7 @@
-"""The callback that turns each epoch into a row: kept in the checkpoint, handed to the logger, said to the person.
+"""Report a training while it runs: progress bar, metrics of each epoch, history.csv, MLflow logger.
 
-How far the epoch is: a bar on a terminal; lines for a file or a pipe, if the epoch takes long.
-
-Lightning's MLFlowLogger on a run that somebody else opens and ends.
-
-What each epoch came to: a row per epoch, its metrics, the file history.csv.
+`EpochHistory` turns each epoch into a row of metrics, which goes into the checkpoint, to the logger and to the console.
+`EpochProgressBar` shows a bar on a terminal, and in a file or a pipe prints lines during long epochs.
 """
 
 import time
@@ -23,71 +20,74 @@ from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import format_duration, info, progress_bar, warning
 from cifar_pipeline.utils.errors import describe_environment_error
 
+# Decimal places of the metrics in history.csv, MLflow and the console.
+METRIC_DIGITS = 6
+# Between two updates of the progress bar.
 REFRESH_SECONDS = 0.2
-# For a file or a pipe, which gets a line at each epoch's end anyway.
+# Between progress lines in a file or a pipe, in addition to the line at each epoch's end.
 LINE_SECONDS = 10.0
 
 
 class EpochProgressBar(Callback):
-    """A bar per epoch that vanishes with it, moved a few times a second, so that it costs a training nothing."""
+    """Show a progress bar for each epoch, removed at its end; a few updates a second keep its cost negligible."""
 
     def __init__(self, data: ImageDataModule) -> None:
         self.data = data
-        self.open = ExitStack()
+        self.open_bar = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning does not announce an epoch again that it goes on with.
+        # Lightning does not call on_train_epoch_start for an epoch that it resumes.
         if trainer.fit_loop.restarted_mid_epoch:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            self._begin(trainer, done * self._together)
+            batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            self._start_bar(trainer, batches_done * self._images_per_batch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, 0)
+        self._start_bar(trainer, 0)
 
     @property
-    def _together(self) -> int:
-        """Images in what Lightning takes for a batch."""
+    def _images_per_batch(self) -> int:
+        """Images in what Lightning counts as one batch, over all ranks."""
         return self.data.batch_size * max(1, self.data.chunk)
 
-    def _begin(self, trainer: Trainer, done: int) -> None:
-        images = min(self.data.dataset.sizes["train"], int(trainer.num_training_batches) * self._together)
+    def _start_bar(self, trainer: Trainer, images_done: int) -> None:
+        images = min(self.data.dataset.sizes["train"], int(trainer.num_training_batches) * self._images_per_batch)
         bar = progress_bar(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, images", images, transient=True,
-            min_interval=LINE_SECONDS, initial=min(done, images),
+            min_interval=LINE_SECONDS, initial=min(images_done, images),
         )  # fmt: skip
-        self.advance = self.open.enter_context(bar)
-        self.seen, self.when = 0, time.monotonic()
+        self.advance = self.open_bar.enter_context(bar)
+        self.pending_images, self.last_refresh = 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seen += batch[1].numel() * trainer.world_size
-        if time.monotonic() - self.when > REFRESH_SECONDS:
-            self.advance(self.seen)
-            self.seen, self.when = 0, time.monotonic()
+        self.pending_images += batch[1].numel() * trainer.world_size
+        if time.monotonic() - self.last_refresh > REFRESH_SECONDS:
+            self.advance(self.pending_images)
+            self.pending_images, self.last_refresh = 0, time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.open.close()
+        self.open_bar.close()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.open.close()
+        self.open_bar.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.open.close()
+        self.open_bar.close()
 
 
-# `epoch` counted from 1; `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy` (with a validation part), `lr`,
-# `images_per_second`.
+# Keys: `epoch` (counted from 1), `train/loss`, `train/accuracy`, `val/loss` and `val/accuracy` (with a validation
+# split), `lr`, `images_per_second`.
 EpochMetrics = dict[str, float]
 
 
 def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
-    """The metrics of a row, and the epoch that they are logged under."""
+    """Return the metrics of a row, and the epoch under which they are logged."""
     return {key: value for key, value in row.items() if key != "epoch"}, int(row["epoch"])
 
 
 def format_epoch(row: EpochMetrics, epochs: int) -> str:
-    """A row as a line for a person."""
+    """Format a row for the console."""
     val = f"val/loss {row['val/loss']:.4f}  val/accuracy {row['val/accuracy']:.2%}  " if "val/loss" in row else ""
     return (
         f"epoch {row['epoch']:.0f}/{epochs}  train/loss {row['train/loss']:.4f}  "
@@ -96,91 +96,93 @@ def format_epoch(row: EpochMetrics, epochs: int) -> str:
 
 
 def write_history(rows: list[EpochMetrics], path: Path) -> None:
-    """Write the rows as CSV, the epoch first."""
+    """Write the rows as a CSV file whose first column is the epoch."""
     pandas.DataFrame(rows).astype({"epoch": int}).to_csv(path, index=False)
 
 
 class ResumableMLFlowLogger(MLFlowLogger):
-    """Logs to the run `run_id`; steps up to `logged` stand there already, from before a training was broken off."""
+    """Log to an MLflow run that is opened and ended elsewhere, and that may have epochs of an interrupted training.
 
-    def __init__(self, tracking_uri: str, run_id: str, logged: int) -> None:
+    Args:
+        tracking_uri: of the MLflow server or database.
+        run_id: the run.
+        last_logged_step: steps up to this one are in the run already and are not logged again.
+    """
+
+    def __init__(self, tracking_uri: str, run_id: str, last_logged_step: int) -> None:
         super().__init__(tracking_uri=tracking_uri, run_id=run_id)
-        self.logged = logged
-        self.unsent: list[tuple[Mapping[str, float], int | None]] = []
+        self.last_logged_step = last_logged_step
+        self.pending: list[tuple[Mapping[str, float], int | None]] = []
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send them, or keep them until the store answers again: what it can't take stops no training."""
-        if step is not None and step <= self.logged:
+        """Send metrics; if MLflow fails, keep them for the next call instead of stopping the training."""
+        if step is not None and step <= self.last_logged_step:
             return
-        self.unsent.append((metrics, step))
+        self.pending.append((metrics, step))
         try:
-            self.send_kept()
+            self.flush_pending()
         except Exception as error:
-            fault = describe_environment_error(error)
-            if fault is None:
+            description = describe_environment_error(error)
+            if description is None:
                 raise
-            if len(self.unsent) == 1:
-                warning(f"{fault} The training goes on, and its metrics are kept until they can be sent.")
+            if len(self.pending) == 1:
+                warning(f"{description} The training continues; its metrics are kept until they can be sent.")
 
-    def send_kept(self) -> None:
-        """Send what is still kept. Raises whatever keeps the store from taking it."""
-        while self.unsent:
-            super().log_metrics(*self.unsent[0])
-            del self.unsent[0]
+    def flush_pending(self) -> None:
+        """Send the metrics that could not be sent before. Raises what MLflow raises."""
+        while self.pending:
+            super().log_metrics(*self.pending[0])
+            del self.pending[0]
 
     def log_rows(self, rows: list[EpochMetrics]) -> None:
-        """Log those epochs of before which this run does not have."""
+        """Log the epochs that this run lacks."""
         for row in rows:
             self.log_metrics(*loggable(row))
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Leave the run open: models and figures are still to come when Lightning is done."""
-
-
-DIGITS = 6
+        """Leave the run open: models and figures are logged after the training."""
 
 
 class EpochHistory(Callback):
-    """Collects a row for each finished epoch; after a resume the rows of before are there too."""
+    """Collect a row of metrics for each finished epoch; after a resume, also those of the epochs before it."""
 
     def __init__(self) -> None:
         self.rows: list[EpochMetrics] = []
         self.start, self.train_seconds = time.perf_counter(), 0.0
-        self.seconds_before = 0.0
-        self.line = ""
-        self.going_since = self.start
+        self.elapsed_before_resume = 0.0
+        self.summary = ""
+        self.timing_start = self.start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.going_since = time.perf_counter()
-        self.start = self.going_since - self.seconds_before
+        self.timing_start = time.perf_counter()
+        self.start = self.timing_start - self.elapsed_before_resume
         if isinstance(trainer.logger, ResumableMLFlowLogger):
-            # The run may lack epochs of before: it is a new one, or its store was away until the process was killed.
+            # The run may lack earlier epochs: it is new, or MLflow was unreachable until the process was killed.
             trainer.logger.log_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log_summary(trainer.max_epochs or 0)
         self.start, self.train_seconds = time.perf_counter(), 0.0
-        self.going_since = self.start
+        self.timing_start = self.start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The first batch may have been compiled for, which the epochs to come are not.
+        # The first batch may include a compilation, which later epochs do not.
         if batch_idx == 0 and trainer.num_training_batches > 1:
-            self.going_since = time.perf_counter()
+            self.timing_start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log_summary(trainer.max_epochs or 0)
 
     def _log_summary(self, epochs: int) -> None:
-        """Say what the last epoch came to, now that its checkpoint is written: what was said is not lost any more."""
-        if self.line:
-            # Each epoch to come is taken to last as long as this one.
-            left = (epochs - len(self.rows)) * (time.perf_counter() - self.going_since)
-            info(self.line + (f"  {format_duration(left)} left" if left else ""))
-            self.line = ""
+        """Log the last epoch's metrics, after its checkpoint is written, so that no logged epoch is ever lost."""
+        if self.summary:
+            remaining = (epochs - len(self.rows)) * (time.perf_counter() - self.timing_start)
+            info(self.summary + (f"  {format_duration(remaining)} left" if remaining else ""))
+            self.summary = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.train_seconds = time.perf_counter() - self.start
@@ -199,15 +201,15 @@ class EpochHistory(Callback):
             row |= {f"val/{key}": value for key, value in val_sums.compute().items()}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_second": train_sums.images / seconds}
-        # Rounded once, so that MLflow, the file and the line on the screen hold the same numbers.
-        row = {key: round(value, DIGITS) for key, value in row.items()}
+        # Rounded once, so that MLflow, history.csv and the console show the same numbers.
+        row = {key: round(value, METRIC_DIGITS) for key, value in row.items()}
         self.rows.append(row)
         if trainer.logger:
             trainer.logger.log_metrics(*loggable(row))
-        self.line = format_epoch(row, trainer.max_epochs or 0)
+        self.summary = format_epoch(row, trainer.max_epochs or 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": time.perf_counter() - self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.seconds_before = state_dict["rows"], state_dict["seconds"]
+        self.rows, self.elapsed_before_resume = state_dict["rows"], state_dict["seconds"]

@@ -1,4 +1,4 @@
-"""The processed data set as Lightning takes it: batches gathered in memory, no worker processes."""
+"""Lightning data module over the processed dataset: batches gathered in memory, without worker processes."""
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -8,23 +8,23 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.loader import Augment, ChunkedLoader, TensorLoader
 from cifar_pipeline.utils.errors import UserError
 
-# A part that takes at most one such share of a GPU's free memory lives there: a batch is then gathered without a copy.
+# A split is moved to the GPU if it takes less than this fraction (1 / divisor) of its free memory.
 GPU_MEMORY_DIVISOR = 4
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of raw images `[N, H, W, C] uint8` and labels `[N] int64` of the train and val parts.
+    """Batches of raw images `[N, H, W, C] uint8` and labels `[N] int64` of the train and val splits.
 
     Args:
-        dataset: the processed set; its arrays stay memory-mapped.
+        dataset: the processed dataset; its arrays stay memory-mapped.
         batch_size: images per batch of training.
         eval_batch_size: images per batch of validation.
-        augment: what is done to the training images, and to them only.
-        seed: what the order of the training images and their augmentation follow from.
-        chunk: how many batches of training are handed out at once, `[S, N, H, W, C]` (0: each by itself).
+        augment: augmentation of the training images.
+        seed: seeds the order of the training images and their augmentation.
+        chunk: number of training batches stacked into one, `[S, N, H, W, C]` (0: none are).
 
     Raises:
-        Refusal: a batch is larger than the train part.
+        UserError: a batch is larger than the train split.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_val(self) -> bool:
-        """Whether anything was held back to choose by."""
+        """Whether there is a validation split."""
         return self.dataset.sizes["val"] > 0
 
     @property
-    def train_batches(self) -> int:
-        """Batches per epoch."""
+    def batches_per_epoch(self) -> int:
+        """Training batches per epoch."""
         return -(-self.dataset.sizes["train"] // self.batch_size)
 
     def train_dataloader(self) -> TensorLoader | ChunkedLoader:
-        images, labels = self._part("train")
-        rank, processes = self._share()
+        images, labels = self._split("train")
+        rank, world_size = self._rank_and_world_size()
         batches = TensorLoader(
             images,
             labels,
@@ -60,24 +60,23 @@ class ImageDataModule(LightningDataModule):
             shuffle=True,
             augment=self.augment,
             rank=rank,
-            world_size=processes,
+            world_size=world_size,
         )
         return ChunkedLoader(batches, self.chunk) if self.chunk else batches
 
     def val_dataloader(self) -> TensorLoader | list[TensorLoader]:
         if not self.has_val:
             return []
-        images, labels = self._part("val")
-        rank, processes = self._share()
+        images, labels = self._split("val")
+        rank, world_size = self._rank_and_world_size()
         return TensorLoader(
-            images, labels, self.eval_batch_size, seed=self.seed, shuffle=False, rank=rank, world_size=processes
+            images, labels, self.eval_batch_size, seed=self.seed, shuffle=False, rank=rank, world_size=world_size
         )
 
-    def _share(self) -> tuple[int, int]:
-        """Which process this is, of how many."""
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _part(self, name: str) -> tuple[Tensor, Tensor]:
+    def _split(self, name: str) -> tuple[Tensor, Tensor]:
         images, labels = map(torch.from_numpy, self.dataset.split(name))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // GPU_MEMORY_DIVISOR:

@@ -1,9 +1,7 @@
-"""The beginning and the end of a training in several processes: started, met, told what to do, and ended together.
+"""Detect, launch, supervise and shut down the ranks of a distributed training.
 
-The others are started only where nobody else has (torchrun, Slurm), by the same command; what they need to find each
-other stands in the environment, in the variables that Lightning reads.
-
-Which of a training's processes this is, and how many there are: as Slurm, torchrun or the first process says.
+Ranks are started by torchrun or srun, or else by rank zero, with its own command line. They find each other through the
+environment variables that Lightning reads.
 """
 
 import os
@@ -30,20 +28,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.process import install_sigterm_handler
+from cifar_pipeline.utils.text import one_line
 
-LAUNCHER_VARIABLES = "torchrun or srun"
+LAUNCHERS = "torchrun or srun"
+POLL_SECONDS = 0.2
+# How long other ranks may take to exit by themselves, and this rank to notice that one of them died.
+GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes that share a training's batches.
+    """The ranks of a training, which share each batch, and which of them this process is.
 
     Args:
-        rank: the number of this one among all.
-        here: how many are on this machine.
-        machines: how many machines there are, each with as many processes.
-        strategy: Lightning's word for how they share the work.
-        environment: who started them all; None where this one has to start the others.
+        rank: global rank of this process.
+        local_world_size: ranks on this machine.
+        num_nodes: machines, each with the same number of ranks.
+        strategy: name of Lightning's strategy.
+        environment: launcher that started the ranks; None where rank zero has to start the others.
     """
 
     rank: int = 0
@@ -54,74 +56,78 @@ class DistributedContext:
 
     @property
     def world_size(self) -> int:
-        """All of them."""
+        """Number of ranks on all machines."""
         return self.local_world_size * self.num_nodes
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there is anybody to share with."""
+        """Whether there are several ranks."""
         return self.world_size > 1
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the one that speaks, keeps the run and writes the result."""
+        """Whether this process prints messages, logs to MLflow and writes the result."""
         return self.rank == 0
 
     def __str__(self) -> str:
-        places = f" on {self.num_nodes} machines" if self.num_nodes > 1 else ""
-        return f"{self.world_size} processes{places}, each with a share of every batch"
+        machines = f" on {self.num_nodes} machines" if self.num_nodes > 1 else ""
+        return f"{self.world_size} processes{machines}, each with a share of every batch"
 
 
 SINGLE_PROCESS = DistributedContext()
 
 
 def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: bool) -> DistributedContext:
-    """What conf/trainer and the environment say about the processes of this training on this accelerator.
+    """Read the ranks of this training from conf/trainer and the launcher's environment variables.
 
-    Raises `Refusal` where they contradict each other, or where several processes can't be had.
+    Raises:
+        UserError: config and launcher contradict each other, or the strategy is not supported here.
     """
-    strategy, asked = str(options["strategy"]), (options["devices"], options["num_nodes"])
+    strategy, devices, num_nodes = str(options["strategy"]), options["devices"], options["num_nodes"]
     if strategy == "auto":
-        if any(number not in ("auto", 1) for number in asked):
+        if any(number not in ("auto", 1) for number in (devices, num_nodes)):
             raise UserError(
-                f"trainer.devices={asked[0]} and trainer.num_nodes={asked[1]} ask for several processes, but "
-                "trainer.strategy=auto is one: write trainer=ddp."
+                f"trainer.devices={devices} and trainer.num_nodes={num_nodes} need several processes, but "
+                "trainer.strategy=auto is a single process; use trainer=ddp."
             )
         return SINGLE_PROCESS
     if in_sweep:
         raise UserError(
-            f"trainer.strategy={strategy} is no choice for the trials of a sweep, which are processes of their own "
-            "already: leave it out here, and train the winner with it."
+            f"trainer.strategy={strategy} is not supported in a sweep, whose trials already run in separate processes; "
+            "leave it out, and retrain the best trial with it."
         )
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
     if strategy == "fsdp" and not gpus:
         raise UserError(
-            f"trainer.strategy=fsdp shares the weights among GPUs, and this runs on {accelerator}: write trainer=ddp."
+            f"trainer.strategy=fsdp shards the weights over GPUs, but the accelerator is {accelerator}; "
+            "use trainer=ddp."
         )
     if accelerator == "mps":
-        raise UserError("trainer.strategy=ddp is for CPUs and CUDA: write trainer=default, or runtime.accelerator=cpu.")
+        raise UserError(
+            "trainer.strategy=ddp supports CPUs and CUDA only; use trainer=default or runtime.accelerator=cpu."
+        )
     environment = _environment()
     if environment is None:
-        return _to_be_started(strategy, asked, gpus)
-    here = _started_here(environment)
-    machines = environment.world_size() // here
-    _require_as_asked("devices", asked[0], here)
-    _require_as_asked("num_nodes", asked[1], machines)
-    if here * machines == 1:
+        return _rank_zero_to_launch(strategy, devices, num_nodes, gpus)
+    local_world_size = _launched_local_world_size(environment)
+    launched_nodes = environment.world_size() // local_world_size
+    _check_matches_launcher("devices", devices, local_world_size)
+    _check_matches_launcher("num_nodes", num_nodes, launched_nodes)
+    if local_world_size * launched_nodes == 1:
         return SINGLE_PROCESS
-    rank = environment.node_rank() * here + environment.local_rank()
-    return DistributedContext(rank, here, machines, strategy, environment)
+    rank = environment.node_rank() * local_world_size + environment.local_rank()
+    return DistributedContext(rank, local_world_size, launched_nodes, strategy, environment)
 
 
 def _environment() -> ClusterEnvironment | None:
-    """Who started several processes, by the variables that each of them sets."""
+    """Return the launcher of this process, detected by its environment variables; None if there is none."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
         try:
             return SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
-            raise UserError(f"Slurm: {' '.join(str(error).split())}") from None
+            raise UserError(f"Slurm: {one_line(error)}") from None
     if "LOCAL_RANK" in os.environ:
         environment = LightningEnvironment()
         environment.set_world_size(int(os.environ["WORLD_SIZE"]))
@@ -129,8 +135,7 @@ def _environment() -> ClusterEnvironment | None:
     return None
 
 
-def _started_here(environment: ClusterEnvironment) -> int:
-    """Processes on each machine."""
+def _launched_local_world_size(environment: ClusterEnvironment) -> int:
     if isinstance(environment, SLURMEnvironment):
         return int(os.environ["SLURM_NTASKS_PER_NODE"])
     if isinstance(environment, TorchElasticEnvironment):
@@ -138,33 +143,37 @@ def _started_here(environment: ClusterEnvironment) -> int:
     return environment.world_size()
 
 
-def _require_as_asked(name: str, asked: Any, started: int) -> None:
-    if asked not in ("auto", started):
+def _check_matches_launcher(name: str, requested: Any, started: int) -> None:
+    if requested not in ("auto", started):
         raise UserError(
-            f"trainer.{name}={asked}, but {LAUNCHER_VARIABLES} started {started}: leave it out, or let both agree."
+            f"trainer.{name}={requested}, but {LAUNCHERS} started {started}; leave it out or make both the same."
         )
 
 
-def _to_be_started(strategy: str, asked: tuple[Any, Any], gpus: int) -> DistributedContext:
-    """The first of the processes on this machine, which starts the others."""
-    if asked[1] not in ("auto", 1):
+def _rank_zero_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int) -> DistributedContext:
+    """Return the context of rank zero, which has to launch the other ranks on this machine."""
+    if num_nodes not in ("auto", 1):
         raise UserError(
-            f"trainer.num_nodes={asked[1]}: processes on other machines are started by {LAUNCHER_VARIABLES} (docs/scaling.md)."
+            f"trainer.num_nodes={num_nodes}: ranks on other machines have to be started by {LAUNCHERS} "
+            "(docs/scaling.md)."
         )
-    here = (gpus or 1) if asked[0] == "auto" else int(asked[0])
-    if gpus and here > gpus:
-        raise UserError(f"trainer.devices={here}, but this machine has {gpus} GPU{'s' if gpus > 1 else ''}.")
-    return DistributedContext(0, here, 1, strategy) if here > 1 else SINGLE_PROCESS
-
-
-POLL_SECONDS = 0.2
-# How long the others may take to end by themselves, and this one to notice that one of them is gone.
-GRACE_SECONDS = 5.0
+    local_world_size = (gpus or 1) if devices == "auto" else int(devices)
+    if gpus and local_world_size > gpus:
+        raise UserError(
+            f"trainer.devices={local_world_size}, but this machine has {gpus} GPU{'s' if gpus > 1 else ''}."
+        )
+    return DistributedContext(0, local_world_size, 1, strategy) if local_world_size > 1 else SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What the first process says to the others: which training, from which checkpoint on, and whether at all."""
+    """What rank zero broadcasts at the start.
+
+    Args:
+        fingerprint: of the training.
+        checkpoint: to resume from; None: train from scratch.
+        is_needed: False if there is nothing to train.
+    """
 
     fingerprint: str
     checkpoint: Path | None = None
@@ -173,113 +182,122 @@ class RunPlan:
 
 @dataclass
 class WorkerProcesses:
-    """The processes that this one has started; none where somebody else did."""
+    """The ranks that this process has launched; none if torchrun or srun did."""
 
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    missed: str = ""  # which one is gone, where this one had to be stopped for it
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    # Set when this process had to be interrupted because a worker died.
+    failed: str = ""
 
-    def broken(self) -> str:
-        """Which one ended badly, and how; empty where none did."""
-        for rank, process in enumerate(self.started, start=1):
+    def failure(self) -> str:
+        """Describe the first worker that died; empty if none did."""
+        for rank, process in enumerate(self.processes, start=1):
             if code := process.poll():
-                how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-                return f"Process {rank} of this training {how}"
+                how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
+                return f"Rank {rank} {how}"
         return ""
 
-    def end(self, seconds: float) -> None:
-        """Wait so long for each of them to end, and then end it."""
-        until = time.monotonic() + seconds
-        for process in self.started:
+    def stop(self, seconds: float) -> None:
+        """Wait up to `seconds` for the workers to exit, then kill those that have not."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
             try:
-                process.wait(max(0.0, until - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-def _launch_workers(processes: DistributedContext) -> tuple[DistributedContext, WorkerProcesses]:
-    """Start the other processes of this machine with the command of this one, unless somebody has started them."""
-    if processes.environment is not None:
-        return processes, WorkerProcesses()
+def _launch_workers(context: DistributedContext) -> tuple[DistributedContext, WorkerProcesses]:
+    """Start the other ranks with this process's command line, unless a launcher has started them."""
+    if context.environment is not None:
+        return context, WorkerProcesses()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(processes.world_size),
+        "NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(context.world_size),
     }  # fmt: skip
     command = [sys.executable, *sys.argv]
-    others = WorkerProcesses()
-    for rank in range(1, processes.world_size):
-        others.started.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
-    return replace(processes, environment=LightningEnvironment()), others
+    workers = WorkerProcesses()
+    for rank in range(1, context.world_size):
+        workers.processes.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
+    return replace(context, environment=LightningEnvironment()), workers
 
 
 @contextmanager
 def distributed_session(
-    processes: DistributedContext, accelerator: str, fingerprint: str, start: RunPlan | None
+    context: DistributedContext, accelerator: str, fingerprint: str, run_plan: RunPlan | None
 ) -> Iterator[tuple[DistributedContext, RunPlan]]:
-    """Have all processes of a training in the block, with what the first one says, and let none outlive it.
+    """Launch and connect the ranks, broadcast the plan of rank zero, and stop all ranks when the block is left.
 
-    Only the first one has a `start` to tell the others; `fingerprint` is that of the training which this one is about.
+    Args:
+        context: of this process.
+        accelerator: `cpu` or `cuda`, which decides the backend.
+        fingerprint: of the training that this process has read from its configuration.
+        run_plan: of rank zero; None on all other ranks.
 
-    Raises `Fault` where another one ended badly, and `Refusal` where this one read another configuration.
+    Raises:
+        EnvironmentFailure: another rank died.
+        UserError: this rank has another configuration than rank zero.
     """
-    if not processes.is_distributed:
-        assert start is not None
-        yield processes, start
+    if not context.is_distributed:
+        assert run_plan is not None
+        yield context, run_plan
         return
-    processes, others = _launch_workers(processes)
-    with _supervise(processes, others):
-        told = _rendezvous(processes, accelerator, start)
-        if told.fingerprint != fingerprint:
-            raise UserError("The configuration or the code was changed while the processes started: start it again.")
-        yield processes, told
+    context, workers = _launch_workers(context)
+    with _supervise(context, workers):
+        received = _rendezvous(context, accelerator, run_plan)
+        if received.fingerprint != fingerprint:
+            raise UserError(
+                "The configuration or the code changed while the ranks were starting; run the command again."
+            )
+        yield context, received
         dist.destroy_process_group()
 
 
-def release_workers(processes: DistributedContext, accelerator: str, fingerprint: str) -> None:
-    """Tell processes that somebody else has started that there is nothing to do."""
-    if processes.environment is not None:
-        with distributed_session(processes, accelerator, fingerprint, RunPlan(fingerprint, is_needed=False)):
+def release_workers(context: DistributedContext, accelerator: str, fingerprint: str) -> None:
+    """Let ranks that a launcher has started exit, because there is nothing to train."""
+    if context.environment is not None:
+        with distributed_session(context, accelerator, fingerprint, RunPlan(fingerprint, is_needed=False)):
             pass
 
 
 class RestoreSignalHandler(Callback):
-    """Takes SIGTERM back from Lightning, whose handler waits for the other processes, which may be in a step."""
+    """Replace Lightning's SIGTERM handler, which waits for the other ranks although they may be inside a step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         install_sigterm_handler()
 
 
-def _rendezvous(processes: DistributedContext, accelerator: str, start: RunPlan | None) -> RunPlan:
-    """Wait for all processes, and hand to each what the first one says."""
-    environment = processes.environment
+def _rendezvous(context: DistributedContext, accelerator: str, run_plan: RunPlan | None) -> RunPlan:
+    """Initialize torch's process group, and return the plan of rank zero."""
+    environment = context.environment
     assert environment is not None
     os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
-    # Lightning would choose another number of threads than conf/runtime.
+    # Otherwise Lightning sets another number of threads than conf/runtime.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     device = torch.device("cpu")
     if accelerator == "cuda":
         device = torch.device("cuda", environment.local_rank())
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if accelerator == "cuda" else "gloo", rank=processes.rank, world_size=processes.world_size
+        "nccl" if accelerator == "cuda" else "gloo", rank=context.rank, world_size=context.world_size
     )
-    words = [start]
-    dist.broadcast_object_list(words, src=0, device=device)
-    assert words[0] is not None
-    return words[0]
+    broadcast = [run_plan]
+    dist.broadcast_object_list(broadcast, src=0, device=device)
+    assert broadcast[0] is not None
+    return broadcast[0]
 
 
 @contextmanager
-def _supervise(processes: DistributedContext, others: WorkerProcesses) -> Iterator[None]:
-    """Let no process outlive the others, and say in one sentence which of them broke off the block.
+def _supervise(context: DistributedContext, workers: WorkerProcesses) -> Iterator[None]:
+    """Stop all ranks when one of them fails, and name it in a single message, printed by rank zero.
 
-    Raises `Fault` where another one ended badly.
+    Raises `EnvironmentFailure` if another rank died.
     """
-    over = threading.Event()
-    watch = threading.Thread(target=_watch_workers, args=(others, over), daemon=True)
+    finished = threading.Event()
+    watch = threading.Thread(target=_watch_workers, args=(workers, finished), daemon=True)
     watch.start()
     seconds = 0.0
     try:
@@ -288,44 +306,48 @@ def _supervise(processes: DistributedContext, others: WorkerProcesses) -> Iterat
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if isinstance(error, UserError):
             raise
-        if not processes.is_rank_zero:
-            # The first one tells, and ends this one; what nobody ends was its own fault, and is told after a while.
+        if not context.is_rank_zero:
+            # Give rank zero time to print its message and kill this process; otherwise print the error here.
             if isinstance(error, Exception):
                 time.sleep(GRACE_SECONDS)
             raise
-        reason = _reason(error, others) if isinstance(error, Exception) else others.missed
+        reason = _failed_peer(error, workers) if isinstance(error, Exception) else workers.failed
         if reason:
-            raise EnvironmentFailure(f"{reason}, and the training ends with it; {RESUME_HINT}.") from None
+            raise EnvironmentFailure(_peer_failure_message(reason)) from None
         raise
     finally:
-        over.set()
-        others.end(seconds)
+        finished.set()
+        workers.stop(seconds)
 
 
-def _reason(error: BaseException, others: WorkerProcesses) -> str:
-    """Which other process broke off the training; empty where the error is this one's own."""
-    is_lost = _is_peer_failure(error)
-    until = time.monotonic() + GRACE_SECONDS
-    while is_lost and others.started and not others.broken() and time.monotonic() < until:
+def _failed_peer(error: BaseException, workers: WorkerProcesses) -> str:
+    """Describe the rank whose death caused the error; empty if the error is this rank's own."""
+    is_peer_failure = _is_peer_failure(error)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while is_peer_failure and workers.processes and not workers.failure() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    return others.broken() or ("Another process of this training is gone" if is_lost else "")
+    return workers.failure() or ("Another rank died" if is_peer_failure else "")
 
 
 def _is_peer_failure(error: BaseException) -> bool:
-    """Whether it is what gloo and NCCL say when another process doesn't answer any more."""
+    """Return whether gloo or NCCL raised the error because another rank does not respond."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _watch_workers(others: WorkerProcesses, over: threading.Event) -> None:
-    """Stop this process where another one is gone and it doesn't notice: a GPU waits for it for minutes."""
-    while not over.wait(POLL_SECONDS):
-        if others.broken():
-            if over.wait(GRACE_SECONDS):
+def _peer_failure_message(reason: str) -> str:
+    return f"{reason}, which stopped the training; {RESUME_HINT}."
+
+
+def _watch_workers(workers: WorkerProcesses, finished: threading.Event) -> None:
+    """Stop this process if a worker died unnoticed: a GPU would wait for it for minutes."""
+    while not finished.wait(POLL_SECONDS):
+        if workers.failure():
+            if finished.wait(GRACE_SECONDS):
                 return
-            others.missed = others.broken()
+            workers.failed = workers.failure()
             os.kill(os.getpid(), signal.SIGTERM)
-            if over.wait(2 * GRACE_SECONDS):
+            if finished.wait(2 * GRACE_SECONDS):
                 return
-            log_error(f"{others.broken()}, and the training ends with it; {RESUME_HINT}.")
-            others.end(0)
+            log_error(_peer_failure_message(workers.failure()))
+            workers.stop(0)
             os._exit(1)

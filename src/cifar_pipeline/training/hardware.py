@@ -1,6 +1,6 @@
-"""What a training is to run on, chosen once and said in one line. What it ran on is read back (`ran.py`).
+"""Select accelerator, threads and precision of a training, and read back what it really ran on.
 
-Reads back on what, and how, a training really ran: Lightning and torch may take something else than asked for.
+Lightning and torch may use something else than was requested, so `RuntimeReader` records the values in effect.
 """
 
 import os
@@ -19,58 +19,62 @@ from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedConte
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
-# A name and a value each: device, threads, precision, strategy, processes, engine, images_per_step, processor, cores.
-Facts = dict[str, str]
+# Keys: device, threads, precision, strategy, processes, engine, images_per_step, processor, cores.
+RuntimeInfo = dict[str, str]
 
 
 class RuntimeReader(Callback):
-    """Keeps, in the checkpoints too, with what each process of a training that was broken off has taken its steps."""
+    """Record the runtime of each process that trained, one after the other if the training was interrupted.
+
+    The records are saved in the checkpoints.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[Facts] = []
-        self.seconds_before = 0.0
+        self.previous: list[RuntimeInfo] = []
+        self.elapsed_before_resume = 0.0
         self.start = time.perf_counter()
         self.current: tuple[Trainer, Classifier] | None = None
         self.first_step = 0
 
     @property
     def seconds(self) -> float:
-        """Those of all processes up to their last checkpoints, and of this one until now."""
-        return self.seconds_before + time.perf_counter() - self.start
+        """Training time: that of earlier processes up to their last checkpoints, plus that of this one until now."""
+        return self.elapsed_before_resume + time.perf_counter() - self.start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         self.current, self.first_step = (trainer, pl_module), trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # From here on Lightning takes the network back from where it was trained.
-        self.parts, self.current = self._all_parts(), None
+        # Lightning moves the model off the device after this.
+        self.previous, self.current = self._records(), None
 
-    def facts(self) -> Facts:
-        """What ran; where it changed from one process to the next, one value after the other: `1, then 2`."""
-        values: dict[str, list[str]] = {}
-        for part in self._all_parts():
-            for key, value in part.items():
-                kept = values.setdefault(key, [])
-                if kept[-1:] != [value]:
-                    kept.append(value)
-        return {key: ", then ".join(kept) for key, kept in values.items()}
+    def runtime(self) -> RuntimeInfo:
+        """Return the runtime; values that changed between processes are joined: `1, then 2`."""
+        history: dict[str, list[str]] = {}
+        for record in self._records():
+            for key, value in record.items():
+                values = history.setdefault(key, [])
+                if values[-1:] != [value]:
+                    values.append(value)
+        return {key: ", then ".join(values) for key, values in history.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": self._all_parts(), "seconds": self.seconds}
+        return {"parts": self._records(), "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.parts, self.seconds_before = state_dict["parts"], state_dict["seconds"]
+        self.previous, self.elapsed_before_resume = state_dict["parts"], state_dict["seconds"]
 
-    def _all_parts(self) -> list[Facts]:
+    def _records(self) -> list[RuntimeInfo]:
         if self.current is None or self.current[0].global_step == self.first_step:
-            return self.parts
-        return [*self.parts, read_runtime_facts(*self.current)]
+            return self.previous
+        return [*self.previous, read_runtime(*self.current)]
 
 
-def read_runtime_facts(trainer: Trainer, module: Classifier) -> Facts:
-    """What the training runs on at this moment."""
+def read_runtime(trainer: Trainer, module: Classifier) -> RuntimeInfo:
+    """Read what the training currently runs on."""
     device, threads = next(module.parameters()).device, torch.get_num_threads()
     return {
         "device": device_name(device, threads),
@@ -79,28 +83,30 @@ def read_runtime_facts(trainer: Trainer, module: Classifier) -> Facts:
         "strategy": str(getattr(trainer.strategy, "strategy_name", type(trainer.strategy).__name__)),
         "processes": str(trainer.world_size),
         "engine": module.engine,
-        "images_per_step": str(module.step_images),
-        "processor": processor(),
+        "images_per_step": str(module.batch_size),
+        "processor": processor_name(),
         "cores": str(os.cpu_count() or 1),
     }
 
 
-def report_differences(planned: Facts, ran: Facts) -> None:
-    """Warn of what did not run as planned, which is recorded as it ran."""
-    found = [f"{key} {ran[key]} (planned: {value})" for key, value in planned.items() if ran.get(key, value) != value]
-    if found:
-        warning(f"The training ran in another way than this command planned, and is recorded so: {'; '.join(found)}.")
+def report_differences(planned: RuntimeInfo, actual: RuntimeInfo) -> None:
+    """Warn about values of the runtime that differ from the planned ones."""
+    differences = [
+        f"{key} {actual[key]} (planned: {value})" for key, value in planned.items() if actual.get(key, value) != value
+    ]
+    if differences:
+        warning(f"The training did not run as planned, and is recorded as it ran: {'; '.join(differences)}.")
 
 
 def device_name(device: torch.device, threads: int) -> str:
-    """What to call a device in a report: the GPU's name, or the CPU with its threads."""
+    """Return the name of a GPU, or `cpu` with its number of threads, for reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def processor() -> str:
-    """What the processor calls itself."""
+def processor_name() -> str:
+    """Return the model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -109,19 +115,30 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-# Precisions that an accelerator does not have: why, and what to write instead.
-UNSUPPORTED = {
-    ("cpu", "16-mixed"): ("torch has no float16 there, and Lightning would take bf16-mixed", "bf16-mixed, or 32-true"),
+# Precisions that an accelerator does not support: the reason, and what to set instead.
+UNSUPPORTED_PRECISIONS = {
+    ("cpu", "16-mixed"): (
+        "torch has no float16 autocast on CPUs, and Lightning would use bf16-mixed",
+        "bf16-mixed, or 32-true",
+    ),
     ("mps", "64-true"): ("Apple's GPUs have no float64", "32-true"),
 }
 
-# Where the driver of NVIDIA's GPUs lists them, on Linux.
-DRIVER = Path("/proc/driver/nvidia/gpus")
+# Where NVIDIA's driver lists the GPUs on Linux.
+NVIDIA_DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The accelerator of a training (`cpu`, `cuda` or `mps`), for how many processes, in which precision, and why."""
+    """Accelerator, number of ranks, threads and precision of a training.
+
+    Args:
+        accelerator: `cpu`, `cuda` or `mps`.
+        devices: number of ranks on all machines.
+        threads: torch's threads per rank.
+        precision: Lightning's name of the precision, such as `bf16-mixed`.
+        reason: why this accelerator was selected.
+    """
 
     accelerator: str
     devices: int
@@ -131,11 +148,11 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """The GPU's name, or the CPU with its threads."""
+        """Name of the GPU, or `cpu` with its number of threads."""
         return device_name(torch.device(self.accelerator), self.threads)
 
     def planned(self) -> dict[str, str]:
-        """What of this is read back when it ran."""
+        """Return the values to compare with what `RuntimeReader` reads."""
         return {
             "device": self.device,
             "threads": str(self.threads),
@@ -149,69 +166,77 @@ class Hardware:
 
 
 def select_hardware(
-    machine: Mapping[str, Any],
+    runtime: Mapping[str, Any],
     precision: Mapping[str, str],
     cores: int,
     images: int,
-    processes: DistributedContext = SINGLE_PROCESS,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> Hardware:
-    """Choose by conf/runtime and conf/precision, and set torch's number of threads accordingly.
+    """Select the hardware by conf/runtime and conf/precision, and set torch's number of threads.
 
-    A thread for each of the `cores`, but no more than `images`, those of a step, are worth; both are shared by the
-    training's `processes` on this machine.
+    With `runtime.threads=auto` it is one thread per core, but only as many as a step's images can keep busy.
 
-    Raises `Refusal` where the accelerator asked for is not here, or can't compute in that precision.
+    Args:
+        runtime: conf/runtime.
+        precision: conf/precision, the precision of each accelerator.
+        cores: available cores, shared by the ranks on this machine.
+        images: images per micro-batch, shared by all ranks.
+        distributed: the ranks.
+
+    Raises:
+        UserError: the requested accelerator is not available, or does not support the precision.
     """
-    accelerator, reason = select_accelerator(str(machine["accelerator"]))
-    key, asked = f"precision.{accelerator}", precision[accelerator]
-    if (accelerator, asked) in UNSUPPORTED:
-        why, instead = UNSUPPORTED[accelerator, asked]
-        raise UserError(f"{key}={asked} cannot be had: {why}; write {key}={instead}.")
-    worth = max(1, images // processes.world_size // int(machine["min_images_per_thread"]))
-    own = max(1, cores // processes.local_world_size)
-    threads = min(own, worth) if machine["threads"] == "auto" else int(machine["threads"])
+    accelerator, reason = select_accelerator(str(runtime["accelerator"]))
+    key, requested = f"precision.{accelerator}", precision[accelerator]
+    if (accelerator, requested) in UNSUPPORTED_PRECISIONS:
+        why, instead = UNSUPPORTED_PRECISIONS[accelerator, requested]
+        raise UserError(f"{key}={requested} is not supported: {why}; use {key}={instead}.")
+    max_useful_threads = max(1, images // distributed.world_size // int(runtime["min_images_per_thread"]))
+    cores_per_rank = max(1, cores // distributed.local_world_size)
+    threads = min(cores_per_rank, max_useful_threads) if runtime["threads"] == "auto" else int(runtime["threads"])
     torch.set_num_threads(threads)
-    if asked == "32-true":
-        # Otherwise convolutions on NVIDIA's GPUs round their inputs to 10 bits of mantissa (TF32).
+    if requested == "32-true":
+        # Otherwise convolutions on NVIDIA GPUs round their inputs to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
-    return Hardware(accelerator, processes.world_size, threads, asked, reason)
+    return Hardware(accelerator, distributed.world_size, threads, requested, reason)
 
 
-def select_accelerator(asked: str) -> tuple[str, str]:
-    """The accelerator, and why it was chosen.
+def select_accelerator(requested: str) -> tuple[str, str]:
+    """Return the accelerator, and why it was selected.
 
-    Raises `Refusal` where the one asked for is not here.
+    Raises `UserError` if the requested one is not available.
     """
-    there = ["cpu"]
+    available = ["cpu"]
     if torch.backends.mps.is_available():
-        there.insert(0, "mps")
+        available.insert(0, "mps")
     if torch.cuda.is_available():
-        there.insert(0, "cuda")
-    accelerator = there[0] if asked == "auto" else {"gpu": "cuda"}.get(asked, asked)
-    trouble = gpu_trouble() if "cuda" not in there else ""
-    if accelerator not in there:
-        but = f" (and an NVIDIA GPU that torch can't use: {trouble})" if trouble else ""
+        available.insert(0, "cuda")
+    accelerator = available[0] if requested == "auto" else {"gpu": "cuda"}.get(requested, requested)
+    gpu_error = find_gpu_error() if "cuda" not in available else ""
+    if accelerator not in available:
+        unusable = f" (and an NVIDIA GPU that torch cannot use: {gpu_error})" if gpu_error else ""
         raise UserError(
-            f"runtime.accelerator={asked}: this machine has {' and '.join(there)}{but}; write auto to take the best."
+            f"runtime.accelerator={requested}: this machine has {' and '.join(available)}{unusable}; "
+            "use runtime.accelerator=auto for the fastest one available."
         )
-    if asked == "auto" and trouble:
-        _warn_once(f"There is an NVIDIA GPU, but torch can't use it ({trouble}): it trains without.")
-        return accelerator, "the GPU can't be used"
-    reason = "asked for" if asked != "auto" else "no GPU found" if accelerator == "cpu" else "the fastest here"
+    if requested == "auto" and gpu_error:
+        _warn_once(f"This machine has an NVIDIA GPU, but torch cannot use it ({gpu_error}); training without it.")
+        return accelerator, "GPU unusable"
+    reason = "requested" if requested != "auto" else "no GPU found" if accelerator == "cpu" else "fastest available"
     return accelerator, reason
 
 
-def gpu_trouble() -> str:
-    """Why torch finds no GPU although the driver lists one; empty where there is none, or where it is hidden."""
+def find_gpu_error() -> str:
+    """Return why torch finds no GPU although the driver lists one; empty if there is none or it is hidden."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1", "NoDevFiles"):
         return ""
-    if not DRIVER.is_dir() or not any(DRIVER.iterdir()):
+    if not NVIDIA_DRIVER_GPUS.is_dir() or not any(NVIDIA_DRIVER_GPUS.iterdir()):
         return ""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split())[:200].rstrip(".")
-    return "it gives no reason"
+        return one_line(error)[:200].rstrip(".")
+    return "torch gives no reason"
 
 
 @cache

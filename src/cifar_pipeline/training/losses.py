@@ -1,8 +1,6 @@
-"""Losses that torch does not have in this form: on one-hot targets, averaged over the images, summed over the classes.
+"""Losses on one-hot targets, summed over the classes and averaged over the images, and class weights.
 
-(torch's own means divide by the number of classes as well, which makes the gradients of ten classes ten times smaller.)
-
-Rare classes counted for more in the loss: each image's loss times a weight of its own class.
+(torch's own means also divide by the number of classes, which makes the gradients of ten classes ten times smaller.)
 """
 
 import inspect
@@ -23,13 +21,13 @@ from cifar_pipeline.utils.errors import UserError
 
 
 class OneHotLoss(nn.Module):
-    """What the losses below share.
+    """Base class of losses that compare each logit with a one-hot target.
 
     Args:
-        reduction: "mean" over the images, or "none": a loss for each image, `[N]`.
+        reduction: "mean" over the images, or "none" for the loss of each image, `[N]`.
 
     Raises:
-        Refusal: reduction is neither.
+        UserError: `reduction` is neither.
     """
 
     def __init__(self, reduction: str = "mean") -> None:
@@ -38,45 +36,47 @@ class OneHotLoss(nn.Module):
             raise UserError(f"loss.reduction={reduction} must be mean or none.")
         self.reduction = reduction
 
-    def terms(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is summed over the classes, `[N, K]`."""
+    def elementwise_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the terms `[N, K]` that are summed over the classes."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar (`[N]` with reduction "none"), of logits `[N, K]` and labels `[N] int64`."""
-        terms = self.terms(*_one_hot(logits, labels))
+        """Return the loss, a scalar (`[N]` with reduction "none"), of logits `[N, K]` and labels `[N] int64`."""
+        terms = self.elementwise_loss(*_one_hot(logits, labels))
         return terms.sum(1) if self.reduction == "none" else terms.sum() / len(labels)
 
 
 class MeanSquaredError(OneHotLoss):
-    """`J = 1/N * sum_i sum_k (z_ik - t_ik)^2` with `t = one_hot(y)`: the squared distance to the right corner."""
+    """Squared error of logits, `J = 1/N * sum_i sum_k (z_ik - t_ik)^2` with `t = one_hot(y)`."""
 
-    def terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def elementwise_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return mse_loss(logits, targets, reduction="none")
 
 
 class BinaryCrossEntropy(OneHotLoss):
-    """`J = -1/N * sum_i sum_k [t_ik log s(z_ik) + (1 - t_ik) log(1 - s(z_ik))]`, `s` the logistic sigmoid.
+    """Binary cross-entropy of each class against all others.
 
-    Each class against all others.
+    `J = -1/N * sum_i sum_k [t_ik log s(z_ik) + (1 - t_ik) log(1 - s(z_ik))]` with the logistic sigmoid `s`.
     """
 
-    def terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def elementwise_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 class FocalLoss(OneHotLoss):
-    """Binary cross-entropy with each term weighted by `alpha_t * (1 - p_t)^gamma`, `p_t` what the term's side is given.
+    """Binary cross-entropy with each term weighted by `alpha_t * (1 - p_t)^gamma`.
+
+    `p_t` is the predicted probability of the term's target (0 or 1).
 
     T.-Y. Lin et al., "Focal Loss for Dense Object Detection", 2017; torchvision's implementation.
 
     Args:
-        alpha: weight, in [0, 1], of each image's own class; the other classes weigh `1 - alpha`. -1: both weigh 1.
-        gamma: how much less easy examples count; 0 is binary cross-entropy.
-        reduction: as for the others.
+        alpha: weight, in [0, 1], of an image's own class; the other classes weigh `1 - alpha`. -1: all weigh 1.
+        gamma: how strongly easy examples are down-weighted; 0 gives binary cross-entropy.
+        reduction: see `OneHotLoss`.
 
     Raises:
-        Refusal: alpha is neither -1 nor in [0, 1], or gamma is negative.
+        UserError: alpha is neither -1 nor in [0, 1], or gamma is negative.
     """
 
     def __init__(self, alpha: float, gamma: float, reduction: str = "mean") -> None:
@@ -87,29 +87,29 @@ class FocalLoss(OneHotLoss):
             raise UserError(f"loss.gamma={gamma} must be 0 or more.")
         self.alpha, self.gamma = alpha, gamma
 
-    def terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def elementwise_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         terms: Tensor = sigmoid_focal_loss(logits, targets, self.alpha, self.gamma, reduction="none")
         return terms
 
 
 def _one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits and their targets, both `[N, K]`, in single precision at least."""
-    # Under bf16 autocast logits arrive with 8 bits: too few to add up a batch's terms.
+    """Return the logits and one-hot targets, both `[N, K]`, in at least single precision."""
+    # Under bf16 autocast logits have 8 bits of mantissa, too few to sum the terms of a batch.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # Compared and not torch's one_hot, which looks at the labels' values: a tracer (`blocks`) has none to look at.
+    # Not torch's one_hot, which reads the values of the labels: tracing (`compiled.step`) has none.
     classes = torch.arange(logits.shape[1], device=labels.device)
     return logits, (labels.unsqueeze(1) == classes).to(logits.dtype)
 
 
 class ClassWeightedLoss(nn.Module):
-    """`J = 1/N * sum_i w[y_i] * J_i`: the mean over the images of each one's loss times its class's weight.
+    """Weight the loss of each image by its class, `J = 1/N * sum_i w[y_i] * J_i`.
 
-    It divides by the number of images, not by the sum of their weights as torch's `weight` does: of a small batch that
-    holds one class alone, the weights would cancel out.
+    It divides by the number of images, not by the sum of their weights as torch's `weight` does, with which the weights
+    cancel out in a small batch of a single class.
 
     Args:
-        loss: logits `[N, K]` and labels `[N]` to a loss for each image, `[N]`.
-        weights: a number for each class.
+        loss: maps logits `[N, K]` and labels `[N]` to the loss of each image, `[N]`.
+        weights: one per class.
     """
 
     weights: Tensor
@@ -117,58 +117,62 @@ class ClassWeightedLoss(nn.Module):
     def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
         super().__init__()
         self.loss = loss
-        # Not kept in checkpoints: it follows from the configuration and the data.
+        # Not in checkpoints, because it follows from the configuration and the data.
         self.register_buffer("weights", torch.tensor(list(weights)), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar, of logits `[N, K]` and labels `[N] int64`."""
+        """Return the loss, a scalar, of logits `[N, K]` and labels `[N] int64`."""
         losses: Tensor = self.weights[labels] * self.loss(logits, labels)
         return losses.mean()
 
 
 def build_loss(options: DictConfig, dataset: Dataset) -> nn.Module:
-    """Build the loss that conf/loss chose. Raises what `loss_to_build` raises."""
+    """Build the loss of conf/loss. Raises what `loss_to_build` raises."""
     loss: nn.Module = instantiate(loss_to_build(options, dataset))
     return loss
 
 
 def loss_to_build(options: DictConfig, dataset: Dataset) -> dict[str, Any]:
-    """Describe the loss that conf/loss chose for `hydra.utils.instantiate`, its images weighted by `class_weights`.
+    """Return the loss of conf/loss, including `class_weights`, as a config for `hydra.utils.instantiate`.
 
-    Training, validation and test build it from this one description: a training's facts hold it, with the weights as
-    numbers, which are those of the training part.
+    Training, validation and test build the loss from it. It is saved in the metadata, with balanced class weights as
+    the numbers computed from the train split.
 
     Raises:
-        Refusal: there is not a weight for each class, a class has no training images to be balanced with, or the loss
-            can't be asked for its value for each image.
+        UserError: the number of weights differs from the number of classes, a class has no training images to balance,
+            or the loss has no `reduction` argument.
     """
-    values, choice = target_config(options, "loss"), options.get("class_weights")
-    if choice is None:
+    values, class_weights = target_config(options, "loss"), options.get("class_weights")
+    if class_weights is None:
         return values
     if "reduction" not in inspect.signature(get_object(values["_target_"])).parameters:
         raise UserError(
-            f"loss.class_weights needs a loss that takes `reduction`, as torch's do, and {values['_target_']} doesn't: "
-            "write loss.class_weights=null, or choose another loss."
+            f"loss.class_weights needs a loss that takes `reduction`, as torch's do, but {values['_target_']} does "
+            "not: set loss.class_weights=null or choose another loss."
         )
     weighted = f"{ClassWeightedLoss.__module__}.{ClassWeightedLoss.__qualname__}"
-    return {"_target_": weighted, "loss": {**values, "reduction": "none"}, "weights": _weights(choice, dataset)}
+    return {
+        "_target_": weighted,
+        "loss": {**values, "reduction": "none"},
+        "weights": _class_weights(class_weights, dataset),
+    }
 
 
-def _weights(choice: Any, dataset: Dataset) -> list[float]:
-    """A weight for each class; balanced ones are 1 in the mean over the training images."""
+def _class_weights(weights: Any, dataset: Dataset) -> list[float]:
+    """Return one weight per class; balanced weights have a mean of 1 over the training images."""
     classes = dataset.classes
-    if choice != "balanced":
-        if len(choice) != len(classes):
+    if weights != "balanced":
+        if len(weights) != len(classes):
             raise UserError(
-                f"loss.class_weights has {len(choice)} numbers, but {dataset.title} has {len(classes)} classes "
-                f"({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}): write one for each, or balanced."
+                f"loss.class_weights has {len(weights)} numbers, but {dataset.title} has {len(classes)} classes "
+                f"({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}); give one per class, or balanced."
             )
-        return [float(weight) for weight in choice]
+        return [float(weight) for weight in weights]
     _, labels = dataset.split("train")
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise UserError(
-            f"loss.class_weights=balanced: the class {classes[int(counts.argmin())]} has no training images; give it "
-            "some, or write a list of numbers, one for each class."
+            f"loss.class_weights=balanced: the class {classes[int(counts.argmin())]} has no training images; add some, "
+            "or give a list of one weight per class."
         )
     return [float(len(labels) / (len(classes) * count)) for count in counts]

@@ -1,4 +1,4 @@
-"""The Lightning module: one network, one loss, one optimizer and one schedule, whichever conf/ chose."""
+"""Lightning module for image classification, independent of the model, loss, optimizer and scheduler it is given."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,42 +18,45 @@ from cifar_pipeline.utils.errors import UserError
 Batch = tuple[Tensor, Tensor]
 Scheduler = Callable[[int, int], float]
 
-# Batches between two looks at whether the loss is still a number: a look makes a GPU wait.
+# Batches between two checks for a NaN loss: each check synchronizes the GPU.
 NAN_CHECK_INTERVAL = 100
 
 
 class Classifier(LightningModule):
-    """Trains `net` on batches of raw images `[N, H, W, C] uint8` and labels `[N] int64`.
+    """Train `net` on batches of raw images `[N, H, W, C] uint8` and labels `[N] int64`.
 
     Args:
-        net: raw images to logits `[N, K]` (`models.pixels.RawPixels` around a network).
-        loss: logits `[N, K]` and labels `[N]` to a mean over the images.
+        net: maps raw images to logits `[N, K]`.
+        loss: maps logits `[N, K]` and labels `[N]` to the mean over the images.
         optimizer: how to build the optimizer, and whether one step is one epoch.
-        schedule: (step, all steps) to a factor of the learning rate; a pure function, so that nothing of it has to be
-            kept when a training is broken off.
-        seed: what the randomness inside the network (dropout) follows from, together with the epoch and the process.
+        scheduler: maps (step, total steps) to a factor of the learning rate; a pure function, so checkpoints hold no
+            state of it.
+        seed: seeds the randomness inside the model (dropout), together with the epoch and the rank.
 
     Raises:
-        Refusal: the loss is no finite number any more.
+        UserError: the loss became NaN or infinite.
     """
 
     def __init__(
-        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerConfig, schedule: Scheduler, seed: int
+        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerConfig, scheduler: Scheduler, seed: int
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
-        self.loss, self.optimizer, self.schedule, self.seed = loss, optimizer, schedule, seed
+        self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.train_sums = RunningMetrics()
         self.val_sums = RunningMetrics()
-        self.left_off: dict[str, Any] | None = None
+        self.resume_state: dict[str, Any] | None = None
 
     @property
     def engine(self) -> str:
-        """How the steps have been run by this process."""
+        """The engine that ran the steps of this process, `eager` or `compiled`."""
         return "eager"
 
     def load_checkpoint(self, path: Path) -> None:
-        """Take the weights of a checkpoint, read without unpickling anything but tensors and plain values."""
+        """Load the weights of a checkpoint; only tensors and plain values are unpickled.
+
+        Raises `UserError` where the file is damaged.
+        """
         self.load_state_dict(load_weights(path))
 
     def configure_optimizers(self) -> Optimizer:
@@ -66,42 +69,42 @@ class Classifier(LightningModule):
         checkpoint["epoch_so_far"] = self.mid_epoch_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.left_off = checkpoint["epoch_so_far"]
+        self.resume_state = checkpoint["epoch_so_far"]
 
     def mid_epoch_state(self) -> dict[str, Any]:
-        """What a training that goes on within this epoch has to know of it, beside what Lightning keeps."""
+        """Return the state needed to resume within this epoch that Lightning does not save itself."""
         random = self.all_gather_objects(random_state(self.device))
         sums = vars(self.all_reduce_metrics(self.train_sums))
         return {"steps_per_chunk": 0, "sums": sums, "random": random[0], "others_random": random[1:]}
 
-    def restore_mid_epoch_state(self, left_off: dict[str, Any]) -> None:
-        """Take up an epoch where `epoch_so_far` was asked for."""
-        rank, random = self.trainer.global_rank, [left_off["random"], *left_off.get("others_random", [])]
+    def restore_mid_epoch_state(self, state: dict[str, Any]) -> None:
+        """Restore what `mid_epoch_state` returned."""
+        rank, random = self.trainer.global_rank, [state["random"], *state.get("others_random", [])]
         if rank == 0:
-            vars(self.train_sums).update(left_off["sums"])
+            vars(self.train_sums).update(state["sums"])
         if rank < len(random):
             set_random_state(self.device, random[rank])
 
     def on_train_start(self) -> None:
-        # Lightning does not announce an epoch again that it goes on with.
+        # Lightning does not call on_train_epoch_start for an epoch that it resumes.
         if self.trainer.fit_loop.restarted_mid_epoch:
-            assert self.left_off is not None
+            assert self.resume_state is not None
             self.on_train_epoch_start()
-            self.restore_mid_epoch_state(self.left_off)
+            self.restore_mid_epoch_state(self.resume_state)
 
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, RandomStream.NETWORK, self.current_epoch, self.trainer.global_rank)
         self.train_sums = RunningMetrics()
         self.epoch_steps = self.steps_per_epoch()
-        self.all_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
+        self.total_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Return the number of optimizer steps in an epoch."""
         loader: Any = self.trainer.train_dataloader
-        # Lightning may take fewer batches than there are.
-        self.epoch_images = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
-        self.part_images = loader.batch_size
-        self.step_images = min(self.epoch_images, loader.batch_size * self.trainer.accumulate_grad_batches)
+        # trainer.limit_train_batches may leave some images out.
+        self.images_per_epoch = min(len(loader.labels), loader.batch_size * int(self.trainer.num_training_batches))
+        self.micro_batch_size = loader.batch_size
+        self.batch_size = min(self.images_per_epoch, loader.batch_size * self.trainer.accumulate_grad_batches)
         return -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
@@ -109,8 +112,8 @@ class Classifier(LightningModule):
         self.set_lr(self.current_epoch * self.epoch_steps + step)
 
     def set_lr(self, step: int) -> None:
-        """Set the learning rate of the step with this number, counted from the training's first."""
-        factor = self.schedule(step, self.all_steps)
+        """Set the learning rate of a step, counted from the first step of the training."""
+        factor = self.scheduler(step, self.total_steps)
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = group["initial_lr"] * factor
 
@@ -118,16 +121,18 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self.net(images)
         loss: Tensor = self.loss(logits, labels)
-        own = self.local_batch_size(len(labels), self.epoch_images - batch_index * self.part_images, self.part_images)
-        if own:
+        local = self.local_batch_size(
+            len(labels), self.images_per_epoch - batch_index * self.micro_batch_size, self.micro_batch_size
+        )
+        if local:
             self.train_sums.add(loss, logits, labels)
         if batch_index % NAN_CHECK_INTERVAL == 0:
             self.check_finite_loss()
-        parts, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        if parts * processes > 1:
-            # Lightning divides by the number of parts, and then of processes; what counts is their share of the step.
-            before = batch_index // parts * self.step_images
-            loss = loss * (own * parts * processes / min(self.step_images, self.epoch_images - before))
+        micro_batches, world_size = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if micro_batches * world_size > 1:
+            # Lightning averages over micro-batches and ranks, which may differ in size: weight them by their images.
+            before = batch_index // micro_batches * self.batch_size
+            loss = loss * (local * micro_batches * world_size / min(self.batch_size, self.images_per_epoch - before))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -143,16 +148,21 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.log("val/accuracy", self.all_reduce_metrics(self.val_sums).compute()["accuracy"], logger=False)
 
-    def local_batch_size(self, images: int, left: int, together: int) -> int:
-        """How many of the images of a batch are this process's own, and not there to keep step with the others.
+    def local_batch_size(self, images: int, remaining: int, global_batch_size: int) -> int:
+        """Return how many of this rank's images count, excluding padding images that only keep the ranks in lockstep.
 
-        `left` are those of the epoch from this batch on, `together` those of a whole batch in all processes.
+        Args:
+            images: images in this rank's batch.
+            remaining: images of the epoch from this batch on, over all ranks.
+            global_batch_size: images in a full batch, over all ranks.
         """
-        processes = self.trainer.world_size
-        return images if processes == 1 else rank_batch_size(min(left, together), self.trainer.global_rank, processes)
+        world_size = self.trainer.world_size
+        if world_size == 1:
+            return images
+        return rank_batch_size(min(remaining, global_batch_size), self.trainer.global_rank, world_size)
 
     def all_reduce_metrics(self, sums: "RunningMetrics") -> "RunningMetrics":
-        """The sums of all processes together."""
+        """Sum the metrics over all ranks."""
         if self.trainer.world_size == 1:
             return sums
         values = torch.stack(
@@ -164,37 +174,37 @@ class Classifier(LightningModule):
         return total
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """What each process has in this place."""
+        """Return the value of each rank, in the order of the ranks."""
         values = [value] * self.trainer.world_size
         if len(values) > 1:
             dist.all_gather_object(values, value)
         return values
 
     def check_finite_loss(self) -> None:
-        """Stop where the sum of an epoch's losses, in training or validation, is no finite number."""
+        """Raise `UserError` if a training or validation loss of this epoch is NaN or infinite."""
         total = float(self.all_reduce_metrics(self.train_sums).loss + self.all_reduce_metrics(self.val_sums).loss)
         if total != total or abs(total) == float("inf"):
             lr = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
             raise UserError(
-                f"The loss is no finite number any more in epoch {self.current_epoch + 1} (learning rate {lr:g}): "
-                "write a smaller optimizer.lr, or a trainer.gradient_clip_val."
+                f"Loss became NaN or infinite in epoch {self.current_epoch + 1} (lr {lr:g}). "
+                "Lower optimizer.lr or set trainer.gradient_clip_val."
             )
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Where the random generators of the CPU and of this device are."""
+    """Return the states of the random generators of the CPU and of a CUDA device."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_random_state(device: torch.device, states: list[Tensor]) -> None:
-    """Put the random generators where they were."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 class RunningMetrics:
-    """Loss and right answers, added up as tensors on the device, so that no step waits for a number."""
+    """Sums of loss and correct predictions, kept as tensors on the device so that no step waits for a number."""
 
     def __init__(self) -> None:
         self.loss = torch.zeros((), dtype=torch.float64)
@@ -202,17 +212,17 @@ class RunningMetrics:
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch: its mean loss, logits `[N, K]`, labels `[N]`."""
+        """Add a batch, given its mean loss (scalar), logits `[N, K]` and labels `[N]`."""
         self.loss = self.loss + loss.detach().double() * len(labels)
         self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
         self.images += len(labels)
 
-    def update_sums(self, loss: Tensor, right: Tensor, images: int) -> None:
-        """Count several batches: the sum of the losses of their images, the right answers among them."""
+    def update_sums(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Add several batches, given the sums of the losses and the correct predictions of their images."""
         self.loss = self.loss + loss
-        self.correct = self.correct + right
+        self.correct = self.correct + correct
         self.images += images
 
     def compute(self) -> dict[str, float]:
-        """Loss and accuracy over all images counted."""
+        """Return mean loss and accuracy over all images added."""
         return {"loss": float(self.loss) / self.images, "accuracy": float(self.correct) / self.images}

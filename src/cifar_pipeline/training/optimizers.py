@@ -1,7 +1,4 @@
-"""An optimizer as conf/optimizer/ describes it: a torch optimizer's arguments, and `full_batch`.
-
-Muon for a convolutional network whose filters keep their length, with plain SGD for the few other parameters.
-"""
+"""Build the optimizer that conf/optimizer/ describes, and Muon with normalized filters (`NormedMuon`)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,30 +15,31 @@ from cifar_pipeline.config.validation import target_config
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How to build the optimizer, and whether a step is taken over the whole train part (`full_batch`)."""
+    """Factory of the optimizer, and whether one step uses the whole train split (`full_batch`)."""
 
     build: Callable[[Iterable[nn.Parameter]], Optimizer]
     full_batch: bool
 
 
 def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:
-    """Split `options` into the constructor's arguments and `full_batch`."""
+    """Split the options of conf/optimizer into the constructor's arguments and `full_batch`."""
     build = instantiate(target_config(options, "optimizer"), _convert_="all")
     return OptimizerConfig(build, bool(options.get("full_batch", False)))
 
 
-# Those of K. Jordan's Muon, which brings singular values near 1 in few iterations.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Of K. Jordan's Muon, chosen to bring singular values near 1 in few iterations.
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class NormedMuon(Optimizer):
-    """Orthogonalised steps for convolutions, which batch norm makes independent of their filters' length.
+    """Muon for convolutions with filters of fixed norm, and SGD for all other parameters.
 
-    For the filters, as a matrix `[out, in * h * w]`, with gradient g and momentum m:
+    Batch norm makes the output of a convolution independent of the norm of its filters. For the filters, as a matrix
+    `[out, in * h * w]`, with gradient g and momentum m:
 
-        v <- m * v + g;   theta <- theta * sqrt(out) / |theta|;   theta <- theta - lr * orthogonalised(g + m * v)
+        v <- m * v + g;   theta <- theta * sqrt(out) / |theta|;   theta <- theta - lr * orthogonalize(g + m * v)
 
-    For everything else, Nesterov's SGD with weight decay w, as torch's, with rates of their own:
+    For all other parameters, torch's SGD with Nesterov momentum and weight decay w, with separate learning rates:
 
         g <- g + w * theta;   v <- m * v + g;   theta <- theta - lr * (g + m * v)
 
@@ -49,14 +47,14 @@ class NormedMuon(Optimizer):
 
     Args:
         params: convolutions `[out, in, h, w]`, matrices `[out, in]`, vectors.
-        lr: of the convolutions.
-        momentum: of the convolutions.
-        ns_steps: of Newton and Schulz, by which a matrix is orthogonalised.
-        bias_lr: of the vectors.
-        linear_lr: of the matrices.
-        sgd_momentum: of vectors and matrices.
-        weight_decay: of vectors and matrices: the part of them that a step takes away. It is not multiplied by their
-            rates, but moves with the schedule as they do.
+        lr: learning rate of the convolutions.
+        momentum: momentum of the convolutions.
+        ns_steps: Newton-Schulz iterations that orthogonalize a matrix.
+        bias_lr: learning rate of the vectors.
+        linear_lr: learning rate of the matrices.
+        sgd_momentum: momentum of vectors and matrices.
+        weight_decay: fraction of vectors and matrices that a step removes. It is not multiplied by their learning
+            rates, but by the factor of the scheduler.
     """
 
     def __init__(
@@ -70,10 +68,10 @@ class NormedMuon(Optimizer):
         sgd_momentum: float,
         weight_decay: float,
     ) -> None:
-        given = list(params)
-        filters = [parameter for parameter in given if parameter.ndim == 4]
-        matrices = [parameter for parameter in given if parameter.ndim in (2, 3)]
-        vectors = [parameter for parameter in given if parameter.ndim < 2]
+        parameters = list(params)
+        filters = [parameter for parameter in parameters if parameter.ndim == 4]
+        matrices = [parameter for parameter in parameters if parameter.ndim in (2, 3)]
+        vectors = [parameter for parameter in parameters if parameter.ndim < 2]
         other = {"momentum": sgd_momentum, "orthogonal": False}
         groups = [
             {"params": filters, "lr": lr, "momentum": momentum, "orthogonal": True, "weight_decay": 0.0},
@@ -85,7 +83,7 @@ class NormedMuon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; `closure` computes the loss anew, which is returned."""
+        """Take a step, and return what `closure`, which recomputes the loss, returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,7 +94,7 @@ class NormedMuon(Optimizer):
                     step = self._momentum(parameter, self._gradient(parameter, group["weight_decay"]), group)
                     if group["orthogonal"]:
                         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                        step = self._orthogonalised(step)
+                        step = self._orthogonalize(step)
                     parameter.sub_(step * group["lr"])
         return loss
 
@@ -106,7 +104,7 @@ class NormedMuon(Optimizer):
         return parameter.grad + weight_decay * parameter if weight_decay else parameter.grad
 
     def _momentum(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Nesterov's direction: the gradient with the momentum that it will have in the next step."""
+        """Update the momentum, and return the direction of Nesterov's step."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -114,7 +112,7 @@ class NormedMuon(Optimizer):
         direction: Tensor = gradient + group["momentum"] * state["momentum"]
         return direction
 
-    def _orthogonalised(self, step: Tensor) -> Tensor:
+    def _orthogonalize(self, step: Tensor) -> Tensor:
         matrix = step.reshape(len(step), -1)
-        coefficients = [COEFFICIENTS] * self.ns_steps
+        coefficients = [NS_COEFFICIENTS] * self.ns_steps
         return zeropower_via_newtonschulz(matrix, self.ns_steps, coefficients).to(step.dtype).view_as(step)

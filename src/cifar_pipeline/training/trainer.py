@@ -1,8 +1,7 @@
-"""One training, from its first step or its last checkpoint to its end.
+"""Build a training from the configuration and the dataset, run it with Lightning, and describe the result.
 
-From the configuration and the data set to what Lightning trains, before any work is done.
-
-What is worth knowing about a finished training, as it is written beside its models.
+`build_training` does no work yet, so that errors of the configuration appear first. `fit` starts from the newest
+checkpoint of the run's directory. `training_metadata` returns what is saved as metadata.json next to the models.
 """
 
 import logging
@@ -44,7 +43,7 @@ from cifar_pipeline.training.distributed import (
     RunPlan,
     distributed_session,
 )
-from cifar_pipeline.training.hardware import Facts, Hardware, RuntimeReader, report_differences
+from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
 from cifar_pipeline.training.module import Classifier, Scheduler
 from cifar_pipeline.training.optimizers import build_optimizer_config
@@ -53,115 +52,127 @@ from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
 
-# simple: seconds in each of Lightning's own calls. pytorch: each operator of a few steps, and a trace for a browser.
+# simple: seconds spent in each Lightning hook. pytorch: each operator of a few steps, and a trace for a browser.
 PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A training before its first step.
+    """Everything that `fit` needs to run one training.
 
     Args:
-        module: what is trained.
-        images: on what.
+        module: the model with its loss, optimizer and scheduler.
+        datamodule: the batches.
         options: the values of conf/trainer.
-        hardware: on which machine.
-        folder: where checkpoints go, and from where it goes on.
-        average: what is validated and kept in place of the last weights (`average.py`); None: they themselves.
-        processes: those that share the batches; each has the same plan.
-        checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at its end.
-        profiler: one of `PROFILERS`; where the time went is then told in a file beside the checkpoints.
+        hardware: accelerator, threads and precision.
+        run_dir: where checkpoints are written, and from which a training resumes.
+        weight_averaging: callback whose average is validated and saved in place of the last weights, if any.
+        distributed: the ranks that share each batch; all of them have the same setup.
+        checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at an epoch's end.
+        profiler: a key of `PROFILERS`; the profile is written next to the checkpoints.
     """
 
     module: Classifier
     datamodule: ImageDataModule
     options: Mapping[str, Any]
     hardware: Hardware
-    folder: RunDir
+    run_dir: RunDir
     weight_averaging: Callback | None = None
-    processes: DistributedContext = SINGLE_PROCESS
+    distributed: DistributedContext = SINGLE_PROCESS
     checkpoint_interval_seconds: float | None = None
     profiler: str | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training: a row per epoch, the seconds spent in all its processes, and on what it ran."""
+    """A finished training.
+
+    Args:
+        rows: the metrics of each epoch.
+        seconds: training time, summed over all processes that an interrupted training has had.
+        runtime: the hardware and software it ran on (`hardware.RuntimeReader`).
+    """
 
     rows: list[EpochMetrics]
     seconds: float
-    ran: Facts
+    runtime: RuntimeInfo
 
 
-def fit(plan: TrainingSetup, logger: Logger | None) -> TrainingResult:
-    """Train as planned, from the newest checkpoint on. Of several processes each calls this, the first with a logger.
+def fit(setup: TrainingSetup, logger: Logger | None) -> TrainingResult:
+    """Train from the newest checkpoint to the last epoch. Each rank calls this, and only rank zero has a logger.
 
-    Raises `Interrupted` when it was stopped, `Fault` when another process was, and what `Classifier` raises.
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C stopped the training.
+        EnvironmentFailure: another rank died.
+        UserError: the loss became NaN or infinite (`Classifier.check_finite_loss`).
     """
     _silence_lightning()
-    processes, accelerator, fingerprint = plan.processes, plan.hardware.accelerator, plan.folder.fingerprint
-    start = None
-    if processes.is_rank_zero:
-        start = RunPlan(
-            fingerprint, find_resume_checkpoint(plan.folder.path, plan.module.state_dict(), plan.datamodule.chunk)
-        )
-        if processes.is_distributed and accelerator == "cpu" and _has_batch_norm(plan.module):
-            warning("On a CPU each process normalises its own share of a batch: the result is not that of one process.")
-    with distributed_session(processes, accelerator, fingerprint, start) as (processes, start):
-        if not start.is_needed:
+    distributed, accelerator, fingerprint = setup.distributed, setup.hardware.accelerator, setup.run_dir.fingerprint
+    run_plan = None
+    if distributed.is_rank_zero:
+        checkpoint = find_resume_checkpoint(setup.run_dir.path, setup.module.state_dict(), setup.datamodule.chunk)
+        run_plan = RunPlan(fingerprint, checkpoint)
+        if distributed.is_distributed and accelerator == "cpu" and _has_batch_norm(setup.module):
+            warning(
+                "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
+                "differs from that of a single process."
+            )
+    with distributed_session(distributed, accelerator, fingerprint, run_plan) as (distributed, run_plan):
+        if not run_plan.is_needed:
             return TrainingResult([], 0.0, {})
-        if start.checkpoint:
-            info(f"Going on from the checkpoint {start.checkpoint}")
-        epochs, ran = EpochHistory(), RuntimeReader()
-        trainer = _trainer(replace(plan, processes=processes), [epochs, ran], logger)
-        _run(trainer, plan, start.checkpoint)
-    if plan.profiler and processes.is_rank_zero:
-        info(f"Profile: {', '.join(map(str, sorted(plan.folder.path.glob('fit-profile*'))))}")
-    found = ran.facts()
-    if processes.is_rank_zero:
-        planned = plan.hardware.planned() | {"engine": "compiled" if plan.datamodule.chunk else "eager"}
-        report_differences(planned, found)
-    return TrainingResult(epochs.rows, ran.seconds, found)
+        if run_plan.checkpoint:
+            info(f"Resuming from checkpoint {run_plan.checkpoint}")
+        history, runtime_reader = EpochHistory(), RuntimeReader()
+        trainer = _trainer(replace(setup, distributed=distributed), [history, runtime_reader], logger)
+        _run(trainer, setup, run_plan.checkpoint)
+    if setup.profiler and distributed.is_rank_zero:
+        info(f"Profile: {', '.join(map(str, sorted(setup.run_dir.path.glob('fit-profile*'))))}")
+    runtime = runtime_reader.runtime()
+    if distributed.is_rank_zero:
+        planned = setup.hardware.planned() | {"engine": "compiled" if setup.datamodule.chunk else "eager"}
+        report_differences(planned, runtime)
+    return TrainingResult(history.rows, runtime_reader.seconds, runtime)
 
 
-def _run(trainer: Trainer, plan: TrainingSetup, checkpoint: Path | None) -> None:
-    """Train, from this checkpoint on."""
+def _run(trainer: Trainer, setup: TrainingSetup, checkpoint: Path | None) -> None:
     try:
         trainer.fit(
-            plan.module,
-            datamodule=plan.datamodule,
+            setup.module,
+            datamodule=setup.datamodule,
             ckpt_path=str(checkpoint) if checkpoint else None,
             weights_only=True,
         )
     except (SystemExit, KeyboardInterrupt) as stop:
-        # Lightning ends with an exit code of its own after Ctrl-C.
+        # Lightning exits with a code of its own after Ctrl-C.
         number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
-        line = f"Stopped in epoch {trainer.current_epoch + 1}: the same command goes on from the last checkpoint."
-        raise Interrupted(number, line) from None
+        message = (
+            f"Stopped in epoch {trainer.current_epoch + 1}; "
+            "run the same command again to resume from the last checkpoint."
+        )
+        raise Interrupted(number, message) from None
 
 
-def _trainer(plan: TrainingSetup, keeping: list[Callback], logger: Logger | None) -> Trainer:
-    """Lightning's trainer, with the callbacks that keep what happens, and a logger."""
-    options, hardware, processes, folder = plan.options, plan.hardware, plan.processes, plan.folder.path
-    profiler = PROFILERS[plan.profiler] if plan.profiler and processes.is_rank_zero else None
+def _trainer(setup: TrainingSetup, recorders: list[Callback], logger: Logger | None) -> Trainer:
+    options, hardware, distributed, folder = setup.options, setup.hardware, setup.distributed, setup.run_dir.path
+    profiler = PROFILERS[setup.profiler] if setup.profiler and distributed.is_rank_zero else None
     return Trainer(
         accelerator=hardware.accelerator,
-        devices=processes.local_world_size,
-        num_nodes=processes.num_nodes,
-        strategy=processes.strategy,
-        sync_batchnorm=processes.is_distributed and hardware.accelerator == "cuda",
+        devices=distributed.local_world_size,
+        num_nodes=distributed.num_nodes,
+        strategy=distributed.strategy,
+        sync_batchnorm=distributed.is_distributed and hardware.accelerator == "cuda",
         use_distributed_sampler=False,
         precision=hardware.precision,  # type: ignore[arg-type]
         max_epochs=options["max_epochs"],
-        limit_train_batches=_limit_micro_batches(plan),
+        limit_train_batches=_limit_micro_batches(setup),
         limit_val_batches=options["limit_val_batches"],
         gradient_clip_val=options["gradient_clip_val"],
-        accumulate_grad_batches=_grad_accum_steps(plan),
+        accumulate_grad_batches=_grad_accum_steps(setup),
         logger=False if logger is None else logger,
-        callbacks=_callbacks(plan, keeping),
+        callbacks=_callbacks(setup, recorders),
         plugins=[
-            AtomicCheckpointIO(plan.folder.fingerprint),
-            *([processes.environment] if processes.environment is not None else []),
+            AtomicCheckpointIO(setup.run_dir.fingerprint),
+            *([distributed.environment] if distributed.environment is not None else []),
         ],
         profiler=profiler(dirpath=folder, filename="profile") if profiler else None,
         num_sanity_val_steps=0,
@@ -171,34 +182,34 @@ def _trainer(plan: TrainingSetup, keeping: list[Callback], logger: Logger | None
     )
 
 
-def _callbacks(plan: TrainingSetup, keeping: list[Callback]) -> list[Callback]:
-    folder, average = plan.folder.path, plan.weight_averaging
+def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback]:
+    folder, weight_averaging = setup.run_dir.path, setup.weight_averaging
     return [
-        *([average] if average else []),
-        *([RestoreSignalHandler()] if plan.processes.is_distributed else []),
-        *keeping,
-        EpochProgressBar(plan.datamodule),
-        TimedCheckpoint(folder, plan.checkpoint_interval_seconds),
-        *checkpoint_callbacks(folder, plan.datamodule.has_val, average is not None),
+        *([weight_averaging] if weight_averaging else []),
+        *([RestoreSignalHandler()] if setup.distributed.is_distributed else []),
+        *recorders,
+        EpochProgressBar(setup.datamodule),
+        TimedCheckpoint(folder, setup.checkpoint_interval_seconds),
+        *checkpoint_callbacks(folder, setup.datamodule.has_val, weight_averaging is not None),
     ]
 
 
 def _has_batch_norm(module: Classifier) -> bool:
-    return any(isinstance(part, _BatchNorm) for part in module.modules())
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
-def _grad_accum_steps(plan: TrainingSetup) -> int:
-    """Parts in which the batch of an optimizer step goes through the network."""
-    if not plan.module.optimizer.full_batch:
-        return _micro_batches_per_step(plan.options)
-    batches = plan.datamodule.train_batches
-    return min(batches, plan.options["limit_train_batches"] or batches)
+def _grad_accum_steps(setup: TrainingSetup) -> int:
+    """Micro-batches per optimizer step."""
+    if not setup.module.optimizer.full_batch:
+        return _micro_batches_per_step(setup.options)
+    batches = setup.datamodule.batches_per_epoch
+    return min(batches, setup.options["limit_train_batches"] or batches)
 
 
-def _limit_micro_batches(plan: TrainingSetup) -> int | None:
-    """At most how many parts there are in an epoch, which are Lightning's batches."""
-    limit: int | None = plan.options["limit_train_batches"]
-    return limit * _micro_batches_per_step(plan.options) if limit and not plan.module.optimizer.full_batch else limit
+def _limit_micro_batches(setup: TrainingSetup) -> int | None:
+    """Limit of micro-batches per epoch, which are what Lightning counts as batches; None: no limit."""
+    limit: int | None = setup.options["limit_train_batches"]
+    return limit * _micro_batches_per_step(setup.options) if limit and not setup.module.optimizer.full_batch else limit
 
 
 def _micro_batches_per_step(options: Mapping[str, Any]) -> int:
@@ -206,14 +217,14 @@ def _micro_batches_per_step(options: Mapping[str, Any]) -> int:
 
 
 def _silence_lightning() -> None:
-    """Drop what Lightning says about itself and what nobody here can act on."""
+    """Hide Lightning's log messages, and warnings that users cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
-    # What is logged was made the same on all processes before.
+    # Metrics are already reduced over all ranks when they are logged.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
 
 
@@ -222,32 +233,35 @@ def build_training(
     dataset: Dataset,
     hardware: Hardware,
     engine: Engine,
-    folder: RunDir,
-    processes: DistributedContext,
+    run_dir: RunDir,
+    distributed: DistributedContext,
 ) -> TrainingSetup:
-    """All that the training needs."""
+    """Build the setup of a training: module, data module, callbacks.
+
+    Raises what `build_module`, `build_datamodule` and `build_weight_averaging` raise.
+    """
     return TrainingSetup(
         module=build_module(config, dataset, engine),
         datamodule=build_datamodule(config, dataset, engine),
         options=config.trainer,
         hardware=hardware,
-        folder=folder,
+        run_dir=run_dir,
         weight_averaging=build_weight_averaging(config),
-        processes=processes,
+        distributed=distributed,
         checkpoint_interval_seconds=config.runtime.checkpoint_interval_seconds,
         profiler=config.runtime.profiler,
     )
 
 
 def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> Classifier:
-    """The network with new weights that follow from the seed, its loss, optimizer and schedule."""
+    """Build the Lightning module: model with weights initialized from the seed, loss, optimizer and scheduler."""
     seed_everything(config.seed, verbose=False)
-    kind: Callable[..., Classifier] = Classifier
+    classifier: Callable[..., Classifier] = Classifier
     if engine.is_compiled:
-        kind = partial(
+        classifier = partial(
             CompiledClassifier, steps_per_block=engine.steps_per_block, steps_per_chunk=engine.steps_per_chunk
         )
-    return kind(
+    return classifier(
         build_model(config, dataset),
         build_loss(config.loss, dataset),
         build_optimizer_config(config.optimizer),
@@ -257,37 +271,41 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -
 
 
 def build_scheduler(config: DictConfig) -> Scheduler:
-    """The function (step, all steps) -> factor, bare: what Hydra makes takes a tenth of a millisecond a call."""
+    """Build the function (step, total steps) -> learning rate factor.
+
+    It is a plain partial, because each call of one made by Hydra takes a tenth of a millisecond.
+    """
     values = target_config(config.scheduler, "scheduler")
     return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
 
 
 def build_weight_averaging(config: DictConfig) -> Callback | None:
-    """Lightning's callback that keeps the average of the weights that conf/weight_averaging chose, if it chose one."""
+    """Build the callback of conf/weight_averaging; None for `weight_averaging=none`."""
     if config.weight_averaging._target_ is None:
         return None
-    average: Callback = instantiate(config.weight_averaging)
-    return average
+    callback: Callback = instantiate(config.weight_averaging)
+    return callback
 
 
 def micro_batch_size(config: DictConfig) -> int:
-    """How many images go through the network at once in training: a batch, or a part of it.
+    """Return how many images go through the model at once in training.
 
-    Raises `Refusal` where a batch has no whole number of parts.
+    Raises:
+        UserError: `trainer.micro_batch_size` does not divide `trainer.batch_size`.
     """
-    batch_size, part = config.trainer.batch_size, config.trainer.micro_batch_size
+    batch_size, micro_batch = config.trainer.batch_size, config.trainer.micro_batch_size
     if config.optimizer.get("full_batch"):
-        return int(part or config.trainer.eval_batch_size)
-    if part and batch_size > part and batch_size % part:
+        return int(micro_batch or config.trainer.eval_batch_size)
+    if micro_batch and batch_size > micro_batch and batch_size % micro_batch:
         raise UserError(
-            f"trainer.micro_batch_size={part} does not divide trainer.batch_size={batch_size}: write one that does, or "
-            "null."
+            f"trainer.micro_batch_size={micro_batch} does not divide trainer.batch_size={batch_size}: "
+            "set it to a divisor or to null."
         )
-    return int(min(part or batch_size, batch_size))
+    return int(min(micro_batch or batch_size, batch_size))
 
 
 def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> ImageDataModule:
-    """The batches: of the size that conf/trainer says or, for a full batch, in parts that fit into memory."""
+    """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is."""
     batch_size = micro_batch_size(config)
     if config.optimizer.get("full_batch"):
         batch_size = min(batch_size, dataset.sizes["train"])
@@ -297,55 +315,62 @@ def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGE
     )
 
 
-# What of the timing is a measurement, and not what was measured on.
-RUN_TAG_KEYS = ("seconds", "images_per_second")
+# Keys of `timing` that are measurements; the others name what it ran on, and become tags of the MLflow run.
+MEASUREMENT_KEYS = ("seconds", "images_per_second")
 
 
 def training_metadata(
-    plan: TrainingSetup,
-    fitted: TrainingResult,
+    setup: TrainingSetup,
+    result: TrainingResult,
     config: DictConfig,
-    chosen: Mapping[str, str],
+    options: Mapping[str, str],
     dataset: Dataset,
     commit: str,
 ) -> dict[str, Any]:
-    """Facts for whoever uses the models: what went in, what the outputs mean, how long it took on what.
+    """Return the metadata saved with the models: config, data, meaning of the outputs, duration, runtime.
 
-    `chosen` is the option of each group, `commit` that of the code.
+    Args:
+        setup: the training.
+        result: what `fit` returned.
+        config: the composed configuration.
+        options: the option chosen for each config group.
+        dataset: the processed dataset.
+        commit: the git commit of the code.
     """
-    rows, values = fitted.rows, result_config(config)
+    rows, values = result.rows, result_config(config)
     return {
-        "fingerprint": plan.folder.fingerprint,
+        "fingerprint": setup.run_dir.fingerprint,
         "dataset": {"name": dataset.name, "hash": dataset.hash},
         "classes": list(dataset.classes),
         "shape": list(dataset.shape),
         "resize_mode": dataset.resize_mode,
         "output_activation": config.loss.output_activation,
         "loss": loss_to_build(config.loss, dataset),
-        "choices": {key: option for key, option in chosen.items() if key in ("experiment", "data", *FINGERPRINT_KEYS)},
+        "choices": {key: option for key, option in options.items() if key in ("experiment", "data", *FINGERPRINT_KEYS)},
         "recipe": {key: values[key] for key in FINGERPRINT_KEYS},
-        "parameters": sum(parameter.numel() for parameter in plan.module.net.parameters()),
+        "parameters": sum(parameter.numel() for parameter in setup.module.net.parameters()),
         "epochs": len(rows),
-        "best_epoch": _best_epoch(plan, len(rows)),
+        "best_epoch": _best_epoch(setup, len(rows)),
         "timing": {
-            "seconds": round(fitted.seconds, 2),
+            "seconds": round(result.seconds, 2),
             "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
-            **fitted.ran,
+            **result.runtime,
         },
         "commit": commit,
     }
 
 
-def run_tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Those of a finished training's facts that its run can be filtered by.
+def run_tags(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags by which a finished training's run can be filtered: its runtime and its experiment.
 
-    They are its own, also where a later command with other threads, or by another experiment's name, takes its result.
+    They are those of the training itself, even if a later command with other threads, or from another experiment,
+    reuses its result.
     """
-    ran = {key: str(value) for key, value in facts["timing"].items() if key not in RUN_TAG_KEYS}
-    return ran | {"experiment": str(facts["choices"]["experiment"])}
+    runtime = {key: str(value) for key, value in metadata["timing"].items() if key not in MEASUREMENT_KEYS}
+    return runtime | {"experiment": str(metadata["choices"]["experiment"])}
 
 
-def _best_epoch(plan: TrainingSetup, epochs: int) -> int:
-    """The epoch, counted from 1, that the best weights are from, as their file says; without any, the last."""
-    path = plan.folder.checkpoint(BEST)
+def _best_epoch(setup: TrainingSetup, epochs: int) -> int:
+    """Return the epoch of the best checkpoint, counted from 1; the last epoch where there is none."""
+    path = setup.run_dir.checkpoint(BEST)
     return int(read_checkpoint(path)["epoch"]) + 1 if path.is_file() else epochs

@@ -1,7 +1,7 @@
-"""Averages of the weights over a training's steps, by Lightning's callback, as conf/weight_averaging/ chooses them.
+"""Weight averaging over the training steps (EMA, SWA), as callbacks for conf/weight_averaging/.
 
-The average is validated and exported in place of the last weights, and belongs to the checkpoint: a training that is
-taken up again ends with the same one.
+The average is validated and exported in place of the last weights. Checkpoints hold it, so a resumed training ends with
+the same average.
 """
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,10 +12,12 @@ from cifar_pipeline.utils.errors import UserError
 
 
 class ExponentialMovingAverage(WeightAveraging):
-    """`average <- decay * average + (1 - decay) * theta` after each step, from the first step's weights on.
+    """Average the weights exponentially (EMA) after each step, starting from the weights after the first.
+
+    `average <- decay * average + (1 - decay) * theta`.
 
     Raises:
-        Refusal: `decay` is not at least 0 and below 1.
+        UserError: `decay` is not at least 0 and below 1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -25,16 +27,17 @@ class ExponentialMovingAverage(WeightAveraging):
 
 
 class StochasticWeightAveraging(WeightAveraging):
-    """The mean over all steps from the fraction `start_fraction` of them on; before it, the weights themselves.
+    """Average the weights of all steps (SWA) after the fraction `start_fraction`; until then, use the last weights.
 
     Raises:
-        Refusal: `start_fraction` is not at least 0 and below 1.
+        UserError: `start_fraction` is not at least 0 and below 1.
     """
 
     def __init__(self, start_fraction: float) -> None:
         if not 0 <= start_fraction < 1:
             raise UserError(
-                f"weight_averaging.start_fraction={start_fraction} must be at least 0 and below 1: it is a fraction of all steps."
+                f"weight_averaging.start_fraction={start_fraction} must be at least 0 and below 1, "
+                "as a fraction of all steps."
             )
         super().__init__()
         self.start_fraction = start_fraction
@@ -44,7 +47,7 @@ class StochasticWeightAveraging(WeightAveraging):
         self.first_step = int(self.start_fraction * float(trainer.estimated_stepping_batches))
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """After each step; until the mean begins, the step's weights are all of it."""
+        """Return whether a step was taken; until the average begins, also reset it to that step's weights."""
         if step_idx is not None and step_idx <= self.first_step and self._average_model is not None:
             self._average_model.n_averaged.zero_()
         return step_idx is not None

@@ -116,28 +116,6 @@ def git_diff(folders: tuple[str, ...]) -> bytes:
     return b"".join(chunks)
 
 
-def last_commit(path: Path) -> tuple[str, str]:
-    """Return the newest commit that changed a file, and its date: `7c78472` and `2026-11-25`; empty without one.
-
-    Raises:
-        GitError: git fails.
-    """
-    output = git_output("log", "-1", "--no-show-signature", "--no-color", "--format=%h %cs", "--", path.as_posix())
-    commit, _, date = output.decode("ascii").partition(" ")
-    return commit, date
-
-
-def in_commit(commit: str, path: Path) -> bytes | None:
-    """Return the content of a file in a commit; None where the commit has no such file.
-
-    Raises:
-        GitError: git fails.
-    """
-    if not git_output("ls-tree", "-z", commit, "--", path.as_posix()):
-        return None
-    return git_output("cat-file", "blob", f"{commit}:./{path.as_posix()}", stripped=False)
-
-
 _warned: set[str] = set()
 
 
@@ -150,7 +128,7 @@ def warn_git_failed(error: GitError) -> str:
     return reason
 
 
-def git_output(*arguments: str, stripped: bool = True) -> bytes:
+def git_output(*arguments: str) -> bytes:
     """Return what a git command prints on standard output.
 
     Raises:
@@ -160,7 +138,7 @@ def git_output(*arguments: str, stripped: bool = True) -> bytes:
     completed = _run(*arguments)
     if completed.returncode:
         raise GitError(_reason(completed.stderr) or f"`git {arguments[0]}` exited with code {completed.returncode}")
-    return completed.stdout.strip() if stripped else completed.stdout
+    return completed.stdout.strip()
 
 
 def _is_unborn() -> bool:

@@ -1,10 +1,7 @@
-"""What a source of data offers: three functions and its names. A new kind of data is a new class that has them.
+"""Define the interface of data sources, and fetch one into data/raw or fall back to another.
 
-What every source yields: a data set as it was published, before anything is held back from its training part.
-
-How bringing data can fail, told apart from bugs: one place is no good, or none is.
-
-data/raw: the published files of the one data set in use, and the way out when they cannot be had.
+A new dataset is a class with the members of `Source`. It reads a `RawDataset`: the official training and test images,
+before a validation split.
 """
 
 from collections.abc import Callable
@@ -15,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_pipeline.data.images import CROP
 from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
@@ -26,9 +22,11 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]
 
+CROP, PAD = RESIZE_MODES = ("crop", "pad")
+
 
 class LazyImages(Protocol):
-    """Images `[N, H, W, C] uint8` that are read when they are asked for: more than memory may hold."""
+    """Images `[N, H, W, C] uint8` that are read when they are indexed, because they may not fit into memory."""
 
     @property
     def dtype(self) -> np.dtype[np.uint8]: ...
@@ -42,12 +40,17 @@ class LazyImages(Protocol):
 
 @dataclass(frozen=True)
 class RawDataset:
-    """The official training and test parts.
+    """The official training and test images with their labels.
 
-    `classes` are the names in the order of the labels; images are `[N, H, W, C] uint8`, labels `[N] int64`. Where the
-    source says itself which training images are to choose by, `held_back` has their indices. `train_names` and
-    `test_names` are the images' files, if they had any; `fit` says how they were brought to their size.
-    Raises Refusal where a source of one's own yields anything else.
+    Attributes:
+        classes: names in the order of the labels.
+        train_images, test_images: `[N, H, W, C] uint8`.
+        train_labels, test_labels: `[N] int64`.
+        val_indices: the training images of the validation split, if the source defines one.
+        train_names, test_names: the names of the image files, if the images come from files.
+        resize_mode: how the image files were resized.
+
+    Raises UserError if a custom source passes anything else.
     """
 
     classes: tuple[str, ...]
@@ -61,33 +64,33 @@ class RawDataset:
     resize_mode: str = CROP
 
     def __post_init__(self) -> None:
-        parts = {
+        splits = {
             "training": (self.train_images, self.train_labels),
             "test": (self.test_images, self.test_labels),
         }
-        for part, (images, labels) in parts.items():
+        for split, (images, labels) in splits.items():
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.train_images.shape[1:]:
                 raise UserError(
-                    f"The images of the {part} part are {images.dtype} {list(images.shape)}: a source must yield uint8 "
-                    "[N, H, W, C], of one size in both parts."
+                    f"The {split} images are {images.dtype} {list(images.shape)}: a source must return uint8 "
+                    "[N, H, W, C], of the same size for training and test."
                 )
             if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
                 raise UserError(
-                    f"The labels of the {part} part are {labels.dtype} {list(labels.shape)} for {len(images)} images: "
-                    "a source must yield int64 [N], one for each image."
+                    f"The {split} labels are {labels.dtype} {list(labels.shape)} for {len(images)} images: a source "
+                    "must return int64 [N], one for each image."
                 )
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise UserError(
-                    f"The labels of the {part} part run from {labels.min()} to {labels.max()}: a source of "
+                    f"The {split} labels range from {labels.min()} to {labels.max()}: a source with "
                     f"{len(self.classes)} classes must number them from 0 to {len(self.classes) - 1}."
                 )
 
 
 class Source(Protocol):
-    """A published data set: where it comes from, whether it is there, what is in it.
+    """A dataset that can be fetched, checked and read.
 
-    `name` is the folder in data/raw, `title` what a person reads, `origin` who made it. None of them may depend on the
-    route by which the files came, since the trained model's fingerprint follows from them.
+    `name` is the folder in data/raw, `title` is for display, `origin` is the citation. They must not depend on the
+    mirror that the files came from, because they are part of the trained model's fingerprint.
     """
 
     @property
@@ -98,39 +101,36 @@ class Source(Protocol):
     def origin(self) -> str: ...
 
     def fetch(self, folder: Path, mirrors: list[str], timeout: float, cache: Path) -> str:
-        """Put the verified files into `folder` (all or none) and return in words where they came from.
+        """Put the verified files into `folder` (all or none) and return a description of where they came from.
 
-        `timeout` is in seconds; `cache` is a folder for what is not complete yet. Raises failures.Unavailable.
+        `timeout` is in seconds; `cache` is a folder for partial downloads. Raises AllSourcesFailed.
         """
         ...
 
     def is_complete(self, folder: Path) -> bool:
-        """Whether `folder` holds the right files, every byte of them, and no others."""
+        """Return whether `folder` contains exactly the expected files, with the expected content."""
         ...
 
     def read(self, folder: Path) -> RawDataset:
-        """Read what `fetch` put there. Raises Refusal for files that are not the right ones."""
+        """Read the files that `fetch` put into `folder`. Raises UserError if they have changed."""
         ...
 
 
 class SourceError(Exception):
-    """One place does not give the data. The message says why, without naming the place."""
+    """One mirror or path failed. The message is the reason, without the mirror's name."""
 
 
 class AllSourcesFailed(Exception):
-    """No place gives the data.
-
-    `reasons` holds a pair for each place that was tried, in order: the place and why it was given up.
-    """
+    """All mirrors and paths failed. `reasons` is a list of (mirror or path, reason), in the order of the attempts."""
 
     def __init__(self, title: str, reasons: list[tuple[str, str]]) -> None:
-        super().__init__(f"no source of {title} answers")
+        super().__init__(f"{title} could not be fetched")
         self.title = title
         self.reasons = reasons
 
 
 def fetch_or_fallback(
-    raw: Path,
+    raw_dir: Path,
     source: Source,
     fallback: Source | None,
     mirrors: list[str],
@@ -138,71 +138,77 @@ def fetch_or_fallback(
     cache: Path,
     last_check: Callable[[], None] = lambda: None,
 ) -> Source:
-    """Make `raw` hold the files of `source`, or of `fallback` where no place gives them, and return the one it holds.
+    """Fetch `source` into `raw_dir`, or `fallback` if all mirrors fail, and return the one that was fetched.
 
-    Files that are there and valid are kept. `timeout` is in seconds; `cache` keeps partial downloads. `last_check` is
-    called before new files take the place of `raw`, and may raise.
-    Raises Refusal when there is neither; `raw` is then as it was.
+    Valid files are kept. `timeout` is in seconds; `cache` keeps partial downloads. `last_check` is called before new
+    files replace those in `raw_dir`, and may raise.
+    Raises UserError, and leaves `raw_dir` unchanged, if both fail.
     """
     try:
-        _fetch_into(raw, source, mirrors, timeout, cache, last_check)
+        _fetch_into(raw_dir, source, mirrors, timeout, cache, last_check)
         return source
     except AllSourcesFailed as failure:
-        _report(failure)
+        _log_failure(failure)
         if fallback is None:
             raise UserError(
-                f"{source.title} cannot be had and data.fallback is null: set {source.name.upper()}_SOURCE to an "
-                "archive, a folder or an address that has it, or choose a fallback (data/source@data.fallback=digits)."
+                f"{source.title} could not be fetched and data.fallback is null: set {source.name.upper()}_SOURCE to "
+                "an archive, a folder or a URL of it, or choose a fallback (data/source@data.fallback=digits)."
             ) from failure
-    warning(f"Going on with {fallback.title} instead of {source.title}, as data.fallback says.")
+    warning(f"Continuing with {fallback.title} instead of {source.title} (data.fallback).")
     try:
-        _fetch_into(raw, fallback, [], timeout, cache, last_check)
+        _fetch_into(raw_dir, fallback, [], timeout, cache, last_check)
     except AllSourcesFailed as failure:
-        _report(failure)
-        raise UserError(f"Neither {source.title} nor {fallback.title} can be had: see the lines above.") from failure
+        _log_failure(failure)
+        raise UserError(
+            f"Neither {source.title} nor {fallback.title} could be fetched: see the lines above."
+        ) from failure
     warning(
-        f"The real data later: `make {source.name}` (or `dvc repro -f download && dvc repro`); in a git clone, the "
-        "published results: `git restore dvc.lock reports`."
+        f"To get the real data later: `make {source.name}` (or `dvc repro -f download && dvc repro`); to get the "
+        "published results in a git clone: `git restore dvc.lock reports`."
     )
     return fallback
 
 
-def available_source(raw: Path, source: Source, fallback: Source | None) -> Source:
-    """Return whichever of `source` and `fallback` has its files in `raw`. Raises Refusal when neither has."""
+def available_source(raw_dir: Path, source: Source, fallback: Source | None) -> Source:
+    """Return whichever of `source` and `fallback` has its files in `raw_dir`. Raises UserError if neither has."""
     for candidate in (source, fallback):
-        if candidate is not None and candidate.is_complete(raw / candidate.name):
+        if candidate is not None and candidate.is_complete(raw_dir / candidate.name):
             return candidate
-    titles = source.title + (f" nor of {fallback.title}" if fallback else "")
-    raise UserError(f"{raw} does not hold the files of {titles}: `dvc repro -f download` brings them.")
+    files = f"neither the files of {source.title} nor those of {fallback.title}" if fallback else ""
+    raise UserError(
+        f"{raw_dir} contains {files or f'no files of {source.title}'}: run `dvc repro -f download` to fetch them."
+    )
 
 
 def _fetch_into(
-    raw: Path, source: Source, mirrors: list[str], timeout: float, cache: Path, last_check: Callable[[], None]
+    raw_dir: Path, source: Source, mirrors: list[str], timeout: float, cache: Path, last_check: Callable[[], None]
 ) -> None:
-    if _is_there(raw, source):
+    if _is_present(raw_dir, source):
         return
-    with exclusive_lock(raw):
-        # Asked again: the process that was waited for may have brought it, and others may read it by now.
-        if _is_there(raw, source):
+    with exclusive_lock(raw_dir):
+        # Checked again, because the process that held the lock may have fetched it and others may be reading it.
+        if _is_present(raw_dir, source):
             return
-        with atomic_replace_dir(raw) as new:
-            place = source.fetch(new / source.name, mirrors, timeout, cache)
+        with atomic_replace_dir(raw_dir) as new:
+            origin = source.fetch(new / source.name, mirrors, timeout, cache)
             last_check()
-    info(f"{source.title}: verified, from {place}.")
+    info(f"{source.title}: verified, from {origin}.")
 
 
-def _is_there(raw: Path, source: Source) -> bool:
-    """Whether `raw` holds the verified files of `source` and nothing else; it is said where it does."""
-    alone = raw.is_dir() and {path.name for path in raw.iterdir()} == {source.name}
-    if not (alone and source.is_complete(raw / source.name)):
+def _is_present(raw_dir: Path, source: Source) -> bool:
+    """Return whether `raw_dir` contains the verified files of `source` and nothing else, and log it if so."""
+    is_only = raw_dir.is_dir() and {path.name for path in raw_dir.iterdir()} == {source.name}
+    if not (is_only and source.is_complete(raw_dir / source.name)):
         return False
-    info(f"{source.title}: already in {raw / source.name}, verified.")
+    info(f"{source.title}: already in {raw_dir / source.name}, verified.")
     return True
 
 
-def _report(failure: AllSourcesFailed) -> None:
+def _log_failure(failure: AllSourcesFailed) -> None:
     warning(
-        f"{failure.title} cannot be had:" if failure.reasons else f"{failure.title} cannot be had: no place is named."
+        f"{failure.title} could not be fetched:"
+        if failure.reasons
+        else f"{failure.title} could not be fetched: no mirror is configured."
     )
-    for place, why in failure.reasons:
-        warning(f"  {place}: {why}")
+    for mirror, reason in failure.reasons:
+        warning(f"  {mirror}: {reason}")

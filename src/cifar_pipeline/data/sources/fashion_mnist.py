@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 training and 10,000 test images of 10 kinds of clothing, 28x28, grey.
+"""Read Fashion-MNIST: 60,000 training and 10,000 test images of 10 classes of clothing, 28x28, gray.
 
 Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", 2017, https://github.com/zalandoresearch/fashion-mnist
@@ -15,21 +15,21 @@ from cifar_pipeline.data.sources.base import Images, Labels, RawDataset
 from cifar_pipeline.data.sources.download import DownloadedSource
 from cifar_pipeline.utils.errors import UserError
 
-# An IDX file begins with two zero bytes, the type of its numbers and how many dimensions it has; their sizes follow, as
-# four bytes each, the highest first (http://yann.lecun.com/exdb/mnist/).
-UNSIGNED_BYTES = b"\x00\x00\x08"
+# An IDX file begins with two zero bytes, the data type and the number of dimensions, followed by the sizes as
+# big-endian uint32 (http://yann.lecun.com/exdb/mnist/).
+IDX_UINT8 = b"\x00\x00\x08"
 
 
 class FashionMnist(DownloadedSource):
-    """The source of Fashion-MNIST."""
+    """Fetch and read Fashion-MNIST."""
 
     name = "fashion_mnist"
     title = "Fashion-MNIST"
     origin = "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017; files verified by MD5"
-    inner = "fashion"
-    variable = "FASHION_MNIST_SOURCE"
-    # As torchvision publishes them (torchvision/datasets/mnist.py), and the classes.
-    published: ClassVar = {
+    archive_dir = "fashion"
+    env_var = "FASHION_MNIST_SOURCE"
+    # MD5s and classes from torchvision/datasets/mnist.py.
+    md5s: ClassVar = {
         "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
         "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
         "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
@@ -38,38 +38,40 @@ class FashionMnist(DownloadedSource):
     classes = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
     )  # fmt: skip
-    most_per_member = 64 << 20  # bytes; the largest has 26 MB, unpacked 47 MB
-    most_per_archive = 128 << 20  # bytes; the four have 31 MB
+    max_member_bytes = 64 << 20  # the largest has 26 MB, 47 MB uncompressed
+    max_archive_bytes = 128 << 20  # the four files have 31 MB
 
     def read(self, folder: Path) -> RawDataset:
-        """Read the files in `folder`: images `[60000, 28, 28, 1]` and `[10000, 28, 28, 1]`, classes by name.
+        """Read the files in `folder`: images `[60000, 28, 28, 1]` and `[10000, 28, 28, 1]`.
 
-        Raises Refusal where a file is not the published one.
+        Raises UserError if a file does not have the published MD5.
         """
-        train, test = (self._part(folder, part) for part in ("train", "t10k"))
+        train, test = (self._split(folder, prefix) for prefix in ("train", "t10k"))
         return RawDataset(self.classes, *train, *test)
 
-    def _part(self, folder: Path, part: str) -> tuple[Images, Labels]:
-        images = self._array(folder, f"{part}-images-idx3-ubyte.gz", dimensions=3)
-        labels = self._array(folder, f"{part}-labels-idx1-ubyte.gz", dimensions=1)
+    def _split(self, folder: Path, prefix: str) -> tuple[Images, Labels]:
+        images = self._array(folder, f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
+        labels = self._array(folder, f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
         return images[..., None], labels.astype(np.int64)
 
     def _array(self, folder: Path, name: str, dimensions: int) -> np.ndarray:
-        packed = self.content(folder, name)
+        compressed = self.content(folder, name)
         try:
-            # A byte more than is allowed, so that what goes on behind it shows.
-            unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, self.most_per_member + 1)
-            return idx_array(unpacked, dimensions)
+            # One byte more than allowed, so that larger content is detected.
+            content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(compressed, self.max_member_bytes + 1)
+            return idx_array(content, dimensions)
         except (zlib.error, ValueError) as error:
-            raise UserError(f"{folder / name} is no array of images or labels ({error}).") from error
+            raise UserError(f"{folder / name} is not an array of images or labels ({error}).") from error
 
 
 def idx_array(content: bytes, dimensions: int) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file. Raises ValueError where it is none, or has not as many bytes."""
-    start = len(UNSIGNED_BYTES) + 1 + 4 * dimensions
-    if content[:4] != UNSIGNED_BYTES + bytes([dimensions]) or len(content) < start:
-        raise ValueError(f"it does not begin as one of {dimensions} dimensions does")
+    """Read the uint8 array in an IDX file. Raises ValueError if it is not one, or its size is wrong."""
+    start = len(IDX_UINT8) + 1 + 4 * dimensions
+    if content[:4] != IDX_UINT8 + bytes([dimensions]) or len(content) < start:
+        raise ValueError(f"no IDX header of {dimensions} dimensions")
     shape = tuple(map(int, np.frombuffer(content[4:start], ">u4")))
     if len(content) - start != prod(shape):
-        raise ValueError(f"its head says {' x '.join(map(str, shape))} bytes, and {len(content) - start:,} follow")
+        raise ValueError(
+            f"the header describes {' x '.join(map(str, shape))} bytes, but {len(content) - start:,} follow"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

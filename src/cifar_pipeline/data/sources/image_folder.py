@@ -1,4 +1,4 @@
-"""A folder with a folder of images for each class, whole or parted into train, val and test."""
+"""List the images of a folder with a subfolder for each class, optionally below train, val and test."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,6 @@ from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL
 from cifar_pipeline.data.sources.image_files import NO_IMAGES_OUTSIDE, Group, ImageEntry, ImageFilesSource, Listing
 from cifar_pipeline.utils.errors import UserError
 
-# What the folders of parts are called.
 SPLIT_DIR_NAMES = {
     "train": TRAIN,
     "training": TRAIN,
@@ -18,71 +17,69 @@ SPLIT_DIR_NAMES = {
     "test": TEST,
     "testing": TEST,
 }
-OUTSIDE_HINT = "it lies in no class's folder"
+OUTSIDE = "outside of the class folders"
 
 
 class ImageFolder(ImageFilesSource):
-    """The source of such a folder. A class is what its folder is called; in it images may lie at any depth."""
+    """Read a folder of class folders. The folder's name is the class; images may be at any depth below it."""
 
     name = "image_folder"
-    wanted = (
-        "put the images of each class into a folder of its name, at least two of them, either there or below `train` "
-        "(and `val`, `test`)."
+    expected_layout = (
+        "put the images of each class into a folder named after it, at least two of them, either in this folder or "
+        "below `train` (and `val`, `test`)."
     )
 
-    def listed(self) -> Listing:
-        """The images of every class, by name.
+    def list_images(self) -> Listing:
+        """List the images of every class by name.
 
-        Raises Refusal where folders of parts stand beside those of classes, or a part has no class.
+        Raises UserError if split folders and class folders are mixed, or a split has no class.
         """
-        folders = _folders(self.root)
-        parts = [folder for folder in folders if folder.name.lower() in SPLIT_DIR_NAMES]
+        folders = _subfolders(self.root)
+        splits = [folder for folder in folders if folder.name.lower() in SPLIT_DIR_NAMES]
         listing = Listing([], self._outside(self.root))
-        if not parts:
-            self._add(listing, self.root, "")
+        if not splits:
+            self._add_classes(listing, self.root, "")
             return listing
-        if len(parts) < len(folders):
-            others = ", ".join(folder.name for folder in folders if folder not in parts)
+        names = ", ".join(folder.name for folder in splits)
+        if len(splits) < len(folders):
+            others = ", ".join(folder.name for folder in folders if folder not in splits)
             raise UserError(
-                f"{self.root} holds folders of parts ({', '.join(folder.name for folder in parts)}) beside others "
-                f"({others}): put the classes below the parts, or call a class otherwise."
+                f"{self.root} contains split folders ({names}) next to others ({others}): put the classes below the "
+                "splits, or rename the class that is named like a split."
             )
-        if TRAIN not in {SPLIT_DIR_NAMES[folder.name.lower()] for folder in parts}:
-            raise UserError(
-                f"{self.root} has {', '.join(folder.name for folder in parts)} and no `train`: {self.wanted}"
-            )
-        for folder in parts:
-            if not _folders(folder):
-                raise UserError(
-                    f"{folder} holds no folder of a class: put one for each class there, or remove {folder}."
-                )
+        if TRAIN not in {SPLIT_DIR_NAMES[folder.name.lower()] for folder in splits}:
+            raise UserError(f"{self.root} has {names} but no `train`: {self.expected_layout}")
+        for folder in splits:
+            if not _subfolders(folder):
+                raise UserError(f"{folder} contains no class folder: add one for each class, or remove {folder}.")
             listing.skipped.extend(self._outside(folder))
-            self._add(listing, folder, SPLIT_DIR_NAMES[folder.name.lower()])
+            self._add_classes(listing, folder, SPLIT_DIR_NAMES[folder.name.lower()])
         return listing
 
-    def _add(self, listing: Listing, folder: Path, part: str) -> None:
-        for place in _folders(folder):
-            listing.groups[place.name, part] = Group(place.name, part, self._below(place))
-            for path, reason in iter_files(place):
+    def _add_classes(self, listing: Listing, parent: Path, split: str) -> None:
+        for folder in _subfolders(parent):
+            listing.groups[folder.name, split] = Group(folder.name, split, self._relative(folder))
+            for path, reason in iter_files(folder):
                 if reason:
-                    listing.skipped.append(SkippedFile(self._below(path), reason))
+                    listing.skipped.append(SkippedFile(self._relative(path), reason))
                 else:
-                    listing.images.append(ImageEntry(self._below(path), place.name, part))
+                    listing.images.append(ImageEntry(self._relative(path), folder.name, split))
 
     def _outside(self, folder: Path) -> list[SkippedFile]:
-        """What lies in a folder of classes and in none of these."""
-        found = []
+        """List the files in a folder of class folders that are not in any of these."""
+        skipped = []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.is_dir() or is_hidden(entry.name):
-                    reason = skip_reason(entry) or OUTSIDE_HINT
-                    known = reason in (HIDDEN, OUTSIDE_HINT) or reason.endswith(NOT_A_FILE)
-                    found.append(SkippedFile(self._below(Path(entry.path)), reason if known else NO_IMAGES_OUTSIDE))
-        return found
+                    reason = skip_reason(entry) or OUTSIDE
+                    is_kept = reason in (HIDDEN, OUTSIDE) or reason.endswith(NOT_A_FILE)
+                    path = self._relative(Path(entry.path))
+                    skipped.append(SkippedFile(path, reason if is_kept else NO_IMAGES_OUTSIDE))
+        return skipped
 
-    def _below(self, path: Path) -> str:
+    def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
 
-def _folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))

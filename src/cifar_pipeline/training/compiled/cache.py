@@ -1,7 +1,7 @@
-"""Find the private folder for compiled code: that of the workspace, for this processor, compiler and version of torch.
+"""Private cache directory for compiled code, separate for each processor, compiler and version of torch.
 
-Compiled code is run when it is loaded. A folder that others may write to, such as the shared temporary one, would let
-them choose what runs; code for another processor ends the process with an illegal instruction.
+Loading compiled code runs it. In a directory that other users may write to, such as the shared temporary one, they
+could choose what runs. Code compiled for another processor crashes with an illegal instruction.
 """
 
 import atexit
@@ -21,55 +21,57 @@ import torch
 from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.paths import main_workspace
 
-VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-PRIVATE = 0o700
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+PRIVATE_MODE = 0o700
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 @cache
 def compiled_cache() -> Path:
-    """Return the folder for compiled code, and have inductor use it; processes started from here inherit it.
+    """Return the cache directory, and set it for inductor in this process and its children.
 
-    A folder that the user names in TORCHINDUCTOR_CACHE_DIR is taken where it is safe. Where the workspace has no place
-    for one, a new temporary folder is used, and a warning says so.
+    TORCHINDUCTOR_CACHE_DIR is used if it is private, else a directory of the workspace, else a temporary one.
     """
-    folder = _named() or _in_workspace() or _temporary()
-    os.environ[VARIABLE] = str(folder)
-    # Triton's own default is a folder of the home directory.
+    folder = _from_environment() or _in_workspace() or _temporary()
+    os.environ[CACHE_VARIABLE] = str(folder)
+    # Triton's default is in the home directory.
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     return folder
 
 
 def is_private(path: Path) -> bool:
-    """Return whether a file or folder, itself no link, is this user's and nobody else may write to it."""
+    """Return whether a file or directory is not a link, belongs to this user, and nobody else may write to it."""
     if not hasattr(os, "geteuid"):
         return True
     try:
-        found = path.lstat()
+        stats = path.lstat()
     except OSError:
         return False
-    return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & OTHERS_WRITE
+    return stats.st_uid == os.geteuid() and not stat.S_ISLNK(stats.st_mode) and not stats.st_mode & WRITABLE_BY_OTHERS
 
 
 def machine_key() -> str:
-    """Return a hash of what compiled code depends on beside its source: processor, compiler, versions."""
-    facts = (_processor(), _compiler(), torch.__version__, sys.version, platform.machine())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    """Return a hash of what compiled code depends on apart from its source: processor, compiler, versions."""
+    key = (_processor(), _compiler(), torch.__version__, sys.version, platform.machine())
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
-def _named() -> Path | None:
-    """Return the folder that the environment names, made if it is missing; None where it is not private."""
-    if not (name := os.environ.get(VARIABLE)):
+def _from_environment() -> Path | None:
+    """Return the directory in TORCHINDUCTOR_CACHE_DIR, created if missing; None if unset or not private."""
+    if not (name := os.environ.get(CACHE_VARIABLE)):
         return None
     folder = Path(name)
     try:
-        folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE_MODE, parents=True, exist_ok=True)
     except OSError as error:
-        warning(f"{VARIABLE}={folder} cannot be used ({error.strerror}): the workspace's .cache/compiled is taken.")
+        warning(f"{CACHE_VARIABLE}={folder} cannot be used ({error.strerror}); using .cache/compiled instead.")
         return None
     if is_private(folder):
         return folder
-    warning(f"{VARIABLE}={folder} may be written to by others, who could put code there: .cache/compiled is taken.")
+    warning(
+        f"{CACHE_VARIABLE}={folder} is writable by other users, who could put code there; "
+        "using .cache/compiled instead."
+    )
     return None
 
 
@@ -81,28 +83,24 @@ def _in_workspace() -> Path | None:
         for path in (parent, folder):
             if (path.exists() or path.is_symlink()) and not is_private(path):
                 _remove(path)
-                warning(f"{path} was not this user's alone, and is made anew: code is compiled again.")
-            path.mkdir(PRIVATE, exist_ok=True)
-            path.chmod(PRIVATE)
+                warning(f"{path} was not private to this user, so it was removed; code is compiled again.")
+            path.mkdir(PRIVATE_MODE, exist_ok=True)
+            path.chmod(PRIVATE_MODE)
     except OSError as error:
         reason = error.strerror or error
-        warning(
-            f"Compiled code cannot be kept in {folder} ({reason}): it goes to a temporary folder, for this time only."
-        )
+        warning(f"Compiled code cannot be cached in {folder} ({reason}); using a temporary directory for this process.")
         return None
-    if not is_private(folder):  # a network file system that gives files to another user
-        warning(
-            f"{folder} does not stay this user's alone: compiled code goes to a temporary folder, for this time only."
-        )
+    if not is_private(folder):  # a network file system that maps files to another user
+        warning(f"{folder} cannot be made private to this user; using a temporary directory for compiled code.")
         return None
     return folder
 
 
 def _temporary() -> Path:
-    """Return a new folder that goes with this process."""
+    """Return a new directory that is removed when this process exits."""
     folder = Path(mkdtemp(prefix="compiled-"))
     process = os.getpid()
-    # A forked process must not take its parent's folder along.
+    # A forked process must not remove its parent's directory.
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
     return folder
 
@@ -115,17 +113,17 @@ def _remove(path: Path) -> None:
 
 
 def _processor() -> str:
-    """Return what the processors can do, as Linux lists it, and elsewhere their name."""
+    """Return the processor's model and instruction sets as listed by Linux, elsewhere its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    of_interest = ("flags", "Features", "model name", "cpu family", "model", "CPU implementer", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.partition(":")[0].strip() in of_interest}))
+    keys = ("flags", "Features", "model name", "cpu family", "model", "CPU implementer", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.partition(":")[0].strip() in keys}))
 
 
 def _compiler() -> str:
-    """Return the C++ compiler and its version, as it says it."""
+    """Return the name of the C++ compiler and the output of its `--version`."""
     name = os.environ.get("CXX") or "g++"
     try:
         return name + subprocess.run([name, "--version"], capture_output=True, text=True, timeout=60).stdout

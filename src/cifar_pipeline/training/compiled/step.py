@@ -1,10 +1,9 @@
-"""Several optimizer steps as one compiled function: forward, backward and update, without Python in between.
+"""Compile whole optimizer steps: forward, backward and update, without Python in between.
 
-At batch 4 most of a step's time is overhead, not arithmetic. The steps are traced through the optimizer's own code, so
-any optimizer of tensors works, and compiled by inductor. Parameters and the optimizer's state stay the tensors that
-they are, updated in place: a checkpoint knows nothing of blocks.
-
-Steps on a GPU recorded once and replayed: one launch for some hundred small kernels, which Python would wait for.
+At batch 4 most of a step's time is overhead, not arithmetic. Steps are traced through the optimizer's own code, so any
+optimizer of tensors works. On a CPU inductor compiles them; on a GPU several steps are captured in one CUDA graph and
+replayed with one launch. Parameters and optimizer state are updated in place, so checkpoints are the same as of eager
+steps.
 """
 
 import inspect
@@ -22,48 +21,49 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from cifar_pipeline.training.compiled.cache import compiled_cache
 from cifar_pipeline.training.compiled.small_conv import use_small_convolutions
 
-GraphSteps = Callable[..., tuple[Tensor, ...]]
+# Takes tensors, changes some in place, and returns scalars.
+StepFunction = Callable[..., tuple[Tensor, ...]]
 
-# Calls before a recording, in which kernels are chosen and memory is set aside.
-WARM_UP = 3
+# Calls before a CUDA graph is captured, in which kernels are selected and memory is allocated.
+WARMUP_CALLS = 3
 
 
 class CudaGraph:
-    """Several calls of a function of one step, recorded together; returns the sums of what they return.
+    """Several calls of a step function captured in one CUDA graph, which returns the sums of their results.
 
     Args:
-        step: changes some of its tensors in place and returns scalars; asks the device for no number.
-        fixed: tensors that it is always called with: a recording knows them by their addresses.
-        given: tensors with a row for each step, whose values a replay copies.
+        step: changes some of its tensors in place and returns scalars, without synchronizing the device.
+        static_inputs: tensors of every call; the graph refers to them by address.
+        dynamic_inputs: tensors with one row per step, whose values are copied in before a replay.
 
-    Raises whatever `step` or a recording does.
+    Raises what `step` and the capture raise.
     """
 
-    def __init__(self, step: GraphSteps, fixed: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-        self.fixed, self.given = list(fixed), [tensor.clone() for tensor in given]
-        apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        apart.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(apart):
-            copies = [tensor.clone() for tensor in self.fixed]
-            for _ in range(WARM_UP):
-                step(*copies, *(tensor[:1] for tensor in self.given))
-        torch.cuda.current_stream().wait_stream(apart)
+    def __init__(self, step: StepFunction, static_inputs: Sequence[Tensor], dynamic_inputs: Sequence[Tensor]) -> None:
+        self.static_inputs, self.dynamic_inputs = list(static_inputs), [tensor.clone() for tensor in dynamic_inputs]
+        side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            copies = [tensor.clone() for tensor in self.static_inputs]
+            for _ in range(WARMUP_CALLS):
+                step(*copies, *(tensor[:1] for tensor in self.dynamic_inputs))
+        torch.cuda.current_stream().wait_stream(side_stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            rows = zip(*(torch.split(tensor, 1) for tensor in self.given), strict=True)
-            returned = zip(*(step(*self.fixed, *row) for row in rows), strict=True)
-            self.returned = [torch.stack(scalars).sum() for scalars in returned]
+            rows = zip(*(torch.split(tensor, 1) for tensor in self.dynamic_inputs), strict=True)
+            results = zip(*(step(*self.static_inputs, *row) for row in rows), strict=True)
+            self.results = [torch.stack(scalars).sum() for scalars in results]
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Replay with `fixed` and other values of `given`."""
-        for mine, theirs in zip(self.given, tensors[len(self.fixed) :], strict=True):
-            mine.copy_(theirs, non_blocking=True)
+        """Replay the graph with the static inputs and new values of the dynamic ones."""
+        for buffer, values in zip(self.dynamic_inputs, tensors[len(self.static_inputs) :], strict=True):
+            buffer.copy_(values, non_blocking=True)
         self.graph.replay()
-        return tuple(tensor.clone() for tensor in self.returned)
+        return tuple(tensor.clone() for tensor in self.results)
 
 
 def make_capturable(optimizer: Optimizer) -> None:
-    """Move an optimizer's counters to where its parameters are: what the CPU counts, a recording would count once."""
+    """Move an optimizer's step counters to its device, because a CUDA graph does not repeat what the CPU counts."""
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
@@ -72,17 +72,14 @@ def make_capturable(optimizer: Optimizer) -> None:
             state.update({key: value.to(parameter.device) for key, value in state.items() if torch.is_tensor(value)})
 
 
-Steps = Callable[..., tuple[Tensor, ...]]
-
-
 class CompiledSteps:
-    """`steps` optimizer steps of `net` on `loss` as one function.
+    """Optimizer steps of a model compiled into one function.
 
     Args:
-        net: raw images to logits; its parameters are the optimizer's.
-        loss: logits and labels to the mean loss.
-        optimizer: has taken a step before, so that its state is there.
-        steps: how many steps the function takes.
+        net: maps raw images to logits; the optimizer has its parameters.
+        loss: maps logits and labels to the mean loss.
+        optimizer: must have taken a step before, so that its state exists.
+        steps: optimizer steps per call of the compiled function.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module, optimizer: Optimizer, steps: int) -> None:
@@ -92,58 +89,58 @@ class CompiledSteps:
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.buffers = {"net": dict(net.named_buffers()), "loss": dict(loss.named_buffers())}
-        # The loss and the update stay in float32, as Lightning has it.
+        # Loss and update stay in float32, as in Lightning's mixed precision.
         self.device = self.parameters[0].device.type
-        self.mixed = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
+        self.autocast_dtype = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
         if self.device == "cuda":
             make_capturable(optimizer)
         self.keys = [[key for key, value in self._state(p).items() if torch.is_tensor(value)] for p in self.parameters]
-        self.code: Steps | None = None
+        self.compiled_fn: StepFunction | None = None
 
     def compile(self, images: Tensor, labels: Tensor, lrs: Tensor) -> None:
-        """Trace and compile the steps for arguments as `__call__` takes them; takes no step.
+        """Trace and compile the steps for arguments like those of `__call__`, without taking a step.
 
-        Raises whatever the network, the loss or the optimizer does that can't be traced, compiled or recorded.
+        Raises any error, if the model, loss or optimizer cannot be traced, compiled or captured.
         """
         first = [values[: self.steps] for values in (images, labels, lrs)]
-        # To draw for dropout here would change what the training draws: it compiles where it is taken up again, too.
+        # The random state is kept: a resumed training compiles at another step, and must draw the same dropout masks.
         fork = torch.random.fork_rng(devices=[images.device] if self.device == "cuda" else [])
         with torch.no_grad(), fork, torch.autocast(self.device, enabled=False):
             if self.device == "cuda":
-                # A recording repeats one step as often as there are steps.
-                graph, tensors = self.traced(*(values[:1] for values in first))
-                self.code = CudaGraph(graph, tensors[: -len(first)], first)
+                # One step is traced, and captured `steps` times.
+                graph, tensors = self.trace(*(values[:1] for values in first))
+                self.compiled_fn = CudaGraph(graph, tensors[: -len(first)], first)
             else:
-                graph, tensors = self.traced(*first)
-                self.code = compiled(graph, tensors)
-                # The first call finds what can't be run after all, on copies.
-                self.code(*map(torch.clone, tensors))
+                graph, tensors = self.trace(*first)
+                self.compiled_fn = compile_graph(graph, tensors)
+                # Run it once on copies, so that errors appear here.
+                self.compiled_fn(*map(torch.clone, tensors))
 
-    def traced(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[GraphModule, list[Tensor]]:
-        """The steps for these images as a graph, and the tensors that it takes: these come last."""
-        tensors, form = tree_flatten((*self._persistent_tensors(), images, labels, lrs))
-        return trace(lambda *flat: self._steps(*tree_unflatten(flat, form)), tensors), tensors
+    def trace(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[GraphModule, list[Tensor]]:
+        """Return the graph of the steps, and its input tensors, the arguments of this method last."""
+        tensors, structure = tree_flatten((*self._persistent_tensors(), images, labels, lrs))
+        return trace_graph(lambda *flat: self._step_fn(*tree_unflatten(flat, structure)), tensors), tensors
 
     def __call__(self, images: Tensor, labels: Tensor, lrs: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the steps; returns the sum of their mean losses (double) and the number of right answers.
+        """Take the steps, and return the sum of their mean losses (float64) and the number of correct predictions.
 
         Args:
             images: `[S, B, H, W, C] uint8`; S is a multiple of `steps`.
             labels: `[S, B] int64`.
-            lrs: the learning rate of each step and parameter group, `[S, groups] float`.
+            lrs: learning rate of each step and parameter group, `[S, groups] float`.
         """
-        if self.code is None:
+        if self.compiled_fn is None:
             self.compile(images, labels, lrs)
-        assert self.code is not None
-        # Once for all blocks: to look them up takes as long as a layer.
-        kept = tree_leaves(self._persistent_tensors())
+        assert self.compiled_fn is not None
+        # Once for all blocks, because it takes as long as a layer.
+        persistent = tree_leaves(self._persistent_tensors())
         blocks = zip(*(torch.split(values, self.steps) for values in (images, labels, lrs)), strict=True)
         with torch.no_grad():
-            losses, right = zip(*(self.code(*kept, *block) for block in blocks), strict=True)
-        return torch.stack(losses).sum(), torch.stack(right).sum()
+            losses, correct = zip(*(self.compiled_fn(*persistent, *block) for block in blocks), strict=True)
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
 
     def _persistent_tensors(self) -> tuple[Any, ...]:
-        """What the steps change in place, and what they only read beside the batches."""
+        """Return weights and optimizer state, which the steps change in place, and the buffers, which they read."""
         weights = [parameter.detach() for parameter in self.parameters]
         state = [[self._state(p)[key] for key in keys] for p, keys in zip(self.parameters, self.keys, strict=True)]
         return weights, state, self.buffers
@@ -152,7 +149,7 @@ class CompiledSteps:
         state: dict[str, Any] = self.optimizer.state[parameter]
         return state
 
-    def _steps(
+    def _step_fn(
         self,
         weights: Sequence[Tensor],
         state: Sequence[Sequence[Tensor]],
@@ -161,20 +158,22 @@ class CompiledSteps:
         labels: Tensor,
         lrs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """What is traced: the same steps as without a block, on tensors that stand for the real ones."""
+        """Take the same steps as the eager engine on functional tensors, while being traced."""
 
-        def mean_loss(values: list[Tensor], pictures: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        def mean_loss(values: list[Tensor], step_images: Tensor, step_labels: Tensor) -> tuple[Tensor, Tensor]:
             named = dict(zip(self.names, values, strict=True))
-            # Casts are not kept from one step to the next: the weights are others by then.
-            with torch.autocast(self.device, self.mixed, enabled=self.mixed is not None, cache_enabled=False):
-                logits = functional_call(self.net, (named, buffers["net"]), (pictures,))
-                return functional_call(self.loss, buffers["loss"], (logits, truth)), logits
+            # Casts are not cached, because the weights change from one step to the next.
+            with torch.autocast(
+                self.device, self.autocast_dtype, enabled=self.autocast_dtype is not None, cache_enabled=False
+            ):
+                logits = functional_call(self.net, (named, buffers["net"]), (step_images,))
+                return functional_call(self.loss, buffers["loss"], (logits, step_labels)), logits
 
         optimizer = self._functional_optimizer(weights, state)
-        # The optimizer's own code, without what torch wraps around it for hooks and profiling.
+        # Without torch's wrapper for hooks and profiling.
         update = inspect.unwrap(type(optimizer).step)
         total = torch.zeros((), dtype=torch.float64, device=images.device)
-        right = torch.zeros((), dtype=torch.int64, device=images.device)
+        correct = torch.zeros((), dtype=torch.int64, device=images.device)
         for step in range(len(labels)):
             gradients, (loss, logits) = grad_and_value(mean_loss, has_aux=True)(
                 list(weights), images[step], labels[step]
@@ -185,19 +184,19 @@ class CompiledSteps:
                 group["lr"] = lrs[step, index]
             update(optimizer)
             total = total + loss
-            right = right + (logits.argmax(1) == labels[step]).sum()
-        return total, right
+            correct = correct + (logits.argmax(1) == labels[step]).sum()
+        return total, correct
 
     def _functional_optimizer(self, weights: Sequence[Tensor], state: Sequence[Sequence[Tensor]]) -> Optimizer:
-        """An optimizer of the same kind and values over other tensors."""
+        """Return a copy of the optimizer over other tensors."""
         optimizer: Optimizer = object.__new__(type(self.optimizer))
         optimizer.__dict__.update(self.optimizer.__dict__)
         remaining = iter(weights)
-        # On a CPU one tensor at a time: the compiler fuses better than the grouped kernels do. On a GPU those are fewer
-        # launches, and only they take a learning rate that is a tensor without asking for its value.
-        ways = {"foreach": self.device == "cuda", "fused": False}
+        # On a CPU the compiler fuses single-tensor updates better than `foreach` kernels. On a GPU `foreach` needs
+        # fewer launches, and only it takes a learning rate tensor without reading its value.
+        flags = {"foreach": self.device == "cuda", "fused": False}
         optimizer.param_groups = [
-            {**group, "params": [next(remaining) for _ in group["params"]], **ways}
+            {**group, "params": [next(remaining) for _ in group["params"]], **flags}
             for group in self.optimizer.param_groups
         ]
         optimizer.state = {
@@ -207,9 +206,9 @@ class CompiledSteps:
         return optimizer
 
 
-def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
-    """The operations that `steps` does on such tensors, as a graph; what it changes in place, the graph does too."""
-    # Optimizers then keep their step counters as tensors instead of reading them.
+def trace_graph(steps: StepFunction, tensors: Sequence[Tensor]) -> GraphModule:
+    """Trace a function of such tensors into a graph, including its in-place changes."""
+    # With this flag optimizers keep their step counters as tensors instead of reading them.
     torch.compiler._is_compiling_flag = True
     try:
         pure = functionalize(lambda *values: steps(*values), remove="mutations")
@@ -219,18 +218,18 @@ def trace(steps: Steps, tensors: Sequence[Tensor]) -> GraphModule:
     return graph
 
 
-def compiled(graph: GraphModule, tensors: Sequence[Tensor]) -> Steps:
-    """Machine code for a graph that takes such tensors. Inductor keeps it for later processes too."""
+def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> StepFunction:
+    """Compile a graph of such tensors with inductor, which caches the code for later processes."""
     compiled_cache()
     use_small_convolutions(graph)
     options: dict[str, Any] = {
         "cpp_wrapper": True,
         "fallback_random": True,
-        # What the processor can do is asked of itself; to try it with the compiler takes ten seconds.
+        # Trust the processor's list of instruction sets; testing them with the compiler takes ten seconds.
         "cpp.vec_isa_ok": True,
-        # A header is compiled once here: to prepare it for more takes five seconds.
+        # Precompiling the headers takes five seconds, and they are used only once.
         "cpp_cache_precompile_headers": False,
     }
-    # Not torch.compile, which looks at every argument of each call again to see whether its code still fits.
-    code: Steps = torch._inductor.compile(graph, list(tensors), options=options)
-    return code
+    # Not torch.compile, which checks every argument of each call to validate its code.
+    compiled_fn: StepFunction = torch._inductor.compile(graph, list(tensors), options=options)
+    return compiled_fn

@@ -1,4 +1,4 @@
-"""The schemas that editors read say what the program does: all of conf/ passes, no wrong type or misspelt key does."""
+"""The JSON schemas for editors accept all of conf/ and reject what the program rejects."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from document import SCHEMA_DIR, documents
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
+from build_docs import SCHEMA_DIR, documents
 from cifar_pipeline.config.json_schema import dotted_keys, schemas, to_json_schema
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups
@@ -26,41 +26,41 @@ VALUES: list[Any] = [
     "last", "32-true", "simple", [], [0.5], [0.5, 0.9], [0.5, 0.9, 0.1], ["a"], ["a", "b"], [1, 2], {},
     {"_target_": "a.B"},
 ]  # fmt: skip
-# What a rule says and a schema does not: which letters a name may have, and that an option has a `_target_`.
+# Keys whose schema is looser than the constraint: it does not check the letters of a name.
 LOOSER = {"registry.name", "registry.alias"}
 
 
 def schema_of(file: Path) -> str:
-    """The schema that an editor takes for a file."""
+    """The name of the schema that an editor uses for a file."""
     path = f"/{file.relative_to(ROOT).as_posix()}"
-    (found,) = [
+    (schema,) = [
         name for name, pattern in SETTINGS.items() if fnmatch(path, pattern) and path.count("/") == pattern.count("/")
     ]
-    return Path(found).stem
+    return Path(schema).stem
 
 
-def faults(schema: str, content: Any) -> list[str]:
+def errors(schema: str, content: Any) -> list[str]:
     return [error.message for error in Draft7Validator(SCHEMAS[schema]).iter_errors(content)]
 
 
-def test_the_schemas_and_the_page_are_as_conf_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schemas_and_the_page_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    made = documents()
-    for path, text in made.items():
+    contents = documents()
+    for path, text in contents.items():
         assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: `make docs` writes it"
-    assert set(SCHEMA_DIR.glob("*.json")) == set(made) - {Path("docs/configuration.md")}
+    assert set(SCHEMA_DIR.glob("*.json")) == set(contents) - {Path("docs/configuration.md")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_every_file_is_as_its_schema_says(file: Path) -> None:
+def test_every_file_is_valid_by_its_schema(file: Path) -> None:
     schema = schema_of(file)
     Draft7Validator.check_schema(SCHEMAS[schema])
     content = OmegaConf.to_container(OmegaConf.load(file))
-    assert faults(schema, content) == []
-    assert faults(schema, {**content, "misspelt": 1}), "a key that nothing reads"
+    assert errors(schema, content) == []
+    assert errors(schema, {**content, "misspelt": 1}), "an unknown key"
 
 
-def test_editors_are_pointed_to_every_schema_and_to_no_other() -> None:
+def test_editor_settings_name_every_schema_and_no_other() -> None:
     assert {Path(name).stem for name in SETTINGS} == set(SCHEMAS)
     assert all((ROOT / name).is_file() for name in SETTINGS)
 
@@ -83,9 +83,9 @@ def test_editors_are_pointed_to_every_schema_and_to_no_other() -> None:
         ("optimizer", "defaults: [adam, _self_]\nlrr: 0.1"),
         ("optimizer", "_target_: torch.optim.Adam\nbetas: [0.9]"),
         ("optimizer", "_target_: torch.optim.Adam\nfull_batch: 1"),
-        ("scheduler", "_target_: cifar_pipeline.training.schedulers.cosine\nwarmup: 1.5"),
+        ("scheduler", "_target_: cifar_pipeline.training.schedulers.cosine\nwarmup_fraction: 1.5"),
         ("precision", "cpu: 31-true"),
-        ("machine", "threads: many"),
+        ("runtime", "threads: many"),
         ("experiment", "defaults: [override /optimizer: adm]"),
         ("experiment", "trainer: {batchsize: 4}"),
         ("sweep", "hydra: {sweeper: {params: {optimizer.lrr: '0.1,0.2'}}}"),
@@ -93,8 +93,8 @@ def test_editors_are_pointed_to_every_schema_and_to_no_other() -> None:
         ("data", "val_fraction: 1.0"),
     ],
 )
-def test_a_slip_is_underlined(schema: str, text: str) -> None:
-    assert len(faults(schema, yaml.safe_load(text))) == 1
+def test_an_error_is_reported_once(schema: str, text: str) -> None:
+    assert len(errors(schema, yaml.safe_load(text))) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,43 +102,48 @@ def test_a_slip_is_underlined(schema: str, text: str) -> None:
     [
         ("params", "experiment: null\noptimizer: adam\noverrides: {optimizer: {lr: 0.1}, rerun: true}"),
         ("params", "experiment: tutorial\noverrides: {data: {source: {size: 16}}, trainer: {gradient_clip_val: 1}}"),
-        ("model", "_target_: mine.Network\ndropout: 0.1"),
+        ("model", "_target_: custom.Network\ndropout: 0.1"),
         ("optimizer", "_target_: torch.optim.Adagrad\nlr_decay: 0.1\nlr: 0.01"),
         ("sweep", "hydra: {sweeper: {params: {optimizer.lr: '0.1,0.2', seed: 1}}}"),
     ],
 )
-def test_what_is_right_is_not_underlined(schema: str, text: str) -> None:
-    assert faults(schema, yaml.safe_load(text)) == []
+def test_valid_content_has_no_errors(schema: str, text: str) -> None:
+    assert errors(schema, yaml.safe_load(text)) == []
 
 
 @pytest.mark.parametrize("key", SCHEMA)
-def test_a_schema_takes_what_the_rule_takes(key: str) -> None:
-    rule = SCHEMA[key]
-    validator = Draft7Validator(to_json_schema(rule))
+def test_a_schema_accepts_the_same_values_as_its_constraint(key: str) -> None:
+    constraint = SCHEMA[key]
+    validator = Draft7Validator(to_json_schema(constraint))
     for value in VALUES:
-        # JSON knows one kind of number: 1.0 is whole there.
+        # JSON Schema treats 1.0 as an integer.
         if isinstance(value, float) and value.is_integer():
             continue
-        if rule.is_valid(value):
+        if constraint.is_valid(value):
             assert validator.is_valid(value), f"{key}: {value!r} is allowed"
-        elif key not in LOOSER and not isinstance(value, dict) and not (value == [] and "list" not in rule.description):
+        # Nor does a schema check the keys of an option or the length of an empty list.
+        elif (
+            key not in LOOSER
+            and not isinstance(value, dict)
+            and not (value == [] and "list" not in constraint.description)
+        ):
             assert not validator.is_valid(value), f"{key}: {value!r} is not allowed"
 
 
-def test_a_key_is_explained_where_it_is_written() -> None:
-    explained = SCHEMAS["machine"]["properties"]["checkpoint_interval_seconds"]["description"]
-    assert explained.startswith("Seconds between two checkpoints") and "a number above 0, or null" in explained
+def test_a_key_has_its_comment_and_its_constraint_as_description() -> None:
+    description = SCHEMAS["runtime"]["properties"]["checkpoint_interval_seconds"]["description"]
+    assert description.startswith("Seconds between two checkpoints") and "a number above 0, or null" in description
 
 
 def test_the_page_has_every_key_and_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    known = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
-    ruled = {
+    documented = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
+    constrained = {
         key for key in SCHEMA if "*" not in key and SCHEMA[key].description.partition(" of conf/")[0] != "an option"
     }
-    assert ruled <= known
+    assert constrained <= documented
     for file in FILES[1:]:
         assert file.name == "config.yaml" or f"](../{file.relative_to(ROOT).as_posix()})" in text
     groups = {name: group for name, group in read_groups(ROOT / "conf").items() if name not in NON_PARAM_GROUPS}
-    assert {key for key in dotted_keys(groups) if not key.startswith("data.fallback.")} <= known
+    assert {key for key in dotted_keys(groups) if not key.startswith("data.fallback.")} <= documented

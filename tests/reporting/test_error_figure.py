@@ -1,4 +1,4 @@
-"""Which mistakes are shown, in which order, with what beneath."""
+"""Order and captions of the most confident errors."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -21,47 +21,49 @@ def captions(count: int, columns: int = 8) -> list[str]:
     return [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.get_title()]
 
 
-def test_surest_first_and_only_the_wrong() -> None:
+def test_only_errors_are_shown_the_most_confident_first() -> None:
     assert captions(10) == [
-        "cat, taken for dog (98 %)",
-        "cat, taken for ship (70 %)",
-        "cat, taken for ship (70 %)",
-        "ship, taken for cat (40 %)",
+        "cat, predicted as dog (98 %)",
+        "cat, predicted as ship (70 %)",
+        "cat, predicted as ship (70 %)",
+        "ship, predicted as cat (40 %)",
     ]
     assert captions(2) == captions(10)[:2]
     assert captions(10, columns=3) == captions(10)
 
 
-def test_each_caption_has_its_own_image_and_equals_keep_their_order() -> None:
+def test_captions_match_their_images_and_ties_keep_their_order() -> None:
     figure = error_figure(IMAGES, LABELS, PREDICTIONS, PROBABILITIES, CLASSES, 4, "LeNet on digits")
     assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [0, 3, 4, 2]  # type: ignore[union-attr]
 
 
-def test_many_equally_sure_ones_keep_their_order() -> None:
+def test_many_ties_keep_their_order() -> None:
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 1, 3), np.uint8)
-    zeros, sure = np.zeros(200, np.int64), np.tile(np.array([0.5, 0.9], np.float32), 100)
-    figure = error_figure(images, zeros, zeros + 1, sure, CLASSES, 6, "LeNet on digits")
+    zeros, confidence = np.zeros(200, np.int64), np.tile(np.array([0.5, 0.9], np.float32), 100)
+    figure = error_figure(images, zeros, zeros + 1, confidence, CLASSES, 6, "LeNet on digits")
     assert [int(axes.get_images()[0].get_array().max()) for axes in figure.axes] == [1, 3, 5, 7, 9, 11]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    ("predictions", "count", "says"),
+    ("predictions", "count", "message"),
     [
-        (LABELS, 24, "No mistakes: all 5 images are recognised."),
-        (LABELS, 0, "No mistakes: all 5 images are recognised."),
-        (PREDICTIONS, 0, "4 of 5 images are mistaken; none is shown."),
+        (LABELS, 24, "No errors: all 5 images are classified correctly."),
+        (LABELS, 0, "No errors: all 5 images are classified correctly."),
+        (PREDICTIONS, 0, "4 of 5 images are misclassified; none is shown."),
     ],
 )
-def test_nothing_to_show_is_said(predictions: np.ndarray, count: int, says: str, tmp_path: Path) -> None:
+def test_a_message_is_drawn_if_there_is_nothing_to_show(
+    predictions: np.ndarray, count: int, message: str, tmp_path: Path
+) -> None:
     figure = error_figure(IMAGES, LABELS, predictions, PROBABILITIES, CLASSES, count, "LeNet on digits")
-    assert [text.get_text() for text in figure.axes[0].metadata] == [says]
+    assert [text.get_text() for text in figure.axes[0].texts] == [message]
     save(figure, tmp_path / "none.png", dpi=50)
 
 
-def test_grey_images_and_long_names_fit() -> None:
-    grey, names = IMAGES[..., :1], ["an uncommonly long name of a class"] * 3
+def test_gray_images_and_long_names_fit() -> None:
+    gray, names = IMAGES[..., :1], ["an uncommonly long name of a class"] * 3
     figure = error_figure(
-        grey.repeat(8, 0), LABELS.repeat(8), PREDICTIONS.repeat(8), PROBABILITIES.repeat(8), names, 24, ""
+        gray.repeat(8, 0), LABELS.repeat(8), PREDICTIONS.repeat(8), PROBABILITIES.repeat(8), names, 24, ""
     )
     figure.draw_without_rendering()
     boxes = [axes.title.get_window_extent() for axes in figure.axes[:8]]

@@ -1,0 +1,79 @@
+"""An option other than the experiment's is refused in a group whose values the experiment sets."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from cifar_pipeline.config.compose import output_root
+from cifar_pipeline.utils.errors import UserError
+from configure import configure
+from helpers.config_project import Project
+
+MESSAGE = (
+    "optimizer=adam does not fit experiment=quick, which sets optimizer.lr and optimizer.momentum for optimizer=muon; "
+    "choose another experiment, such as tutorial, or keep optimizer=muon."
+)
+
+
+def write_seed(config: DictConfig) -> None:
+    output_root().mkdir(parents=True, exist_ok=True)
+    (output_root() / "seed").write_text(str(config.seed))
+
+
+def test_another_option_is_refused_on_the_command_line(project: Project) -> None:
+    project.start(configure, "experiment=quick", "optimizer=adam").assert_refused(MESSAGE)
+    assert not (project.folder / "composed.yaml").exists()
+
+
+@pytest.mark.parametrize("arguments", [("experiment=quick",), ("experiment=quick", "optimizer.lr=0.1")])
+def test_another_option_is_refused_in_params(project: Project, arguments: tuple[str, ...]) -> None:
+    project.edit("params.yaml", "optimizer: null", "optimizer: adam")
+    project.start(configure, *arguments).assert_refused(MESSAGE)
+    with pytest.raises(UserError) as error:
+        project.compose(*arguments)
+    assert str(error.value) == MESSAGE
+
+
+def test_another_option_fails_its_trial_of_a_sweep(
+    project: Project, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_database, project.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
+    ended = project.start(write_seed, "-m", "experiment=quick", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x")
+    assert ended.code == 1 and f"[1] {MESSAGE}" in ended.err
+    assert [path.parent.name for path in Path("multirun/x").rglob("seed")] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("experiment=quick", "optimizer=muon", "scheduler=one_cycle"),
+        ("experiment=quick", "augmentation=flip_crop", "loss=mse", "model=airbench"),
+        # The options of `trainer` and of `data` have the same keys.
+        ("experiment=quick", "trainer=debug", "data=digits"),
+        # The parent of airbench96 sets loss.label_smoothing, but nothing for the optimizer.
+        ("experiment=airbench96", "optimizer=adam"),
+        ("experiment=null", "optimizer=adam"),
+        ("experiment=tutorial.yaml", "optimizer=adam"),
+    ],
+)
+def test_options_that_fit_the_experiments_values_are_accepted(project: Project, arguments: tuple[str, ...]) -> None:
+    if arguments[0] == "experiment=null":
+        project.edit("params.yaml", "experiment: tutorial", "experiment: null")
+        arguments = arguments[1:]
+    ended = project.start(configure, *arguments)
+    assert ended.code == 0, ended.err
+
+
+def test_a_parents_values_are_refused_too(project: Project) -> None:
+    project.start(configure, "experiment=airbench96", "loss=cross_entropy").assert_refused(
+        "loss=cross_entropy does not fit experiment=airbench96, which sets loss.label_smoothing"
+    )
+
+
+def test_values_for_a_group_whose_option_the_experiment_leaves_open_are_accepted(project: Project) -> None:
+    project.write("conf/experiment/fast.yaml", "# @package _global_\noptimizer:\n  lr: 0.01\n")
+    for option in ("sgd", "adam"):
+        assert project.compose("experiment=fast", f"optimizer={option}").optimizer.lr == 0.01

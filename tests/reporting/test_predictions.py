@@ -1,0 +1,41 @@
+"""Selection of predictions by confidence, and colors of attribution maps."""
+
+import numpy as np
+
+from cifar_pipeline.reporting.image_figures import attribution_overlay
+from cifar_pipeline.reporting.metrics import Predictions
+
+PREDICTIONS = Predictions(
+    ["cat", "dog", "ship"],
+    labels=np.array([0, 0, 1, 1, 2, 0]),
+    predictions=np.array([0, 0, 1, 2, 0, 1]),
+    confidence=np.array([0.7, 0.9, 0.8, 0.6, 0.99, 0.6]),
+)
+
+
+def test_the_most_confident_correct_prediction_of_each_class_and_the_most_confident_errors() -> None:
+    assert PREDICTIONS.most_confident_correct(5).tolist() == [1, 2]
+    assert PREDICTIONS.most_confident_correct(1).tolist() == [1]
+    assert PREDICTIONS.most_confident_errors(2).tolist() == [4, 3]  # of ties the earlier
+    assert PREDICTIONS.examples_to_explain(2).tolist() == [1, 2, 4, 3]
+    assert PREDICTIONS.examples_to_explain(0).tolist() == []
+
+
+def test_the_confusion_matrix_counts_actual_by_predicted_class() -> None:
+    assert PREDICTIONS.confusion_matrix().tolist() == [[2, 1, 0], [0, 1, 1], [1, 0, 0]]
+
+
+def test_orange_is_for_the_prediction_and_blue_against_it() -> None:
+    values = np.zeros((1, 4, 4))
+    values[0, 0, 0], values[0, 1, 1] = 1.0, -1.0
+    overlay = attribution_overlay(np.full((1, 4, 4, 3), 128, np.uint8), values)[0].astype(int)
+    red, _, blue = overlay[0, 0]
+    assert red > blue + 100
+    red, _, blue = overlay[1, 1]
+    assert blue > red + 100
+    assert np.ptp(overlay[2:], axis=(0, 1, 2)) == 0  # pixels without attribution stay gray
+
+
+def test_an_attribution_of_zero_leaves_a_gray_image() -> None:
+    overlay = attribution_overlay(np.full((1, 4, 4, 1), 128, np.uint8), np.zeros((1, 4, 4)))
+    assert overlay.shape == (1, 4, 4, 3) and len(np.unique(overlay)) == 1
