@@ -17,8 +17,11 @@ from torch.nn.functional import cross_entropy
 from torch import nn
 
 class Raising(nn.Module):
+    """Fail until a file exists."""
     def forward(self, logits, labels):
-        raise LookupError("no such\\n  label")
+        if not Path("labels.txt").exists():
+            raise LookupError("no such\\n  label")
+        return cross_entropy(logits, labels)
 
 class Deadly(nn.Module):
     """Kill the process, as running out of memory would."""
