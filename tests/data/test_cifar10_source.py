@@ -142,9 +142,7 @@ def test_a_label_out_of_range_is_refused(small, files, tmp_path):
     changed = files | {"data_batch_1": pickle.dumps(content, protocol=2)}
     # Its own checksums, as if it had been published so: otherwise the checksum says no first.
     source = Cifar10({name: md5(content).hexdigest() for name, content in changed.items()})
-    with pytest.raises(
-        UserError, match="labels of the training part run from 0 to 2: a source of 2 classes must number"
-    ):
+    with pytest.raises(UserError, match="labels range from 0 to 2: a source with 2 classes must number"):
         source.read(unpacked(tmp_path / "x", changed))
 
 

@@ -26,7 +26,9 @@ def make(folder, fraction: float = 0.25, used=ASKED, data: RawDataset | None = N
     data = data or official()
     folder.mkdir()
     train, val = stratified_split(data.train_labels, fraction, 0)
-    write_dataset(folder, data, train, val, source=Digits(0.2, 8), wanted="CIFAR-10", asked=ASKED, used=used)
+    write_dataset(
+        folder, data, train, val, source=Digits(0.2, 8), requested_title="CIFAR-10", requested=ASKED, effective=used
+    )
     return Dataset.open(folder)
 
 
