@@ -55,7 +55,7 @@ BY_FILE = {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
     "tests/crash_recovery/test_several_processes.py": {
-        "test_two_processes_make_the_training_of_one_in_one_run_and_with_one_voice": (
+        "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
             r"python src/train.py trainer=ddp trainer.devices=2"
         ),
     },
@@ -84,11 +84,11 @@ BY_FILE = {
     "tests/inference/test_portable.py": {
         "test_export_copies_the_model_and_says_what_to_do_with_it": "python src/export.py( --pt2)?",
     },
-    "tests/reference/test_schemas.py": {
-        "test_the_schemas_and_the_page_are_as_conf_says": "python src/build_docs.py",
+    "tests/config/test_schemas.py": {
+        "test_the_schemas_and_the_page_are_up_to_date": "python src/build_docs.py",
     },
     "tests/crash_recovery/test_killed_trainings.py": {
-        "test_twenty_moments_by_chance_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
+        "test_twenty_random_kills_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
     },
     "tests/benchmarks/test_measuring.py": {
         "test_every_section_runs": r"python benchmarks/(run|tutorial_loop|larger_than_memory)\.py.*",

@@ -1,4 +1,4 @@
-"""The airbench network: what it makes of its first images, and what it does to them."""
+"""Test the airbench network: whitening, initialization, stages."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from cifar_pipeline.utils.errors import UserError
 
 
 def random_images(count: int = 400) -> Tensor:
-    """Smooth noise, in which neighbouring pixels are alike as in photographs."""
+    """Smooth noise, in which neighboring pixels are alike as in photographs."""
     torch.manual_seed(0)
     return nn.functional.avg_pool2d(torch.randn(count, 3, 36, 36), 5, 1) * 4
 
 
-def test_whitening_gives_uncorrelated_answers_of_variance_one() -> None:
+def test_whitening_gives_uncorrelated_outputs_of_variance_one() -> None:
     net, images = AirbenchNet(3, 32, 10), random_images()
     net.initialize(images)
-    answers = nn.functional.conv2d(images, net.whitening).transpose(0, 1).flatten(1)
-    half = len(answers) // 2
-    torch.testing.assert_close(answers[half:], -answers[:half])
-    covariance = answers[:half] @ answers[:half].T / answers.shape[1]
-    # Directions in which images hardly differ are kept small.
+    outputs = nn.functional.conv2d(images, net.whitening).transpose(0, 1).flatten(1)
+    half = len(outputs) // 2
+    torch.testing.assert_close(outputs[half:], -outputs[:half])
+    covariance = outputs[:half] @ outputs[:half].T / outputs.shape[1]
+    # Directions of almost no variance are not amplified.
     assert torch.allclose(covariance - covariance.diag().diag(), torch.zeros(half, half), atol=1e-2)
     assert 0.9 < covariance.diag().max() < 1.1
 
@@ -36,13 +36,13 @@ def test_airbench_takes_any_depth_channels_size_and_classes(depth: int, channels
     assert not any(name == "whitening" or ("norm" in name and "weight" in name) for name, _ in net.named_parameters())
 
 
-def test_a_convolution_passes_its_input_on_at_first() -> None:
+def test_a_convolution_is_initialized_to_the_identity() -> None:
     stage = Stage(4, 8, depth=2, norm_momentum=0.1)
     images = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(stage.convolutions[0](images)[:, :4], images)
 
 
-def test_from_three_convolutions_on_the_others_add_to_the_first() -> None:
+def test_three_or_more_convolutions_have_a_residual_connection() -> None:
     stage = Stage(4, 4, depth=3, norm_momentum=0.1).eval()
     images = torch.randn(2, 4, 8, 8)
     first = nn.functional.gelu(stage.norms[0](nn.functional.max_pool2d(stage.convolutions[0](images), 2)))
@@ -51,7 +51,7 @@ def test_from_three_convolutions_on_the_others_add_to_the_first() -> None:
     torch.testing.assert_close(stage(images), expected)
 
 
-def test_batch_norm_learns_a_shift_alone() -> None:
+def test_batch_norm_learns_a_bias_but_no_scale() -> None:
     norm, usual = BiasOnlyBatchNorm2d(6, momentum=0.3), nn.BatchNorm2d(6, momentum=0.3)
     images = torch.randn(5, 6, 4, 4) * 3 + 1
     torch.testing.assert_close(norm(images), usual(images))
@@ -59,7 +59,7 @@ def test_batch_norm_learns_a_shift_alone() -> None:
     assert [name for name, _ in norm.named_parameters()] == ["bias"]
 
 
-@pytest.mark.parametrize(("size", "widths", "said"), [(8, (64, 64, 64), "at least 9x9"), (32, (), "at least one")])
-def test_what_airbench_cannot_be_made_of_is_refused(size: int, widths: tuple[int, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("size", "widths", "message"), [(8, (64, 64, 64), "at least 9x9"), (32, (), "at least one")])
+def test_invalid_widths_are_refused(size: int, widths: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         AirbenchNet(3, size, 10, widths)

@@ -1,4 +1,4 @@
-"""Networks of conf/model take grey and colour images of usual sizes, or say which they take."""
+"""Test that the networks of conf/model accept gray and color images of usual sizes, or name the smallest."""
 
 from typing import Any
 
@@ -10,31 +10,31 @@ from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.validation import find_user_error
 from helpers.config_project import Project, options_of
 
-# The smallest images of each, in pixels.
-SMALLEST = {"lenet": 16, "airbench": 9, "airbench_wide": 9}
-ELSEWHERE = {"torchvision", "timm"}  # test_zoo.py
+# Height and width in pixels of the smallest images of each.
+MIN_SIZES = {"lenet": 16, "airbench": 9, "airbench_wide": 9}
+TESTED_ELSEWHERE = {"torchvision", "timm"}  # test_zoo.py
 
 
 def network(model: str, channels: int, size: int) -> Any:
     return instantiate(compose_config([f"model={model}"]).model, channels=channels, size=size, classes=3)
 
 
-@pytest.mark.parametrize("model", SMALLEST)
+@pytest.mark.parametrize("model", MIN_SIZES)
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
-def test_networks_take_grey_and_colour_images_of_usual_sizes(
+def test_networks_take_gray_and_color_images_of_usual_sizes(
     project: Project, model: str, channels: int, size: int
 ) -> None:
-    assert {*SMALLEST, *ELSEWHERE} == set(options_of("model"))
+    assert {*MIN_SIZES, *TESTED_ELSEWHERE} == set(options_of("model"))
     logits = network(model, channels, size)(torch.randn(2, channels, size, size))
     logits.sum().backward()
     assert logits.shape == (2, 3)
 
 
-@pytest.mark.parametrize(("model", "smallest"), SMALLEST.items())
-def test_images_that_are_too_small_are_refused_with_the_smallest_that_will_do(
-    project: Project, model: str, smallest: int
+@pytest.mark.parametrize(("model", "min_size"), MIN_SIZES.items())
+def test_images_that_are_too_small_are_refused_with_the_smallest_size(
+    project: Project, model: str, min_size: int
 ) -> None:
-    network(model, 1, smallest)
+    network(model, 1, min_size)
     with pytest.raises(Exception) as raised:
-        network(model, 1, smallest - 1)
-    assert f"images of at least {smallest}x{smallest} pixels" in str(find_user_error(raised.value))
+        network(model, 1, min_size - 1)
+    assert f"images of at least {min_size}x{min_size} pixels" in str(find_user_error(raised.value))

@@ -1,4 +1,4 @@
-"""The tutorial's network, against itself as a plain module written from the tutorial's description."""
+"""Test LeNet against the network of PyTorch's tutorial."""
 
 import pytest
 import torch
@@ -61,5 +61,5 @@ def test_takes_its_shapes_from_the_data(channels: int, size: int, classes: int) 
 
 
 def test_refuses_images_that_are_too_small() -> None:
-    with pytest.raises(UserError, match=r"model=lenet needs images of at least 16x16 pixels, and these are 15x15"):
+    with pytest.raises(UserError, match=r"model=lenet needs images of at least 16x16 pixels, but these are 15x15"):
         LeNet(channels=3, size=15, classes=10)

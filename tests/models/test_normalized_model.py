@@ -1,4 +1,4 @@
-"""Raw images in, logits out: the normalisation in front of every network."""
+"""Test the input normalization of NormalizedModel."""
 
 import math
 
@@ -20,12 +20,12 @@ def random_images(count: int, channels: int = 3, size: int = 32) -> Tensor:
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (MEAN, STD), (0.5, STD), (MEAN, 0.5), (list(MEAN), list(STD))])
-def test_normalises_as_the_formula_says(mean: float | list[float], std: float | list[float]) -> None:
+def test_normalizes_by_the_formula(mean: float | list[float], std: float | list[float]) -> None:
     images = random_images(3)
     expected = ((images.numpy() / 255 - np.asarray(mean)) / np.asarray(std)).transpose(0, 3, 1, 2)
-    found = NormalizedModel(nn.Identity(), mean, std)(images)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+    actual = NormalizedModel(nn.Identity(), mean, std)(images)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_maps_black_to_minus_one_and_white_to_one() -> None:
@@ -34,19 +34,19 @@ def test_half_maps_black_to_minus_one_and_white_to_one() -> None:
 
 
 def test_hands_the_network_channels_last_memory() -> None:
-    normalised = NormalizedModel(nn.Identity(), MEAN, STD)(random_images(4))
-    assert normalised.shape == (4, 3, 32, 32)
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    normalized = NormalizedModel(nn.Identity(), MEAN, STD)(random_images(4))
+    assert normalized.shape == (4, 3, 32, 32)
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gives_the_networks_logits() -> None:
+def test_returns_the_networks_logits() -> None:
     net = LeNet(channels=3, size=32, classes=10)
     model = NormalizedModel(net, MEAN, STD)
     images = random_images(4)
     assert torch.equal(model(images), net(model.normalize(images)))
 
 
-def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
+def test_normalization_is_saved_but_not_trained() -> None:
     model, other = (
         NormalizedModel(nn.Linear(1, 1), MEAN, STD),
         NormalizedModel(nn.Linear(1, 1), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
@@ -56,7 +56,7 @@ def test_trains_nothing_of_its_own_but_saves_its_normalisation() -> None:
     assert torch.equal(other.normalize(random_images(2)), model.normalize(random_images(2)))
 
 
-def test_exports_with_any_batch_size() -> None:
+def test_is_exported_for_any_batch_size() -> None:
     model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD).eval()
     exported = torch.export.export(
         model, (random_images(4),), dynamic_shapes=({0: torch.export.Dim("batch")},)
@@ -65,7 +65,7 @@ def test_exports_with_any_batch_size() -> None:
         torch.testing.assert_close(exported(random_images(count)), model(random_images(count)))
 
 
-def test_normalises_in_single_precision_under_bf16_autocast() -> None:
+def test_normalizes_in_single_precision_under_bf16_autocast() -> None:
     model = NormalizedModel(LeNet(channels=3, size=32, classes=10), MEAN, STD)
     images = random_images(8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -82,5 +82,5 @@ def test_refuses_a_deviation_that_is_not_positive(std: float | tuple[float, ...]
 
 
 def test_refuses_means_and_deviations_of_different_channels() -> None:
-    with pytest.raises(UserError, match=r"as many numbers as each other"):
+    with pytest.raises(UserError, match=r"the same number of values"):
         NormalizedModel(nn.Identity(), MEAN, (0.5, 0.5))

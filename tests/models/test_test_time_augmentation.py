@@ -1,4 +1,4 @@
-"""Several looks at an image: the mean over all of them, whatever the network."""
+"""Test the averaging of logits over augmented copies."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from cifar_pipeline.utils.errors import UserError
 
 
 class Weighted(nn.Module):
-    """Logits that tell every pixel apart."""
+    """Compute logits that depend on every pixel."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -20,29 +20,29 @@ class Weighted(nn.Module):
 
 
 def shifted(images: Tensor, pixels: int) -> Tensor:
-    """Moved down and right by so many pixels (negative: up and left), the rim reflected."""
-    size, reach = images.shape[2], abs(pixels)
-    padded = nn.functional.pad(images, [reach] * 4, mode="reflect")
-    start = reach - pixels
+    """Shift down and right (negative `pixels`: up and left), with reflected borders."""
+    size, margin = images.shape[2], abs(pixels)
+    padded = nn.functional.pad(images, [margin] * 4, mode="reflect")
+    start = margin - pixels
     return padded[:, :, start : start + size, start : start + size]
 
 
-def test_six_views_count_as_the_recipe_says() -> None:
+def test_six_copies_have_the_weights_of_airbench() -> None:
     torch.manual_seed(0)
     net, images = Weighted(6), torch.randn(5, 3, 6, 6)
     expected = torch.zeros(5, 4)
     for pixels, weight in ((0, 0.5), (1, 0.25), (-1, 0.25)):
-        view = shifted(images, pixels)
-        expected += weight * (net(view) + net(view.flip(3))) / 2
+        copy = shifted(images, pixels)
+        expected += weight * (net(copy) + net(copy.flip(3))) / 2
     torch.testing.assert_close(TestTimeAugmentation(net, flip=True, shift=1, size=6)(images), expected)
 
 
-def test_mirror_images_are_answered_alike() -> None:
+def test_flipped_images_get_the_same_logits() -> None:
     net, images = TestTimeAugmentation(Weighted(6), flip=True, shift=0, size=6), torch.randn(5, 3, 6, 6)
     torch.testing.assert_close(net(images), net(images.flip(3)))
 
 
-def test_one_view_is_the_network_itself() -> None:
+def test_without_augmentation_the_logits_are_the_networks() -> None:
     net, images = Weighted(6), torch.randn(5, 3, 6, 6)
     assert torch.equal(TestTimeAugmentation(net, flip=False, shift=0, size=6)(images), net(images))
 

@@ -31,7 +31,7 @@ from helpers.config_project import ROOT, Project
         ("optimizer.nesterov=true optimizer.momentum=0", ["torch.optim.SGD", "nesterov=true", "momentum=0"]),
         ("loss=focal loss.alpha=7", ["loss.alpha=7", "between 0 and 1"]),
         ("loss.class_weights=[1,2]", ["loss.class_weights has 2 numbers", "digits has 10 classes (0, 1, 2, 3"]),
-        ("model=timm model.name=vit_tiny_patch16_224", ["3 channels of 32x32", "it takes 224x224"]),
+        ("model=timm model.name=vit_tiny_patch16_224", ["images of 32x32 with 3 channels", "It accepts 224x224"]),
     ],
 )
 def test_train_refuses_with_one_line_and_writes_nothing(

@@ -1,4 +1,4 @@
-"""Build the network that the configuration describes. Imports no Lightning: `evaluate` uses it as well."""
+"""Build the configured network, its input normalization and test-time augmentation, without importing Lightning."""
 
 import copy
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from cifar_pipeline.utils.errors import UserError
 
 
 class DatasetShape(Protocol):
-    """What a network has to know of a data set: `shape` is [H, W, C], `mean` and `std` are of pixels in [0, 1]."""
+    """Properties of a dataset that a network needs: `shape` is `(H, W, C)`; `mean`, `std` are of pixels in [0, 1]."""
 
     @property
     def title(self) -> str: ...
@@ -30,28 +30,29 @@ class DatasetShape(Protocol):
 
 
 def build_model(config: DictConfig, dataset: Dataset) -> NormalizedModel:
-    """The network with new weights behind its normalisation.
+    """Build the network with new weights, preceded by input normalization.
 
-    A network that has a method `initialize` is shown the first training images, normalised: `[N, C, H, W] float`.
+    If the network has a method `initialize`, call it with the first training images, normalized: `[N, C, H, W] float`.
     """
-    pixels = build_bare_model(config, dataset)
-    initialize: Any = getattr(pixels.net, "initialize", None)
+    model = build_bare_model(config, dataset)
+    initialize: Any = getattr(model.net, "initialize", None)
     if initialize is not None:
         images, _ = dataset.split("train")
-        initialize(pixels.normalize(torch.from_numpy(images[: config.trainer.eval_batch_size])))
-    return pixels
+        initialize(model.normalize(torch.from_numpy(images[: config.trainer.eval_batch_size])))
+    return model
 
 
 def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
-    """The network behind its normalisation, for weights that are loaded into it.
+    """Build the network preceded by input normalization, without calling its `initialize`: for weights to be loaded.
 
-    Channels, size and classes come from the data set.
+    Raises:
+        UserError: the images are not square, or the normalization has another number of channels.
     """
     size, width, channels = dataset.shape
     if size != width:
         raise UserError(
-            f"The images of {dataset.title} are {width} wide and {size} high, and the networks take square ones: "
-            "let the source yield images of one height and width."
+            f"The images of {dataset.title} are {width} wide and {size} high, but the networks take square images. "
+            "Let the data source yield images of equal height and width."
         )
     net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
     mean = dataset.mean if config.normalization.mean is None else config.normalization.mean
@@ -59,16 +60,17 @@ def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedMod
     for name, numbers in (("mean", mean), ("std", std)):
         if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
             raise UserError(
-                f"normalization.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} have "
-                f"{channels} channels: write one number, or {channels}."
+                f"normalization.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} "
+                f"have {channels} channels. Write one number or {channels}."
             )
     return NormalizedModel(net, mean, std)
 
 
 def build_inference_model(net: nn.Module, config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
-    """A copy of the trained network as it is exported: with the views that conf/tta chose, raw images to logits."""
-    deployed = copy.deepcopy(net)
-    assert isinstance(deployed, NormalizedModel)
+    """Copy the trained network and add the test-time augmentation of conf/tta, as it is exported."""
+    inference_model = copy.deepcopy(net)
+    assert isinstance(inference_model, NormalizedModel)
     if config.tta.flip or config.tta.shift:
-        deployed.net = TestTimeAugmentation(deployed.net, config.tta.flip, config.tta.shift, min(dataset.shape[:2]))
-    return deployed
+        size = min(dataset.shape[:2])
+        inference_model.net = TestTimeAugmentation(inference_model.net, config.tta.flip, config.tta.shift, size)
+    return inference_model

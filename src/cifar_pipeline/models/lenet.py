@@ -1,4 +1,4 @@
-"""The network of PyTorch's classic tutorial."""
+"""Define the LeNet of PyTorch's tutorial "Training a Classifier"."""
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,13 @@ KERNEL, POOL, FILTERS = 5, 2, (6, 16)
 
 
 class LeNet(nn.Module):
-    """Two convolutions and three linear layers: normalised images `[N, channels, size, size]` to logits `[N, classes]`.
+    """Map normalized images `[N, channels, size, size]` to logits `[N, classes]`.
 
-    The layers and their names are those of PyTorch's tutorial "Training a Classifier", so weights that were saved there
-    load here. It follows LeNet-5 (Y. LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998).
+    Two convolutions and three linear layers, named as in PyTorch's tutorial, so that weights saved there can be loaded.
+    Derived from LeNet-5 (Y. LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998).
 
     Raises:
-        Refusal: the images are too small to survive both convolutions and both poolings.
+        UserError: the images are too small for both convolutions and poolings.
     """
 
     def __init__(self, channels: int, size: int, classes: int) -> None:
@@ -28,8 +28,8 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, classes]` of normalised images `[N, channels, size, size]`."""
-        # Pooled before what is negative is cut off: the result is the same to the bit, and there is a quarter to cut.
+        """Compute logits `[N, classes]` of normalized images `[N, channels, size, size]`."""
+        # Pooling before ReLU gives the same bits, with a quarter of the values left for ReLU.
         features = torch.relu(max_pool2d(self.conv1(images), POOL))
         features = torch.relu(max_pool2d(self.conv2(features), POOL))
         features = torch.flatten(features, 1)
@@ -40,16 +40,16 @@ class LeNet(nn.Module):
 
 
 def _feature_size(size: int) -> int:
-    """Height and width of the second pooling's output, for images of this height and width."""
+    """Return height and width of the second pooling's output. Raises `UserError` for images that are too small."""
     side = size
     for _ in FILTERS:
         side = (side - KERNEL + 1) // POOL
     if side < 1:
-        smallest = 1
+        min_size = 1
         for _ in FILTERS:
-            smallest = smallest * POOL + KERNEL - 1
+            min_size = min_size * POOL + KERNEL - 1
         raise UserError(
-            f"model=lenet needs images of at least {smallest}x{smallest} pixels, and these are {size}x{size}: "
-            "choose another model, or data with larger images."
+            f"model=lenet needs images of at least {min_size}x{min_size} pixels, but these are {size}x{size}. "
+            "Choose another model or data with larger images."
         )
     return side
