@@ -70,6 +70,8 @@ def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
     stages = {"stages"} & packages
     ours = {f"src/{name_of(script(stage))}", *(f"src/{PACKAGE}/{package}" for package in packages - stages)}
     ours |= {f"src/{PACKAGE}/stages/{stage}.py" for _ in stages}
+    # The loss that `evaluate` reports is a class of training/ that the metadata of the model names.
+    ours |= {f"src/{PACKAGE}/training"} if stage == "evaluate" else set()
     assert named == ours | USER_DEPENDENCIES.get(stage, set())
 
 

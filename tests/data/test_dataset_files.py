@@ -176,7 +176,7 @@ def test_a_corrupt_description_is_refused(change, tmp_path):
     ("field", "value", "word"),
     [
         ("train_images", np.zeros((40, 5, 4, 3), np.float32), "float32"),
-        ("test_images", np.zeros((8, 9, 4, 3), np.uint8), "one size"),
+        ("test_images", np.zeros((8, 9, 4, 3), np.uint8), "of the same size"),
         ("test_labels", np.zeros(7, np.int64), "one for each image"),
         ("train_labels", np.full(40, 2), "from 0 to 1"),
     ],
@@ -191,7 +191,7 @@ def test_a_custom_source_with_invalid_arrays_is_refused(field, value, word):
 def test_a_list_of_files_that_does_not_match_the_split_is_refused(text, tmp_path):
     dataset = make(tmp_path / "x")
     (dataset.folder / "train" / "files.json").write_text(text)
-    with pytest.raises(UserError, match=r"train/files\.json is damaged or of another data set; `dvc repro"):
+    with pytest.raises(UserError, match=r"train/files\.json is corrupt or belongs to another dataset; `dvc repro"):
         dataset.files("train")
 
 
@@ -208,7 +208,7 @@ def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> Raw
         (("ant",), [0, 0], [0], "own has 1 class: at least two are needed"),
         (("ant", "bee"), [0, 0], [0, 1], "own has no training images of bee"),
         (("ant", "bee"), [0, 1], [], "own has no test images"),
-        (("ant", "ant"), [0, 1], [0], "own has two classes called ant"),
+        (("ant", "ant"), [0, 1], [0], "own has two classes named ant"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused(classes, train, test, words):

@@ -8,8 +8,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.callbacks import EpochMetrics
-from cifar_pipeline.training.checkpoints import RunDir
+from cifar_pipeline.training.checkpoints import EpochMetrics, RunDir
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier

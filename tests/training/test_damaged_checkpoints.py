@@ -14,8 +14,7 @@ from small_training import start, without_speed
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training import checkpoints
-from cifar_pipeline.training.callbacks import EpochMetrics
-from cifar_pipeline.training.checkpoints import LAST, PREVIOUS, checkpoint_path, read_checkpoint
+from cifar_pipeline.training.checkpoints import LAST, PREVIOUS, EpochMetrics, checkpoint_path, read_checkpoint
 from helpers.config_project import ROOT, Project
 
 EPOCHS = 3

@@ -10,8 +10,7 @@ from small_training import CPU, Logged, without_speed
 from torch import nn
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.callbacks import EpochMetrics
-from cifar_pipeline.training.checkpoints import RunDir
+from cifar_pipeline.training.checkpoints import EpochMetrics, RunDir
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import EAGER, Engine
 from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, build_weight_averaging, fit

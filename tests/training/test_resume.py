@@ -14,8 +14,7 @@ from small_training import start, without_speed
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training import checkpoints
-from cifar_pipeline.training.callbacks import write_history
-from cifar_pipeline.training.checkpoints import AtomicCheckpointIO, RunDir, load_weights
+from cifar_pipeline.training.checkpoints import AtomicCheckpointIO, RunDir, load_weights, write_history
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import ROOT, Project
 

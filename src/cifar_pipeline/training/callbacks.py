@@ -7,14 +7,17 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import pandas
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_pipeline.training.checkpoints import (
+    EpochMetrics,
+    format_epoch,
+    loggable,
+)
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import format_duration, info, progress_bar, warning
@@ -74,30 +77,6 @@ class EpochProgressBar(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.open_bar.close()
-
-
-# Keys: `epoch` (counted from 1), `train/loss`, `train/accuracy`, `val/loss` and `val/accuracy` (with a validation
-# split), `lr`, `images_per_second`.
-EpochMetrics = dict[str, float]
-
-
-def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
-    """Return the metrics of a row, and the epoch under which they are logged."""
-    return {key: value for key, value in row.items() if key != "epoch"}, int(row["epoch"])
-
-
-def format_epoch(row: EpochMetrics, epochs: int) -> str:
-    """Format a row for the console."""
-    val = f"val/loss {row['val/loss']:.4f}  val/accuracy {row['val/accuracy']:.2%}  " if "val/loss" in row else ""
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}  train/loss {row['train/loss']:.4f}  "
-        f"train/accuracy {row['train/accuracy']:.2%}  {val}{row['images_per_second']:,.0f} images/s"
-    )
-
-
-def write_history(rows: list[EpochMetrics], path: Path) -> None:
-    """Write the rows as a CSV file whose first column is the epoch."""
-    pandas.DataFrame(rows).astype({"epoch": int}).to_csv(path, index=False)
 
 
 class ResumableMLFlowLogger(MLFlowLogger):

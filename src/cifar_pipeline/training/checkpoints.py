@@ -22,18 +22,19 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import pandas
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from cifar_pipeline.training.callbacks import EpochMetrics, write_history
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_write, exclusive_lock, exclusive_lock_if_free
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
 # Batches between two checks of the clock in a distributed training, in which the ranks have to agree.
+EpochMetrics = dict[str, float]
 CLOCK_SYNC_BATCHES = 10
 # Errors of the system, which mean nothing about the file.
 UNREADABLE_ERRNOS = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -329,3 +330,26 @@ class RunDir:
             return self.result.stat().st_mtime
         except FileNotFoundError:
             return 0.0
+
+
+# Keys: `epoch` (counted from 1), `train/loss`, `train/accuracy`, `val/loss` and `val/accuracy` (with a validation
+# split), `lr`, `images_per_second`.
+
+
+def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
+    """Return the metrics of a row, and the epoch under which they are logged."""
+    return {key: value for key, value in row.items() if key != "epoch"}, int(row["epoch"])
+
+
+def format_epoch(row: EpochMetrics, epochs: int) -> str:
+    """Format a row for the console."""
+    val = f"val/loss {row['val/loss']:.4f}  val/accuracy {row['val/accuracy']:.2%}  " if "val/loss" in row else ""
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}  train/loss {row['train/loss']:.4f}  "
+        f"train/accuracy {row['train/accuracy']:.2%}  {val}{row['images_per_second']:,.0f} images/s"
+    )
+
+
+def write_history(rows: list[EpochMetrics], path: Path) -> None:
+    """Write the rows as a CSV file whose first column is the epoch."""
+    pandas.DataFrame(rows).astype({"epoch": int}).to_csv(path, index=False)

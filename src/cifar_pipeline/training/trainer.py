@@ -24,10 +24,11 @@ from cifar_pipeline.config.compose import FINGERPRINT_KEYS, result_config
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_model
-from cifar_pipeline.training.callbacks import EpochHistory, EpochMetrics, EpochProgressBar
+from cifar_pipeline.training.callbacks import EpochHistory, EpochProgressBar
 from cifar_pipeline.training.checkpoints import (
     BEST,
     AtomicCheckpointIO,
+    EpochMetrics,
     RunDir,
     TimedCheckpoint,
     checkpoint_callbacks,
