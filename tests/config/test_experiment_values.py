@@ -45,7 +45,7 @@ def test_another_option_fails_its_trial_of_a_sweep(
     shutil.copy(empty_database, project.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
     arguments = ["-m", "experiment=quick", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x"]
-    ended = started(write_seed, partial(run_stage, around=isolate_failures), arguments)
+    ended = started(write_seed, partial(run_stage, decorator=isolate_failures), arguments)
     assert f"[1] {MESSAGE}" in ended.err and "Traceback" not in ended.err
     assert [path.parent.name for path in Path("multirun/x").rglob("seed")] == ["0"]
 
