@@ -188,7 +188,7 @@ def dotted_keys(groups: dict[str, Group]) -> list[str]:
 def _option_schema(group: Group) -> Schema:
     """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
-    targets: list[str | None] = sorted({option.target for option in group.options if option.target})
+    targets: list[str | None] = [*sorted({option.target for option in group.options if option.target})]
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
     cases: list[Schema] = [{"if": {"required": ["_target_"]}, "else": _restrict_keys(group.keys)}]
