@@ -62,9 +62,9 @@ def test_an_untracked_import_of_a_users_code_is_refused(
 ) -> None:
     monkeypatch.setattr("configure.check_targets", lambda config: None)
     started_by_dvc.write("src/project/custom.py", "from custom_layers import Net\n")
-    started_by_dvc.write("src/layers_of_custom.py", NET)
+    started_by_dvc.write("src/custom_layers.py", NET)
     started_by_dvc.start(configure, "model._target_=project.custom.Net").assert_refused(
-        "src/layers_of_custom.py is used by"
+        "src/custom_layers.py is used by"
     )
 
 

@@ -1,15 +1,18 @@
 """An option other than the experiment's is refused in a group whose values the experiment sets."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
+from cifar_pipeline.cli.entrypoint import run_stage
 from cifar_pipeline.config.compose import output_root
+from cifar_pipeline.sweeps.job import isolate_failures
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
-from helpers.config_project import Project
+from helpers.config_project import Project, started
 
 MESSAGE = (
     "optimizer=adam does not fit experiment=quick, which sets optimizer.lr and optimizer.momentum for optimizer=muon; "
@@ -41,8 +44,9 @@ def test_another_option_fails_its_trial_of_a_sweep(
 ) -> None:
     shutil.copy(empty_database, project.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
-    ended = project.start(write_seed, "-m", "experiment=quick", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x")
-    assert ended.code == 1 and f"[1] {MESSAGE}" in ended.err
+    arguments = ["-m", "experiment=quick", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x"]
+    ended = started(write_seed, partial(run_stage, decorator=isolate_failures), arguments)
+    assert f"[1] {MESSAGE}" in ended.err and "Traceback" not in ended.err
     assert [path.parent.name for path in Path("multirun/x").rglob("seed")] == ["0"]
 
 

@@ -1,11 +1,11 @@
-"""Files with wrong bytes are refused, or read as exactly what they were written as; never as anything else."""
+"""A corrupted file is refused or read with its original content, never with other content."""
 
 import dataclasses
 from hashlib import md5
 
 import pytest
 import torch
-from corruption import damaged, repeat, tried
+from corruption import corrupted, num_examples, run_examples
 from hypothesis import strategies as st
 
 from cifar_pipeline.data.dataset import Dataset
@@ -24,40 +24,40 @@ SMALL = Cifar10({name: md5(content).hexdigest() for name, content in PUBLISHED.i
 
 
 def values(dataset):
-    """All that is read from a data set."""
-    arrays = [array.tobytes() for part in SPLITS for array in dataset.split(part)]
+    """Everything that is read from a data set."""
+    arrays = [array.tobytes() for split in SPLITS for array in dataset.split(split)]
     return dataclasses.asdict(dataset), arrays
 
 
-@tried(40)
-def test_a_damaged_raw_batch_is_refused_or_read_as_it_was(cases, tmp_path):
+@num_examples(40)
+def test_a_damaged_raw_batch_is_refused_or_read_as_it_was(examples, tmp_path):
     for name, content in PUBLISHED.items():
         (tmp_path / name).write_bytes(content)
-    whole = SMALL.read(tmp_path)
+    original = SMALL.read(tmp_path)
 
-    @repeat(cases, st.data())
+    @run_examples(examples, st.data())
     def check(data):
         name = data.draw(st.sampled_from(sorted(PUBLISHED)))
-        (tmp_path / name).write_bytes(data.draw(damaged(PUBLISHED[name])))
+        (tmp_path / name).write_bytes(data.draw(corrupted(PUBLISHED[name])))
         try:
             read = SMALL.read(tmp_path)
         except UserError:
             return
         finally:
             (tmp_path / name).write_bytes(PUBLISHED[name])
-        assert read.train_images.tobytes() == whole.train_images.tobytes() and read.classes == whole.classes
+        assert read.train_images.tobytes() == original.train_images.tobytes() and read.classes == original.classes
 
 
-@tried(40)
-def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(cases, tmp_path, monkeypatch):
+@num_examples(40)
+def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(examples, tmp_path, monkeypatch):
     content = pack({f"{FOLDER}/{name}": file for name, file in PUBLISHED.items()})
     path = tmp_path / "archive.tar.gz"
     monkeypatch.setenv("CIFAR10_SOURCE", str(path))
     raw = tmp_path / "raw"
 
-    @repeat(cases, damaged(content))
-    def check(wrong):
-        path.write_bytes(wrong)
+    @run_examples(examples, corrupted(content))
+    def check(corrupt):
+        path.write_bytes(corrupt)
         try:
             SMALL.fetch(raw, [], 1, tmp_path / "cache")
         except AllSourcesFailed:
@@ -69,42 +69,42 @@ def test_a_damaged_archive_is_refused_or_unpacked_as_it_was(cases, tmp_path, mon
         raw.rmdir()
 
 
-@tried(40)
+@num_examples(40)
 @pytest.mark.parametrize("file", ["dataset.json", "train/images.npy", "val/labels.npy"])
-def test_a_damaged_processed_file_is_refused_or_read_as_it_was(cases, file, digits, tmp_path):
-    whole = values(digits)
+def test_a_damaged_processed_file_is_refused_or_read_as_it_was(examples, file, digits, tmp_path):
+    original = values(digits)
     path = digits.folder / file
     content = path.read_bytes()
 
-    @repeat(cases, damaged(content))
-    def check(wrong):
-        path.unlink()  # never into the file that is mapped
-        path.write_bytes(wrong)
+    @run_examples(examples, corrupted(content))
+    def check(corrupt):
+        path.unlink()  # never write into the memory-mapped file
+        path.write_bytes(corrupt)
         try:
             dataset = Dataset.open(digits.folder)
             dataset.verify()
-            assert values(dataset) == whole
-        except UserError as refusal:
-            assert "\n" not in str(refusal)
+            assert values(dataset) == original
+        except UserError as error:
+            assert "\n" not in str(error)
         finally:
             path.unlink()
             path.write_bytes(content)
 
 
-@tried(80)
-def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(cases, tmp_path):
+@num_examples(80)
+def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(examples, tmp_path):
     path = tmp_path / "last.ckpt"
     weights = {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)}
     torch.save({"state_dict": weights, "fingerprint": "abc", "epoch": 3}, path)
     content = path.read_bytes()
 
-    @repeat(cases, damaged(content))
-    def check(wrong):
-        path.write_bytes(wrong)
+    @run_examples(examples, corrupted(content))
+    def check(corrupt):
+        path.write_bytes(corrupt)
         try:
             read = read_checkpoint(path)
-        except UserError as refusal:
-            assert "\n" not in str(refusal)
+        except UserError as error:
+            assert "\n" not in str(error)
             return
         assert (read["fingerprint"], read["epoch"]) == ("abc", 3) and set(read["state_dict"]) == set(weights)
         for name, value in weights.items():

@@ -1,8 +1,8 @@
-"""Whatever stands on the command line or in params.yaml is taken, or refused in one sentence; never a traceback."""
+"""Any command line or params.yaml is accepted, or refused in one sentence; never with a traceback."""
 
 import pytest
 import yaml
-from corruption import repeat, tried
+from corruption import num_examples, run_examples
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,24 +25,24 @@ def published():
         return OmegaConf.to_container(compose_config([]), resolve=True)
 
 
-@tried(100)
-def test_a_value_of_any_kind_is_taken_or_refused_in_a_sentence(cases, published):
-    @repeat(cases, st.sampled_from(KEYS), nested)
-    def judge(key, value):
+@num_examples(100)
+def test_a_value_of_any_type_is_accepted_or_refused_in_a_sentence(examples, published):
+    @run_examples(examples, st.sampled_from(KEYS), nested)
+    def check(key, value):
         changed = OmegaConf.create(published)
         try:
             OmegaConf.update(changed, key, value, merge=False)
         except Exception:
-            return  # OmegaConf's own; what a stage says of it is asked below
+            return  # OmegaConf's own error; the tests below check what a stage prints for it
         assert isinstance(changed, DictConfig)
         try:
             validate(changed)
-        except UserError as refusal:
-            assert str(refusal).endswith(".") and "\n" not in str(refusal)
+        except UserError as error:
+            assert str(error).endswith(".") and "\n" not in str(error)
 
 
-def judged(ended):
-    """The stage was begun, or refused with one sentence."""
+def assert_run_or_refused(ended):
+    """The stage ran, or was refused in one sentence."""
     assert ended.code in (0, 2), ended.err
     assert "Traceback" not in ended.err
     assert len(ended.err.splitlines()) == (1 if ended.code else 0), ended.err
@@ -52,26 +52,28 @@ def configure(_: DictConfig) -> None:
     """A stage that does nothing."""
 
 
-@tried(25)
-def test_any_command_line_is_taken_or_refused_in_a_sentence(cases, project):
+@num_examples(25)
+def test_any_command_line_is_accepted_or_refused_in_a_sentence(examples, project):
     keys = st.sampled_from([*KEYS, *GROUPS]) | words
     values = nested.map(lambda value: yaml.safe_dump(value, default_flow_style=True).strip()) | nested.map(str)
     overrides = st.builds("{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), keys, values) | words
 
-    @repeat(cases, st.lists(overrides, min_size=1, max_size=2))
-    def judge(arguments):
+    @run_examples(examples, st.lists(overrides, min_size=1, max_size=2))
+    def check(arguments):
         options = ("-", "hydra")
-        judged(project.start(configure, *(word for word in arguments if word and not word.startswith(options))))
+        assert_run_or_refused(
+            project.start(configure, *(word for word in arguments if word and not word.startswith(options)))
+        )
 
 
-@tried(25)
-def test_any_params_file_is_taken_or_refused_in_a_sentence(cases, project):
+@num_examples(25)
+def test_any_params_file_is_accepted_or_refused_in_a_sentence(examples, project):
     text = (project.folder / "params.yaml").read_text()
-    whole = yaml.safe_load(text)
-    changes = st.dictionaries(st.sampled_from(sorted(whole)) | words, nested, min_size=1, max_size=2)
-    files = changes.map(lambda change: yaml.safe_dump(whole | change, allow_unicode=True))
+    params = yaml.safe_load(text)
+    changes = st.dictionaries(st.sampled_from(sorted(params)) | words, nested, min_size=1, max_size=2)
+    files = changes.map(lambda change: yaml.safe_dump(params | change, allow_unicode=True))
 
-    @repeat(cases, files | nested.map(yaml.safe_dump) | st.text(max_size=40).map(text.__add__))
-    def judge(wrong):
-        (project.folder / "params.yaml").write_bytes(wrong.encode("utf-8", "replace"))
-        judged(project.start(configure))
+    @run_examples(examples, files | nested.map(yaml.safe_dump) | st.text(max_size=40).map(text.__add__))
+    def check(content):
+        (project.folder / "params.yaml").write_bytes(content.encode("utf-8", "replace"))
+        assert_run_or_refused(project.start(configure))

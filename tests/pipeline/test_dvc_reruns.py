@@ -95,7 +95,7 @@ def test_dvc_shows_metrics_plots_and_the_graph(clone, tmp_path):
     assert '"configure" -> "train"' in graph  # the composed configuration links them
     clone.dvc("plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text()
-    for title in ("Loss", "Accuracy", "Confusion on the test part"):
+    for title in ("Loss", "Accuracy", "Confusion on the test split"):
         assert title in page
     for data in ("train/loss", "val/accuracy", "predicted", "actual"):
         assert data in page

@@ -1,4 +1,4 @@
-"""Every option of every group that a training reads trains for two steps, as `train` builds it."""
+"""Train two steps with every option of every group that a training reads."""
 
 import math
 
@@ -15,7 +15,7 @@ GROUPS = (
     "loss",
     "scheduler",
     "augmentation",
-    "average",
+    "weight_averaging",
     "normalization",
     "precision",
     "trainer",
@@ -27,12 +27,12 @@ OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(grou
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_trains_for_two_steps(project: Project, digits: Dataset, option: str) -> None:
-    few = ("trainer.batch_size=2", "trainer.eval_batch_size=2", "trainer.max_epochs=1")
-    config = project.compose(option, *batch_limit(2), *few)
+    limits = ("trainer.batch_size=2", "trainer.eval_batch_size=2", "trainer.max_epochs=1")
+    config = project.compose(option, *batch_limit(2), *limits)
     if option.startswith("experiment="):
-        # What is in bfloat16 takes a processor without it a minute: precision=bf16 and optimizer=muon try it on LeNet.
+        # bfloat16 takes a minute on a processor without it; precision=bf16 and optimizer=muon test it on LeNet.
         config.precision.cpu = "32-true"
-        config.optimizer.update({"iterations": 1} if "iterations" in config.optimizer else {})
+        config.optimizer.update({"ns_steps": 1} if "ns_steps" in config.optimizer else {})
     if config.optimizer.get("full_batch"):
         config.trainer.max_epochs = 2  # a step is an epoch
     training = start(project, config, digits)

@@ -188,17 +188,19 @@ def dotted_keys(groups: dict[str, Group]) -> list[str]:
 def _option_schema(group: Group) -> Schema:
     """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
-    targets = sorted({option.target for option in group.options if option.target})
+    targets: list[str | None] = [*sorted({option.target for option in group.options if option.target})]
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
     cases: list[Schema] = [{"if": {"required": ["_target_"]}, "else": _restrict_keys(group.keys)}]
+    if any(option.target is None and "_target_" in option.values for option in group.options):
+        targets.append(None)  # `_target_: null`, as in weight_averaging=none
     for target in targets:
         is_target = {"required": ["_target_"], "properties": {"_target_": {"const": target}}}
         cases.append({"if": is_target, "then": _restrict_keys(_target_keys(group, target))})
     return {"title": title, "type": "object", "properties": HYDRA_SCHEMA | _properties(group), "allOf": cases}
 
 
-def _target_keys(group: Group, target: str) -> list[str]:
+def _target_keys(group: Group, target: str | None) -> list[str]:
     return list(dict.fromkeys(key for option in group.options if option.target == target for key in option.keys))
 
 

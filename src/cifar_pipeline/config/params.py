@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import require_bounded
+from cifar_pipeline.utils.text import one_line
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -77,7 +78,7 @@ def describe_yaml_error(error: yaml.YAMLError) -> str:
     """Describe a YAML syntax error in one sentence, with file and line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
-        return f"A configuration file is not valid YAML: {' '.join(str(error).split())}."
+        return f"A configuration file is not valid YAML: {one_line(error)}."
     path = Path(mark.name)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return f"{shown}, line {mark.line + 1}, is not valid YAML: {problem}."
@@ -116,7 +117,7 @@ def reject_invalid_group_overrides(arguments: list[str]) -> None:
     scalar, container = re.compile(rf"null|true|false|{number}", re.IGNORECASE), ("[", "{")
     for argument in arguments:
         key, _, option = argument.partition("=")
-        group, shown = key.lstrip("+~"), " ".join(argument.split())
+        group, shown = key.lstrip("+~"), one_line(argument)
         if not group:
             raise UserError(f"{shown or 'An empty argument'}: no key; write key=value.")
         is_group = group in (*NON_PARAM_GROUPS, *groups())

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml_inline
 from cifar_pipeline.config.schema import SCHEMA, Constraint
+from cifar_pipeline.utils.text import one_line
 
 KEY = re.compile(r"(\w+):")
 # Keys of an option's file that Hydra reads.
@@ -127,7 +128,7 @@ def _comments(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _join_comment(lines: list[str]) -> str:
-    return " ".join(" ".join(line.removeprefix("#") for line in lines).split())
+    return one_line(" ".join(line.removeprefix("#") for line in lines))
 
 
 INTRODUCTION = """\
@@ -229,7 +230,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def escape_markdown(text: str) -> str:
     """Escape a comment for a cell of a Markdown table, except for its `code`."""
-    segments = " ".join(text.split()).split("`")
+    segments = one_line(text).split("`")
     if len(segments) % 2 == 0:
         segments = ["".join(segments)]
     # Every second segment is code.

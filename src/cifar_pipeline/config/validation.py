@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from cifar_pipeline.config.params import CONF, describe_yaml_error, groups, suggest, to_yaml_inline
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
 # Groups whose options are separate packages such as hydra-joblib-launcher, and the ending of the package names.
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
@@ -55,7 +56,7 @@ def format_error(error: BaseException) -> str:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         reasons = [line for line in error.message.splitlines() if not re.match(r"See https|Error parsing", line)]
-        return f"{' '.join(str(error.override).split())}: syntax error ({' '.join(reasons)}); write key=value."
+        return f"{one_line(error.override)}: syntax error ({' '.join(reasons)}); write key=value."
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
@@ -64,13 +65,13 @@ def format_error(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).splitlines()[0]}."
     if isinstance(error, ConfigCompositionException | HydraException):
-        return _format_composition_error(" ".join(str(error).split()))
-    return " ".join(str(error).split())
+        return _format_composition_error(one_line(error))
+    return one_line(error)
 
 
 def _unknown_option(error: MissingConfigException) -> str:
     if not error.missing_cfg_file or not error.options:
-        return " ".join(str(error).split())
+        return one_line(error)
     group, _, option = error.missing_cfg_file.rpartition("/")
     group = group.strip("/")
     if group in PLUGINS:
@@ -186,7 +187,7 @@ def _smoke_build(key: str, node: Mapping[str, Any]) -> None:
         if user_error is not None:
             raise user_error from None
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        reason = " ".join(str(cause).split()).rstrip(".")
+        reason = one_line(cause).rstrip(".")
         values = ", ".join(f"{name}={to_yaml_inline(value)}" for name, value in node.items() if name not in HYDRA_KEYS)
         raise UserError(f"{key}: {node['_target_']} rejects {values}: {reason}.") from None
 
@@ -230,7 +231,7 @@ def _import_error_reason(target: str, error: BaseException) -> str:
             break
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()).rstrip(".") + "."
+    return one_line(error).rstrip(".") + "."
 
 
 def target_names(node: Any) -> Iterator[str]:
