@@ -41,7 +41,7 @@ def predict() -> int:
     options = config.predict
     set_max_megapixels(options.max_megapixels, "predict.max_megapixels")
     # One core is reserved for the thread that reads the files.
-    threads = threads_for(config.runtime.threads, available_cores(), reading=1)
+    threads = threads_for(config.runtime.threads, available_cores(), reader_threads=1)
     model_uri = args.model or options.model
     with resolve_model(model_uri, args.rev, config.evaluation.checkpoint) as folder:
         predictor = Predictor.open(folder, threads, config.runtime.accelerator)

@@ -75,7 +75,7 @@ def test_a_server_with_a_request_in_flight_is_stopped(copy):
     port = free_port()
     copy.edit("params.yaml", "overrides: {", f"overrides: {{serve: {{port: {port}}}, ")
     server = copy.start("python", "src/serve.py", "--model", "models")
-    server.wait_for("Answering for")
+    server.wait_for("Serving ")
     time.sleep(3)
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")

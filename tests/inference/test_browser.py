@@ -72,7 +72,7 @@ def integrities() -> dict[str, str]:
 def ask(page: Page, content: bytes) -> dict[str, float]:
     """What the page answers for an image file."""
     text = base64.b64encode(content).decode()
-    code = f"fetch('data:;base64,{text}').then((a) => a.blob()).then((b) => askModel(new File([b], 'a.png')))"
+    code = f"fetch('data:;base64,{text}').then((a) => a.blob()).then((b) => classifyImage(new File([b], 'a.png')))"
     ranking: list[Any] = page.evaluate(code)
     return dict(ranking)
 
@@ -95,10 +95,10 @@ def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None
 def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
     predictor = Predictor.open(exported)
     for pixels in random_images(3):
-        expected = dict(predictor.ranking(pixels[None], len(CLASSES))[0])
+        expected = dict(predictor.top_k(pixels[None], len(CLASSES))[0])
         assert ask(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
-    assert "a.png: " in page.evaluate("document.getElementById('said').textContent")
-    assert page.evaluate("document.querySelectorAll('#answers tr').length") == len(CLASSES)
+    assert "a.png: " in page.evaluate("document.getElementById('status').textContent")
+    assert page.evaluate("document.querySelectorAll('#predictions tr').length") == len(CLASSES)
     assert [place for place in page.fetched if "127.0.0.1" not in place and not place.startswith("blob:")] == []
 
 
@@ -118,5 +118,5 @@ def test_images_of_other_sizes_are_brought_to_the_models_as_predict_does(
 def test_what_is_no_image_is_said(page: Page) -> None:
     with pytest.raises(AssertionError):
         ask(page, b"no image")
-    assert "a.png can't be read: " in page.evaluate("document.getElementById('said').textContent")
+    assert "a.png can't be read: " in page.evaluate("document.getElementById('status').textContent")
     assert json.dumps(page.evaluate("document.title"))

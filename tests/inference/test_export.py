@@ -126,7 +126,7 @@ def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
     (entry,) = model.metadata_props
     said = json.loads(entry.value)
     assert tuple(said["classes"]) == CLASSES and said["fingerprint"] == facts()["fingerprint"]
-    assert "[N, 32, 32, 3] uint8" in said["input"] and "normalisation is in" in said["preprocessing"]
+    assert "[N, 32, 32, 3] uint8" in said["input"] and "normalization is in" in said["preprocessing"]
     assert set(said["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
 
 

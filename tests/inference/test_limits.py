@@ -46,7 +46,7 @@ def answering(seconds: float = 10) -> Iterator[int]:
             server.should_exit = True
             thread.join(20)
         assert not thread.is_alive()
-        assert app.held == 0
+        assert app.buffered_bytes == 0
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_body_within_the_limits_comes_whole(port: int) -> None:
 def test_a_body_over_the_limit_is_413_by_its_length_and_in_chunks(port: int) -> None:
     for body in (b" " * (MOST + 1), b" " * (100 * MOST), iter([b" " * MOST, b" "])):
         status, message = post(port, body)
-        assert status == 413 and message == "The request has more than 100,000 bytes: send less at once."
+        assert status == 413 and message == "The request has more than 100,000 bytes. Send less at once."
 
 
 def test_an_absurd_length_is_413_before_anything_is_sent(port: int) -> None:
@@ -153,7 +153,7 @@ def test_the_server_takes_as_many_images_as_its_configuration_says(server: Serve
     status, answers = server.ask(random_images(10).astype(float))
     assert status == 200 and len(answers) == 10
     status, message = server.ask(np.tile(random_images(10), (100, 1, 1, 1)))
-    assert status == 413 and "send at most 10 images at once" in message and "max_images" in message
+    assert status == 413 and "Send at most 10 images at once" in message and "max_images" in message
 
 
 HOSTILE = {

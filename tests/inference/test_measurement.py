@@ -66,7 +66,7 @@ def test_what_a_gpu_answers_is_reported_once_the_file_answers_the_same(
     expected = predictor.session.predict(random_images(7), 7)
     np.testing.assert_allclose(logits, expected[0], atol=1e-5)
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
-    with pytest.raises(UserError, match=r"model\.onnx answers differently from its weights on the GPU .* by 0\.0\d"):
+    with pytest.raises(UserError, match=r"model\.onnx and its weights on the GPU give different outputs .* by 0\.0\d"):
         compute_outputs(predictor, random_images(7), 3, told.append, "auto", altered)
 
 
@@ -77,7 +77,7 @@ def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor
     expected = predictor.probabilities(random_images(3))
     require_same_outputs(network().eval(), way, random_images(3), expected, exported)
     require_same_outputs(altered().eval(), way, random_images(0), expected[:0], exported)
-    with pytest.raises(UserError, match="answers differently from the network that conf/ and params.yaml describe"):
+    with pytest.raises(UserError, match="and the network of conf/ and params.yaml give different outputs"):
         require_same_outputs(altered().eval(), way, random_images(3), expected, exported)
 
 

@@ -55,7 +55,7 @@ def test_the_six_lines_answer_in_a_process_without_this_project(exported: Path, 
     assert "model.onnx" in block and len(list(filter(None, block.splitlines()))) == 6
     Image.fromarray(random_images(1)[0]).save(tmp_path / "cat.png")
     name, probability = alone(tmp_path, block).split()
-    ((expected, value),) = Predictor.open(exported).ranking(random_images(1), 1)[0]
+    ((expected, value),) = Predictor.open(exported).top_k(random_images(1), 1)[0]
     assert name == expected and float(probability) == pytest.approx(value, abs=1e-5)
 
 
@@ -90,5 +90,5 @@ def test_what_a_model_says_stays_text_in_the_page(exported: Path) -> None:
     evil = "</script><script>alert(1)</script><!-- & \u2028"
     page = write_browser_page({**to_onnx_metadata(facts()), "classes": [evil, *CLASSES[1:]]})
     assert "alert(1)" in page and "<script>alert" not in page and page.count("</script>") == 1
-    (told,) = re.findall(r"const facts = (.*);$", page, re.MULTILINE)
+    (told,) = re.findall(r"const metadata = (.*);$", page, re.MULTILINE)
     assert json.loads(told)["classes"][0] == evil

@@ -92,8 +92,8 @@ def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--top", "11"], "--top 11: this model knows 10 classes; write a number from 1 to 10."),
-        (["--top", "0"], "--top 0: this model knows 10 classes"),
+        (["--top", "11"], "--top 11 must be between 1 and 10, the number of classes of this model."),
+        (["--top", "0"], "--top 0 must be between 1 and 10"),
         (["--model", "nowhere"], "There is no model in nowhere: `dvc repro train` makes one"),
         (["--rev", "v1"], "There are no revisions"),
         (["--rev", "v1", "--model", "models:/cifar10@champion"], "is kept in MLflow, not in a revision of DVC"),

@@ -55,7 +55,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
-    with pytest.raises(InvalidInput, match=r"whole numbers from 0 \(black\) to 255 .*send them unscaled") as refused:
+    with pytest.raises(InvalidInput, match=r"integers from 0 \(black\) to 255 .*Send them unscaled") as refused:
         to_uint8_images(UNFIT[case], SHAPE)
     assert refused.value.status == 400
 
@@ -68,7 +68,7 @@ def test_no_image_is_refused() -> None:
 def test_a_port_that_is_taken_is_refused() -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port} can't be listened on \(Address already in use\)"):
+        with pytest.raises(UserError, match=rf"Cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
             bind("127.0.0.1", port)
 
 
@@ -83,7 +83,7 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> None:
     status, answers = server.ask(random_images(3))
     assert status == 200
-    expected = Predictor.open(exported).ranking(random_images(3), len(CLASSES))
+    expected = Predictor.open(exported).top_k(random_images(3), len(CLASSES))
     assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
     for given, ranking in zip(answers, expected, strict=True):
         assert given["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
@@ -92,7 +92,7 @@ def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> N
 
 def test_the_server_refuses_what_is_no_image_with_400_and_a_sentence(server: Server) -> None:
     status, message = server.ask(random_images(2) / 255)
-    assert status == 400 and "send them unscaled" in message and len(message) < 500
+    assert status == 400 and "Send them unscaled" in message and len(message) < 500
     status, message = server.ask(random_images(2)[:, :16])
     assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
     odd = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
@@ -118,7 +118,7 @@ def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) 
         text=True,
         check=True,
     )
-    ((name, _),) = Predictor.open(exported).ranking(random_images(1), 1)[0]
+    ((name, _),) = Predictor.open(exported).top_k(random_images(1), 1)[0]
     assert json.loads(ended.stdout)["predictions"][0]["class"] == name
 
 

@@ -28,7 +28,7 @@ def test_the_checkpoint_that_is_asked_for_is_opened(models):
 def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
     (models / "best").rmdir()
     assert TrainedModel.open(models, "best").model == models / "last"
-    assert "the last ones are measured" in capsys.readouterr().out
+    assert "evaluating the last ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '{"dataset": {}}', b"\xff\x00"])

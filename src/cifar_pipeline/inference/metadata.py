@@ -1,4 +1,4 @@
-"""What has to be known about a model to use it: facts of its training, kept as JSON in the model file itself."""
+"""Read and write the metadata that using a model requires, stored as JSON in the model file."""
 
 import json
 import re
@@ -12,25 +12,32 @@ from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
 from cifar_pipeline.utils.errors import UserError
 
-# The key of the file's texts under which they are kept.
+# Key in the metadata properties of the ONNX file.
 METADATA_KEY = "facts"
-# Raised when what is kept changes its meaning, so that older code refuses instead of misreading.
+# Incremented when a field changes its meaning, so that older code does not misread it.
 FORMAT = 1
-# Which of a training's facts are kept; the others are about how it went.
+# Fields copied from the training's metadata; the others describe the training itself.
 METADATA_FIELDS = ("fingerprint", "commit", "dataset", "classes", "shape", "resize_mode", "output_activation")
-# What each way to bring an image to its size does.
+# By resize mode.
 RESIZE_DESCRIPTIONS = {
-    CROP: "bring the shorter side to the size (bicubic, antialiased), cut out the middle",
-    PAD: "bring the longer side to the size (bicubic, antialiased), fill the rest with black",
+    CROP: "resize the shorter side (bicubic, antialiased), crop the center",
+    PAD: "resize the longer side (bicubic, antialiased), pad with black",
 }
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """`shape` is that of an image, [H, W, C], `resize_mode` how one is brought to it; `output_activation` names the way from
-    outputs to probabilities.
+    """The metadata of a model, checked.
 
-    `dataset` and `dataset_hash` say what was trained on, `fingerprint` and `commit` by which choices and code.
+    Attributes:
+        classes: names of the classes, in the order of the outputs.
+        shape: of an image, `(H, W, C)`.
+        resize_mode: how images of other sizes are resized, CROP or PAD.
+        output_activation: name of the function from logits to probabilities (models/wrappers.py).
+        dataset: name of the dataset of the training.
+        dataset_hash: its content hash.
+        fingerprint: of the training's configuration, code and data.
+        commit: of the code; empty if unknown.
     """
 
     classes: tuple[str, ...]
@@ -44,72 +51,73 @@ class ModelMetadata:
 
     @property
     def title(self) -> str:
-        """What messages call the data set."""
+        """The name of the dataset for messages."""
         return self.dataset
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of the pixels, in a network whose normalisation is loaded with its weights."""
+        """A placeholder for a network whose normalization is loaded with its weights."""
         return (0.0,) * self.shape[2]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Of the pixels, in a network whose normalisation is loaded with its weights."""
+        """A placeholder for a network whose normalization is loaded with its weights."""
         return (1.0,) * self.shape[2]
 
     @staticmethod
     def of(session: OnnxSession, folder: Path) -> "ModelMetadata":
-        """The facts in an open model file, which lies in `folder`.
+        """Read the metadata of an open model file, which is in `folder`.
 
         Raises:
-            Refusal: the file is none of this project, or one of a newer commit, which the sentence names.
+            UserError: the file is not from this project or from a newer commit, or its metadata is invalid.
         """
         try:
             values = json.loads(session.metadata[METADATA_KEY])
             if int(values.get("format", 0)) > FORMAT:
                 commit = _commit(values) or "main"
-                raise UserError(f"The model in {folder} was made by a newer commit: `git checkout {commit}` uses it.")
-            facts = _parse_metadata(values)
+                raise UserError(
+                    f"The model in {folder} was made by a newer commit: run `git checkout {commit}` to use it."
+                )
+            metadata = _parse_metadata(values)
         except KeyError as error:
             if error.args == (METADATA_KEY,):
-                raise UserError(
-                    f"The model in {folder} does not say what its classes are: it was not made by this project."
-                ) from None
-            raise UserError(_invalid_reason(folder, error)) from None
+                raise UserError(f"The model in {folder} has no metadata, so it was not made by this project.") from None
+            raise UserError(_invalid_message(folder, error)) from None
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise UserError(_invalid_reason(folder, error)) from None
-        if (facts.shape, len(facts.classes)) != (session.shape, session.classes):
+            raise UserError(_invalid_message(folder, error)) from None
+        if (metadata.shape, len(metadata.classes)) != (session.shape, session.classes):
             raise UserError(
-                f"The model in {folder} does not do what it says about itself: an image {list(facts.shape)} in, "
-                f"{len(facts.classes)} classes out."
+                f"The metadata of the model in {folder} (images {list(metadata.shape)}, {len(metadata.classes)} "
+                "classes) does not match its graph."
             )
-        return facts
+        return metadata
 
     @staticmethod
     def read(folder: Path) -> "ModelMetadata":
-        """The facts of the model in `folder`. Raises `Refusal` where there is none that can be opened."""
+        """Read the metadata of the model in `folder`. Raises `UserError` if it can't be opened."""
         return ModelMetadata.of(OnnxSession.open(folder, threads=1, accelerator="cpu"), folder)
 
 
-def to_onnx_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written into a model file of a training's facts, and what somebody with the file alone has to know."""
-    height, width, channels = facts["shape"]
-    colours = {1: "grey", 3: "red, green, blue"}[channels]
-    classes = len(facts["classes"])
+def to_onnx_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Select from a training's metadata the fields for the model file, and add a description of input and output."""
+    height, width, channels = metadata["shape"]
+    channel_names = {1: "gray", 3: "red, green, blue"}[channels]
+    classes = len(metadata["classes"])
     return {
         "format": FORMAT,
-        **{key: facts[key] for key in METADATA_FIELDS},
-        "input": f"images [N, {height}, {width}, {channels}] uint8: {colours}, 0 to 255, not normalised",
+        **{key: metadata[key] for key in METADATA_FIELDS},
+        "input": f"images [N, {height}, {width}, {channels}] uint8: {channel_names}, 0 to 255, not normalized",
         "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
         "preprocessing": (
-            f"turn as EXIF says, lay transparency over white, {RESIZE_DESCRIPTIONS[facts['resize_mode']]}; normalisation is in the model"
+            f"rotate by EXIF, composite transparency over white, {RESIZE_DESCRIPTIONS[metadata['resize_mode']]}; "
+            "normalization is in the model"
         ),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
     }
 
 
-def _invalid_reason(folder: Path, error: Exception) -> str:
-    return f"What {folder / MODEL_FILE} says about itself makes no sense ({str(error)[:80]!r})."
+def _invalid_message(folder: Path, error: Exception) -> str:
+    return f"The metadata of {folder / MODEL_FILE} is invalid ({str(error)[:80]!r})."
 
 
 def _parse_metadata(values: Mapping[str, Any]) -> ModelMetadata:
@@ -134,5 +142,5 @@ def _parse_metadata(values: Mapping[str, Any]) -> ModelMetadata:
 
 def _commit(values: Mapping[str, Any]) -> str:
     commit = str(values.get("commit", ""))
-    # It becomes a part of a command that a person may type.
+    # It is untrusted and becomes part of a command that a user may type.
     return commit if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ""

@@ -1,11 +1,4 @@
-"""Export a network to ONNX: its graph once, then each checkpoint's weights into a copy of it.
-
-Write a trained network as a model folder: an MLflow model of flavor onnx, with the weights beside the graph.
-
-A model for machines without this project: its folder copied, a page that asks it in a browser, and torch's format.
-
-model.pt2 is torch's own format. torch trusts such a file: open one only if you know who made it.
-"""
+"""Export a network to ONNX and save it as an MLflow model: one graph, copied with each checkpoint's weights."""
 
 import contextlib
 import copy
@@ -17,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,104 +32,101 @@ from cifar_pipeline.inference.torch_model import save_weights
 from cifar_pipeline.models.wrappers import NormalizedModel, get_activation
 from cifar_pipeline.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from cifar_pipeline.models.wrappers import NormalizedModel
-
-# A batch of two, because torch.export makes sizes of 1 constants.
+# torch.export treats sizes of 1 as constants.
 EXAMPLE_BATCH = 2
-# Between torch's probabilities and ONNX Runtime's, of the network before its training.
+# Largest difference of the untrained network's probabilities between torch and ONNX Runtime.
 TOLERANCE = 1e-4
-# The initializer that holds the axis 0.
+# Name of the initializer that contains the axis 0.
 FIRST_AXIS = "first_axis"
 
 
 class ModelWithProbabilities(nn.Module):
-    """Raw images `[N, H, W, C] uint8` to logits and probabilities, both `[N, K] float32`."""
+    """Map raw images `[N, H, W, C] uint8` to logits and probabilities, both `[N, K] float32`."""
 
-    def __init__(self, network: NormalizedModel, way: str) -> None:
+    def __init__(self, network: NormalizedModel, activation: str) -> None:
         super().__init__()
-        self.network, self.way = network, way
+        self.network, self.activation = network, activation
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # In their plain order: torch writes other operations for channels_last.
+        # Contiguous, because torch exports additional operations for channels_last.
         logits = self.network.net(self.network.normalize(images).contiguous()).float()
-        return logits, get_activation(self.way)(logits)
+        return logits, get_activation(self.activation)(logits)
 
 
 @dataclass(frozen=True)
 class OnnxTemplate:
-    """A network's graph, whose initializers have the names of its state dict behind `network.`."""
+    """A network's graph whose initializers are named `network.` plus the name in the state dict."""
 
     model: ModelProto
 
     @staticmethod
-    def of(net: nn.Module, shape: tuple[int, int, int], way: str) -> "OnnxTemplate":
-        """Export `net` (a `RawPixels`), for any number of images of `shape` `(H, W, C)`; `net` stays as it is.
+    def of(net: nn.Module, shape: tuple[int, int, int], activation: str) -> "OnnxTemplate":
+        """Export a copy of `net` (a `NormalizedModel`), for any number of images of `shape` `(H, W, C)`.
 
-        `way` names the function from logits to probabilities (inference/probabilities.py).
+        `activation` is the name of an output activation (models/wrappers.py).
 
         Raises:
-            Refusal: it can't be exported, or its graph does not answer as it does itself.
+            UserError: the network can't be exported, or ONNX Runtime's outputs differ from torch's.
         """
-        network = _exportable(net, way)
+        network = _exportable(net, activation)
         try:
-            graph = OnnxTemplate(_exported(network, shape))
+            graph = OnnxTemplate(_export(network, shape))
             checked = check_model(graph.model)
             session = open_checked(checked, threads=1)
         except UserError:
             raise
         except (CorruptModel, UnsafeModel) as error:
             raise _export_error(str(error)) from None
-        except Exception as error:  # torch's exporter raises errors of many kinds, over many lines
+        except Exception as error:  # torch's exporter raises many exception classes, with messages of many lines
             raise _export_error(_first_line(error)) from error
         images = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
         with torch.inference_mode():
             _, expected = network(torch.from_numpy(images))
-        _, found = session.predict(images, len(images))
-        apart = float(np.abs(found - expected.numpy()).max())
-        if not apart <= TOLERANCE:
-            raise _export_error(f"ONNX Runtime's probabilities differ from torch's by {apart:.1g}")
+        _, probabilities = session.predict(images, len(images))
+        difference = float(np.abs(probabilities - expected.numpy()).max())
+        if not difference <= TOLERANCE:
+            raise _export_error(f"ONNX Runtime's probabilities differ from torch's by {difference:.1g}")
         return graph
 
-    def filled(self, weights: Mapping[str, Tensor], facts: Mapping[str, object]) -> ModelProto:
-        """A copy of the graph with these weights, named as in the network's state dict, and `facts` as JSON."""
+    def filled(self, weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> ModelProto:
+        """Return a copy of the graph with the weights of a state dict, and with `metadata` as JSON."""
         model = ModelProto()
         model.CopyFrom(self.model)
         for tensor in model.graph.initializer:
             name = tensor.name.removeprefix("network.")
-            # Buffers that no state dict has are the same in every checkpoint.
+            # Non-persistent buffers are the same in every checkpoint.
             if name != tensor.name and name in weights:
                 values = weights[name].detach().cpu().contiguous().numpy()
                 assert list(values.shape) == list(tensor.dims), name
                 tensor.raw_data = values.astype(values.dtype.newbyteorder("<")).tobytes()
         entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, json.dumps(dict(facts), ensure_ascii=False)
+        entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), ensure_ascii=False)
         return model
 
 
-def exported_program(net: nn.Module, shape: tuple[int, int, int], way: str) -> ExportedProgram:
-    """`net` as torch's own format has it, for any number of images."""
-    return _program(_exportable(net, way), shape)
+def exported_program(net: nn.Module, shape: tuple[int, int, int], activation: str) -> ExportedProgram:
+    """Export `net` with torch.export, for any number of images."""
+    return _program(_exportable(net, activation), shape)
 
 
-def _exportable(net: nn.Module, way: str) -> ModelWithProbabilities:
-    plain = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)
-    assert isinstance(plain, NormalizedModel)
-    return ModelWithProbabilities(plain, way)
+def _exportable(net: nn.Module, activation: str) -> ModelWithProbabilities:
+    contiguous = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)
+    assert isinstance(contiguous, NormalizedModel)
+    return ModelWithProbabilities(contiguous, activation)
 
 
 def _program(network: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram:
     example = torch.zeros((EXAMPLE_BATCH, *shape), dtype=torch.uint8)
-    # What can't be followed torch prints, some fifty lines of it, before it raises an error that says the same.
+    # torch prints some fifty lines before it raises an error with the same content.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         return torch.export.export(network, (example,), dynamic_shapes={INPUT_NAME: {0: Dim("N")}})
 
 
 def _without_strides(program: ExportedProgram) -> ExportedProgram:
-    """The program with plain means in place of poolings to one pixel.
+    """Replace adaptive average pooling to one pixel by a mean.
 
-    Where memory is channels_last, torch gives the pooling's result strides. ONNX has none: torch's exporter would
-    compute the place of each number, and the size of that can't be told beforehand.
+    For channels_last memory torch gives the pooling's result strides, which ONNX does not have: torch's exporter would
+    write index computations whose sizes shape inference can't compute.
     """
     for node in program.graph.nodes:
         if node.target == torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) in ([1], [1, 1]):
@@ -145,7 +135,7 @@ def _without_strides(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def _exported(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> ModelProto:
+def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> ModelProto:
     import onnx_ir
     from onnxscript import optimizer
 
@@ -163,16 +153,16 @@ def _exported(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> M
         )
         assert exported is not None
         model, graph = exported.model, exported.model.graph
-        # As inputs the optimizer leaves them alone: what it computes of weights would stay those of this moment.
+        # As graph inputs, so that the optimizer does not fold constants computed from these weights.
         weights = set(network.state_dict())
         graph.inputs.extend([value for name, value in graph.initializers.items() if name in weights])
         optimizer.optimize_ir(model)
         del graph.inputs[1:]
-    # torch's notes on each operation name this machine's folders.
-    noted: Any
-    for noted in (model, graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
-        noted.metadata_props.clear()
-        noted.doc_string = None
+    # torch's metadata of each operation contains paths of this machine.
+    item: Any
+    for item in (model, graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        item.metadata_props.clear()
+        item.doc_string = None
     for node in graph.all_nodes():
         for value in node.outputs:
             value.metadata_props.clear()
@@ -217,48 +207,48 @@ def _unsqueeze_sizes(model: ModelProto) -> None:
 
 def _export_error(reason: str) -> UserError:
     return UserError(
-        f"model: this network can't be exported as an ONNX model ({reason}): choose another one, or write its forward "
-        "with operations that torch.onnx.export knows and sizes that don't depend on the pixels."
+        f"model: this network can't be exported as an ONNX model ({reason}). Choose another network, or write its "
+        "forward with operations that torch.onnx.export supports and sizes that don't depend on the pixels."
     )
 
 
 def _first_line(error: BaseException) -> str:
-    """What the exporter says first, of the error that lies behind its own."""
+    """Return the first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")
 
 
-def save_model(graph: OnnxTemplate, net: nn.Module, facts: Mapping[str, Any], folder: Path) -> None:
-    """Write model.onnx, weights.safetensors and MLflow's files to `folder`, which is not there yet.
+def save_model(graph: OnnxTemplate, net: nn.Module, metadata: Mapping[str, Any], folder: Path) -> None:
+    """Write model.onnx, weights.safetensors and MLflow's files to `folder`, which must not exist.
 
-    `graph` is that of `net`, whose weights it gets. `facts` are those of the training; what it takes to use the model
-    is kept in the file itself (`ModelFacts`).
+    `graph` was exported from `net` and is filled with its weights. Of `metadata`, the training's metadata, the fields
+    needed to use the model are stored in model.onnx (`ModelMetadata`).
     """
-    # Imported here, because it takes two seconds that only a training has to spare.
+    # Imported here, because it takes two seconds.
     import mlflow.onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    shape, classes = facts["shape"], facts["classes"]
-    answer = np.dtype(np.float32), (-1, len(classes))
-    # The input has no name, so that an array can be passed as it is.
+    shape, classes = metadata["shape"], metadata["classes"]
+    output = np.dtype(np.float32), (-1, len(classes))
+    # Without a name for the input, so that a plain array can be passed.
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
-        Schema([TensorSpec(*answer, LOGITS_NAME), TensorSpec(*answer, PROBABILITIES_NAME)]),
+        Schema([TensorSpec(*output, LOGITS_NAME), TensorSpec(*output, PROBABILITIES_NAME)]),
     )
-    kept = to_onnx_metadata(facts)
+    onnx_metadata = to_onnx_metadata(metadata)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.onnx.save_model(
-            graph.filled(net.state_dict(), kept),
+            graph.filled(net.state_dict(), onnx_metadata),
             str(folder),
             signature=signature,
             input_example=np.zeros((1, *shape), np.uint8),
-            metadata=kept,
-            # Given, because to find them out takes MLflow eight seconds.
+            metadata=onnx_metadata,
+            # MLflow would take eight seconds to infer them.
             pip_requirements=[f"{package}=={version(package)}" for package in ("onnxruntime", "numpy")],
             save_as_external_data=False,
         )

@@ -1,4 +1,4 @@
-"""Export a model folder for machines without this project: the folder, a browser page that runs it, and pt2 on request."""
+"""Export a model for machines without this project: the model folder, a browser page, and torch's pt2 format."""
 
 import json
 import shutil
@@ -24,46 +24,46 @@ TEMPLATE = Path(__file__).with_name("browser.html")
 
 
 def export_portable(model: Path, folder: Path) -> list[Path]:
-    """Copy the model in a folder to another folder, with a page for browsers; returns what was written.
+    """Copy a model folder to `folder` and add the browser page; return the paths of the model and the page.
 
     Raises:
-        Refusal: there is no such model.
+        UserError: there is no such model.
     """
     predictor = Predictor.open(model)
-    with atomic_update_dir(folder) as part:
+    with atomic_update_dir(folder) as tmp:
         for name in sorted(path.name for path in model.iterdir() if path.is_file()):
-            shutil.copyfile(model / name, part / name)
+            shutil.copyfile(model / name, tmp / name)
         page = write_browser_page(json.loads(predictor.session.metadata[METADATA_KEY]))
-        (part / PAGE).write_text(page, encoding="utf-8")
+        (tmp / PAGE).write_text(page, encoding="utf-8")
     return [folder / MODEL_FILE, folder / PAGE]
 
 
-def write_browser_page(facts: Mapping[str, Any]) -> str:
-    """The page that loads model.onnx beside it in a browser, with these facts of the model."""
-    # Class names come with the model: as JSON in which nothing ends the script that holds it.
-    text = json.dumps(dict(facts), ensure_ascii=False)
+def write_browser_page(metadata: Mapping[str, Any]) -> str:
+    """Return the HTML page that loads model.onnx from its own folder, with the model's metadata inserted."""
+    # Class names are untrusted: escaped so that they can't end the script element.
+    text = json.dumps(dict(metadata), ensure_ascii=False)
     for character in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{FACTS}}", text)
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{METADATA}}", text)
 
 
-def write_pt2(model: Path, net: "NormalizedModel", folder: Path) -> Path:
-    """Write the model in a folder as `folder`/model.pt2: raw images to logits and probabilities.
+def write_pt2(model: Path, net: NormalizedModel, folder: Path) -> Path:
+    """Write a model as `folder`/model.pt2, which maps raw images to logits and probabilities.
 
-    `net` is the network whose weights the folder holds, with any weights. The facts are in the file as facts.json.
+    `net` has the architecture of the model; its weights are loaded from the model folder. The file contains
+    the metadata as facts.json. torch.export.load trusts such a file: open one only if you know who made it.
 
     Raises:
-        Refusal: the folder holds another network's weights.
+        UserError: the folder contains another network's weights.
     """
-
     from cifar_pipeline.inference.torch_model import load_weights
 
     predictor = Predictor.open(model)
     load_weights(net, (model / WEIGHTS_FILE).read_bytes(), model / WEIGHTS_FILE)
-    status("Writing the model as pt2")
+    status("Writing model.pt2")
     program = exported_program(net, predictor.metadata.shape, predictor.metadata.output_activation)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names this machine's folders
-    with atomic_write(folder / PT2) as part:
-        torch.export.save(program, part, extra_files={"facts.json": predictor.session.metadata[METADATA_KEY]})
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
+    with atomic_write(folder / PT2) as tmp:
+        torch.export.save(program, tmp, extra_files={"facts.json": predictor.session.metadata[METADATA_KEY]})
     return folder / PT2

@@ -1,8 +1,7 @@
-"""A model in use: image files in, classes with probabilities out, by the code that the training is measured by.
+"""Classify image files with a model file, and compute its outputs for the test split.
 
-A model file's answers for the test part; on a GPU that ONNX Runtime can't use, those of the network itself.
-
-The number that is reported is the file's: where torch computes it, the file has to give the same answers.
+Both use the same code. `evaluate` computes outputs with ONNX Runtime; if only torch can use the GPU, torch computes
+them and must agree with the model file on a sample.
 """
 
 from collections import deque
@@ -29,14 +28,14 @@ DECIMALS = 6
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a file shows: classes with their probabilities, the likeliest first; or why it shows nothing."""
+    """The prediction for a file: classes with probabilities, the most probable first, or the error."""
 
     file: str
     ranking: tuple[tuple[str, float], ...]
     error: str = ""
 
     def as_json(self) -> dict[str, object]:
-        """The class, its probability, and those of all that were ranked; or the error."""
+        """Return class, probability and the probabilities of all ranked classes; or the error."""
         file = {"file": self.file} if self.file else {}
         if self.error:
             return {**file, "error": self.error}
@@ -47,99 +46,99 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """An open model with what its outputs mean."""
+    """An open model with its metadata."""
 
     metadata: ModelMetadata
     session: OnnxSession
 
     @staticmethod
     def open(folder: Path, threads: int = 1, accelerator: str = "auto") -> "Predictor":
-        """Open the model in `folder` as `Session.open` does.
+        """Open the model in `folder`, as `OnnxSession.open`.
 
-        Raises `Refusal` where there is none, where it is damaged or unsafe, or where it is not as it says.
+        Raises:
+            UserError: there is none, it is damaged or unsafe, or it does not match its metadata.
         """
         session = OnnxSession.open(folder, threads, accelerator)
         return Predictor(ModelMetadata.of(session, folder), session)
 
-    def resolve_top_k(self, asked: int | None, usual: int) -> int:
-        """How many classes to rank: as many as were asked for, or the usual number where nobody asked.
+    def resolve_top_k(self, requested: int | None, default: int) -> int:
+        """Return the number of classes to rank: `requested`, or at most `default`.
 
-        Raises `Refusal` where there are not so many classes.
+        Raises:
+            UserError: the model has fewer classes than requested.
         """
-        known = len(self.metadata.classes)
-        if asked is not None and not 1 <= asked <= known:
-            raise UserError(f"--top {asked}: this model knows {known} classes; write a number from 1 to {known}.")
-        return min(usual, known) if asked is None else asked
+        num_classes = len(self.metadata.classes)
+        if requested is not None and not 1 <= requested <= num_classes:
+            raise UserError(
+                f"--top {requested} must be between 1 and {num_classes}, the number of classes of this model."
+            )
+        return min(default, num_classes) if requested is None else requested
 
     def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
-        """Probabilities `[N, K] float32` of raw images `[N, H, W, C] uint8`."""
+        """Compute probabilities `[N, K] float32` of raw images `[N, H, W, C] uint8`."""
         return self.session.predict(images, batch_size)[1]
 
-    def ranking(self, images: np.ndarray, top: int) -> list[tuple[tuple[str, float], ...]]:
-        """For each raw image the `top` likeliest classes with their probabilities."""
+    def top_k(self, images: np.ndarray, k: int) -> list[tuple[tuple[str, float], ...]]:
+        """Return the `k` most probable classes with their probabilities, for each raw image."""
         probabilities = self.probabilities(images)
-        places = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        values = np.take_along_axis(probabilities, places, axis=1)
+        indices = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+        values = np.take_along_axis(probabilities, indices, axis=1)
         classes = self.metadata.classes
         return [
-            tuple((classes[place], value) for place, value in zip(row, numbers, strict=True))
-            for row, numbers in zip(places.tolist(), values.tolist(), strict=True)
+            tuple((classes[index], value) for index, value in zip(row_indices, row_values, strict=True))
+            for row_indices, row_values in zip(indices.tolist(), values.tolist(), strict=True)
         ]
 
-    def predictions(self, files: Iterable[Path], batch_size: int, top: int) -> Iterator[Prediction]:
-        """What each file shows, in order. A bad file stops nothing.
+    def predictions(self, files: Iterable[Path], batch_size: int, top_k: int) -> Iterator[Prediction]:
+        """Classify files in order, yielding an error for each that can't be read.
 
-        In memory are twice so many images: while the network looks at some, the next are read.
+        Two batches are in memory: the next is read in a thread while the network computes.
         """
-        waiting: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
+        pending: deque[tuple[list[Path], Future[list[np.ndarray | str]]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for batch in _batches(files, batch_size):
-                waiting.append((batch, reader.submit(_load_images, batch, self.metadata)))
-                if len(waiting) > 1:
-                    yield from self._to_predictions(*waiting.popleft(), top)
-            for batch, read in waiting:
-                yield from self._to_predictions(batch, read, top)
+                pending.append((batch, reader.submit(_load_images, batch, self.metadata)))
+                if len(pending) > 1:
+                    yield from self._to_predictions(*pending.popleft(), top_k)
+            for batch, images in pending:
+                yield from self._to_predictions(batch, images, top_k)
 
     def _to_predictions(
-        self, batch: list[Path], read: Future[list[np.ndarray | str]], top: int
+        self, batch: list[Path], loaded: Future[list[np.ndarray | str]], top_k: int
     ) -> Iterator[Prediction]:
-        pictures = read.result()
-        good = [image for image in pictures if not isinstance(image, str)]
-        rankings = iter(self.ranking(np.stack(good), top) if good else [])
-        for path, image in zip(batch, pictures, strict=True):
+        images_or_errors = loaded.result()
+        images = [image for image in images_or_errors if not isinstance(image, str)]
+        rankings = iter(self.top_k(np.stack(images), top_k) if images else [])
+        for path, image in zip(batch, images_or_errors, strict=True):
             if isinstance(image, str):
                 yield Prediction(str(path), (), image)
             else:
                 yield Prediction(str(path), next(rankings))
 
 
-def threads_for(machine_threads: int | str, cores: int, reading: int = 0) -> int:
-    """How many threads a model computes on: as many as `runtime.threads` says, or (auto) a thread for each core.
-
-    `reading` of the cores are left to threads that read files.
-    """
-    return max(1, cores - reading) if machine_threads == "auto" else int(machine_threads)
+def threads_for(runtime_threads: int | str, cores: int, reader_threads: int = 0) -> int:
+    """Return the number of compute threads: `runtime.threads`, or for `auto` the cores less those for reading files."""
+    return max(1, cores - reader_threads) if runtime_threads == "auto" else int(runtime_threads)
 
 
-def _load_images(paths: list[Path], facts: ModelMetadata) -> list[np.ndarray | str]:
-    return [_load_image(path, facts) for path in paths]
+def _load_images(paths: list[Path], metadata: ModelMetadata) -> list[np.ndarray | str]:
+    return [_load_image(path, metadata) for path in paths]
 
 
-def _load_image(path: Path, facts: ModelMetadata) -> np.ndarray | str:
-    """The image, or why there is none."""
+def _load_image(path: Path, metadata: ModelMetadata) -> np.ndarray | str:
     try:
-        return load_image(path, facts.shape, facts.resize_mode)
+        return load_image(path, metadata.shape, metadata.resize_mode)
     except UnreadableImage as error:
         return str(error)
 
 
 def _batches(files: Iterable[Path], size: int) -> Iterator[list[Path]]:
-    waiting = iter(files)
-    while batch := list(islice(waiting, size)):
+    iterator = iter(files)
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
-# How many images the file and the network have to agree on, and how far their probabilities may be apart.
+# Number of images for which model file and network are compared, and the largest difference of probabilities.
 NUM_COMPARED = 1000
 TOLERANCE = 1e-4
 
@@ -150,30 +149,34 @@ def compute_outputs(
     predictor: Predictor,
     images: np.ndarray,
     batch_size: int,
-    advance: Callable[[float], None],
+    on_progress: Callable[[float], None],
     accelerator: str,
     network: Callable[[], "nn.Module"],
 ) -> Outputs:
-    """The device, and logits and probabilities, each `[N, K] float32`, of raw images `[N, H, W, C] uint8`.
+    """Compute logits and probabilities, each `[N, K] float32`, of raw images `[N, H, W, C] uint8`, and name the device.
 
     Args:
-        accelerator: as conf/runtime chooses it.
-        network: makes the network that the file was exported from; called only where a GPU is left to torch.
+        predictor: the open model file.
+        images: may be memory-mapped.
+        batch_size: number of images per batch.
+        on_progress: called with the number of images of each batch.
+        accelerator: `runtime.accelerator`.
+        network: builds the network that the file was exported from; called only if torch is to use a GPU.
 
     Raises:
-        Refusal: the network on the GPU and the file give different answers.
+        UserError: the outputs of the network on the GPU and of the file differ.
     """
     if gpu_for_torch(accelerator):
-        return compute_on_gpu(predictor, images, batch_size, advance, network(), "cuda")
-    logits, probabilities = predictor.session.predict(images, batch_size, advance)
+        return compute_on_gpu(predictor, images, batch_size, on_progress, network(), "cuda")
+    logits, probabilities = predictor.session.predict(images, batch_size, on_progress)
     return predictor.session.device, logits, probabilities
 
 
 def gpu_for_torch(accelerator: str) -> bool:
-    """Whether this machine has a GPU that torch can use and the installed ONNX Runtime can't."""
+    """Return whether torch can use a GPU of this machine that the installed ONNX Runtime can't."""
     if accelerator not in ("auto", "gpu", "cuda") or CUDA in onnxruntime.get_available_providers():
         return False
-    # Without torch, which takes seconds to load.
+    # Before importing torch, which takes seconds.
     if accelerator == "auto" and not any(
         Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
     ):
@@ -187,25 +190,25 @@ def compute_on_gpu(
     predictor: Predictor,
     images: np.ndarray,
     batch_size: int,
-    advance: Callable[[float], None],
+    on_progress: Callable[[float], None],
     network: "nn.Module",
     device: str,
 ) -> Outputs:
-    """What `network` answers on torch's `device`, once the file has given the same for the first `COMPARED` images."""
+    """Compute outputs on torch's `device`, and compare with the file on the first `NUM_COMPARED` images."""
     import torch
 
     from cifar_pipeline.inference.torch_model import predict_logits
     from cifar_pipeline.models.wrappers import get_activation
 
-    logits = predict_logits(network.to(device).eval(), images, batch_size, advance, device)
+    logits = predict_logits(network.to(device).eval(), images, batch_size, on_progress, device)
     network.to("cpu")
     probabilities = get_activation(predictor.metadata.output_activation)(logits)
-    _, found = predictor.session.predict(images[:NUM_COMPARED], batch_size)
-    apart = float(np.abs(found - probabilities[:NUM_COMPARED].numpy()).max(initial=0.0))
-    if not apart <= TOLERANCE:
+    _, expected = predictor.session.predict(images[:NUM_COMPARED], batch_size)
+    difference = float(np.abs(expected - probabilities[:NUM_COMPARED].numpy()).max(initial=0.0))
+    if not difference <= TOLERANCE:
         raise UserError(
-            f"{MODEL_FILE} answers differently from its weights on the GPU (probabilities differ by {apart:.1g} among the "
-            f"first {len(found)} images): runtime.accelerator=cpu measures the file itself."
+            f"{MODEL_FILE} and its weights on the GPU give different outputs (probabilities differ by {difference:.1g} "
+            f"among the first {len(expected)} images). Use runtime.accelerator=cpu to evaluate the file itself."
         )
     name = torch.cuda.get_device_name() if device == "cuda" else device
     return f"{name}, by torch", logits.numpy(), probabilities.numpy()
@@ -213,19 +216,20 @@ def compute_on_gpu(
 
 def require_same_outputs(
     network: "nn.Module",
-    way: Callable[["Tensor"], "Tensor"],
+    activation: Callable[["Tensor"], "Tensor"],
     images: np.ndarray,
     probabilities: np.ndarray,
     folder: Path,
 ) -> None:
-    """Refuse a network that gives other `probabilities` `[N, K]` than the model file in `folder` for some images."""
+    """Raise `UserError` if a network's probabilities differ from those of the model file in `folder`, `[N, K]`."""
     from cifar_pipeline.inference.torch_model import predict_logits
 
     if not len(images):
         return
-    apart = float(np.abs(way(predict_logits(network, images, len(images))).numpy() - probabilities).max())
-    if not apart <= 10 * TOLERANCE:
+    network_probabilities = activation(predict_logits(network, images, len(images))).numpy()
+    difference = float(np.abs(network_probabilities - probabilities).max())
+    if not difference <= 10 * TOLERANCE:
         raise UserError(
-            f"The model in {folder} answers differently from the network that conf/ and params.yaml describe "
-            f"(probabilities differ by {apart:.1g}): `dvc repro` trains that one."
+            f"The model in {folder} and the network of conf/ and params.yaml give different outputs (probabilities "
+            f"differ by {difference:.1g}). Run `dvc repro` to train this network."
         )

@@ -1,15 +1,14 @@
-"""Answer for images over HTTP, in the protocol of MLflow's scoring server, without MLflow.
+"""Serve a model over HTTP in the protocol of MLflow's scoring server, without MLflow, and limit the cost of requests.
 
-    POST /invocations   {"inputs": images [N, H, W, C]}, or "instances"; the answer is {"predictions": [...]}
-    GET /ping, /health  status 200;   GET /version   the version of MLflow whose protocol this is
+    POST /invocations   {"inputs": images [N, H, W, C]}, or "instances"; the response is {"predictions": [...]}
+    GET /ping, /health  status 200;   GET /version   the version of MLflow with this protocol
 
-What can't be answered for gets status 400 and {"error_code", "message"}. MLflow's own server would cast the numbers to
-uint8: an image scaled to [0, 1] would become black without a word.
+Invalid input gets status 400 and {"error_code", "message"}. MLflow's server would cast numbers to uint8, which silently
+turns images scaled to [0, 1] black.
 
-Limit what one HTTP request may cost, in front of any ASGI application (https://asgi.readthedocs.io).
-
-A body is received whole before the application sees it, within limits of size and time, and checked for the two shapes
-of JSON that cost a parser far more than their size: deep nesting and endless numbers.
+`LimitedRequests` works in front of any ASGI application (https://asgi.readthedocs.io). It receives a body completely
+within limits of size and time, and checks it for JSON that costs a parser far more than its size: deep nesting and long
+numbers.
 """
 
 import asyncio
@@ -31,16 +30,16 @@ from cifar_pipeline.inference.predictor import Prediction, Predictor
 from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 
-# Of `255.0, `, the longest way in which an image's number is usually written, with its share of the brackets.
+# Bytes of a pixel value in JSON: at most `255.0, ` and its share of the brackets.
 BYTES_PER_NUMBER = 8
-# What surrounds the images.
-ENVELOPE = 4096
+# Bytes of JSON around the images.
+ENVELOPE_BYTES = 4096
 MAX_DEPTH = 32
-BODY_TOO_LARGE = re.compile(rb"[0-9]{40}")
+LONG_NUMBER = re.compile(rb"[0-9]{40}")
 READ_SIZE = 1 << 20
-# How many bodies of full size may be in memory at once, in all connections.
+# Number of bodies of full size in memory at once, over all connections.
 MAX_CONCURRENT_BODIES = 4
-# Of a body that is refused: read and forgotten, because most clients send all before they read the answer.
+# Of a rejected body: read and discarded, because most clients send the whole body before they read the response.
 MAX_DISCARDED_BYTES = 256 << 20
 
 Message = MutableMapping[str, Any]
@@ -50,12 +49,12 @@ AsgiApplication = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def max_body_bytes(images: int, shape: Sequence[int]) -> int:
-    """Compute how many bytes a request with that number of images `[H, W, C]` may take in JSON."""
-    return ENVELOPE + images * prod(shape) * BYTES_PER_NUMBER
+    """Return the maximum size of a JSON request with this number of images of `shape` `[H, W, C]`."""
+    return ENVELOPE_BYTES + images * prod(shape) * BYTES_PER_NUMBER
 
 
 class RejectedRequest(Exception):
-    """A request that does not reach the application; its text is the answer's message."""
+    """A request that is not passed to the application; its text is the response's message."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -63,85 +62,86 @@ class RejectedRequest(Exception):
 
 
 class LimitedRequests:
-    """An ASGI application in front of `app` that answers for requests beyond the limits.
+    """An ASGI application in front of `app` that rejects requests beyond the limits.
 
-    413: the body has more than `most_bytes` bytes, by its Content-Length or as it is received. 408: it took longer than
-    `seconds`. 503: other bodies fill the memory that is set aside. 415: it is no JSON. 400: it is nested deeper than
-    `DEEPEST`, or has a number of 40 digits. The answer is `{"error_code": ..., "message": ...}`, as MLflow's server
-    writes it. `hint` is appended to the message of a 413: what to do about it.
+    413: the body has more than `max_bytes` bytes, by its Content-Length or as received. 408: it took longer than
+    `seconds`. 503: other bodies use the available memory. 415: it is not JSON. 400: it is nested deeper than
+    `MAX_DEPTH`, or has a number of 40 digits. The response is `{"error_code": ..., "message": ...}`, as
+    from MLflow's server. `hint` is appended to the message of a 413.
     """
 
     def __init__(
-        self, app: AsgiApplication, most_bytes: int, seconds: float = 60, hint: str = "send less at once."
+        self, app: AsgiApplication, max_bytes: int, seconds: float = 60, hint: str = "Send less at once."
     ) -> None:
-        self.app, self.most_bytes, self.seconds, self.hint = app, most_bytes, seconds, hint
-        self.held = 0
+        self.app, self.max_bytes, self.seconds, self.hint = app, max_bytes, seconds, hint
+        self.buffered_bytes = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request, or have it answered."""
+        """Pass one request to the application, or reject it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         body = bytearray()
         try:
-            await self._checked(scope, receive, body)
-            # Bytes, because that is what the specification promises to applications.
-            await self.app(scope, _received(bytes(body), receive), send)
-        except RejectedRequest as refused:
+            await self._receive_checked(scope, receive, body)
+            # Bytes, as the ASGI specification requires.
+            await self.app(scope, _replay(bytes(body), receive), send)
+        except RejectedRequest as rejection:
             self._release(body)
-            await _answer(refused, scope, receive, send, self.seconds)
+            await _respond(rejection, scope, receive, send, self.seconds)
         except _Disconnected:
             pass
         finally:
             self._release(body)
 
-    async def _checked(self, scope: Message, receive: Receive, body: bytearray) -> None:
-        """Receive the request into `body`. Raises Refused where it is beyond a limit."""
+    async def _receive_checked(self, scope: Message, receive: Receive, body: bytearray) -> None:
+        """Receive the request into `body`. Raises `RejectedRequest` if it exceeds a limit."""
         headers = _headers(scope)
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
-            kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            if kind != b"application/json":
+            content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if content_type != b"application/json":
                 raise RejectedRequest(
                     HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header Content-Type: application/json."
                 )
-        announced = headers.get(b"content-length", b"")
-        if announced.isdigit() and (len(announced) > 18 or int(announced) > self.most_bytes):
+        content_length = headers.get(b"content-length", b"")
+        if content_length.isdigit() and (len(content_length) > 18 or int(content_length) > self.max_bytes):
             raise self._too_large()
         try:
             async with asyncio.timeout(self.seconds):
                 await self._receive(receive, body)
         except TimeoutError:
-            said = f"The request was not complete after {self.seconds:g} seconds."
-            raise RejectedRequest(HTTPStatus.REQUEST_TIMEOUT, said) from None
-        # In a thread, so that other connections are read meanwhile.
-        fault = await asyncio.to_thread(http_error, body)
-        if fault:
-            raise RejectedRequest(HTTPStatus.BAD_REQUEST, fault)
+            message = f"The request was not complete after {self.seconds:g} seconds."
+            raise RejectedRequest(HTTPStatus.REQUEST_TIMEOUT, message) from None
+        # In a thread, so that other connections are not blocked.
+        error = await asyncio.to_thread(http_error, body)
+        if error:
+            raise RejectedRequest(HTTPStatus.BAD_REQUEST, error)
 
     async def _receive(self, receive: Receive, body: bytearray) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _Disconnected
-            part = message.get("body", b"")
-            if len(body) + len(part) > self.most_bytes:
+            chunk = message.get("body", b"")
+            if len(body) + len(chunk) > self.max_bytes:
                 raise self._too_large()
-            if self.held + len(part) > MAX_CONCURRENT_BODIES * self.most_bytes:
+            if self.buffered_bytes + len(chunk) > MAX_CONCURRENT_BODIES * self.max_bytes:
                 raise RejectedRequest(
-                    HTTPStatus.SERVICE_UNAVAILABLE, "Other requests are being answered: send it again later."
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    "The server is busy with other requests. Send the request again later.",
                 )
-            self.held += len(part)
-            body += part
+            self.buffered_bytes += len(chunk)
+            body += chunk
             if not message.get("more_body", False):
                 return
 
     def _release(self, body: bytearray) -> None:
-        self.held -= len(body)
+        self.buffered_bytes -= len(body)
         body.clear()
 
     def _too_large(self) -> RejectedRequest:
-        said = f"The request has more than {self.most_bytes:,} bytes: {self.hint}"
-        return RejectedRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, said)
+        message = f"The request has more than {self.max_bytes:,} bytes. {self.hint}"
+        return RejectedRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
 
 
 class _Disconnected(Exception):
@@ -149,22 +149,22 @@ class _Disconnected(Exception):
 
 
 def http_error(body: bytes | bytearray) -> str | None:
-    """Find what would make a JSON body cost more than its size: None, or a sentence.
+    """Return a message if parsing a JSON body would cost far more than its size, else None.
 
-    Brackets within strings count too: no request needs them.
+    Brackets in strings count as well; valid requests have none.
     """
     depth = 0
     for start in range(0, len(body), READ_SIZE):
-        portion = np.frombuffer(body, np.uint8, min(READ_SIZE, len(body) - start), start)
-        steps = np.zeros(len(portion), np.int32)
-        steps[(portion == ord("[")) | (portion == ord("{"))] = 1
-        steps[(portion == ord("]")) | (portion == ord("}"))] = -1
+        window = np.frombuffer(body, np.uint8, min(READ_SIZE, len(body) - start), start)
+        steps = np.zeros(len(window), np.int32)
+        steps[(window == ord("[")) | (window == ord("{"))] = 1
+        steps[(window == ord("]")) | (window == ord("}"))] = -1
         depths = depth + np.cumsum(steps, dtype=np.int64)
         if depths.max() > MAX_DEPTH:
-            return f"The request is nested deeper than {MAX_DEPTH} lists: an image is [H][W][C] of numbers."
+            return f"The request is nested deeper than {MAX_DEPTH} lists; an image is a list [H][W][C] of numbers."
         depth = int(depths[-1])
-    if BODY_TOO_LARGE.search(body):
-        return "The request has a number of more than 40 digits: a pixel is a whole number from 0 to 255."
+    if LONG_NUMBER.search(body):
+        return "The request has a number of more than 40 digits; pixels are integers from 0 to 255."
     return None
 
 
@@ -172,34 +172,34 @@ def _headers(scope: Message) -> dict[bytes, bytes]:
     return {key.lower(): value for key, value in scope["headers"]}
 
 
-def _received(body: bytes, receive: Receive) -> Receive:
-    """Hand the whole body to the application; what follows comes from the client."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a receive function that yields the whole body first, then further messages of the client."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def following() -> Message:
+    async def next_message() -> Message:
         return messages.pop() if messages else await receive()
 
-    return following
+    return next_message
 
 
-async def _answer(refused: RejectedRequest, scope: Message, receive: Receive, send: Send, seconds: float) -> None:
-    code = "BAD_REQUEST" if refused.status < 500 else "TEMPORARILY_UNAVAILABLE"
-    content = json.dumps({"error_code": code, "message": str(refused)}).encode()
+async def _respond(rejection: RejectedRequest, scope: Message, receive: Receive, send: Send, seconds: float) -> None:
+    code = "BAD_REQUEST" if rejection.status < 500 else "TEMPORARILY_UNAVAILABLE"
+    content = json.dumps({"error_code": code, "message": str(rejection)}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": int(refused.status), "headers": headers})
+    await send({"type": "http.response.start", "status": int(rejection.status), "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": True})
     # A client that expects 100-continue has sent nothing yet.
-    if refused.status != HTTPStatus.REQUEST_TIMEOUT and b"expect" not in _headers(scope):
+    if rejection.status != HTTPStatus.REQUEST_TIMEOUT and b"expect" not in _headers(scope):
         await _discard(receive, seconds)
     await send({"type": "http.response.body", "body": b""})
 
 
 async def _discard(receive: Receive, seconds: float) -> None:
-    """Read the rest of a body: where a connection is closed before, the client sees a reset and not the answer."""
+    """Read the rest of a body: if the connection were closed first, the client would see a reset, not the response."""
     size = 0
     try:
         async with asyncio.timeout(seconds):
@@ -217,7 +217,7 @@ INPUT_KEYS = ("inputs", "instances")
 
 
 class InvalidInput(Exception):
-    """A request that can't be answered: with which status, and why."""
+    """An invalid request, with the status and the message of the response."""
 
     def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
@@ -225,136 +225,137 @@ class InvalidInput(Exception):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take hold of the port, so that requests wait for the answers. Raises `Refusal` where that is impossible."""
+    """Listen on the port, so that early requests wait. Raises `UserError` if that is not possible."""
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        remedy = "`overrides: {serve: {port: 5002}}` in params.yaml names another port"
-        raise UserError(f"{host}:{port} can't be listened on ({reason}): {remedy}.") from None
-    # Inherited by each connection: without it, a client that keeps its connection waits 40 ms for each answer.
+        raise UserError(
+            f"Cannot listen on {host}:{port} ({reason}). Choose another port with "
+            "`overrides: {serve: {port: 5002}}` in params.yaml."
+        ) from None
+    # Inherited by each connection: without it, each response over a kept connection is delayed by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def serve(predictor: Predictor, name: str, listener: socket.socket, max_images: int) -> None:
-    """Answer for a model until somebody stops this process.
+    """Serve a model until the process is stopped.
 
-    A request may be as large as `max_images` images are in JSON.
+    The size of a request is limited to that of `max_images` images in JSON.
     """
     import uvicorn
 
     hint = (
-        f"send at most {max_images} images at once, without indentation, or let "
-        "`overrides: {serve: {max_images: ...}}` in params.yaml allow more."
+        f"Send at most {max_images} images at once, without indentation, or raise the limit with "
+        "`overrides: {serve: {max_images: ...}}` in params.yaml."
     )
-    most_bytes = max_body_bytes(max_images, predictor.metadata.shape)
-    limited = LimitedRequests(Application(predictor), most_bytes, hint=hint)
-    # What was loaded is no garbage: the collector would go through it again and again while clients wait.
+    max_bytes = max_body_bytes(max_images, predictor.metadata.shape)
+    limited = LimitedRequests(Application(predictor), max_bytes, hint=hint)
+    # Loaded modules stay: without the freeze, the garbage collector would traverse them while clients wait.
     gc.collect()
     gc.freeze()
     host, port = listener.getsockname()[:2]
-    info(f"Answering for {name} on http://{host}:{port}/invocations ({predictor.session.device}); Ctrl-C ends it.")
-    # Without the lifespan messages, which this application has no use for.
+    info(f"Serving {name} on http://{host}:{port}/invocations ({predictor.session.device}). Stop with Ctrl-C.")
+    # Without lifespan messages, which this application does not use.
     options = uvicorn.Config(limited, log_level="warning", lifespan="off")
     uvicorn.Server(options).run(sockets=[listener])
 
 
 class Application:
-    """The server as an ASGI application (https://asgi.readthedocs.io), behind `LimitedRequests`."""
+    """Respond to requests in MLflow's protocol, as an ASGI application behind `LimitedRequests`."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Respond to one request."""
         if scope["type"] != "http":
             return
         try:
-            status, content, kind = await self._answer(scope, receive)
+            status, content = await self._response(scope, receive)
         except InvalidInput as error:
-            said = {"error_code": "BAD_REQUEST", "message": str(error)}
-            status, content, kind = error.status, json.dumps(said).encode(), b"application/json"
-        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
+            problem = {"error_code": "BAD_REQUEST", "message": str(error)}
+            status, content = error.status, json.dumps(problem).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": int(status), "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _answer(self, scope: Message, receive: Receive) -> tuple[HTTPStatus, bytes, bytes]:
+    async def _response(self, scope: Message, receive: Receive) -> tuple[HTTPStatus, bytes]:
         path, method = scope["path"].rstrip("/"), scope["method"]
         if path in ("/ping", "/health") and method in ("GET", "HEAD"):
-            return HTTPStatus.OK, b"\n", b"application/json"
+            return HTTPStatus.OK, b"\n"
         if path == "/version" and method in ("GET", "HEAD"):
-            return HTTPStatus.OK, version("mlflow").encode(), b"application/json"
+            return HTTPStatus.OK, version("mlflow").encode()
         if path != "/invocations":
-            raise InvalidInput(f"There is no {path[:80]}: POST images to /invocations.", HTTPStatus.NOT_FOUND)
+            raise InvalidInput(f"There is no {path[:80]}. POST images to /invocations.", HTTPStatus.NOT_FOUND)
         if method != "POST":
-            raise InvalidInput("Images are sent to /invocations by POST.", HTTPStatus.METHOD_NOT_ALLOWED)
-        kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind != b"application/json":
+            raise InvalidInput("Send images to /invocations by POST.", HTTPStatus.METHOD_NOT_ALLOWED)
+        content_type = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if content_type != b"application/json":
             raise InvalidInput(
                 "Send JSON, with the header Content-Type: application/json.", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
             )
         message = await receive()
-        # In a thread, so that other connections are read meanwhile.
-        return HTTPStatus.OK, await asyncio.to_thread(self._predictions, message.get("body", b"")), b"application/json"
+        # In a thread, so that other connections are not blocked.
+        return HTTPStatus.OK, await asyncio.to_thread(self._predictions, message.get("body", b""))
 
     def _predictions(self, body: bytes) -> bytes:
         images = to_uint8_images(parse_inputs(body), self.predictor.metadata.shape)
         try:
-            rankings = self.predictor.ranking(images, len(self.predictor.metadata.classes))
-        except UserError as refusal:
-            raise InvalidInput(str(refusal), HTTPStatus.INTERNAL_SERVER_ERROR) from None
+            rankings = self.predictor.top_k(images, len(self.predictor.metadata.classes))
+        except UserError as error:
+            raise InvalidInput(str(error), HTTPStatus.INTERNAL_SERVER_ERROR) from None
         return json.dumps({"predictions": [Prediction("", ranking).as_json() for ranking in rankings]}).encode()
 
 
 def parse_inputs(body: bytes) -> np.ndarray:
-    """The numbers of a request, an array of any shape.
+    """Parse the numbers of a request into a float64 array of any shape.
 
     Raises:
-        Unfit: it is no JSON object with one of `KEYS`, or what is in it are no numbers of one shape.
+        InvalidInput: it is not a JSON object with one of `INPUT_KEYS`, or the lists are not numbers of one shape.
     """
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"The request is no valid JSON ({str(error)[:100]}).") from None
-    given = [key for key in INPUT_KEYS if key in content] if isinstance(content, dict) else []
-    if len(given) != 1:
+        raise InvalidInput(f"The request is not valid JSON ({str(error)[:100]}).") from None
+    keys = [key for key in INPUT_KEYS if key in content] if isinstance(content, dict) else []
+    if len(keys) != 1:
         raise InvalidInput('Send a JSON object {"inputs": [image, ...]}, or "instances".')
-    numbers = content[given[0]]
-    if isinstance(numbers, dict) and len(numbers) == 1:  # the one input by its name
+    numbers = content[keys[0]]
+    if isinstance(numbers, dict) and len(numbers) == 1:  # the input by its name
         (numbers,) = numbers.values()
     try:
-        # Whole numbers stay whole: float64 has package for all of them that matter.
+        # float64 represents all pixel values exactly.
         return np.array(numbers, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         raise InvalidInput(
-            "What was sent are not lists of numbers of one length: an image is [H][W][C] of them."
+            "The images are not nested lists of numbers of equal lengths; an image is a list [H][W][C] of numbers."
         ) from None
 
 
 def to_uint8_images(numbers: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Numbers `[N, H, W, C]`, where `shape` is `(H, W, C)`, as raw images, uint8.
+    """Convert numbers `[N, H, W, C]`, where `shape` is `(H, W, C)`, to uint8 without scaling.
 
     Raises:
-        Unfit: they are none, or scaled; the server answers with its sentence and status 400.
+        InvalidInput: they have another shape, are not integers from 0 to 255, or seem to be scaled to [0, 1].
     """
     if numbers.ndim > 0 and not len(numbers):
-        raise InvalidInput("There is no image: send a list of at least one.")
+        raise InvalidInput("There is no image. Send a list of at least one.")
     if numbers.shape[1:] != shape or numbers.ndim != 4:
         raise InvalidInput(f"Shape of input {numbers.shape} does not match expected shape {(-1, *shape)}.")
-    whole = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= WHITE)
-    brightest = numbers.reshape(len(numbers), -1).max(axis=1)
-    if not whole.all() or (brightest == 1).any():
+    is_pixel = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= WHITE)
+    image_max = numbers.reshape(len(numbers), -1).max(axis=1)
+    if not is_pixel.all() or (image_max == 1).any():
         raise InvalidInput(
-            "An image's pixels are whole numbers from 0 (black) to 255 (white), as they are stored; these are not, or "
-            f"they are scaled to [0, 1] (the smallest is {numbers.min():g}, the largest {numbers.max():g}). The model "
-            "normalises them itself: send them unscaled."
+            "Pixels must be integers from 0 (black) to 255 (white); these are not, or they are scaled to [0, 1] "
+            f"(minimum {numbers.min():g}, maximum {numbers.max():g}). Send them unscaled: the model normalizes them."
         )
     return numbers.astype(np.uint8)
 
 
 def open_predictor(folder: Path, threads: int, accelerator: str) -> Predictor:
-    """The model in `folder`, asked once, so that the first client does not wait for it."""
+    """Open the model in `folder` and run it once, so that the first request is not slower."""
     predictor = Predictor.open(folder, threads, accelerator)
     predictor.probabilities(np.zeros((1, *predictor.metadata.shape), np.uint8))
     return predictor

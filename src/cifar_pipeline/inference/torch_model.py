@@ -1,9 +1,4 @@
-"""Keep a network's weights as a safetensors file, named as the network's own code names them.
-
-A torch network's answers for many images, in portions that fit into memory.
-
-What a model's answers rest on: how much each pixel speaks for the class that was named.
-"""
+"""Use a trained network with torch: save and load its weights, compute logits and attributions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,40 +12,43 @@ from torch import Tensor, nn
 from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
-    """Write the state dict of `net` (a `RawPixels`), without the views around it, to `path`."""
+    """Write the state dict of `net` (a `NormalizedModel`), as if without test-time augmentation, to `path`."""
     # Copies, because safetensors refuses tensors that share memory.
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in _named(net).items()}, str(path))
+    save_file(
+        {name: value.detach().cpu().clone().contiguous() for name, value in _named_tensors(net).items()}, str(path)
+    )
 
 
 def load_weights(net: nn.Module, content: bytes, path: Path) -> None:
-    """Put the weights that `save_weights` wrote into a network of the same configuration.
+    """Load weights that `save_weights` wrote into a network of the same configuration.
 
     `content` is that of the file at `path`, which the message names.
 
     Raises:
-        Refusal: it is damaged, or it holds another network's weights.
+        UserError: the file is damaged, or contains another network's weights.
     """
     try:
         weights = load(content)
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path} can't be read ({reason}): `dvc repro -f train` makes it again.") from None
-    named = _named(net)
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in named.items()}:
+        reason = one_line(error)[:150]
+        raise UserError(f"{path} can't be read ({reason}): run `dvc repro -f train` to recreate it.") from None
+    tensors = _named_tensors(net)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in tensors.items()}:
         raise UserError(
-            f"{path} holds the weights of another network than conf/ and params.yaml describe: `dvc repro train` "
-            "trains that one."
+            f"{path} contains the weights of another network than the one of conf/ and params.yaml: run "
+            "`dvc repro train` to train this one."
         )
     with torch.no_grad():
-        for name, value in named.items():
+        for name, value in tensors.items():
             value.copy_(weights[name])
 
 
-def _named(net: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network by their names, which are the same with and without views."""
+def _named_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network by names that do not depend on test-time augmentation."""
     assert isinstance(net, NormalizedModel)
     inner = net.net.net if isinstance(net.net, TestTimeAugmentation) else net.net
     state: dict[str, Tensor] = {f"net.{name}": value for name, value in inner.state_dict().items()}
@@ -61,64 +59,65 @@ def predict_logits(
     model: nn.Module,
     images: np.ndarray,
     batch_size: int,
-    advance: Callable[[float], None] = lambda _: None,
+    on_progress: Callable[[float], None] = lambda _: None,
     device: str = "cpu",
 ) -> Tensor:
-    """Logits `[N, K] float32`, on the CPU, of raw images `[N, H, W, C] uint8`, which may be memory-mapped.
+    """Compute logits `[N, K] float32`, returned on the CPU, of raw images `[N, H, W, C] uint8`.
 
-    `model` is on `device`. `advance` is told how many more have been looked at.
+    The images may be memory-mapped. `model` is on `device`. `on_progress` is called with the number of images of each
+    batch.
     """
-    parts = []
+    logits = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            parts.append(model(torch.from_numpy(np.ascontiguousarray(part)).to(device)).float().cpu())
-            advance(len(part))
-    return torch.cat(parts)
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            logits.append(model(batch).float().cpu())
+            on_progress(len(batch))
+    return torch.cat(logits)
 
 
 WHITE = 255
-# Of the sum over the way from the baseline to the image (Gauss-Legendre); the network looks at so many at once.
+# Steps of the path from the baseline to the image (Gauss-Legendre quadrature), which form one batch.
 STEPS = 64
 
 
 def attributions(
     model: nn.Module,
-    probabilities: Callable[[Tensor], Tensor],
+    activation: Callable[[Tensor], Tensor],
     images: np.ndarray,
     classes: np.ndarray,
-    colour: Sequence[float],
+    baseline_color: Sequence[float],
 ) -> np.ndarray | None:
-    """Integrated gradients of each image's probability of its class, summed over the channels.
+    """Compute integrated gradients of each image's probability of a class, summed over the channels.
 
     M. Sundararajan, A. Taly, Q. Yan, "Axiomatic Attribution for Deep Networks", 2017. An image's values add up to its
-    probability less that of the baseline, an image of nothing but `colour`. Normalisation acts pixel by pixel, so that
-    raw pixels have the same values as normalised ones.
+    probability minus that of the baseline, an image of one color. Normalization is linear in each pixel, so that raw
+    pixels have the same attributions as normalized ones.
 
     Args:
-        model: raw images to logits, a network of our own code.
-        probabilities: the way from logits to probabilities.
+        model: maps raw images to logits.
+        activation: maps logits to probabilities.
         images: `[N, H, W, C] uint8`.
-        classes: `[N] int`, whose probability is looked at.
-        colour: of the baseline, in [0, 1]; a number a channel.
+        classes: `[N] int`, the class of each image to attribute.
+        baseline_color: one number in [0, 1] per channel.
 
     Returns:
-        `[N, H, W] float32`; None where no gradient comes from the answers to the pixels.
+        `[N, H, W] float32`; None if the probabilities are not differentiable by the pixels.
     """
-    # Imported here, because it brings pyplot along, which takes a second.
+    # Imported here, because it imports pyplot, which takes a second.
     from captum.attr import IntegratedGradients
 
-    def answer(pictures: Tensor) -> Tensor:
-        return probabilities(model(pictures))
+    def predict(inputs: Tensor) -> Tensor:
+        return activation(model(inputs))
 
-    pictures = torch.from_numpy(np.ascontiguousarray(images)).float()
-    if not len(pictures) or not answer(pictures[:1].requires_grad_()).requires_grad:
+    inputs = torch.from_numpy(np.ascontiguousarray(images)).float()
+    if not len(inputs) or not predict(inputs[:1].requires_grad_()).requires_grad:
         return None
-    baseline = torch.tensor(colour, dtype=torch.float32).mul(WHITE).expand(1, *pictures.shape[1:])
-    gradients, found = IntegratedGradients(answer), []
-    with progress_bar("Looking into answers", len(pictures), transient=True) as advance:
-        for image, number in zip(pictures, classes, strict=True):
-            found.append(gradients.attribute(image[None], baseline, target=int(number), n_steps=STEPS).sum(dim=3))
+    baseline = torch.tensor(baseline_color, dtype=torch.float32).mul(WHITE).expand(1, *inputs.shape[1:])
+    method, maps = IntegratedGradients(predict), []
+    with progress_bar("Computing attributions", len(inputs), transient=True) as advance:
+        for image, index in zip(inputs, classes, strict=True):
+            maps.append(method.attribute(image[None], baseline, target=int(index), n_steps=STEPS).sum(dim=3))
             advance(1)
-    values: np.ndarray = torch.cat(found).detach().float().numpy()
+    values: np.ndarray = torch.cat(maps).detach().float().numpy()
     return values
