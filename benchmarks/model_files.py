@@ -20,8 +20,8 @@ def write(folder: Path, network: str) -> None:
     import torch
 
     from cifar_pipeline.inference.onnx_export import OnnxTemplate, exported_program
+    from cifar_pipeline.models.build import NormalizedModel
     from cifar_pipeline.models.lenet import LeNet
-    from cifar_pipeline.models.wrappers import NormalizedModel
     from cifar_pipeline.models.zoo import torchvision_network
 
     torch.manual_seed(0)

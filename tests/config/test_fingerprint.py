@@ -100,7 +100,7 @@ def test_other_data_changes_the_fingerprint(sources: Path) -> None:
     [
         "models/lenet.py",
         "models/__init__.py",
-        "models/wrappers.py",
+        "models/build.py",
         "training/module.py",
         "training/compiled/small_conv.cpp",
         "data/loader.py",

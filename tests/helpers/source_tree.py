@@ -22,9 +22,18 @@ def package_of(path: Path) -> str:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Return the modules that a file imports, and the names that it imports from them, with dots."""
+    """Return the modules that a file imports when it runs, and the names that it imports from them, with dots."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    only_typing = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in only_typing:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

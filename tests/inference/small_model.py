@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
+from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.wrappers import NormalizedModel
 
 SHAPE, CLASSES = (32, 32, 3), ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

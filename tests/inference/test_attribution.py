@@ -9,8 +9,8 @@ from small_model import CLASSES, SHAPE, network, random_images
 from torch import Tensor, nn
 
 from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
-from cifar_pipeline.inference.torch_model import attributions, load_weights
-from cifar_pipeline.models.wrappers import NormalizedModel, softmax
+from cifar_pipeline.inference.torch_model import attributions
+from cifar_pipeline.models.build import NormalizedModel, load_weights, softmax
 
 GREY = [0.5, 0.4, 0.3]
 NAMED = np.array([3, 0, 7])

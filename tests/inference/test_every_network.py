@@ -11,8 +11,13 @@ from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate
 from cifar_pipeline.inference.onnx_session import open_checked
 from cifar_pipeline.inference.torch_model import predict_logits
-from cifar_pipeline.models.build import build_bare_model, build_inference_model
-from cifar_pipeline.models.wrappers import OUTPUT_ACTIVATIONS, NormalizedModel, get_activation
+from cifar_pipeline.models.build import (
+    OUTPUT_ACTIVATIONS,
+    NormalizedModel,
+    build_bare_model,
+    build_inference_model,
+    get_activation,
+)
 from helpers.config_project import Project, options_of
 
 CLASSES = tuple(map(str, range(10)))

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE, OnnxSession
-from cifar_pipeline.inference.torch_model import load_weights
+from cifar_pipeline.models.build import NormalizedModel, TestTimeAugmentation, load_weights
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT
 

@@ -8,13 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cifar_pipeline.models.wrappers import (
-    OUTPUT_ACTIVATIONS,
-    clipped_linear,
-    get_activation,
-    normalized_sigmoid,
-    softmax,
-)
+from cifar_pipeline.models.build import OUTPUT_ACTIVATIONS, clipped_linear, get_activation, normalized_sigmoid, softmax
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 

@@ -14,8 +14,8 @@ from small_model import CLASSES, facts, network, random_images
 from cifar_pipeline.inference.metadata import to_onnx_metadata
 from cifar_pipeline.inference.portable import export_portable, write_browser_page, write_pt2
 from cifar_pipeline.inference.predictor import Predictor
+from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.wrappers import NormalizedModel
 from cifar_pipeline.utils.errors import UserError
 from export import export
 from helpers.config_project import ROOT, Project, run

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.wrappers import NormalizedModel
 from cifar_pipeline.utils.errors import UserError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_pipeline.models.wrappers import TestTimeAugmentation
+from cifar_pipeline.models.build import TestTimeAugmentation
 from cifar_pipeline.utils.errors import UserError
 
 

@@ -124,7 +124,7 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "augmentation": {"images", "generator", "flip_mask"},
 }
 # Values that are names, with the function that looks them up and rejects unknown ones.
-NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.wrappers.get_activation"}
+NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.build.get_activation"}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 

@@ -33,7 +33,7 @@ class ModelMetadata:
         classes: names of the classes, in the order of the outputs.
         shape: of an image, `(H, W, C)`.
         resize_mode: how images of other sizes are resized, CROP or PAD.
-        output_activation: name of the function from logits to probabilities (models/wrappers.py).
+        output_activation: name of the function from logits to probabilities (models/build.py).
         dataset: name of the dataset of the training.
         dataset_hash: its content hash.
         fingerprint: of the training's configuration, code and data.

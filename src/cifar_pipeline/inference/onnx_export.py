@@ -28,8 +28,7 @@ from cifar_pipeline.inference.onnx_session import (
     WEIGHTS_FILE,
     open_checked,
 )
-from cifar_pipeline.inference.torch_model import save_weights
-from cifar_pipeline.models.wrappers import NormalizedModel, get_activation
+from cifar_pipeline.models.build import NormalizedModel, get_activation, save_weights
 from cifar_pipeline.utils.errors import UserError
 
 # torch.export treats sizes of 1 as constants.
@@ -63,7 +62,7 @@ class OnnxTemplate:
     def of(net: nn.Module, shape: tuple[int, int, int], activation: str) -> "OnnxTemplate":
         """Export a copy of `net` (a `NormalizedModel`), for any number of images of `shape` `(H, W, C)`.
 
-        `activation` is the name of an output activation (models/wrappers.py).
+        `activation` is the name of an output activation (models/build.py).
 
         Raises:
             UserError: the network can't be exported, or ONNX Runtime's outputs differ from torch's.

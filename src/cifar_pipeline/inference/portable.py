@@ -10,12 +10,9 @@ import torch
 
 from cifar_pipeline.inference.metadata import METADATA_KEY
 from cifar_pipeline.inference.onnx_export import exported_program
-from cifar_pipeline.inference.onnx_session import (
-    MODEL_FILE,
-    WEIGHTS_FILE,
-)
+from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.inference.predictor import Predictor
-from cifar_pipeline.models.wrappers import NormalizedModel
+from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.utils.atomic import atomic_update_dir, atomic_write
 from cifar_pipeline.utils.console import status
 
@@ -56,7 +53,7 @@ def write_pt2(model: Path, net: NormalizedModel, folder: Path) -> Path:
     Raises:
         UserError: the folder contains another network's weights.
     """
-    from cifar_pipeline.inference.torch_model import load_weights
+    from cifar_pipeline.models.build import load_weights
 
     predictor = Predictor.open(model)
     load_weights(net, (model / WEIGHTS_FILE).read_bytes(), model / WEIGHTS_FILE)

@@ -198,7 +198,7 @@ def compute_on_gpu(
     import torch
 
     from cifar_pipeline.inference.torch_model import predict_logits
-    from cifar_pipeline.models.wrappers import get_activation
+    from cifar_pipeline.models.build import get_activation
 
     logits = predict_logits(network.to(device).eval(), images, batch_size, on_progress, device)
     network.to("cpu")

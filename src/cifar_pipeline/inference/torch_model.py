@@ -1,58 +1,12 @@
 """Use a trained network with torch: save and load its weights, compute logits and attributions."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
 from cifar_pipeline.utils.console import progress_bar
-from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import one_line
-
-
-def save_weights(net: nn.Module, path: Path) -> None:
-    """Write the state dict of `net` (a `NormalizedModel`), as if without test-time augmentation, to `path`."""
-    # Copies, because safetensors refuses tensors that share memory.
-    save_file(
-        {name: value.detach().cpu().clone().contiguous() for name, value in _named_tensors(net).items()}, str(path)
-    )
-
-
-def load_weights(net: nn.Module, content: bytes, path: Path) -> None:
-    """Load weights that `save_weights` wrote into a network of the same configuration.
-
-    `content` is that of the file at `path`, which the message names.
-
-    Raises:
-        UserError: the file is damaged, or contains another network's weights.
-    """
-    try:
-        weights = load(content)
-    except SafetensorError as error:
-        reason = one_line(error)[:150]
-        raise UserError(f"{path} can't be read ({reason}): run `dvc repro -f train` to recreate it.") from None
-    tensors = _named_tensors(net)
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise UserError(
-            f"{path} contains the weights of another network than the one of conf/ and params.yaml: run "
-            "`dvc repro train` to train this one."
-        )
-    with torch.no_grad():
-        for name, value in tensors.items():
-            value.copy_(weights[name])
-
-
-def _named_tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a network by names that do not depend on test-time augmentation."""
-    assert isinstance(net, NormalizedModel)
-    inner = net.net.net if isinstance(net.net, TestTimeAugmentation) else net.net
-    state: dict[str, Tensor] = {f"net.{name}": value for name, value in inner.state_dict().items()}
-    return {"scale": net.scale, "shift": net.shift, **state}
 
 
 def predict_logits(

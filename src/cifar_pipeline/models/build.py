@@ -1,17 +1,200 @@
-"""Build the configured network, its input normalization and test-time augmentation, without importing Lightning."""
+"""Build a model: a network with input normalization, test-time augmentation and an output activation.
+
+An output activation maps logits `[N, K]`, float32 or float64, to probabilities `[N, K]` of the same dtype whose rows
+sum to 1. Each file of conf/loss/ names the activation that fits its loss.
+
+Also builds the configured network, and saves and loads its weights. Imports no Lightning, because `evaluate` needs none.
+"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.models.wrappers import NormalizedModel, TestTimeAugmentation
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
+
+WHITE = 255
+
+
+class NormalizedModel(nn.Module):
+    """Normalize raw images on the device, before the network: `[N, H, W, C] uint8` in, logits `[N, K]` out.
+
+    Args:
+        net: maps normalized images `[N, C, H, W] float` to logits.
+        mean: subtracted from the pixels scaled to [0, 1]; one number, or one for each of the C channels.
+        std: divisor after the subtraction; one number, or one for each channel.
+
+    Raises:
+        UserError: a standard deviation is not positive, or mean and std have different numbers of channels.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, net: nn.Module, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        channel_mean, channel_std = _per_channel(mean), _per_channel(std)
+        if not bool((channel_std > 0).all()):
+            raise UserError(
+                f"normalization.std={std} must be positive in every channel. Write normalization=half or other values."
+            )
+        if 1 not in (len(channel_mean), len(channel_std)) and len(channel_mean) != len(channel_std):
+            raise UserError(
+                f"normalization.mean={mean} and normalization.std={std} must have the same number of values."
+            )
+        self.net = net
+        # (x / 255 - mean) / std as one multiplication and one addition, because overhead dominates at small batches.
+        self.register_buffer("scale", (1 / (WHITE * channel_std)).to(torch.get_default_dtype()))
+        self.register_buffer("shift", (-channel_mean / channel_std).to(torch.get_default_dtype()))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize raw images `[N, H, W, C] uint8` to `[N, C, H, W] float`, channels_last in memory."""
+        # Before the permutation, while the channels are last, so that one number per channel broadcasts.
+        pixels = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
+        return pixels.permute(0, 3, 1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits `[N, K]` of raw images `[N, H, W, C] uint8`."""
+        logits: Tensor = self.net(self.normalize(images))
+        return logits
+
+
+def _per_channel(numbers: float | Sequence[float]) -> Tensor:
+    # Double precision until mean and std are folded.
+    channels = [numbers] if isinstance(numbers, int | float) else list(numbers)
+    return torch.tensor(channels, dtype=torch.float64)
+
+
+class TestTimeAugmentation(nn.Module):
+    """Average a network's logits over flipped and shifted copies: normalized `[N, C, H, W] float` to logits `[N, K]`.
+
+    Args:
+        net: maps normalized images to logits.
+        flip: whether to add the horizontally flipped images.
+        shift: pixels by which to add copies shifted up-left and down-right, with reflected borders; each of the two
+            has half the weight of the unshifted images. 0: no shifted copies.
+        size: the smaller of the images' height and width.
+
+    Raises:
+        UserError: the shift is not smaller than the images.
+    """
+
+    __test__ = False  # no test class, although its name begins with Test
+
+    def __init__(self, net: nn.Module, flip: bool, shift: int, size: int) -> None:
+        super().__init__()
+        if shift >= size:
+            raise UserError(f"tta.shift={shift} must be smaller than the image size, {size} pixels.")
+        self.net, self.flip, self.shift = net, flip, shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the weighted mean of the logits `[N, K]` over the augmented copies of images `[N, C, H, W]`."""
+        shifted, weights = zip(*self._shifted_copies(images), strict=True)
+        copies, orientations = list(shifted), 1
+        if self.flip:
+            copies, orientations = [*shifted, *(copy.flip(3) for copy in shifted)], 2
+        copy_weights = images.new_tensor([weight / orientations for weight in weights] * orientations)
+        # In one batch, so that an exported graph contains the network once.
+        logits: Tensor = self.net(torch.cat(copies))
+        return (logits.reshape(len(copies), -1, logits.shape[1]) * copy_weights[:, None, None]).sum(0)
+
+    def _shifted_copies(self, images: Tensor) -> Iterator[tuple[Tensor, float]]:
+        """Yield the images, their shifted copies, and the weight of each."""
+        if not self.shift:
+            yield images, 1.0
+            return
+        offset = 2 * self.shift
+        padded = nn.functional.pad(images, [self.shift] * 4, mode="reflect")
+        yield images, 0.5
+        yield padded[:, :, offset:, offset:], 0.25
+        yield padded[:, :, :-offset, :-offset], 0.25
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Compute `p_k = exp(z_k) / sum_j exp(z_j)`, whose negative log-likelihood is cross-entropy."""
+    return torch.softmax(logits, dim=1)
+
+
+def normalized_sigmoid(logits: Tensor) -> Tensor:
+    """Compute `p_k = s(z_k) / sum_j s(z_j)`, `s` the logistic sigmoid: for one-vs-rest losses."""
+    # Computed from logarithms, because the quotient is 0 / 0 where every sigmoid underflows.
+    return torch.softmax(logsigmoid(logits), dim=1)
+
+
+def clipped_linear(logits: Tensor) -> Tensor:
+    """Compute `p_k = max(z_k, 0) / sum_j max(z_j, 0)`, or 1/K if none is positive: for outputs near 0 or 1."""
+    clipped = logits.clamp(min=0)
+    total = clipped.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, clipped / total.where(total > 0, 1), 1 / logits.shape[1])
+
+
+OUTPUT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    activation.__name__: activation for activation in (softmax, normalized_sigmoid, clipped_linear)
+}
+
+
+def get_activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the output activation of this name.
+
+    Raises:
+        UserError: there is none; the message lists the names and the closest match.
+    """
+    if name not in OUTPUT_ACTIVATIONS:
+        close = get_close_matches(name, OUTPUT_ACTIVATIONS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"loss.output_activation={name} must be one of {', '.join(OUTPUT_ACTIVATIONS)}.{hint}")
+    return OUTPUT_ACTIVATIONS[name]
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write the state dict of `net` (a `NormalizedModel`), as if without test-time augmentation, to `path`."""
+    # Copies, because safetensors refuses tensors that share memory.
+    save_file(
+        {name: value.detach().cpu().clone().contiguous() for name, value in _named_tensors(net).items()}, str(path)
+    )
+
+
+def load_weights(net: nn.Module, content: bytes, path: Path) -> None:
+    """Load weights that `save_weights` wrote into a network of the same configuration.
+
+    `content` is that of the file at `path`, which the message names.
+
+    Raises:
+        UserError: the file is damaged, or contains another network's weights.
+    """
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        reason = one_line(error)[:150]
+        raise UserError(f"{path} can't be read ({reason}): run `dvc repro -f train` to recreate it.") from None
+    tensors = _named_tensors(net)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in tensors.items()}:
+        raise UserError(
+            f"{path} contains the weights of another network than the one of conf/ and params.yaml: run "
+            "`dvc repro train` to train this one."
+        )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            value.copy_(weights[name])
+
+
+def _named_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network by names that do not depend on test-time augmentation."""
+    assert isinstance(net, NormalizedModel)
+    inner = net.net.net if isinstance(net.net, TestTimeAugmentation) else net.net
+    state: dict[str, Tensor] = {f"net.{name}": value for name, value in inner.state_dict().items()}
+    return {"scale": net.scale, "shift": net.shift, **state}
 
 
 class DatasetShape(Protocol):

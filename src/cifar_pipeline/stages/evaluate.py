@@ -21,7 +21,7 @@ from cifar_pipeline.utils.console import info, progress_bar, status
 from cifar_pipeline.utils.process import disable_malloc_trim
 
 if TYPE_CHECKING:
-    from cifar_pipeline.models.wrappers import NormalizedModel
+    from cifar_pipeline.models.build import NormalizedModel
 
 PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("reports")
 
@@ -45,8 +45,7 @@ def evaluate(config: DictConfig) -> None:
 
     def build_model() -> "NormalizedModel":
         """Build the model from the configuration and load its weights."""
-        from cifar_pipeline.inference.torch_model import load_weights
-        from cifar_pipeline.models.build import build_bare_model, build_inference_model
+        from cifar_pipeline.models.build import build_bare_model, build_inference_model, load_weights
 
         model = build_inference_model(build_bare_model(config, dataset), config, dataset)
         load_weights(model, weights, trained.model / WEIGHTS_FILE)
@@ -66,7 +65,7 @@ def evaluate(config: DictConfig) -> None:
 
     from cifar_pipeline.inference.predictor import require_same_outputs
     from cifar_pipeline.inference.torch_model import attributions
-    from cifar_pipeline.models.wrappers import get_activation
+    from cifar_pipeline.models.build import get_activation
     from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers
     from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps

@@ -13,11 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_pipeline.training.checkpoints import (
-    EpochMetrics,
-    format_epoch,
-    loggable,
-)
+from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import format_duration, info, progress_bar, warning

@@ -46,11 +46,7 @@ from cifar_pipeline.training.distributed import (
 )
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
-from cifar_pipeline.training.module import (
-    Classifier,
-    OptimizerConfig,
-    Scheduler,
-)
+from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
 from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
