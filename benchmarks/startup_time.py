@@ -53,11 +53,11 @@ import lightning.pytorch  # noqa: E402, F401
 mark_end("import Lightning")
 import mlflow  # noqa: E402, F401
 
-from cifar_pipeline.tracking import runs
+from cifar_pipeline.tracking import runs  # noqa: E402
 
 mark_end("import MLflow")
-from cifar_pipeline.data import dataset
-from cifar_pipeline.training import trainer
+from cifar_pipeline.data import dataset  # noqa: E402
+from cifar_pipeline.training import trainer  # noqa: E402
 
 mark_at_call(dataset, "require_matching_config", "other imports, configuration, opening the data")
 mark_at_call(runs, "training_run", "building network and batches")

@@ -3,8 +3,8 @@
 Exit codes: 1 for a failure of the machine, 2 for a mistake of the user, 130 for Ctrl-C, 143 for SIGTERM. Bugs show
 their traceback.
 
-A stage's inputs are compared between its start and the publication of its result. DVC hashes a stage's dependencies after the stage has run. A change in the meantime would be recorded in dvc.lock with a
-result that was computed from the old content.
+A stage's inputs are compared between its start and the publication of its result: DVC hashes them after the stage has
+run, so a change in the meantime would be recorded in dvc.lock with a result that was computed from the old content.
 """
 
 import functools

@@ -3,7 +3,7 @@
 An output activation maps logits `[N, K]`, float32 or float64, to probabilities `[N, K]` of the same dtype whose rows
 sum to 1. Each file of conf/loss/ names the activation that fits its loss.
 
-Also builds the configured network, and saves and loads its weights. Imports no Lightning, because `evaluate` needs none.
+Also builds the configured network, and saves and loads its weights. Imports no Lightning: `evaluate` needs none.
 """
 
 import copy

@@ -114,7 +114,8 @@ def from_run(name_or_id: str, checkpoint: str) -> Candidate:
         )
         if not runs:
             raise UserError(
-                f"There is no finished training named {name_or_id}: `make compare-sweep` and `make ui` show names and ids."
+                f"There is no finished training named {name_or_id}: `make compare-sweep` and `make ui` show names "
+                "and ids."
             )
         run = runs[0]
     if run.info.status != "FINISHED":

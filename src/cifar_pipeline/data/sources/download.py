@@ -31,8 +31,8 @@ class DownloadedSource(ABC):
     """Base class of sources with published checksums; a subclass lists them and reads the files.
 
     `md5s` has the MD5 of each file; `archive_md5` is that of the archive ("" if there is none) and only avoids
-    unpacking it twice. `archive_dir` is the folder in the archive. `env_var` names the environment variable for a custom
-    path or URL. `checksums` replaces `md5s` in tests.
+    unpacking it twice. `archive_dir` is the folder in the archive. `env_var` names the environment variable for a
+    custom path or URL. `checksums` replaces `md5s` in tests.
     """
 
     name: str
