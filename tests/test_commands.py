@@ -74,15 +74,15 @@ BY_FILE = {
         "test_predict_prints_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
     },
     "tests/inference/test_server.py": {
-        "test_the_server_answers_as_predict_does": "python src/serve.py",
+        "test_the_server_predicts_as_predict_does": "python src/serve.py",
         "test_the_readmes_curl_works": "python -c .*|curl .*",
-        "test_mlflows_own_server_answers_with_the_folder": "mlflow models serve -m exported --env-manager local",
+        "test_mlflows_server_serves_the_folder": "mlflow models serve -m exported --env-manager local",
     },
     "tests/inference/test_browser.py": {
-        "test_the_page_answers_as_predict_does": "python -m http.server --directory exported",
+        "test_the_page_predicts_as_predict_does": "python -m http.server --directory exported",
     },
     "tests/inference/test_portable.py": {
-        "test_export_copies_the_model_and_says_what_to_do_with_it": "python src/export.py( --pt2)?",
+        "test_export_copies_the_model_and_prints_how_to_use_it": "python src/export.py( --pt2)?",
     },
     "tests/config/test_schemas.py": {
         "test_the_schemas_and_the_page_are_up_to_date": "python src/build_docs.py",

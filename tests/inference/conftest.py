@@ -1,4 +1,4 @@
-"""What several files' tests ask: one exported model."""
+"""Provide an exported model to the tests of inference."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from small_model import export
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model. Only to look at."""
+    """Export a model once, to be read only; return its folder."""
     folder = tmp_path_factory.mktemp("Modelle für alle") / "last"
     export(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The scoring server as a person starts it, and questions to it."""
+"""Start the scoring server as a user does, and send requests to it."""
 
 import json
 import os
@@ -20,25 +20,25 @@ from helpers.servers import free_port, wait_for_answer
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers on `port` of this machine."""
+    """A server on `port` of this machine."""
 
     port: int
 
-    def ask(self, images: np.ndarray) -> tuple[int, Any]:
-        """Status and answer for images in MLflow's JSON: a list of predictions, or the error's message."""
+    def predict(self, images: np.ndarray) -> tuple[int, Any]:
+        """POST images as MLflow's JSON; return the status, and the predictions or the error message."""
         return self.post(json.dumps({"inputs": images.tolist()}))
 
     def post(self, body: str) -> tuple[int, Any]:
-        """Status and answer for a request's body."""
-        address, kind = f"http://127.0.0.1:{self.port}/invocations", {"Content-Type": "application/json"}
+        """POST a body; return the status, and the predictions or the error message."""
+        url, headers = f"http://127.0.0.1:{self.port}/invocations", {"Content-Type": "application/json"}
         try:
-            with urllib.request.urlopen(urllib.request.Request(address, body.encode(), kind)) as answer:
-                return answer.status, json.load(answer)["predictions"]
+            with urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers)) as response:
+                return response.status, json.load(response)["predictions"]
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)["message"]
 
     def latency(self, images: np.ndarray, times: int) -> float:
-        """The median of the seconds that one request with these images takes."""
+        """Return the median duration in seconds of a request with these images."""
         body, seconds = json.dumps({"inputs": images.tolist()}), []
         for _ in range(times):
             start = time.perf_counter()
@@ -49,7 +49,7 @@ class Server:
 
 @contextmanager
 def running(script: Path, folder: Path, *arguments: str) -> Iterator[Server]:
-    """`python src/serve.py` in a project's folder, on a port that is free there; ended as by Ctrl-C or `kill`."""
+    """Run `python src/serve.py` in a project's folder on a free port, and terminate it at the end."""
     port = free_port()
     path = folder / "conf" / "serve" / "default.yaml"
     path.write_text(path.read_text().replace("port: 5001", f"port: {port}"))
@@ -66,7 +66,7 @@ def running(script: Path, folder: Path, *arguments: str) -> Iterator[Server]:
         yield Server(port)
     finally:
         process.terminate()
-        said, _ = process.communicate(timeout=60)
-        print(said)  # where the tests fail it is shown
-    assert process.returncode == 143, said
-    assert "Traceback" not in said
+        output, _ = process.communicate(timeout=60)
+        print(output)  # shown if the test fails
+    assert process.returncode == 143, output
+    assert "Traceback" not in output

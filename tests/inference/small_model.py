@@ -1,4 +1,4 @@
-"""A small model as a training leaves it, and images to ask it about."""
+"""Export a small model as a training does, and generate images for it."""
 
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,8 @@ def network() -> NormalizedModel:
     )
 
 
-def facts(**others: Any) -> dict[str, Any]:
-    """A training's facts."""
+def training_metadata(**changes: Any) -> dict[str, Any]:
+    """Return the metadata of a training."""
     return {
         "fingerprint": "0123456789abcdef",
         "commit": "c0ffee1" + 33 * "0",
@@ -31,21 +31,21 @@ def facts(**others: Any) -> dict[str, Any]:
         "shape": list(SHAPE),
         "resize_mode": "crop",
         "output_activation": "softmax",
-        **others,
+        **changes,
     }
 
 
 @cache
 def graph() -> OnnxTemplate:
-    """The graph of `network`, exported once."""
+    """Export the graph of `network` once."""
     return OnnxTemplate.of(network(), SHAPE, "softmax")
 
 
-def export(folder: Path, net: NormalizedModel | None = None, **others: Any) -> Path:
+def export(folder: Path, net: NormalizedModel | None = None, **changes: Any) -> Path:
     """Write a network's model folder as `train` does."""
-    save_model(graph(), net or network(), facts(**others), folder)
+    save_model(graph(), net or network(), training_metadata(**changes), folder)
     return folder
 
 
-def random_images(number: int) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (number, *SHAPE), np.uint8)
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *SHAPE), np.uint8)

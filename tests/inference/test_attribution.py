@@ -1,4 +1,4 @@
-"""Integrated gradients against what they must be: the formula where there is one, the axiom where there is none."""
+"""Test integrated gradients against the formula for linear networks and the completeness axiom for others."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
 from cifar_pipeline.inference.torch_model import attributions
 from cifar_pipeline.models.build import NormalizedModel, load_weights, softmax
 
-GREY = [0.5, 0.4, 0.3]
-NAMED = np.array([3, 0, 7])
+GRAY = [0.5, 0.4, 0.3]
+CLASS_INDICES = np.array([3, 0, 7])
 
 
 class Linear(nn.Module):
-    """Of a linear network each pixel's share is its weight times its distance from the baseline."""
+    """A linear network: the attribution of a pixel is its weight times its distance from the baseline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Linear(nn.Module):
 
 @pytest.fixture
 def loaded(exported: Path) -> NormalizedModel:
-    """The network of our own code with the weights of a model folder."""
+    """Load the weights of a model folder into the network."""
     net = network()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -40,56 +40,56 @@ def loaded(exported: Path) -> NormalizedModel:
     return net.eval()
 
 
-def unchanged(logits: Tensor) -> Tensor:
+def identity(logits: Tensor) -> Tensor:
     return logits
 
 
 def test_attributions_of_a_linear_network_are_weight_times_distance() -> None:
     net, images = Linear(), random_images(3)
-    found = attributions(NormalizedModel(net, 0.5, 0.25), unchanged, images, NAMED, GREY)
-    assert found is not None and found.shape == (3, *SHAPE[:2])
-    weights = net.layers[1].weight.detach().numpy()[NAMED].reshape(3, 3, *SHAPE[:2]).transpose(0, 2, 3, 1)
-    expected = (weights * (images / 255 - np.array(GREY)) / 0.25).sum(axis=3)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    maps = attributions(NormalizedModel(net, 0.5, 0.25), identity, images, CLASS_INDICES, GRAY)
+    assert maps is not None and maps.shape == (3, *SHAPE[:2])
+    weights = net.layers[1].weight.detach().numpy()[CLASS_INDICES].reshape(3, 3, *SHAPE[:2]).transpose(0, 2, 3, 1)
+    expected = (weights * (images / 255 - np.array(GRAY)) / 0.25).sum(axis=3)
+    np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attributions_add_up_to_the_probability_less_that_of_the_baseline(loaded: NormalizedModel) -> None:
     images = random_images(3)
-    found = attributions(loaded, softmax, images, NAMED, GREY)
-    assert found is not None
-    baseline = (torch.tensor(GREY) * 255).expand(1, *SHAPE)
+    maps = attributions(loaded, softmax, images, CLASS_INDICES, GRAY)
+    assert maps is not None
+    baseline = (torch.tensor(GRAY) * 255).expand(1, *SHAPE)
     with torch.no_grad():
-        gained = softmax(loaded(torch.from_numpy(images).float())) - softmax(loaded(baseline))
-    np.testing.assert_allclose(found.sum(axis=(1, 2)), gained[range(3), NAMED].numpy(), atol=1e-4)
-    # An untrained network's answers hardly differ: there must be something to add up.
-    assert np.abs(found).sum() > 100 * 1e-4
+        difference = softmax(loaded(torch.from_numpy(images).float())) - softmax(loaded(baseline))
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), difference[range(3), CLASS_INDICES].numpy(), atol=1e-4)
+    # An untrained network's predictions hardly differ: make sure that the sums are not trivial.
+    assert np.abs(maps).sum() > 100 * 1e-4
 
 
 def test_the_weights_in_a_model_folder_have_the_attributions_of_the_network_in_training(
     loaded: NormalizedModel,
 ) -> None:
     images = random_images(3)
-    found = attributions(loaded, softmax, images, NAMED, GREY)
-    trained = attributions(network().eval(), softmax, images, NAMED, GREY)
-    assert found is not None and trained is not None
-    np.testing.assert_allclose(found, trained, atol=1e-6)
+    maps = attributions(loaded, softmax, images, CLASS_INDICES, GRAY)
+    trained = attributions(network().eval(), softmax, images, CLASS_INDICES, GRAY)
+    assert maps is not None and trained is not None
+    np.testing.assert_allclose(maps, trained, atol=1e-6)
 
 
 def test_attributions_leave_the_model_as_it_was(loaded: NormalizedModel) -> None:
     images = random_images(2)
     before = loaded(torch.from_numpy(images))
-    attributions(loaded, softmax, images, NAMED[:2], GREY)
+    attributions(loaded, softmax, images, CLASS_INDICES[:2], GRAY)
     assert torch.equal(loaded(torch.from_numpy(images)), before)
 
 
-class Deciding(nn.Module):
+class NotDifferentiable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return (images.mean(dim=(1, 2)) > 127).float()
 
 
 def test_a_network_without_gradients_has_no_attributions() -> None:
-    assert attributions(Deciding(), softmax, random_images(2), NAMED[:2], GREY) is None
+    assert attributions(NotDifferentiable(), softmax, random_images(2), CLASS_INDICES[:2], GRAY) is None
 
 
 def test_no_images_have_no_attributions() -> None:
-    assert attributions(network(), softmax, random_images(0), NAMED[:0], GREY) is None
+    assert attributions(network(), softmax, random_images(0), CLASS_INDICES[:0], GRAY) is None

@@ -1,4 +1,4 @@
-"""The exported page in headless Chromium, with ONNX Runtime's build for browsers, against predict's numbers."""
+"""Compare the exported page in headless Chromium, with ONNX Runtime's build for browsers, with predict."""
 
 import base64
 import hashlib
@@ -28,10 +28,10 @@ VERSION = re.search(r"onnxruntime-web@([\d.]+)", TEMPLATE.read_text(encoding="ut
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The npm package that the page names."""
+    """Download the npm package that the page uses."""
     npm = shutil.which("npm")
     if npm is None:
-        pytest.skip("npm is not installed: it brings ONNX Runtime's build for browsers")
+        pytest.skip("npm is not installed, so ONNX Runtime's build for browsers can't be downloaded")
     assert VERSION
     folder = tmp_path_factory.mktemp("npm")
     ended = subprocess.run([npm, "pack", f"onnxruntime-web@{VERSION[1]}"], cwd=folder, capture_output=True, text=True)
@@ -44,7 +44,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(exported: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The page, served as its README says, with the package's files beside it."""
+    """Serve the exported folder with a copy of the package's files, and open the page."""
     program = chromium()
     if program is None:
         pytest.skip("Chromium is not installed")
@@ -53,8 +53,8 @@ def page(exported: Path, package: Path, tmp_path_factory: pytest.TempPathFactory
     (folder / "ort").mkdir()
     for name in integrities():
         shutil.copy(package / name, folder / "ort")
-    words = [sys.executable, "-m", "http.server", "--directory", folder.name, "--bind", "127.0.0.1", str(port)]
-    server = subprocess.Popen(words, cwd=folder.parent, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "http.server", "--directory", folder.name, "--bind", "127.0.0.1", str(port)]
+    server = subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.DEVNULL)
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/", server)
         with opened(program, tmp_path_factory.mktemp("profile")) as page:
@@ -69,8 +69,8 @@ def integrities() -> dict[str, str]:
     return dict(re.findall(r'"(\S+)": "(sha384-\S+)"', TEMPLATE.read_text(encoding="utf-8")))
 
 
-def ask(page: Page, content: bytes) -> dict[str, float]:
-    """What the page answers for an image file."""
+def classify(page: Page, content: bytes) -> dict[str, float]:
+    """Return the page's probabilities for an image file."""
     text = base64.b64encode(content).decode()
     code = f"fetch('data:;base64,{text}').then((a) => a.blob()).then((b) => classifyImage(new File([b], 'a.png')))"
     ranking: list[Any] = page.evaluate(code)
@@ -84,7 +84,7 @@ def png(image: Image.Image) -> bytes:
 
 
 @pytest.mark.long
-def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None:
+def test_the_files_have_the_hashes_in_the_page(package: Path) -> None:
     assert len(integrities()) == 2
     for name, integrity in integrities().items():
         digest = hashlib.sha384((package / name).read_bytes()).digest()
@@ -92,31 +92,31 @@ def test_the_files_have_the_hashes_that_the_page_asks_for(package: Path) -> None
 
 
 @pytest.mark.long
-def test_the_page_answers_as_predict_does(page: Page, exported: Path) -> None:
+def test_the_page_predicts_as_predict_does(page: Page, exported: Path) -> None:
     predictor = Predictor.open(exported)
     for pixels in random_images(3):
         expected = dict(predictor.top_k(pixels[None], len(CLASSES))[0])
-        assert ask(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
+        assert classify(page, png(Image.fromarray(pixels))) == pytest.approx(expected, abs=1e-4)
     assert "a.png: " in page.evaluate("document.getElementById('status').textContent")
     assert page.evaluate("document.querySelectorAll('#predictions tr').length") == len(CLASSES)
-    assert [place for place in page.fetched if "127.0.0.1" not in place and not place.startswith("blob:")] == []
+    assert [url for url in page.fetched if "127.0.0.1" not in url and not url.startswith("blob:")] == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("size", [(48, 64), (20, 33), (300, 200)])
-def test_images_of_other_sizes_are_brought_to_the_models_as_predict_does(
+def test_images_of_other_sizes_are_resized_as_predict_does(
     page: Page, exported: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     content = png(Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR))
     (tmp_path / "a.png").write_bytes(content)
     (answer,) = Predictor.open(exported).predictions([tmp_path / "a.png"], 1, len(CLASSES))
-    assert ask(page, content) == pytest.approx(dict(answer.ranking), abs=1e-3)
+    assert classify(page, content) == pytest.approx(dict(answer.ranking), abs=1e-3)
 
 
 @pytest.mark.long
-def test_what_is_no_image_is_said(page: Page) -> None:
+def test_a_file_that_is_no_image_is_reported(page: Page) -> None:
     with pytest.raises(AssertionError):
-        ask(page, b"no image")
+        classify(page, b"no image")
     assert "a.png can't be read: " in page.evaluate("document.getElementById('status').textContent")
     assert json.dumps(page.evaluate("document.title"))

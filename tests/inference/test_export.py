@@ -1,4 +1,4 @@
-"""An exported network answers as the network did, for any number of images, from a file that is always the same."""
+"""Test that an exported model matches its network for any number of images, and that exports are reproducible."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file
-from small_model import CLASSES, SHAPE, export, facts, network, random_images
+from small_model import CLASSES, SHAPE, export, network, random_images, training_metadata
 from torch import Tensor, nn
 
 from cifar_pipeline.inference.onnx_check import check_model
@@ -23,30 +23,30 @@ from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT
 
 
-def answers(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+def predict(folder: Path, images: np.ndarray, batch_size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     return OnnxSession.open(folder, threads=1).predict(images, batch_size)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
-def test_the_file_answers_as_the_network(exported: Path, number: int) -> None:
+def test_the_file_matches_the_network(exported: Path, number: int) -> None:
     images = random_images(number)
     with torch.inference_mode():
         expected = network().eval()(torch.from_numpy(images))
-    logits, probabilities = answers(exported, images)
+    logits, probabilities = predict(exported, images)
     assert logits.dtype == probabilities.dtype == np.float32 and logits.shape == (number, len(CLASSES))
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(probabilities, torch.softmax(expected, 1).numpy(), atol=1e-6)
 
 
-def test_the_size_of_a_portion_changes_no_answer(exported: Path) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(exported: Path) -> None:
     images = random_images(10)
-    for one, other in zip(answers(exported, images, 3), answers(exported, images, 10), strict=True):
+    for one, other in zip(predict(exported, images, 3), predict(exported, images, 10), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_equal_networks_are_equal_bytes_that_name_no_place(exported: Path, tmp_path: Path) -> None:
+def test_equal_networks_are_equal_bytes_without_paths(exported: Path, tmp_path: Path) -> None:
     again = OnnxTemplate.of(network(), SHAPE, "softmax")
-    save_model(again, network(), facts(), tmp_path / "again")
+    save_model(again, network(), training_metadata(), tmp_path / "again")
     for name in (MODEL_FILE, WEIGHTS_FILE):
         content = (exported / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == content
@@ -61,20 +61,20 @@ def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_pat
     export(tmp_path / "other", other)
     with torch.inference_mode():
         expected = other.eval()(torch.from_numpy(random_images(5)))
-    np.testing.assert_allclose(answers(tmp_path / "other", random_images(5))[0], expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(predict(tmp_path / "other", random_images(5))[0], expected.numpy(), atol=1e-5)
     assert (tmp_path / "other" / MODEL_FILE).read_bytes() != (exported / MODEL_FILE).read_bytes()
 
 
-def test_the_weights_beside_it_are_those_of_the_network_with_and_without_views(exported: Path, tmp_path: Path) -> None:
+def test_the_weights_file_is_the_same_with_and_without_test_time_augmentation(exported: Path, tmp_path: Path) -> None:
     assert set(load_file(exported / WEIGHTS_FILE)) == set(network().state_dict())
-    looking = network()
-    looking.net = TestTimeAugmentation(looking.net, flip=True, shift=1, size=SHAPE[0])
+    augmented = network()
+    augmented.net = TestTimeAugmentation(augmented.net, flip=True, shift=1, size=SHAPE[0])
     with torch.no_grad():
-        for parameter in looking.parameters():
+        for parameter in augmented.parameters():
             parameter.zero_()
-    load_weights(looking, (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE)
+    load_weights(augmented, (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE)
     for name, value in network().state_dict().items():
-        assert torch.equal(looking.state_dict()[name.replace("net.", "net.net.", 1)], value)
+        assert torch.equal(augmented.state_dict()[name.replace("net.", "net.net.", 1)], value)
     with pytest.raises(UserError, match="the weights of another network"):
         load_weights(
             NormalizedModel(LeNet(3, 32, 7), 0.5, 0.5), (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE
@@ -100,40 +100,40 @@ def test_a_damaged_model_is_refused(exported: Path, tmp_path: Path, keep: int) -
 
 
 def test_mlflow_loads_the_model_with_its_signature_and_without_torch(exported: Path) -> None:
-    served = mlflow.pyfunc.load_model(str(exported))
+    loaded = mlflow.pyfunc.load_model(str(exported))
     images = random_images(3)
-    found = served.predict(images)
-    logits, probabilities = answers(exported, images)
-    np.testing.assert_allclose(found["logits"], logits, atol=1e-6)
-    np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
-    (taken,), given = served.metadata.signature.inputs.inputs, served.metadata.signature.outputs.inputs
-    assert (taken.type, taken.shape) == (np.dtype(np.uint8), (-1, *SHAPE))
-    assert [(one.name, one.type, one.shape) for one in given] == [
+    outputs = loaded.predict(images)
+    logits, probabilities = predict(exported, images)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-6)
+    (model_input,), model_outputs = loaded.metadata.signature.inputs.inputs, loaded.metadata.signature.outputs.inputs
+    assert (model_input.type, model_input.shape) == (np.dtype(np.uint8), (-1, *SHAPE))
+    assert [(output.name, output.type, output.shape) for output in model_outputs] == [
         (name, np.dtype(np.float32), (-1, len(CLASSES))) for name in ("logits", "probabilities")
     ]
     with pytest.raises(MlflowException, match="shape"):
-        served.predict(images[:, :16])
-    assert set(served.metadata.flavors) == {"onnx", "python_function"}
+        loaded.predict(images[:, :16])
+    assert set(loaded.metadata.flavors) == {"onnx", "python_function"}
     assert (exported / "input_example.json").is_file()
-    required = [line.partition("==")[0] for line in (exported / "requirements.txt").read_text().split()]
-    assert set(required) == {"mlflow", "numpy", "onnxruntime"}  # mlflow adds itself
+    packages = [line.partition("==")[0] for line in (exported / "requirements.txt").read_text().split()]
+    assert set(packages) == {"mlflow", "numpy", "onnxruntime"}  # mlflow adds itself
 
 
-def test_the_file_says_what_it_takes_to_use_it(exported: Path) -> None:
+def test_the_file_has_the_metadata_that_using_it_requires(exported: Path) -> None:
     model = onnx.load(exported / MODEL_FILE)
     assert not [tensor for tensor in model.graph.initializer if tensor.external_data]
     (entry,) = model.metadata_props
-    said = json.loads(entry.value)
-    assert tuple(said["classes"]) == CLASSES and said["fingerprint"] == facts()["fingerprint"]
-    assert "[N, 32, 32, 3] uint8" in said["input"] and "normalization is in" in said["preprocessing"]
-    assert set(said["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    metadata = json.loads(entry.value)
+    assert tuple(metadata["classes"]) == CLASSES and metadata["fingerprint"] == training_metadata()["fingerprint"]
+    assert "[N, 32, 32, 3] uint8" in metadata["input"] and "normalization is in" in metadata["preprocessing"]
+    assert set(metadata["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime"}
 
 
-def test_a_network_for_grey_images_of_another_size_is_exported(tmp_path: Path) -> None:
+def test_a_network_for_gray_images_of_another_size_is_exported(tmp_path: Path) -> None:
     net = NormalizedModel(LeNet(channels=1, size=28, classes=2), mean=[0.1], std=[0.3])
     grey = OnnxTemplate.of(net, (28, 28, 1), "softmax")
-    save_model(grey, net, facts(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
-    assert answers(tmp_path / "grey", np.zeros((5, 28, 28, 1), np.uint8))[0].shape == (5, 2)
+    save_model(grey, net, training_metadata(shape=[28, 28, 1], classes=["even", "odd"]), tmp_path / "grey")
+    assert predict(tmp_path / "grey", np.zeros((5, 28, 28, 1), np.uint8))[0].shape == (5, 2)
 
 
 class WithClassToken(nn.Module):
@@ -154,45 +154,45 @@ def test_a_network_with_a_class_token_is_exported_with_test_time_augmentation() 
     assert check_model(graph.model).bytes_per_image > 6 * 4 * int(np.prod(SHAPE))
 
 
-class Own(nn.Module):
-    """A network of somebody's own, whose forward does what no exporter can follow."""
+class NotExportable(nn.Module):
+    """A custom network whose forward can't be exported."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, obstacle: str) -> None:
         super().__init__()
-        self.kind, self.head = kind, nn.Linear(3, 10)
+        self.obstacle, self.head = obstacle, nn.Linear(3, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         features = images.mean((2, 3))
-        if self.kind == "branches on the pixels" and features.sum() > 0:
+        if self.obstacle == "branches on the pixels" and features.sum() > 0:
             features = features * 2
-        if self.kind == "an operator that ONNX has not":
+        if self.obstacle == "an operator that ONNX has not":
             features = torch.linalg.eigvals(features.T @ features).abs()[None].expand(len(images), 3)
-        if self.kind == "a size that depends on the pixels":
+        if self.obstacle == "a size that depends on the pixels":
             features = features + images[images > 0].sum() + torch.nonzero(images).sum()
         return self.head(features)
 
 
 @pytest.mark.parametrize(
-    "kind", ["branches on the pixels", "an operator that ONNX has not", "a size that depends on the pixels"]
+    "obstacle", ["branches on the pixels", "an operator that ONNX has not", "a size that depends on the pixels"]
 )
-def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence(kind: str) -> None:
+def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence(obstacle: str) -> None:
     with pytest.raises(UserError, match=r"model: this network can't be exported as an ONNX model \(") as refusal:
-        OnnxTemplate.of(NormalizedModel(Own(kind), 0.5, 0.5), SHAPE, "softmax")
+        OnnxTemplate.of(NormalizedModel(NotExportable(obstacle), 0.5, 0.5), SHAPE, "softmax")
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
-def test_a_graph_that_answers_otherwise_than_the_network_is_refused() -> None:
-    class Moody(LeNet):
-        """Answers otherwise while it is exported."""
+def test_a_graph_whose_outputs_differ_from_the_networks_is_refused() -> None:
+    class Inconsistent(LeNet):
+        """A network with other logits while it is exported."""
 
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) * (1.0 if torch.compiler.is_exporting() else 9.0)
 
     with pytest.raises(UserError, match=r"differ from torch's by \d"):
-        OnnxTemplate.of(NormalizedModel(Moody(3, 32, 10), 0.5, 0.5), SHAPE, "softmax")
+        OnnxTemplate.of(NormalizedModel(Inconsistent(3, 32, 10), 0.5, 0.5), SHAPE, "softmax")
 
 
-def test_an_export_changes_neither_the_network_nor_what_is_drawn_next() -> None:
+def test_an_export_changes_neither_the_network_nor_the_random_state() -> None:
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""A model file from elsewhere: whatever is in it, nothing is run, and what would take too much is refused unopened."""
+"""Test untrusted model files: no code in them is executed, and expensive graphs are refused before they are opened."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
-from small_model import CLASSES, SHAPE, facts
+from small_model import CLASSES, SHAPE, training_metadata
 
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
 from cifar_pipeline.inference.onnx_check import MAX_VALUE_BYTES, NUM_IMAGES, UnsafeModel, check_content, check_model
@@ -34,30 +34,30 @@ from predict import predict
 
 
 class Trap:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __reduce__(self) -> Any:
-        return Path.touch, (Path("sprung"),)
+        return Path.touch, (Path("executed"),)
 
 
-def constant(name: str, values: Any, kind: type = np.int64) -> TensorProto:
-    return numpy_helper.from_array(np.array(values, kind), name)
+def constant(name: str, values: Any, dtype: type = np.int64) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, dtype), name)
 
 
 def model_of(nodes: list[Any], constants: list[TensorProto], inputs: list[Any] | None = None) -> ModelProto:
-    """A model that says all that ours say, and computes `scores` `[N, 10]` by these nodes of `images`."""
+    """Make a model with valid metadata whose `nodes` compute `scores` `[N, 10]` from `images`."""
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *SHAPE])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(CLASSES)]) for name in ANSWERS]
-    ends = [helper.make_node("Identity", ["scores"], ["logits"]), helper.make_node("Softmax", ["scores"], [ANSWERS[1]])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(CLASSES)]) for name in OUTPUTS]
+    ends = [helper.make_node("Identity", ["scores"], ["logits"]), helper.make_node("Softmax", ["scores"], [OUTPUTS[1]])]
     graph = helper.make_graph([*nodes, *ends], "graph", [images, *(inputs or [])], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {METADATA_KEY: json.dumps(to_onnx_metadata(facts()))})
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(to_onnx_metadata(training_metadata()))})
     return model
 
 
-ANSWERS = ("logits", "probabilities")
+OUTPUTS = ("logits", "probabilities")
 FLOATS = helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)
-# The mean of an image, [N, 1], and ten times it.
+# The mean of an image, and ten copies of it.
 MEAN = [FLOATS, helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0)]
 TEN = [helper.make_node("Unsqueeze", ["means", "one"], ["column"]), helper.make_node("Mul", ["column", "row"], ["sum"])]
 BASE = [constant("axes", [1, 2, 3]), constant("one", [1]), constant("zero", [0])]
@@ -70,7 +70,7 @@ def plain() -> ModelProto:
 
 
 def allocating(numbers: int = HUGE) -> ModelProto:
-    """Ones, 100 GB by default, whose mean is added."""
+    """Add the mean of ones, 100 GB by default."""
     nodes = [
         helper.make_node("Expand", ["row_one", "huge"], ["ones"]),
         helper.make_node("ReduceMean", ["ones", "zero"], ["mean"]),
@@ -100,21 +100,21 @@ def sized_by_the_pixels() -> ModelProto:
 
 
 def looping() -> ModelProto:
-    """A loop of 2^62 rounds."""
-    kept = [helper.make_tensor_value_info("more_out", TensorProto.BOOL, [])]
-    rounds = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
-    rounds += [helper.make_tensor_value_info("more", TensorProto.BOOL, [])]
-    rounds += [helper.make_tensor_value_info("state", TensorProto.FLOAT, ["N", len(CLASSES)])]
+    """Make a loop of 2^62 iterations."""
+    outputs = [helper.make_tensor_value_info("more_out", TensorProto.BOOL, [])]
+    inputs = [helper.make_tensor_value_info("i", TensorProto.INT64, [])]
+    inputs += [helper.make_tensor_value_info("more", TensorProto.BOOL, [])]
+    inputs += [helper.make_tensor_value_info("state", TensorProto.FLOAT, ["N", len(CLASSES)])]
     body = helper.make_graph(
         [helper.make_node("Identity", ["more"], ["more_out"]), helper.make_node("Sin", ["state"], ["next"])],
-        "body", rounds, [*kept, helper.make_tensor_value_info("next", TensorProto.FLOAT, ["N", len(CLASSES)])],
+        "body", inputs, [*outputs, helper.make_tensor_value_info("next", TensorProto.FLOAT, ["N", len(CLASSES)])],
     )  # fmt: skip
     nodes = [helper.make_node("Loop", ["most", "always", "sum"], ["scores"], body=body)]
     return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("most", 2**62), constant("always", True, bool)])
 
 
 def computing() -> ModelProto:
-    """One convolution of a month: a kernel as large as the padded image."""
+    """Make a convolution that would take a month: a kernel as large as the padded image."""
     kernel = 3000
     nodes = [
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
@@ -126,21 +126,21 @@ def computing() -> ModelProto:
     return model_of([*MEAN, *TEN, *nodes], [*BASE, constant("last", [2, 3]), wide])
 
 
-def elsewhere(place: str) -> ModelProto:
-    """A weight that lies in another file."""
+def external(location: str) -> ModelProto:
+    """Store a weight in another file."""
     model = plain()
     tensor = model.graph.initializer[3]
     assert tensor.name == "row"
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": place, "offset": "0", "length": "40"}.items():
+    for key, value in {"location": location, "offset": "0", "length": "40"}.items():
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
     return model
 
 
 def in_a_constant() -> ModelProto:
-    values = elsewhere("../secret").graph.initializer[3]
+    values = external("../secret").graph.initializer[3]
     nodes = [
         helper.make_node("Constant", [], ["more"], value=values),
         helper.make_node("Add", ["sum", "more"], ["scores"]),
@@ -177,7 +177,7 @@ def branching() -> ModelProto:
 
 
 def lying() -> ModelProto:
-    """100 GB of which the file says that they are one number."""
+    """State that 100 GB are one number."""
     model = allocating()
     model.graph.value_info.append(helper.make_tensor_value_info("ones", TensorProto.FLOAT, [1]))
     return model
@@ -191,17 +191,17 @@ def decoding() -> ModelProto:
 HOSTILE: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "100 GB by Expand": (allocating, "GB of memory"),
     "100 GB by Tile": (tiling, "GB of memory"),
-    "100 GB that are called one number": (lying, "GB of memory"),
-    "a size that the pixels choose": (sized_by_the_pixels, "cannot be computed in advance"),
+    "100 GB stated to be one number": (lying, "GB of memory"),
+    "a size that depends on the pixels": (sized_by_the_pixels, "cannot be computed in advance"),
     "a loop without end": (looping, "it uses 'Loop'"),
     "a branch": (branching, "it uses 'If'"),
     "a month of arithmetic": (computing, "multiplications"),
-    "external data in the folder above": (lambda: elsewhere("../secret"), "in another file"),
-    "external data by an absolute path": (lambda: elsewhere("/etc/passwd"), "in another file"),
+    "external data in the folder above": (lambda: external("../secret"), "in another file"),
+    "external data by an absolute path": (lambda: external("/etc/passwd"), "in another file"),
     "external data in a constant": (in_a_constant, "in another file"),
-    "an operator of somebody's": (foreign, "operators other than those of ONNX"),
-    "an operator of Microsoft's": (microsofts, "operators other than those of ONNX"),
-    "a function under an operator's name": (function, "functions"),
+    "a custom operator": (foreign, "operators other than those of ONNX"),
+    "an operator of Microsoft": (microsofts, "operators other than those of ONNX"),
+    "a function named as an operator": (function, "functions"),
     "a decoder of images": (decoding, "it uses 'ImageDecoder'"),
 }
 
@@ -213,7 +213,7 @@ def saved(model: ModelProto | bytes, folder: Path) -> Path:
     return folder
 
 
-def test_the_graphs_here_are_otherwise_models_like_ours(tmp_path: Path) -> None:
+def test_the_graphs_without_attack_are_valid_models(tmp_path: Path) -> None:
     _, probabilities = OnnxSession.open(saved(plain(), tmp_path), threads=1).predict(np.zeros((3, *SHAPE), np.uint8), 2)
     np.testing.assert_allclose(probabilities, np.full((3, len(CLASSES)), 0.1))
 
@@ -226,9 +226,9 @@ def test_a_hostile_graph_is_refused_in_a_sentence_at_once(tmp_path: Path, trick:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         UserError, match=r"model\.onnx was not opened because .*\. Use a model made by this project"
-    ) as said:
+    ) as refusal:
         OnnxSession.open(folder, threads=1)
-    assert reason in str(said.value) and "\n" not in str(said.value)
+    assert reason in str(refusal.value) and "\n" not in str(refusal.value)
     assert time.perf_counter() - before < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_000_000  # kB
 
@@ -255,7 +255,7 @@ def test_onnx_runtime_allocates_no_more_than_its_limit(tmp_path: Path, numbers: 
 
 
 def pt2(changes: dict[str, bytes]) -> bytes:
-    """A file of torch.export.save, with these records in place of its own."""
+    """Make a file of torch.export.save with some records replaced."""
     content, changed = BytesIO(), BytesIO()
     torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(2, 3),)), content)
     with zipfile.ZipFile(content) as archive, zipfile.ZipFile(changed, "w") as other:
@@ -264,41 +264,41 @@ def pt2(changes: dict[str, bytes]) -> bytes:
     return changed.getvalue()
 
 
-def parts_of(archive: bytes) -> tuple[bytes, bytes, int]:
-    """The records, the central directory and how many entries it has."""
+def split_archive(archive: bytes) -> tuple[bytes, bytes, int]:
+    """Return the records, the central directory and its number of entries."""
     entries, size, start = struct.unpack("<HII", archive[archive.rindex(b"PK\5\6") + 10 :][:10])
     return archive[:start], archive[start : start + size], entries
 
 
-def moved(directory: bytes, by: int) -> bytes:
-    """A central directory whose records lie this much further on."""
+def shifted(directory: bytes, by: int) -> bytes:
+    """Add an offset to the positions of the records in a central directory."""
     entries, at = bytearray(directory), 0
     while at < len(entries):
-        (place,) = struct.unpack_from("<I", entries, at + 42)
-        struct.pack_into("<I", entries, at + 42, place + by)
+        (position,) = struct.unpack_from("<I", entries, at + 42)
+        struct.pack_into("<I", entries, at + 42, position + by)
         at += 46 + sum(struct.unpack_from("<HHH", entries, at + 28))
     return bytes(entries)
 
 
 @cache
 def archive_of_two_directories() -> bytes:
-    """A pt2 file that is honest for Python's zipfile, and runs code when torch opens it.
+    """Make a pt2 file that is harmless for Python's zipfile, and executes code when torch opens it.
 
-    zipfile takes the central directory that stands before the end record, and torch's reader the one at the place that
-    the end record names. Both have as many entries and bytes.
+    zipfile reads the central directory in front of the end record, torch the one at the position in the end record.
+    Both have the same number of entries and bytes.
     """
     saved = BytesIO()
     torch.save(Trap(), saved)
-    records, directory, entries = parts_of(pt2({}))
-    others, other_directory, _ = parts_of(pt2({"data/sample_inputs/model.pt": saved.getvalue()}))
+    records, directory, entries = split_archive(pt2({}))
+    others, other_directory, _ = split_archive(pt2({"data/sample_inputs/model.pt": saved.getvalue()}))
     assert len(directory) == len(other_directory)
-    # So that no place in the honest directory is negative.
+    # So that no position in the harmless directory is negative.
     others += bytes(len(records) + len(directory))
     at = len(others)
     own_at = at + len(other_directory)
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, entries, entries, len(directory), at, 0)
-    # zipfile adds to each place how far its directory lies behind the place in the end record.
-    return others + other_directory + records + moved(directory, own_at - (own_at + len(records) - at)) + end
+    # zipfile adds to each position the distance between its directory and the position in the end record.
+    return others + other_directory + records + shifted(directory, own_at - (own_at + len(records) - at)) + end
 
 
 def test_the_archive_of_two_directories_is_a_real_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_the_archive_of_two_directories_is_a_real_trap(tmp_path: Path, monkeypat
         assert archive.testzip() is None and not archive.read("archive/data/sample_inputs/model.pt").count(b"touch")
     with contextlib.suppress(Exception):
         torch.export.load("model.pt2")
-    assert Path("sprung").exists()
+    assert Path("executed").exists()
 
 
 def test_nothing_else_in_a_models_folder_is_opened(exported: Path, project: Project) -> None:
@@ -319,10 +319,10 @@ def test_nothing_else_in_a_models_folder_is_opened(exported: Path, project: Proj
         (folder / name).write_bytes(archive_of_two_directories())
     Image.fromarray(np.zeros(SHAPE, np.uint8)).save("black.png")
     assert run(predict, "black.png", "--model", folder).code == 0
-    assert not (project.folder / "sprung").exists()
+    assert not (project.folder / "executed").exists()
 
 
-RENAMED: dict[str, Callable[[], bytes]] = {
+NOT_ONNX: dict[str, Callable[[], bytes]] = {
     "a pickle": lambda: pickle.dumps(Trap()),
     "torch's pickle": lambda: (torch.save(Trap(), content := BytesIO()), content.getvalue())[1],
     "an archive with two directories": archive_of_two_directories,
@@ -335,17 +335,17 @@ RENAMED: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("kind", RENAMED)
-def test_what_is_no_onnx_file_is_refused_by_predict_and_not_run(project: Project, kind: str) -> None:
-    folder = saved(RENAMED[kind](), project.folder / "elsewhere")
+@pytest.mark.parametrize("name", NOT_ONNX)
+def test_a_file_that_is_no_onnx_is_refused_by_predict_and_not_executed(project: Project, name: str) -> None:
+    folder = saved(NOT_ONNX[name](), project.folder / "elsewhere")
     ended = run(predict, "cat.png", "--model", folder)
     assert ended.code == 2 and "model.onnx is " in ended.err and ended.err.count("\n") == 1
-    assert not (project.folder / "sprung").exists()
+    assert not (project.folder / "executed").exists()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_model_that_gives_other_answers_than_it_says_is_refused(tmp_path: Path, rows: int) -> None:
-    """Its sizes are right for the images that they were computed for, and wrong for others."""
+def test_a_model_with_other_output_shapes_than_stated_is_refused(tmp_path: Path, rows: int) -> None:
+    """Its sizes are correct for the number of images of the check, and incorrect for others."""
     nodes = [
         helper.make_node("Expand", ["row", "shape"], ["fixed"]),
         helper.make_node("Identity", ["fixed"], ["scores"]),
@@ -356,14 +356,14 @@ def test_a_model_that_gives_other_answers_than_it_says_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("keep", [10, 1000, 100_000, 200_000])
-def test_a_file_that_is_cut_off_is_damaged(exported: Path, tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_damaged(exported: Path, tmp_path: Path, keep: int) -> None:
     folder = saved((exported / MODEL_FILE).read_bytes()[:keep], tmp_path)
     with pytest.raises(UserError, match=r"model\.onnx is damaged \(.*`dvc repro -f train` makes it again"):
         OnnxSession.open(folder, threads=1)
 
 
 def test_what_is_opened_is_what_was_checked(exported: Path) -> None:
-    """Fields that only another version knows are gone from it, and the file is not read again."""
+    """Unknown fields are dropped from the checked bytes."""
     content = (exported / MODEL_FILE).read_bytes()
     unknown = b"\xa2\x7d\x04evil"  # field 2004 of a message
     checked = check_content(content + unknown)
@@ -371,14 +371,14 @@ def test_what_is_opened_is_what_was_checked(exported: Path) -> None:
     onnx.checker.check_model(onnx.load_from_string(checked.content))
 
 
-def test_bytes_changed_at_random_are_answered_or_refused(exported: Path, tmp_path: Path) -> None:
+def test_random_changes_are_refused_or_harmless(exported: Path, tmp_path: Path) -> None:
     generator, content = np.random.default_rng(5), (exported / MODEL_FILE).read_bytes()
     shutil.copytree(exported, tmp_path / "model")
     for _ in range(40):
         changed = bytearray(content)
-        # The graph stands at the file's beginning and end, weights in between.
-        for place in generator.integers(0, 6000, 3) * generator.choice([1, -1]):
-            changed[place] = generator.integers(256)
+        # The graph is at the beginning and end of the file, weights are in between.
+        for position in generator.integers(0, 6000, 3) * generator.choice([1, -1]):
+            changed[position] = generator.integers(256)
         (tmp_path / "model" / MODEL_FILE).write_bytes(changed)
         try:
             OnnxSession.open(tmp_path / "model", threads=1).predict(np.zeros((2, *SHAPE), np.uint8), 2)
@@ -401,8 +401,8 @@ def test_a_file_of_more_than_two_gigabytes_is_not_read(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code, str(folder / MODEL_FILE)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    said, memory = ended.stdout.splitlines()
-    assert said == "it is larger than 2 GB" and int(memory) < 500_000
+    message, memory = ended.stdout.splitlines()
+    assert message == "it is larger than 2 GB" and int(memory) < 500_000
 
 
 def test_a_graph_of_too_many_operations_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A request to the server costs no more than its limits say, and other clients are answered meanwhile."""
+"""Test that the cost of a request is limited, and that other clients are served meanwhile."""
 
 import http.client
 import json
@@ -20,11 +20,11 @@ from cifar_pipeline.inference.server import MAX_DEPTH, LimitedRequests, Message,
 from helpers.config_project import ROOT, Project
 
 JSON = {"Content-Type": "application/json"}
-MOST = 100_000
+MAX_BYTES = 100_000
 
 
 async def echo(scope: Message, receive: Receive, send: Send) -> None:
-    """Answer with the number of bytes of a body that has come in one piece."""
+    """Respond with the size of a body, which must arrive in one message."""
     message = await receive()
     assert message["type"] == "http.request" and not message["more_body"]
     content = str(len(message["body"])).encode()
@@ -33,10 +33,10 @@ async def echo(scope: Message, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def answering(seconds: float = 10) -> Iterator[int]:
-    """`echo` behind the limits, in a thread, on the port that is yielded."""
+def echo_server(seconds: float = 10) -> Iterator[int]:
+    """Run `echo` behind the limits in a thread; yield the port."""
     with bind("127.0.0.1", 0) as listener:
-        app = LimitedRequests(echo, MOST, seconds)
+        app = LimitedRequests(echo, MAX_BYTES, seconds)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -51,7 +51,7 @@ def answering(seconds: float = 10) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with answering() as port:
+    with echo_server() as port:
         yield port
 
 
@@ -59,9 +59,9 @@ def post(port: int, body: object, headers: dict[str, str] = JSON) -> tuple[int, 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
         connection.request("POST", "/invocations", body, headers)  # type: ignore[arg-type]
-        answer = connection.getresponse()
-        content = answer.read().decode()
-        return answer.status, json.loads(content)["message"] if answer.status != 200 else content
+        response = connection.getresponse()
+        content = response.read().decode()
+        return response.status, json.loads(content)["message"] if response.status != 200 else content
     finally:
         connection.close()
 
@@ -72,14 +72,14 @@ def half_sent(port: int, head: str) -> socket.socket:
     return client
 
 
-def test_a_body_within_the_limits_comes_whole(port: int) -> None:
-    assert post(port, b" " * MOST) == (200, str(MOST))
+def test_a_body_within_the_limits_arrives_in_one_message(port: int) -> None:
+    assert post(port, b" " * MAX_BYTES) == (200, str(MAX_BYTES))
     assert post(port, iter([b"[1, ", b"2]"])) == (200, "6")
     assert post(port, b"") == (200, "0")
 
 
 def test_a_body_over_the_limit_is_413_by_its_length_and_in_chunks(port: int) -> None:
-    for body in (b" " * (MOST + 1), b" " * (100 * MOST), iter([b" " * MOST, b" "])):
+    for body in (b" " * (MAX_BYTES + 1), b" " * (100 * MAX_BYTES), iter([b" " * MAX_BYTES, b" "])):
         status, message = post(port, body)
         assert status == 413 and message == "The request has more than 100,000 bytes. Send less at once."
 
@@ -95,20 +95,20 @@ def test_deep_nesting_and_endless_numbers_are_400(port: int) -> None:
         assert status == 400 and ("nested deeper" in message or "more than 40 digits" in message)
 
 
-def test_nesting_is_counted_across_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nesting_is_counted_across_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "READ_SIZE", 7)
     assert http_error(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH) is None
     assert http_error(b"[]" * 1000) is None
     assert http_error(b"[" * (MAX_DEPTH + 1)) is not None
 
 
-def test_what_is_no_json_is_415(port: int) -> None:
-    for kind in ("application/vnd.apache.parquet", "text/csv", ""):
-        assert post(port, b"PAR1", {"Content-Type": kind})[0] == 415
+def test_other_content_types_are_415(port: int) -> None:
+    for content_type in ("application/vnd.apache.parquet", "text/csv", ""):
+        assert post(port, b"PAR1", {"Content-Type": content_type})[0] == 415
 
 
-def test_slow_senders_are_408_and_keep_nobody_waiting() -> None:
-    with answering(seconds=1) as port:
+def test_slow_clients_are_408_and_delay_no_others() -> None:
+    with echo_server(seconds=1) as port:
         slow = [half_sent(port, "Content-Length: 10\r\n\r\n[") for _ in range(20)]
         start = time.monotonic()
         assert post(port, b"[]") == (200, "2")
@@ -118,22 +118,22 @@ def test_slow_senders_are_408_and_keep_nobody_waiting() -> None:
                 assert b"408" in client.recv(1000).partition(b"\r\n")[0]
 
 
-def test_bodies_that_are_received_at_once_have_one_limit_together() -> None:
-    with answering() as port:
-        head = f"Content-Length: {MOST}\r\n\r\n"
-        held = [half_sent(port, head + " " * (MOST - 1)) for _ in range(server_module.MAX_CONCURRENT_BODIES)]
+def test_concurrent_bodies_share_one_limit() -> None:
+    with echo_server() as port:
+        head = f"Content-Length: {MAX_BYTES}\r\n\r\n"
+        clients = [half_sent(port, head + " " * (MAX_BYTES - 1)) for _ in range(server_module.MAX_CONCURRENT_BODIES)]
         assert eventually(lambda: post(port, b" " * 1000)[0], 503)
         assert post(port, b"") == (200, "0")
-        for client in held:
+        for client in clients:
             client.close()
         assert eventually(lambda: post(port, b" " * 1000)[0], 200)
 
 
-def eventually(ask: Callable[[], int], expected: int) -> bool:
-    """Whether the answer is the expected one within ten seconds."""
+def eventually(request: Callable[[], int], expected: int) -> bool:
+    """Repeat a request for up to ten seconds until the status is the expected one."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        if ask() == expected:
+        if request() == expected:
             return True
         time.sleep(0.05)
     return False
@@ -149,10 +149,10 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
-def test_the_server_takes_as_many_images_as_its_configuration_says(server: Server) -> None:
-    status, answers = server.ask(random_images(10).astype(float))
-    assert status == 200 and len(answers) == 10
-    status, message = server.ask(np.tile(random_images(10), (100, 1, 1, 1)))
+def test_the_server_accepts_the_configured_number_of_images(server: Server) -> None:
+    status, predictions = server.predict(random_images(10).astype(float))
+    assert status == 200 and len(predictions) == 10
+    status, message = server.predict(np.tile(random_images(10), (100, 1, 1, 1)))
     assert status == 413 and "Send at most 10 images at once" in message and "max_images" in message
 
 
@@ -171,6 +171,6 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_the_server_answers_400_with_a_sentence(server: Server, case: str) -> None:
+def test_invalid_input_is_400_with_a_message(server: Server, case: str) -> None:
     status, message = server.post(HOSTILE[case])
     assert status == 400 and 0 < len(message) < 1000

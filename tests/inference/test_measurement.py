@@ -1,4 +1,4 @@
-"""What `evaluate` measures is the file's answers, or those of a GPU that the file is shown to agree with."""
+"""Test that `evaluate` uses the outputs of the model file, or of a GPU whose outputs agree with the file."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def predictor(exported: Path) -> Predictor:
 
 
 def altered() -> torch.nn.Module:
-    """The network with one weight that is another."""
+    """Change one weight of the network."""
     net = network()
     with torch.no_grad():
         net.net.fc3.bias[3] += 0.1  # type: ignore[operator,union-attr,index]
@@ -38,7 +38,7 @@ def nothing(amount: float) -> None:
     pass
 
 
-def test_without_a_gpu_the_file_is_measured_and_no_network_is_made(predictor: Predictor) -> None:
+def test_without_a_gpu_the_file_is_evaluated_and_no_network_is_built(predictor: Predictor) -> None:
     def never() -> torch.nn.Module:
         raise AssertionError
 
@@ -47,49 +47,47 @@ def test_without_a_gpu_the_file_is_measured_and_no_network_is_made(predictor: Pr
     np.testing.assert_array_equal(probabilities, predictor.probabilities(random_images(5), 2))
 
 
-def test_a_gpu_is_for_torch_where_onnx_runtime_can_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_uses_a_gpu_that_onnx_runtime_can_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [gpu_for_torch(name) for name in ("cuda", "gpu", "cpu", "mps")] == [True, True, False, False]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     assert not gpu_for_torch("cuda")
 
 
-def test_what_a_gpu_answers_is_reported_once_the_file_answers_the_same(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A device that torch calls `cpu` stands for the GPU."""
-    told: list[float] = []
+def test_outputs_of_a_gpu_are_used_if_the_file_agrees(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU replaces the GPU."""
+    progress: list[float] = []
     monkeypatch.setattr(predictor_module, "gpu_for_torch", lambda accelerator: True)
-    monkeypatch.setattr(predictor_module, "compute_on_gpu", lambda *given: compute_on_gpu(*given[:-1], "cpu"))
-    device, logits, probabilities = compute_outputs(predictor, random_images(7), 3, told.append, "auto", network)
-    assert device == "cpu, by torch" and sum(told) == 7
+    monkeypatch.setattr(predictor_module, "compute_on_gpu", lambda *args: compute_on_gpu(*args[:-1], "cpu"))
+    device, logits, probabilities = compute_outputs(predictor, random_images(7), 3, progress.append, "auto", network)
+    assert device == "cpu, by torch" and sum(progress) == 7
     expected = predictor.session.predict(random_images(7), 7)
     np.testing.assert_allclose(logits, expected[0], atol=1e-5)
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-6)
     with pytest.raises(UserError, match=r"model\.onnx and its weights on the GPU give different outputs .* by 0\.0\d"):
-        compute_outputs(predictor, random_images(7), 3, told.append, "auto", altered)
+        compute_outputs(predictor, random_images(7), 3, progress.append, "auto", altered)
 
 
-def test_attributions_are_refused_for_a_network_that_answers_otherwise(predictor: Predictor, exported: Path) -> None:
-    def way(logits: torch.Tensor) -> torch.Tensor:
+def test_attributions_are_refused_for_a_network_with_other_outputs(predictor: Predictor, exported: Path) -> None:
+    def activation(logits: torch.Tensor) -> torch.Tensor:
         return torch.softmax(logits, 1)
 
     expected = predictor.probabilities(random_images(3))
-    require_same_outputs(network().eval(), way, random_images(3), expected, exported)
-    require_same_outputs(altered().eval(), way, random_images(0), expected[:0], exported)
+    require_same_outputs(network().eval(), activation, random_images(3), expected, exported)
+    require_same_outputs(altered().eval(), activation, random_images(0), expected[:0], exported)
     with pytest.raises(UserError, match="and the network of conf/ and params.yaml give different outputs"):
-        require_same_outputs(altered().eval(), way, random_images(3), expected, exported)
+        require_same_outputs(altered().eval(), activation, random_images(3), expected, exported)
 
 
 @pytest.mark.parametrize(("works", "device"), [(True, "cuda"), (False, "cpu, 2 threads")])
-def test_a_provider_for_gpus_is_used_where_there_is_one_and_said(
+def test_a_gpu_provider_is_used_and_reported_if_it_works(
     exported: Path, monkeypatch: pytest.MonkeyPatch, works: bool, device: str
 ) -> None:
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     class Fake:
         def __init__(self, *_: Any, providers: list[str], **__: Any) -> None:
-            asked.append(providers)
+            requested.append(providers)
 
         def get_providers(self) -> list[str]:
             return [CUDA, CPU] if works else [CPU]
@@ -98,4 +96,4 @@ def test_a_provider_for_gpus_is_used_where_there_is_one_and_said(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fake)
     assert OnnxSession.open(exported, threads=2).device == device
     OnnxSession.open(exported, threads=2, accelerator="cpu")
-    assert asked == [[CUDA, CPU], [CPU]]
+    assert requested == [[CUDA, CPU], [CPU]]

@@ -1,4 +1,4 @@
-"""`python src/predict.py` as a person types it: a table, JSON or CSV, a line for each bad file, an honest exit code."""
+"""Test `python src/predict.py`: table, JSON and CSV, a line for each unreadable file, exit codes."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from predict import predict
 
 @pytest.fixture
 def files(project: Project, exported: Path) -> Project:
-    """Two images, one damaged, and the model as the pipeline's."""
+    """Create two images and a damaged one in a project with a model."""
     project.edit("conf/predict/default.yaml", "model: models", f"model: {exported}")
     for number, pixels in enumerate(random_images(2)):
         Image.fromarray(pixels).save(project.folder / f"{number}.png")
@@ -39,7 +39,7 @@ def test_predict_prints_a_table_and_a_line_for_the_bad_file(files: Project) -> N
     assert ended.err.startswith("bad [1].png: it is damaged (") and ended.err.count("\n") == 1
 
 
-def test_all_is_well_is_exit_code_0_and_nothing_on_standard_error(files: Project) -> None:
+def test_success_is_exit_code_0_and_nothing_on_standard_error(files: Project) -> None:
     ended = run(predict, "1.png")
     assert (ended.code, ended.err) == (0, "")
 
@@ -81,7 +81,7 @@ def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.
     assert len(set(lines[3:])) == 1
 
 
-def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) -> None:
+def test_progress_is_shown_on_standard_error_for_many_files(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "batch_size: 256", "batch_size: 2")
     ended = run(predict, *["0.png"] * 10, "--json", seconds=0)
     assert [json.loads(line)["class"] for line in ended.out.splitlines()]
@@ -100,37 +100,37 @@ def test_many_files_show_how_far_it_has_come_beside_the_answers(files: Project) 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_makes_no_sense_is_refused_in_a_sentence(files: Project, arguments: list[str], sentence: str) -> None:
+def test_invalid_arguments_are_refused_in_a_sentence(files: Project, arguments: list[str], sentence: str) -> None:
     ended = run(predict, "0.png", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert sentence in ended.err and ended.err.count("\n") == 1
 
 
-def test_a_wrong_value_in_conf_is_refused(files: Project) -> None:
+def test_an_invalid_value_in_conf_is_refused(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "top_k: 2", "top_k: all")
     ended = run(predict, "0.png")
     assert ended.code == 2 and "predict.top_k=all" in ended.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
-def test_answers_go_into_a_fifo_that_stays_one(files: Project) -> None:
-    got: list[str] = []
+def test_predictions_are_written_to_a_fifo_that_stays_one(files: Project) -> None:
+    content: list[str] = []
     os.mkfifo("answers")
-    reader = threading.Thread(target=lambda: got.append(Path("answers").read_text()))
+    reader = threading.Thread(target=lambda: content.append(Path("answers").read_text()))
     reader.start()
     ended = run(predict, "0.png", "--csv", "answers")
     reader.join(10)
     assert (ended.code, ended.out) == (0, "")
-    assert got[0].splitlines()[0].startswith("file,class,probability") and "0.png" in got[0]
+    assert content[0].splitlines()[0].startswith("file,class,probability") and "0.png" in content[0]
     assert Path("answers").is_fifo()
 
 
-def test_a_folder_as_the_table_is_refused_before_the_model_is_loaded(files: Project) -> None:
+def test_a_folder_as_the_csv_file_is_refused_before_the_model_is_loaded(files: Project) -> None:
     ended = run(predict, "0.png", "--csv", ".", "--model", "nowhere")
     assert (ended.code, ended.out) == (2, "") and "is a folder, but a file will be written there" in ended.err
 
 
-def test_what_is_skipped_in_a_folder_is_counted_on_standard_error(files: Project) -> None:
+def test_skipped_files_are_counted_on_standard_error(files: Project) -> None:
     folder = files.folder / "some"
     for name in ("@eaDir/0.png", ".thumbnails/0.png", "deep/0.png"):
         (folder / name).parent.mkdir(parents=True)
@@ -139,15 +139,15 @@ def test_what_is_skipped_in_a_folder_is_counted_on_standard_error(files: Project
     os.mkfifo(folder / "pipe.png")
     ended = run(predict, "some", "--json")
     assert ended.code == 0
-    (answer,) = map(json.loads, ended.out.splitlines())
-    assert answer["file"] == "some/deep/0.png"
+    (prediction,) = map(json.loads, ended.out.splitlines())
+    assert prediction["file"] == "some/deep/0.png"
     assert ended.err == (
         "Skipped in folders: 4 files, such as some/.thumbnails: hidden or system file (2); "
         ".txt is not an image suffix (1); a named pipe, not a file (1).\n"
     )
 
 
-def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
+def test_a_pipe_and_an_invalid_list_of_paths_are_reported_in_a_line(files: Project) -> None:
     os.mkfifo(files.folder / "pipe.png")
     ended = run(predict, "pipe.png", "0.png")
     assert (ended.code, ended.err) == (1, "pipe.png: it is a named pipe, not a file\n")
@@ -155,8 +155,8 @@ def test_a_pipe_and_an_odd_list_of_paths_get_a_line(files: Project) -> None:
     assert ended.code == 2 and "Line 2 of the list of paths contains a NUL byte; write one path per line" in ended.err
 
 
-def test_one_image_is_answered_for_without_what_trains(files: Project) -> None:
-    """In 1.5 seconds of typing on a quiet machine; what is counted here is computing time, which others slow less."""
+def test_one_image_is_classified_without_importing_training_packages(files: Project) -> None:
+    """It takes 1.5 seconds on an idle machine; CPU time, which is tested, depends less on the load."""
     watch = (
         "import atexit, runpy, sys, time; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas', 'onnxscript', 'captum'}\n"
@@ -164,9 +164,9 @@ def test_one_image_is_answered_for_without_what_trains(files: Project) -> None:
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     script = ROOT / "src" / "predict.py"
-    words = [sys.executable, "-c", watch, str(script.parent), str(script), "0.png", "--json"]
-    ended = subprocess.run(words, capture_output=True, text=True, check=True)
-    answer, told = ended.stdout.splitlines()
-    assert json.loads(answer)["class"] in CLASSES
-    loaded, _, seconds = told.rpartition(" ")
+    command = [sys.executable, "-c", watch, str(script.parent), str(script), "0.png", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    prediction, report = ended.stdout.splitlines()
+    assert json.loads(prediction)["class"] in CLASSES
+    loaded, _, seconds = report.rpartition(" ")
     assert loaded == "[]" and float(seconds) < 3

@@ -1,4 +1,4 @@
-"""Over HTTP an image gets the answer that its file gets; numbers that are no image get a sentence, and no answer."""
+"""Test the server: predictions as from predict, MLflow's protocol, and errors for input that is not an image."""
 
 import gc
 import json
@@ -28,11 +28,11 @@ from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, Project
 from helpers.servers import free_port, wait_for_answer
 
-# How much slower than alone this machine may be while other tests run on it.
-SLOWER = 4
+# Allowed slowdown by other tests on this machine.
+MAX_SLOWDOWN = 4
 
 
-def test_whole_numbers_are_images() -> None:
+def test_integers_are_images() -> None:
     found = to_uint8_images(random_images(3).astype(np.float64), SHAPE)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, random_images(3))
@@ -43,20 +43,20 @@ def test_black_and_white_are_images() -> None:
         assert (to_uint8_images(np.full((1, 4, 4, 3), float(level)), (4, 4, 3)) == level).all()
 
 
-UNFIT = {
+INVALID = {
     "scaled to [0, 1]": random_images(2) / 255,
     "only black and white, scaled": (random_images(2) > 99).astype(float),
     "one of two scaled": np.stack([random_images(1)[0], (random_images(1)[0] > 99)]).astype(float),
-    "normalised": random_images(2) / 127.5 - 1,
-    "too bright": random_images(2) + 1.0,
+    "normalized": random_images(2) / 127.5 - 1,
+    "above 255": random_images(2) + 1.0,
     "not a number": np.full((1, *SHAPE), np.nan),
 }
 
 
-@pytest.mark.parametrize("case", UNFIT)
-def test_other_numbers_are_refused_and_never_cut_to_black(case: str) -> None:
+@pytest.mark.parametrize("case", INVALID)
+def test_other_numbers_are_refused_and_never_truncated(case: str) -> None:
     with pytest.raises(InvalidInput, match=r"integers from 0 \(black\) to 255 .*Send them unscaled") as refused:
-        to_uint8_images(UNFIT[case], SHAPE)
+        to_uint8_images(INVALID[case], SHAPE)
     assert refused.value.status == 400
 
 
@@ -80,23 +80,23 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
-def test_the_server_answers_as_predict_does(server: Server, exported: Path) -> None:
-    status, answers = server.ask(random_images(3))
+def test_the_server_predicts_as_predict_does(server: Server, exported: Path) -> None:
+    status, predictions = server.predict(random_images(3))
     assert status == 200
     expected = Predictor.open(exported).top_k(random_images(3), len(CLASSES))
-    assert [answer["class"] for answer in answers] == [ranking[0][0] for ranking in expected]
-    for given, ranking in zip(answers, expected, strict=True):
-        assert given["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
-        assert given["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
+    assert [prediction["class"] for prediction in predictions] == [ranking[0][0] for ranking in expected]
+    for prediction, ranking in zip(predictions, expected, strict=True):
+        assert prediction["probability"] == pytest.approx(ranking[0][1], abs=1e-6)
+        assert prediction["probabilities"] == pytest.approx(dict(ranking), abs=1e-6)
 
 
-def test_the_server_refuses_what_is_no_image_with_400_and_a_sentence(server: Server) -> None:
-    status, message = server.ask(random_images(2) / 255)
+def test_the_server_refuses_invalid_images_with_400_and_a_message(server: Server) -> None:
+    status, message = server.predict(random_images(2) / 255)
     assert status == 400 and "Send them unscaled" in message and len(message) < 500
-    status, message = server.ask(random_images(2)[:, :16])
+    status, message = server.predict(random_images(2)[:, :16])
     assert status == 400 and "Shape of input (2, 16, 32, 3) does not match expected shape (-1, 32, 32, 3)" in message
-    odd = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
-    for body in (*odd, "[" * 100_000, '{"inputs": ' + 5000 * "9" + "}", '{"inputs": {"a": 1, "b": 2}}'):
+    invalid = ("{", "[]", '{"inputs": "cat"}', '{"inputs": [[1], [1, 2]]}', '{"inputs": []}', "", "null", '{"a": 1}')
+    for body in (*invalid, "[" * 100_000, '{"inputs": ' + 5000 * "9" + "}", '{"inputs": {"a": 1, "b": 2}}'):
         status, message = server.post(body)
         assert status == 400 and message
 
@@ -130,8 +130,8 @@ def test_a_kept_connection_is_not_slowed_down():
             assert client.getpeername() == listener.getsockname()
 
 
-def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
-    """Its own server's paths, keys and statuses, as its clients use them."""
+def test_the_server_implements_mlflows_protocol(server: Server) -> None:
+    """The paths, keys and statuses of MLflow's server."""
     for path in ("/ping", "/health", "/version"):
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}") as response:
             assert response.status == 200
@@ -141,9 +141,9 @@ def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
     assert server.post(json.dumps({"instances": image})) == expected
     assert server.post(json.dumps({"inputs": {"images": image}})) == expected
     assert server.post(json.dumps({"inputs": image, "instances": image}))[0] == 400
-    asked = json.dumps({"inputs": image}).encode()
-    for path, kind, status in (("/invocations", "text/plain", 415), ("/nowhere", "application/json", 404)):
-        request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", asked, {"Content-Type": kind})
+    body = json.dumps({"inputs": image}).encode()
+    for path, content_type, status in (("/invocations", "text/plain", 415), ("/nowhere", "application/json", 404)):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", body, {"Content-Type": content_type})
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         assert refused.value.code == status and json.load(refused.value)["message"]
@@ -153,24 +153,24 @@ def test_the_server_speaks_mlflows_protocol(server: Server) -> None:
 
 
 @pytest.mark.long
-def test_mlflows_own_server_answers_with_the_folder(exported: Path, tmp_path: Path) -> None:
+def test_mlflows_server_serves_the_folder(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "exported")
     port, program = free_port(), Path(sys.executable).parent / "mlflow"
-    words = [program, "models", "serve", "-m", "exported", "--env-manager", "local", "--port", str(port)]
+    command = [program, "models", "serve", "-m", "exported", "--env-manager", "local", "--port", str(port)]
     path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
-    process = subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True)
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PATH": path}, start_new_session=True)
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
-        status, answers = Server(port).ask(random_images(2))
+        status, predictions = Server(port).predict(random_images(2))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
     assert status == 200
     expected = Predictor.open(exported).probabilities(random_images(2))
-    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(predictions["probabilities"], expected, atol=1e-5)
 
 
-def test_it_answers_two_seconds_after_its_start_without_torch_and_mlflow(exported: Path, tmp_path: Path) -> None:
+def test_it_starts_in_two_seconds_without_torch_and_mlflow(exported: Path, tmp_path: Path) -> None:
     Project.made(tmp_path)
     watch = (
         "import sys, runpy, atexit; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
@@ -190,21 +190,19 @@ def test_it_answers_two_seconds_after_its_start_without_torch_and_mlflow(exporte
     wait_for_answer(f"http://127.0.0.1:{port}/ping", process)
     seconds = time.perf_counter() - start
     process.terminate()
-    said, _ = process.communicate(timeout=60)
-    assert said.splitlines()[-1] == "[]"
-    # Two seconds where nothing else runs.
-    assert seconds < 2 * SLOWER
+    output, _ = process.communicate(timeout=60)
+    assert output.splitlines()[-1] == "[]"
+    # Two seconds on an idle machine.
+    assert seconds < 2 * MAX_SLOWDOWN
 
 
-def test_while_it_answers_no_garbage_is_sought_in_what_was_loaded(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left_out = []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: left_out.append(gc.get_freeze_count()))
+def test_loaded_objects_are_frozen_for_the_garbage_collector(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: frozen.append(gc.get_freeze_count()))
     try:
         with bind("127.0.0.1", 0) as listener:
             serve(open_predictor(exported, 1, "cpu"), "a model", listener, 256)
     finally:
         gc.unfreeze()
-    # What this process has loaded are some hundred thousand objects.
-    assert left_out[0] > 100_000
+    # This process has loaded some hundred thousand objects.
+    assert frozen[0] > 100_000

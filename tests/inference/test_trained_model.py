@@ -1,4 +1,4 @@
-"""What `train` left is opened whole or refused, and never measured on data that it may have been trained on."""
+"""Test that incomplete trainings are refused, and evaluation on other data than that of the training."""
 
 import json
 from types import SimpleNamespace
@@ -14,25 +14,30 @@ def models(tmp_path):
     folder = tmp_path / "models"
     for name in ("last", "best"):
         (folder / name).mkdir(parents=True)
-    facts = {"dataset": {"name": "digits", "hash": "1234"}, "loss": {}, "parameters": 1, "output_activation": "softmax"}
-    (folder / "metadata.json").write_text(json.dumps(facts | {"timing": {}}))
+    metadata = {
+        "dataset": {"name": "digits", "hash": "1234"},
+        "loss": {},
+        "parameters": 1,
+        "output_activation": "softmax",
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"timing": {}}))
     (folder / "run.json").write_text(json.dumps({"id": "5678", "name": "sgd-mse-0"}))
     return folder
 
 
-def test_the_checkpoint_that_is_asked_for_is_opened(models):
+def test_the_requested_checkpoint_is_opened(models):
     trained = TrainedModel.open(models, "best")
     assert (trained.model, trained.checkpoint, trained.run["name"]) == (models / "best", "best", "sgd-mse-0")
 
 
-def test_without_a_best_it_says_that_the_last_is_measured(models, capsys):
+def test_without_a_best_checkpoint_the_last_is_evaluated_with_a_message(models, capsys):
     (models / "best").rmdir()
     assert TrainedModel.open(models, "best").model == models / "last"
     assert "evaluating the last ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1, 2]", '{"dataset": {}}', b"\xff\x00"])
-def test_what_no_training_finished_is_refused(models, content):
+def test_an_unfinished_training_is_refused(models, content):
     (models / "metadata.json").unlink()
     if content is not None:
         (models / "metadata.json").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -40,7 +45,7 @@ def test_what_no_training_finished_is_refused(models, content):
         TrainedModel.open(models, "last")
 
 
-def test_a_model_is_not_measured_on_other_data(models, tmp_path):
+def test_a_model_is_not_evaluated_on_other_data(models, tmp_path):
     trained = TrainedModel.open(models, "last")
     trained.require_same_dataset(SimpleNamespace(hash="1234", name="digits", folder=tmp_path))
     with pytest.raises(UserError, match="was trained on other data \\(digits\\) than is in .* \\(cifar10\\)"):
