@@ -110,8 +110,8 @@ def test_images_of_other_sizes_are_resized_as_predict_does(
     noise = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
     content = png(Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR))
     (tmp_path / "a.png").write_bytes(content)
-    (answer,) = Predictor.open(exported).predictions([tmp_path / "a.png"], 1, len(CLASSES))
-    assert classify(page, content) == pytest.approx(dict(answer.ranking), abs=1e-3)
+    (prediction,) = Predictor.open(exported).predictions([tmp_path / "a.png"], 1, len(CLASSES))
+    assert classify(page, content) == pytest.approx(dict(prediction.ranking), abs=1e-3)
 
 
 @pytest.mark.long

@@ -55,9 +55,9 @@ def test_json_is_a_line_for_each_file_and_nothing_else(files: Project) -> None:
 
 
 def test_csv_is_a_row_for_each_file(files: Project) -> None:
-    ended = run(predict, "0.png", "bad [1].png", "--csv", "answers.csv", "--top", 1)
-    assert (ended.code, ended.out) == (1, "Wrote the predictions to answers.csv.\n")
-    good, bad = csv.DictReader(io.StringIO((files.folder / "answers.csv").read_text()))
+    ended = run(predict, "0.png", "bad [1].png", "--csv", "predictions.csv", "--top", 1)
+    assert (ended.code, ended.out) == (1, "Wrote the predictions to predictions.csv.\n")
+    good, bad = csv.DictReader(io.StringIO((files.folder / "predictions.csv").read_text()))
     assert good["class"] in CLASSES and 0 < float(good["probability"]) <= 1 and good["error"] == ""
     assert bad["class"] == "" and bad["error"].startswith("it is damaged")
 
@@ -115,14 +115,14 @@ def test_an_invalid_value_in_conf_is_refused(files: Project) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFOs")
 def test_predictions_are_written_to_a_fifo_that_stays_one(files: Project) -> None:
     content: list[str] = []
-    os.mkfifo("answers")
-    reader = threading.Thread(target=lambda: content.append(Path("answers").read_text()))
+    os.mkfifo("predictions")
+    reader = threading.Thread(target=lambda: content.append(Path("predictions").read_text()))
     reader.start()
-    ended = run(predict, "0.png", "--csv", "answers")
+    ended = run(predict, "0.png", "--csv", "predictions")
     reader.join(10)
     assert (ended.code, ended.out) == (0, "")
     assert content[0].splitlines()[0].startswith("file,class,probability") and "0.png" in content[0]
-    assert Path("answers").is_fifo()
+    assert Path("predictions").is_fifo()
 
 
 def test_a_folder_as_the_csv_file_is_refused_before_the_model_is_loaded(files: Project) -> None:

@@ -86,8 +86,8 @@ def test_a_folder_is_expanded_to_the_images_below_it(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt", "under/c.webp", "under/deep/d.tiff", "empty/x.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in iter_image_files([str(tmp_path)])]
-    assert found == ["a.JPG", "b.png", "under/c.webp", "under/deep/d.tiff"]
+    paths = [path.relative_to(tmp_path).as_posix() for path in iter_image_files([str(tmp_path)])]
+    assert paths == ["a.JPG", "b.png", "under/c.webp", "under/deep/d.tiff"]
     odd = [str(tmp_path / name) for name in ("notes.txt", "nowhere.png", "empty")]
     assert [str(path) for path in iter_image_files(odd)] == odd  # kept, so that errors are reported for them
     assert count_image_files([str(tmp_path), *odd]) == 7

@@ -33,9 +33,9 @@ MAX_SLOWDOWN = 4
 
 
 def test_integers_are_images() -> None:
-    found = to_uint8_images(random_images(3).astype(np.float64), SHAPE)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, random_images(3))
+    converted = to_uint8_images(random_images(3).astype(np.float64), SHAPE)
+    assert converted.dtype == np.uint8
+    np.testing.assert_array_equal(converted, random_images(3))
 
 
 def test_black_and_white_are_images() -> None:
