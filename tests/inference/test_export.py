@@ -80,7 +80,7 @@ def test_the_weights_file_is_the_same_with_and_without_test_time_augmentation(ex
             NormalizedModel(LeNet(3, 32, 7), 0.5, 0.5), (exported / WEIGHTS_FILE).read_bytes(), exported / WEIGHTS_FILE
         )
     (tmp_path / WEIGHTS_FILE).write_bytes((exported / WEIGHTS_FILE).read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"can't be read .*`dvc repro -f train` makes it again"):
+    with pytest.raises(UserError, match=r"can't be read .*run `dvc repro -f train` to recreate it"):
         load_weights(network(), (tmp_path / WEIGHTS_FILE).read_bytes(), tmp_path / WEIGHTS_FILE)
 
 

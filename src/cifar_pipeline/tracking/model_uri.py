@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
-
-from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, folder_in_repository
 
@@ -27,6 +23,12 @@ def download_model(uri: str, directory: Path) -> Path:
     Raises:
         UserError: MLflow has no such model.
     """
+    # Imported here: MLflow takes seconds, and a model in a folder does not need it.
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    from cifar_pipeline.tracking.client import connect
+
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     connect()
     try:
