@@ -8,7 +8,6 @@ import yaml
 
 from cifar_pipeline.config.params import read_params
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.tracking.provenance import _read as published
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json, parse_yaml
 from helpers.config_project import Project

@@ -80,7 +80,7 @@ def test_images_in_two_splits_are_counted_and_the_first_of_them_listed(tmp_path)
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
     assert list(make(tmp_path / "x", data=data).describe_duplicates()) == [
-        "3 images of the test part are in the train part as well."
+        "3 images of the test split are in the train split as well."
     ]
     assert make(tmp_path / "y", data=data).duplicates["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").describe_duplicates()) == []
@@ -148,7 +148,7 @@ def test_a_corrupt_array_is_refused(damage, file, tmp_path):
 def test_verify_detects_an_array_of_another_dataset(tmp_path):
     dataset = make(tmp_path / "x")
     np.save(dataset.folder / "val" / "labels.npy", np.zeros(10, np.int64))
-    with pytest.raises(UserError, match="val/labels.npy has other content"):
+    with pytest.raises(UserError, match="val/labels.npy has changed since it was written"):
         Dataset.open(tmp_path / "x").verify()
 
 

@@ -62,7 +62,7 @@ def test_a_download_goes_on_where_it_broke_off(fetch, server, archive):
 
 def test_a_download_that_was_given_up_goes_on_in_the_next_call(fetch, server, archive, tmp_path):
     server.answer = server.hang_after_half
-    with pytest.raises(SourceError, match="silent for 0.2 s"):
+    with pytest.raises(SourceError, match="no data for 0.2 s"):
         fetch(timeout=0.2)
     assert all(".partial" in name for name in left(tmp_path))
     server.answer = server.send
@@ -101,7 +101,7 @@ def test_a_complete_partial_file_is_used(fetch, server, archive, tmp_path):
 def test_a_host_that_hangs_is_given_up_in_seconds(fetch, server):
     server.answer = server.hang
     begin = time.monotonic()
-    with pytest.raises(SourceError, match="silent for 1 s"):
+    with pytest.raises(SourceError, match="no data for 1 s"):
         fetch(timeout=1)
     assert time.monotonic() - begin < 3
     assert len(server.asked) == 1
@@ -170,9 +170,9 @@ def test_absurd_sizes_are_refused_before_and_during_the_transfer(fetch, server):
 
 def test_an_error_of_the_host_is_named(fetch, server, tmp_path):
     server.answer = lambda request: request.send_error(404)
-    with pytest.raises(SourceError, match="answers 404 Not Found"):
+    with pytest.raises(SourceError, match="HTTP error 404 Not Found"):
         fetch()
-    with pytest.raises(SourceError, match="refuses"):
+    with pytest.raises(SourceError, match="connection refused"):
         download("http://127.0.0.1:9/x.tar.gz", tmp_path, 1, lambda _: None, MOST)
 
 
@@ -184,4 +184,4 @@ def test_a_name_server_that_hangs_is_given_up(monkeypatch):
 
 def test_a_failed_download_is_described_in_a_few_words():
     assert describe_request_error(requests.ConnectTimeout(), 10) == "no connection within 10 s"
-    assert describe_request_error(requests.exceptions.SSLError("long"), 10) == "the host's certificate was not accepted"
+    assert describe_request_error(requests.exceptions.SSLError("long"), 10) == "the host's certificate is invalid"

@@ -101,9 +101,9 @@ def test_a_changed_file_is_not_read(contents, tmp_path):
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (b"no gzip at all", "is no array"),
-        (gzip.compress(b"\0\0\x08\3" + b"\xff" * 12), "and 0 follow"),
-        (gzip.compress(idx(np.zeros((4, 28, 28), np.uint8)))[:40], "is no array"),
+        (b"no gzip at all", "is not an array"),
+        (gzip.compress(b"\0\0\x08\3" + b"\xff" * 12), "but 0 follow"),
+        (gzip.compress(idx(np.zeros((4, 28, 28), np.uint8)))[:40], "is not an array"),
         (gzip.compress(idx(np.zeros(4, np.uint8))), "of 3 dimensions"),
     ],
     ids=["no gzip", "a head alone", "cut off", "other dimensions"],
@@ -117,10 +117,10 @@ def test_files_that_hold_no_images_are_refused(contents, tmp_path, images, said)
 
 
 def test_no_more_is_unpacked_than_is_allowed(contents, tmp_path, monkeypatch):
-    monkeypatch.setattr(FashionMnist, "most_per_member", 1000)
+    monkeypatch.setattr(FashionMnist, "max_member_bytes", 1000)
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="and 985 follow"):
+    with pytest.raises(UserError, match="but 985 follow"):
         source_of(contents).read(tmp_path)
 
 

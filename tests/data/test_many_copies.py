@@ -16,8 +16,8 @@ def test_many_copies_of_one_image_are_cached_once_by_threads_that_all_write_it(t
     for file in files[1:]:
         file.write_bytes(files[0].read_bytes())
     kept = ResizedImageCache(tmp_path / "cache", (8, 8, 3), "crop")
-    places = kept.take(files)
+    places = kept.resize_all(files)
     assert len(set(places)) == 1
     assert sorted(path.suffix for path in kept.folder.iterdir()) == [".json", ".npy"]
-    (image,) = kept.rows(places[:1])[[0]]
+    (image,) = kept.view(places[:1])[[0]]
     assert (image == (200, 100, 50)).all()

@@ -182,14 +182,14 @@ def test_unreadable_files_are_listed_and_skipped_up_to_a_limit(capsys):
     Path("mine/bee/empty.png").write_bytes(b"")
     Path("mine/bee/notes.txt").write_text("not meant")
     with pytest.raises(
-        UserError, match=r"2 files give no image, more than data\.max_unreadable=1: .*max_unreadable: 2"
+        UserError, match=r"2 files are unreadable, more than data\.max_unreadable=1: .*max_unreadable: 2"
     ):
         read(max_unreadable=1)
     said = capsys.readouterr().err
-    assert "mine/ant/broken.jpg: it is no image of a known format." in said
-    assert "mine/bee/empty.png: it is empty." in said
+    assert "mine/ant/broken.jpg: not an image of a supported format." in said
+    assert "mine/bee/empty.png: empty file." in said
     assert len(read(max_unreadable=2).train_names) == 18
-    assert "Left out: 2 of at most 2 (data.max_unreadable)." in capsys.readouterr().err
+    assert "Skipped 2 unreadable files, at most 2 (data.max_unreadable)." in capsys.readouterr().err
 
 
 def test_an_image_bomb_is_skipped(capsys):
@@ -213,19 +213,19 @@ def test_every_skipped_file_is_counted_with_its_reason(capsys):
     os.mkfifo("mine/cat/pipe.png")
     Path("mine/cat/broken.jpg").write_bytes(b"no image")
     assert skipped_of(max_unreadable=1) == {
-        "README.md": "it lies in no class's folder, and is not named like an image",
-        "ant/notes.txt": "no image's name ends in .txt",
-        "ant/deep/more.txt": "no image's name ends in .txt",
-        "bee/NOSUFFIX": "its name has no suffix, such as .jpg",
-        "bee/Thumbs.db": "it is hidden, or a system's own",
-        "cat/.DS_Store": "it is hidden, or a system's own",
-        "cat/pipe.png": "it is a named pipe, not a file",
-        "cat/broken.jpg": "it is no image of a known format",
+        "README.md": "outside of the class folders and not named like an image",
+        "ant/notes.txt": ".txt is not an image suffix",
+        "ant/deep/more.txt": ".txt is not an image suffix",
+        "bee/NOSUFFIX": "no suffix such as .jpg",
+        "bee/Thumbs.db": "hidden or system file",
+        "cat/.DS_Store": "hidden or system file",
+        "cat/pipe.png": "a named pipe, not a file",
+        "cat/broken.jpg": "not an image of a supported format",
     }
     said = capsys.readouterr()
-    assert "mine/ant/notes.txt: no image's name ends in .txt." in said.err
-    assert "Not taken: 5 files, all in reports/skipped.csv: no image's name ends in .txt (2); " in said.err
-    assert "Passed over: 3 files: it is hidden, or a system's own (2); " in said.out
+    assert "mine/ant/notes.txt: .txt is not an image suffix." in said.err
+    assert "Skipped 5 files, listed in reports/skipped.csv: .txt is not an image suffix (2); " in said.err
+    assert "Ignored 3 files: hidden or system file (2); " in said.out
 
 
 def test_ten_skipped_files_are_named_with_some_of_each_reason(capsys):
@@ -235,7 +235,7 @@ def test_ten_skipped_files_are_named_with_some_of_each_reason(capsys):
     Path("mine/bee/nothing").touch()
     assert len(skipped_of()) == 301
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 7 and "mine/bee/nothing: its name has no suffix, such as .jpg." in lines
+    assert len(lines) == 7 and "mine/bee/nothing: no suffix such as .jpg." in lines
 
 
 def test_hidden_names_are_skipped_at_every_depth():
@@ -279,17 +279,20 @@ def empty_part() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: broken("cat"), r"No image is left in cat \[8 files: it is no image of a known format \(8\)\]: mend"),
-        (lambda: broken("ant", "bee"), r"left in ant \[8 files: .*\], bee \[8 files: "),
-        (lambda: [tree(), Path("mine/dog").mkdir()], r"No image is left in dog \[nothing is in it\]"),
+        (
+            lambda: broken("cat"),
+            r"No images are left in cat \[8 files skipped: not an image of a supported format \(8\)\]: fix",
+        ),
+        (lambda: broken("ant", "bee"), r"left in ant \[8 files skipped: .*\], bee \[8 files skipped: "),
+        (lambda: [tree(), Path("mine/dog").mkdir()], r"No images are left in dog \[empty\]"),
         (
             all_heic,
-            r"left in dog \[3 files: it is HEIC, which needs the extra heif: `pip install .*'\.\[heif\]'` \(3\)\]",
+            r"left in dog \[3 files skipped: HEIC needs the extra heif: `pip install .*'\.\[heif\]'` \(3\)\]",
         ),
-        (lambda: [tree(), picture("dog/@eaDir/1.png")], r"left in dog \[1 file: it is hidden"),
-        (lambda: parts_without("val"), r"left in val/ant \[4 files: it is empty \(4\)\], val/bee"),
+        (lambda: [tree(), picture("dog/@eaDir/1.png")], r"left in dog \[1 file skipped: hidden or system file"),
+        (lambda: parts_without("val"), r"left in val/ant \[4 files skipped: empty file \(4\)\], val/bee"),
         (lambda: parts_without("test"), "left in test/ant"),
-        (empty_part, "mine/test holds no folder of a class"),
+        (empty_part, "mine/test contains no class folder"),
     ],
 )
 def test_a_class_without_readable_images_is_refused_with_the_reasons(made, words, monkeypatch):
@@ -304,7 +307,7 @@ def test_the_split_is_drawn_from_the_readable_images():
     tree(count=2)
     Path("mine/ant/0.png").unlink(missing_ok=True)
     Path("mine/ant/1.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"Of class ant there is a single image left.*data\.test_fraction"):
+    with pytest.raises(UserError, match=r"Class ant has a single image left.*data\.test_fraction"):
         read(max_unreadable=1)
 
 
@@ -316,13 +319,13 @@ def test_a_split_without_a_class_is_warned_about(capsys):
     for folder in ("deep", ""):
         Path("mine/test/bee", folder).rmdir()
     assert len(read().test_names) == 16
-    assert "The test part has no image of bee: it is not measured there." in capsys.readouterr().err
+    assert "The test split has no images of bee, so they are not measured there." in capsys.readouterr().err
 
 
 def test_a_pipe_among_the_images_is_refused_before_dvc_waits_for_it(tmp_path):
     tree()
     os.mkfifo("mine/cat/deep/pipe.png")
-    with pytest.raises(UserError, match=r"mine/cat/deep/pipe\.png: it is a named pipe, not a file\. DVC.* remove it"):
+    with pytest.raises(UserError, match=r"mine/cat/deep/pipe\.png: a named pipe, not a file\. Remove it"):
         ImageFolder(**OPTIONS).fetch(tmp_path / "raw", [], 1, tmp_path)
 
 
@@ -349,7 +352,7 @@ def test_an_image_beyond_a_lowered_limit_is_skipped():
     picture("ant/large.png", size=(1500, 1000))
     assert "ant/large.png" not in skipped_of()
     assert skipped_of(max_megapixels=1, max_unreadable=1) == {
-        "ant/large.png": "it has more than 1 million pixels (data.max_megapixels)"
+        "ant/large.png": "more than 1 million pixels (data.max_megapixels)"
     }
 
 
@@ -357,7 +360,7 @@ def test_images_outside_of_the_class_folders_are_warned_about(capsys):
     tree()
     picture("lonely.png")
     assert len(read().train_names) == 18
-    assert "mine/lonely.png: it lies in no class's folder." in capsys.readouterr().err
+    assert "mine/lonely.png: outside of the class folders." in capsys.readouterr().err
 
 
 def single() -> None:
@@ -388,12 +391,12 @@ def untrained() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: None, r"There is no folder mine: write `image_dir: FOLDER`"),
-        (lambda: Path("mine").mkdir(), "mine holds no class: put the images of each class"),
-        (one_class, "mine holds no class but ant"),
-        (single, r"Of class dog there is a single image.*data\.test_fraction"),
-        (mixed, r"folders of parts \(train\) beside others \(ant, bee, cat\)"),
-        (only_test, "mine has test and no `train`"),
+        (lambda: None, r"There is no folder mine: set `image_dir: FOLDER`"),
+        (lambda: Path("mine").mkdir(), "mine contains no classes: put the images of each class"),
+        (one_class, "mine contains only the class ant"),
+        (single, r"Class dog has a single image.*data\.test_fraction"),
+        (mixed, r"split folders \(train\) next to others \(ant, bee, cat\)"),
+        (only_test, "mine has test but no `train`"),
         (untrained, "no training images of dog"),
     ],
 )
@@ -411,7 +414,7 @@ def test_a_name_that_is_not_utf8_is_refused(name: str, tmp_path: Path) -> None:
     path = Path("mine", name)
     path.parent.mkdir(exist_ok=True)
     shutil.copy(tmp_path / "odd.png", path)
-    words = r"mine/.*caf\\udce9.*: this name is not UTF-8.*: rename it"
+    words = r"mine/.*caf\\udce9.*: the name is not UTF-8.*; rename it"
     with pytest.raises(UserError, match=words):
         read()
     with pytest.raises(UserError, match=words):
@@ -423,7 +426,7 @@ def test_the_download_stage_checks_the_images_before_any_is_resized(tmp_path):
     with pytest.raises(UserError, match="There is no folder mine"):
         source.fetch(tmp_path / "raw", [], 1, tmp_path)
     tree()
-    assert source.fetch(tmp_path / "raw", [], 1, tmp_path) == "mine (24 files of 3 classes, which stay there)"
+    assert source.fetch(tmp_path / "raw", [], 1, tmp_path) == "mine (24 files of 3 classes, left in place)"
     assert source.is_complete(tmp_path / "raw")
     # The note must not say where: the same images elsewhere are the same data.
     assert "mine" not in (tmp_path / "raw" / "source.txt").read_text()
@@ -462,33 +465,37 @@ def test_a_table_without_splits_is_split_like_a_tree():
 @pytest.mark.parametrize(
     ("rows", "head", "words"),
     [
-        (["a.png,x"], "file,label", "has no column path: its first line must name path and label.*it says file,label"),
-        (["a.png,x", "a.png,y"], "path,label", "line 3: a.png stands in line 2 already"),
-        (["../a.png,x"], "path,label", r"line 2: \.\./a\.png lies outside of mine"),
-        (["/a.png,x"], "path,label", "lies outside"),
+        (
+            ["a.png,x"],
+            "file,label",
+            "has no column path: its first line must contain path and label.*but is file,label",
+        ),
+        (["a.png,x", "a.png,y"], "path,label", "line 3: a.png is already in line 2"),
+        (["../a.png,x"], "path,label", r"line 2: \.\./a\.png is outside of mine"),
+        (["/a.png,x"], "path,label", "is outside of"),
         (["a.png,x,tests"], "path,label,split", "line 2: split is tests; it must be train, val or test"),
         (["a.png"], "path,label", r"line 2: the row has 1 cell for 2 columns \(path,label\)\.$"),
-        (["a.png,x", "00a.png,cat, big one"], "path,label", "line 3: the row has 3 cells for 2 columns.*quotes around"),
+        (["a.png,x", "00a.png,cat, big one"], "path,label", "line 3: the row has 3 cells for 2 columns.*needs quotes"),
         (["a.png,x,"], "path,label", "line 2: the row has 3 cells for 2 columns"),
         (["a.png,x"], "path,label,split", "line 2: the row has 2 cells for 3 columns"),
-        (["a.png,x,y"], "path,label,label", "line 1: the column label is there twice"),
-        (["a.png,x,,"], "path,label,,", "line 1: a column without a name is there twice"),
+        (["a.png,x,y"], "path,label,label", "line 1: the column label occurs twice"),
+        (["a.png,x,,"], "path,label,,", "line 1: a column without a name occurs twice"),
         (["a.png, "], "path,label", "line 2: the row has no label"),
         ([" ,x"], "path,label", "line 2: the row has no path"),
-        (["a.png,x", "", "b.png,y"], "path,label", "line 3: the line is blank, and rows follow"),
+        (["a.png,x", "", "b.png,y"], "path,label", "line 3: the line is blank, but rows follow"),
         (["a.png,x", ","], "path,label", "line 3: the row has no path"),
-        ([], "path,label", "names no image"),
-        (["a.png,x", '"b.png,y', "c.png,z"], "path,label", "line 3: this is no CSV .a quote opens here and is never"),
-        (["a.png,x", '"b.png,y', 'c.png,z"'], "path,label", "line 3: a cell goes on in the next line"),
-        (["a.png,x", '"b.png,y', '"c.png",z'], "path,label", "line 3: this is no CSV"),
-        (["a.png,x\0"], "path,label", "line 2: there is a NUL byte"),
+        ([], "path,label", "lists no images"),
+        (["a.png,x", '"b.png,y', "c.png,z"], "path,label", "line 3: invalid CSV .a quote is not closed"),
+        (["a.png,x", '"b.png,y', 'c.png,z"'], "path,label", "line 3: a cell continues in the next line"),
+        (["a.png,x", '"b.png,y', '"c.png",z'], "path,label", "line 3: invalid CSV"),
+        (["a.png,x\0"], "path,label", "line 2: NUL byte"),
         (["a.png;x"], "path;label", "columns are separated by semicolons; save it with commas"),
         (["a.png\tx"], "path\tlabel", "columns are separated by tabs"),
-        (["a.png,x", "./a.png,x"], "path,label", r"line 3: a\.png stands in line 2 already"),
-        (["d/a.png,x", "d//a.png,y"], "path,label", r"line 3: d/a\.png stands in line 2 already"),
+        (["a.png,x", "./a.png,x"], "path,label", r"line 3: a\.png is already in line 2"),
+        (["d/a.png,x", "d//a.png,y"], "path,label", r"line 3: d/a\.png is already in line 2"),
         (["a.png,x,train"], "path,label,Split", "line 1: write split instead of Split"),
         (["a.png,caf\u00e9", "b.png,cafe\u0301"], "path,label", "look the same"),
-        (["a.png,x"], "path,label", "no class but x: the table must name at least two classes"),
+        (["a.png,x"], "path,label", "contains only the class x: the CSV file must list at least two classes"),
     ],
 )
 def test_an_invalid_table_is_refused_with_its_line(rows, head, words):
@@ -502,7 +509,7 @@ def test_an_invalid_table_is_refused_with_its_line(rows, head, words):
     [
         ("path,label\na.png,x\n".encode("utf-16"), r"labels\.csv is UTF-16: save it as UTF-8"),
         ("path,label\na.png,x\n".encode("utf-32"), r"labels\.csv is UTF-32"),
-        ("path,label\na.png,x\nb.png,\u00e4pfel\n".encode("latin-1"), r"line 3: this is not UTF-8 \(byte 0xe4\)"),
+        ("path,label\na.png,x\nb.png,\u00e4pfel\n".encode("latin-1"), r"line 3: not UTF-8 \(byte 0xe4\)"),
     ],
 )
 def test_a_table_in_another_encoding_is_refused(content, words):
@@ -526,7 +533,7 @@ def test_a_table_of_a_spreadsheet_is_read_with_its_quotes_and_other_columns(caps
     rows = [row.replace(', "', ',"') for row in rows]
     Path("mine/labels.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["path, label ,remark", *rows, "", ""]).encode())
     assert read_table().classes == ("ant, big", "bee, big", "cat, big")
-    assert "path, label and split are read, remark is not" in capsys.readouterr().out
+    assert "read the columns path, label and split, ignored remark" in capsys.readouterr().out
 
 
 def test_labels_that_differ_only_in_case_are_warned_about(capsys):
@@ -534,12 +541,12 @@ def test_labels_that_differ_only_in_case_are_warned_about(capsys):
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{'Ant' if number % 2 else 'ant'}" for number, path in enumerate(paths)], head="path,label")
     assert read_table().classes == ("Ant", "ant")
-    assert "The classes Ant and ant differ in upper and lower case alone" in capsys.readouterr().err
+    assert "The classes Ant and ant differ only in case" in capsys.readouterr().err
 
 
 def test_a_missing_table_is_refused_with_the_expected_first_line():
     Path("mine").mkdir()
-    with pytest.raises(UserError, match=r"There is no mine/labels\.csv: .*`path,label`"):
+    with pytest.raises(UserError, match=r"mine/labels\.csv is missing: .*`path,label`"):
         read_table()
 
 
@@ -548,7 +555,7 @@ def test_a_row_without_its_file_counts_as_unreadable(capsys):
     paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
     table(*[f"{path},{path[:3]}" for path in [*paths, "ant/gone.png"]], head="path,label")
     assert len(read_table(max_unreadable=1).train_names) == 18
-    assert "mine/ant/gone.png: there is no such file." in capsys.readouterr().err
+    assert "mine/ant/gone.png: no such file." in capsys.readouterr().err
 
 
 def test_the_cache_index_has_each_content_once(monkeypatch):

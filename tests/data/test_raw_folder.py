@@ -53,7 +53,7 @@ def test_offline_the_fallback_is_used_with_a_warning(download, small, tmp_path, 
     assert download([CLOSED, "http://127.0.0.1:9/other"], digits) is digits
     assert names(tmp_path) == {"digits"}
     said = capsys.readouterr().err
-    assert "CIFAR-10 cannot be had" in said
+    assert "CIFAR-10 could not be fetched" in said
     assert f"{CLOSED}: connection refused" in said
     assert "http://127.0.0.1:9/other: " in said
     assert "digits instead of CIFAR-10" in said
@@ -79,7 +79,9 @@ def test_without_a_fallback_a_failure_changes_nothing(download, tmp_path, capsys
 
 
 def test_missing_raw_data_is_refused_by_its_name(small, tmp_path):
-    with pytest.raises(UserError, match="CIFAR-10 nor of digits: `dvc repro -f download`"):
+    with pytest.raises(
+        UserError, match="neither the files of CIFAR-10 nor those of digits: run `dvc repro -f download`"
+    ):
         available_source(tmp_path, small, Digits(0.2, 8))
     with pytest.raises(UserError, match="files of CIFAR-10: "):
         available_source(tmp_path, small, None)

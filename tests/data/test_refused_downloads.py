@@ -16,7 +16,7 @@ from helpers.tiny_cifar10 import pack
 from preprocess import preprocess
 
 BEFORE = {"digits/images.npy": b"what was there"}
-REMEDY = "CIFAR-10 cannot be had and data.fallback is null: set CIFAR10_SOURCE to "
+REMEDY = "CIFAR-10 could not be fetched and data.fallback is null: set CIFAR10_SOURCE to "
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
@@ -53,16 +53,16 @@ def archives(files) -> dict[str, tuple[bytes, str]]:
     lacking = {name: content for name, content in contents.items() if not name.endswith("data_batch_2")}
     foreign = contents | {f"{FOLDER}/data_batch_2": files["data_batch_1"]}
     return {
-        "a missing member": (pack(lacking), "it lacks data_batch_2"),
-        "a wrong MD5": (pack(foreign), "its data_batch_2 is not the published file (MD5 "),
-        "a path that climbs out": (pack({"../../planted": b"!"} | contents), "a path that leads out of it"),
+        "a missing member": (pack(lacking), "data_batch_2 is missing"),
+        "a wrong MD5": (pack(foreign), "data_batch_2 is not the published file (MD5 "),
+        "a path that climbs out": (pack({"../../planted": b"!"} | contents), "a path outside of the archive"),
         "a symlink": (pack(lacking, entry("data_batch_2", tarfile.SYMTYPE, link="/etc/passwd")), "is a link"),
         "a bomb": (
             pack(lacking, entry("data_batch_2", size=1 << 40)),
-            "the archive holds more than was expected",
+            "the archive is larger than expected",
         ),
-        "half of it": (pack(contents)[:2000], "this is no whole tar archive"),
-        "nothing": (b"", "this is no whole tar archive"),
+        "half of it": (pack(contents)[:2000], "not a complete tar archive"),
+        "nothing": (b"", "not a complete tar archive"),
     }
 
 
@@ -102,9 +102,9 @@ def hosts(server) -> dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], s
         server.send(request, only=len(server.content) // 2)
 
     return {
-        "it hangs": (server.hang, "the host was silent for 1 s"),
-        "it sends half": (half, "the host closed the connection"),
-        "it sends a page": (page, "a web page came instead of an archive"),
+        "it hangs": (server.hang, "no data for 1 s"),
+        "it sends half": (half, "connection closed by the host"),
+        "it sends a page": (page, "received a web page instead of an archive"),
         "it sends one elsewhere for ever": (elsewhere, "redirects"),
     }
 
@@ -127,4 +127,4 @@ def test_a_label_without_a_class_is_refused_by_preprocess(project, files):
     for name, content in changed.items():
         (raw / name).write_bytes(content)
     said = refused(project, preprocess)
-    assert "labels of the training part run from 0 to 2" in said and said.count("\n") == 1
+    assert "training labels range from 0 to 2" in said and said.count("\n") == 1

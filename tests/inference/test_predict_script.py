@@ -36,7 +36,7 @@ def test_predict_prints_a_table_and_a_line_for_the_bad_file(files: Project) -> N
     assert lines[1].split() == ["file", "class", "probability", "runner-up"]
     assert [line.split()[0] for line in lines[3:]] == ["0.png", "1.png"]
     assert all(line.split()[1] in CLASSES and line.split()[3] == "%" for line in lines[3:])
-    assert ended.err.startswith("bad [1].png: it is damaged (") and ended.err.count("\n") == 1
+    assert ended.err.startswith("bad [1].png: damaged (") and ended.err.count("\n") == 1
 
 
 def test_success_is_exit_code_0_and_nothing_on_standard_error(files: Project) -> None:
@@ -51,7 +51,7 @@ def test_json_is_a_line_for_each_file_and_nothing_else(files: Project) -> None:
     assert [first["file"], second["file"], bad["file"]] == ["0.png", "1.png", "bad [1].png"]
     assert len(first["probabilities"]) == 3 and first["class"] == next(iter(first["probabilities"]))
     assert first["probability"] == max(first["probabilities"].values())
-    assert bad["error"].startswith("it is damaged") and "class" not in bad
+    assert bad["error"].startswith("damaged") and "class" not in bad
 
 
 def test_csv_is_a_row_for_each_file(files: Project) -> None:
@@ -59,7 +59,7 @@ def test_csv_is_a_row_for_each_file(files: Project) -> None:
     assert (ended.code, ended.out) == (1, "Wrote the predictions to predictions.csv.\n")
     good, bad = csv.DictReader(io.StringIO((files.folder / "predictions.csv").read_text()))
     assert good["class"] in CLASSES and 0 < float(good["probability"]) <= 1 and good["error"] == ""
-    assert bad["class"] == "" and bad["error"].startswith("it is damaged")
+    assert bad["class"] == "" and bad["error"].startswith("damaged")
 
 
 def test_paths_come_from_standard_input(files: Project) -> None:
@@ -74,7 +74,7 @@ def test_a_line_without_end_in_a_list_is_refused_before_it_takes_memory(files: P
 
 
 def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "PAGE", 2)
+    monkeypatch.setattr(pages, "PAGE_ROWS", 2)
     monkeypatch.setenv("COLUMNS", "100")
     lines = run(predict, *["0.png"] * 5).out.splitlines()
     assert len(lines) == 1 + 2 + 5
@@ -150,7 +150,7 @@ def test_skipped_files_are_counted_on_standard_error(files: Project) -> None:
 def test_a_pipe_and_an_invalid_list_of_paths_are_reported_in_a_line(files: Project) -> None:
     os.mkfifo(files.folder / "pipe.png")
     ended = run(predict, "pipe.png", "0.png")
-    assert (ended.code, ended.err) == (1, "pipe.png: it is a named pipe, not a file\n")
+    assert (ended.code, ended.err) == (1, "pipe.png: a named pipe, not a file\n")
     ended = run(predict, "-", listed="0.png\n1.png\0bad\n")
     assert ended.code == 2 and "Line 2 of the list of paths contains a NUL byte; write one path per line" in ended.err
 
