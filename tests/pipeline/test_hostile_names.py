@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_pipeline.utils.safe_io import read_rows
+from cifar_pipeline.reporting.tables import read_rows
 from helpers.workspace import Workspace, workspace_of_tree
 
 CLASSES = ("\x1b[31mred\x07", "\u202etxt.exe", r"$x_1$ \alpha $", '<b>&"', "=1+1, 2", "-minus", "@at")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.utils.safe_io import plain_cell, read_rows, safe_cell, write_rows
+from cifar_pipeline.reporting.tables import plain_cell, read_rows, safe_cell, write_rows
 
 TEXTS = [
     "=1+1", "+cmd", "-cat", "@sum", "\tx", "\rx", "\nx", "'=1", "''-x", "'quoted'", "\uff1d1", "cat", "", "a,b",

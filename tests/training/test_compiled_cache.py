@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar_pipeline.training.compiled import cache as module
-from cifar_pipeline.training.compiled.cache import CACHE_VARIABLE, compiled_cache, machine_key
-from cifar_pipeline.training.compiled.small_conv import COMPILER_FLAGS, SOURCE
+from cifar_pipeline.training.compiled import small_conv as module
+from cifar_pipeline.training.compiled.small_conv import (
+    CACHE_VARIABLE,
+    COMPILER_FLAGS,
+    SOURCE,
+    compiled_cache,
+    machine_key,
+)
 from helpers.source_tree import SRC
 
 BUILD = f"""

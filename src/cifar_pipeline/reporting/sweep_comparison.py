@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.reporting.metrics import display_name, is_fraction, lower_is_better
+from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
-from cifar_pipeline.utils.safe_io import safe_cell
 from cifar_pipeline.utils.text import escape_control, one_line
 
 SEED_KEY = "seed"

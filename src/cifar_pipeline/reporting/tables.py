@@ -5,13 +5,15 @@ be a formula and is prefixed with `'`, as OWASP advises (owasp.org/www-community
 kept. Control characters and bytes of file names that are not UTF-8 are escaped as `\u001b` and `\udcff`.
 """
 
+import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.padding import Padding
@@ -21,7 +23,6 @@ from rich.text import Text
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import log_error, progress_bar, stderr_console, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.safe_io import write_rows
 from cifar_pipeline.utils.text import escape_control, escape_control_json, one_line, percent
 
 if TYPE_CHECKING:
@@ -204,3 +205,50 @@ def read_history(text: str, name: str) -> "pd.DataFrame":
         reason = f"it has no column {missing[0]}" if missing else "it has no epochs"
         raise UserError(f"{name} is damaged ({reason}): {RETRAIN_HINT}.")
     return table
+
+
+# East Asian spreadsheets treat the full-width forms as the same characters.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+_GUARDED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf|nan")
+
+
+# Characters to escape, and backslashes that would be read back as an escape.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]|\\(?=u[0-9a-f]{4})"
+)
+
+
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
+
+
+def safe_cell(cell: object) -> object:
+    """Escape unsafe characters of a text cell, and prefix it if it would be a formula; numbers are returned as is."""
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    text = f"'{cell}" if _FORMULA.match(cell) else cell
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def plain_cell(text: str) -> str:
+    """Undo `safe_cell`."""
+    cell = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+    return cell[1:] if _GUARDED.match(cell) else cell
+
+
+def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows to a file opened with `newline=""`; the same bytes on every system."""
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow([safe_cell(cell) for cell in row])
+
+
+def read_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a file written by `write_rows`, the header first."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file):
+            yield [plain_cell(text) for text in row]

@@ -234,7 +234,7 @@ def rejection_reason(version: ModelVersion, champion: ModelVersion | None, polic
     if gain <= policy.min_improvement:
         points = 100 * policy.min_improvement
         by = f" by more than {points:g} percentage point{'' if points == 1 else 's'}" if points else ""
-        return f"it does not beat {title} ({format_percent(champion.tags)}){by}."
+        return f"it does not beat {title} ({val_accuracy(champion.tags)}){by}."
     return ""
 
 
@@ -292,7 +292,7 @@ def settle(client: MlflowClient, policy: PromotionPolicy, number: str, before: C
     return champion
 
 
-def format_percent(tags: Mapping[str, str]) -> str:
+def val_accuracy(tags: Mapping[str, str]) -> str:
     """Format the validation accuracy of a version, given its tags."""
     return f"{float(tags[ACCURACY]):.2%}" if ACCURACY in tags else "not validated"
 

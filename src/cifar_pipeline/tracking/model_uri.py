@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, folder_in_repository
+from cifar_pipeline.utils.text import one_line
 
 # MLflow's error codes for a missing run, model or alias; all others are failures of the store.
 NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
@@ -36,7 +37,7 @@ def download_model(uri: str, directory: Path) -> Path:
     except (MlflowException, FileNotFoundError) as error:
         if isinstance(error, MlflowException) and error.error_code not in NOT_FOUND:
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise UserError(f"MLflow has no {uri} ({reason}): `make list-models` lists the registered models.") from None
     if not (folder / "MLmodel").is_file():
         raise UserError(f"{uri} is not a model: write runs:/RUN/last or models:/NAME/VERSION.")
@@ -101,7 +102,7 @@ def _from_dvc_revision(folder: str, revision: str, directory: Path) -> Path:
             f"There is no revision {revision}: `git tag`, `git log` and `dvc exp list` list them."
         ) from None
     except (DvcException, SCMError, GitError, OSError) as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        reason = (one_line(error) or type(error).__name__).rstrip(".")
         raise UserError(
             f"DVC has no {folder} of {revision} ({reason}): `git checkout {revision} && dvc repro` creates what "
             "its cache does not have."

@@ -4,14 +4,11 @@ Pipes, sockets, devices and folders are rejected before they are opened. Documen
 size (YAML's "billion laughs") or are nested too deep are format errors.
 """
 
-import csv
 import json
 import os
-import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
 
@@ -131,50 +128,3 @@ def require_bounded(text: str | bytes, name: str = "") -> None:
                 raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
     finally:
         stream.dispose()
-
-
-# East Asian spreadsheets treat the full-width forms as the same characters.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-
-
-_GUARDED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-
-
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf|nan")
-
-
-# Characters to escape, and backslashes that would be read back as an escape.
-_UNSAFE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]|\\(?=u[0-9a-f]{4})"
-)
-
-
-_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
-
-
-def safe_cell(cell: object) -> object:
-    """Escape unsafe characters of a text cell, and prefix it if it would be a formula; numbers are returned as is."""
-    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
-        return cell
-    text = f"'{cell}" if _FORMULA.match(cell) else cell
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def plain_cell(text: str) -> str:
-    """Undo `safe_cell`."""
-    cell = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
-    return cell[1:] if _GUARDED.match(cell) else cell
-
-
-def write_rows(file: TextIO, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows to a file opened with `newline=""`; the same bytes on every system."""
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        writer.writerow([safe_cell(cell) for cell in row])
-
-
-def read_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of a file written by `write_rows`, the header first."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.reader(file):
-            yield [plain_cell(text) for text in row]

@@ -45,7 +45,7 @@ Shape = tuple[int, int, int]
 CACHE = Path(".cache/images")
 # What data/raw contains instead of the files.
 MARKER_FILE = "source.txt"
-MARKER_TEXT = "The images stay in the folder that `images` in params.yaml names.\n"
+MARKER_TEXT = "The images stay in the folder that `image_dir` in params.yaml names.\n"
 CHANNELS = 3
 MAX_SHARD_IMAGES = 512
 MAX_LISTED = 10
@@ -97,7 +97,7 @@ class ImageFilesSource(ABC):
     """
 
     name: str
-    origin = "images of one's own"  # part of dataset.json
+    origin = "the user's own images"  # part of dataset.json
 
     def __init__(
         self,

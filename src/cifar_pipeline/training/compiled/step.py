@@ -18,8 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from cifar_pipeline.training.compiled.cache import compiled_cache
-from cifar_pipeline.training.compiled.small_conv import use_small_convolutions
+from cifar_pipeline.training.compiled.small_conv import compiled_cache, use_small_convolutions
 
 # Takes tensors, changes some in place, and returns scalars.
 StepFunction = Callable[..., tuple[Tensor, ...]]
