@@ -10,6 +10,10 @@ from cifar_pipeline.sweeps.multirun import run_and_summarize
 
 
 def train(config: DictConfig) -> Any:
+    from cifar_pipeline.tracking.provenance import record_commit
+
+    # Before the imports below, so that a commit made while they load is not taken for that of this process's code.
+    record_commit()
     # Imported here: torch and MLflow take seconds, and `--cfg job`, completion and invalid values need neither.
     from cifar_pipeline.stages.train import train
 

@@ -139,3 +139,16 @@ def test_followed_imports_are_what_a_process_loads(copy: Project) -> None:
         return {path for path, package in packages.items() if package not in others and path.endswith(".py")}
 
     assert computing(loaded) == computing(followed)
+
+
+def test_train_records_the_commit_before_it_loads_libraries(copy: Project) -> None:
+    """A commit made during the seconds of the imports must not be recorded as that of the process's code."""
+    code = """
+import sys
+sys.path.insert(0, "src")
+import train
+from cifar_pipeline.tracking import provenance
+provenance.record_commit = lambda: sys.exit(7 if not {"torch", "mlflow", "lightning"} & set(sys.modules) else 8)
+train.train(None)
+"""
+    assert start("-c", code).returncode == 7

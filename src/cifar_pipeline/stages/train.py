@@ -32,7 +32,6 @@ PROCESSED = Path("data/processed")
 
 def train(config: DictConfig) -> float | None:
     """Return the validation accuracy of the last epoch; None without a validation split and on ranks above zero."""
-    provenance.record_commit()
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
