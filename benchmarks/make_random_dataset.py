@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.compose import compose_config, restrict_to_stage
 from cifar_pipeline.data.dataset import dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.base import RawDataset
@@ -40,7 +40,7 @@ def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 official = RawDataset(CLASSES, *drawn(train + val), *drawn(test))
 order = np.arange(train + val)
-asked = dataset_config(compose_config().data)
+asked = dataset_config(restrict_to_stage(compose_config(), "preprocess").data)
 options.data.mkdir(parents=True)
 source = RandomPixels()
 write_dataset(

@@ -46,10 +46,10 @@ def measure(folder: Path, trials: int, epochs: int, warm_up: int) -> Cost:
     """Log `trials` runs of `epochs` epochs below `folder`, after `warm_up` runs that fill the first pages."""
     os.environ["DVC_ROOT"] = str(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from cifar_pipeline.config.compose import compose_config, result_config
+    from cifar_pipeline.config.compose import compose_config, stage_config
     from cifar_pipeline.tracking.runs import training_run
 
-    config = result_config(compose_config(["data=digits"]))
+    config = stage_config(compose_config(["data=digits"]), "train")
     data = {"name": "digits", "hash": 64 * "0", "source": "scikit-learn"}
 
     def log(first: int, count: int) -> Usage:

@@ -1,4 +1,8 @@
-"""Generate docs/configuration.md and the JSON schemas of schema/ from conf/: `make docs`."""
+"""Generate docs/configuration.md and the JSON schemas of schema/ from conf/: `make docs`.
+
+The page is committed, because hosts show it; the schemas are for the editors on this machine, and `make setup` writes
+them.
+"""
 
 import argparse
 import json
@@ -13,17 +17,18 @@ from cifar_pipeline.utils.console import info
 CONF, PAGE, SCHEMA_DIR = Path("conf"), Path("docs/configuration.md"), Path("schema")
 
 
-def documents() -> dict[Path, str]:
+def documents(schemas_only: bool = False) -> dict[Path, str]:
     """Return the content of each generated file by its path."""
     json_schemas = {
         SCHEMA_DIR / f"{name}.json": json.dumps(schema, indent=1) + "\n" for name, schema in schemas(CONF).items()
     }
-    return {PAGE: render_page(CONF, PAGE.parent), **json_schemas}
+    return json_schemas if schemas_only else {PAGE: render_page(CONF, PAGE.parent), **json_schemas}
 
 
 def build_docs() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".").parse_args()
-    generated = documents()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("--schemas-only", action="store_true", help="write schema/ only")
+    generated = documents(parser.parse_args().schemas_only)
     for path in generated:
         require_writable(path, is_file=True)
     for path, text in generated.items():
@@ -31,7 +36,7 @@ def build_docs() -> None:
             tmp.write_text(text, encoding="utf-8", newline="\n")
     for path in set(SCHEMA_DIR.glob("*.json")) - set(generated):
         path.unlink()
-    info(f"Wrote {PAGE} and {len(generated) - 1} JSON schemas in {SCHEMA_DIR}/.")
+    info(f"Wrote {', '.join(sorted({str(path if path == PAGE else SCHEMA_DIR) for path in generated}))}.")
 
 
 if __name__ == "__main__":

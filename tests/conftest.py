@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from cifar_pipeline.config.compose import compose_config
+from cifar_pipeline.config.compose import compose_config, restrict_to_stage
 from cifar_pipeline.data.dataset import Dataset, dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
@@ -127,9 +127,8 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        data_config = dataset_config(
-            compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])]).data
-        )
+        config = compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])])
+        data_config = dataset_config(restrict_to_stage(config, "preprocess").data)
     order = np.arange(count)
     write_dataset(
         folder,

@@ -1,16 +1,15 @@
-"""dvc.yaml lists exactly the code, the configuration keys and the package versions that each stage uses."""
+"""dvc.yaml lists exactly the code, the configuration and the package versions that each stage uses."""
 
-import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import FINGERPRINT_KEYS, NON_RESULT_GROUPS
+from cifar_pipeline.config.compose import STAGES as STAGE_NAMES
+from cifar_pipeline.config.compose import restrict_to_stage
 from cifar_pipeline.config.source_files import IMPORTED_AS, NON_RESULT_PACKAGES, PACKAGES
-from cifar_pipeline.data.dataset import DATASET_KEYS
 from helpers.source_tree import FILES, PACKAGE, ROOT, SRC, imported_files, imported_packages, name_of, package_of
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -33,18 +32,6 @@ UNUSED = {
     "train": {"captum", "onnxruntime", "pandas", "pillow", "pillow-heif"},
     "evaluate": {"onnx", "pillow-heif"},
 }
-# Functions that take the configuration, or a section of it, and read the keys of a table.
-BY_TABLE = {
-    "fingerprint": FINGERPRINT_KEYS,
-    "require_matching_config": [f"data.{key}" for key in DATASET_KEYS],
-    "dataset_config": [f"data.{key}" for key in DATASET_KEYS],
-    # These validate values or record all of them: they read everything without affecting a result.
-    "check_targets": [],
-    "result_config": [],
-    "write_composed": [],
-    "require_tracked_inputs": [],
-}
-
 each_stage = pytest.mark.parametrize("stage", STAGES)
 
 
@@ -76,17 +63,8 @@ def test_a_stage_depends_on_the_code_that_computes_in_it(stage):
 
 
 @each_stage
-def test_a_stage_names_the_keys_that_it_reads(stage):
-    read, named = set(keys_read(body(stage), stage, "config")), params(stage) - {f"versions.{stage}"}
-    read = {key for key in read if key.partition(".")[0] not in NON_RESULT_GROUPS}
-
-    def within(key: str, other: str) -> bool:
-        return key == other or key.startswith(f"{other}.")
-
-    unnamed = {key for key in read if not any(within(key, name) for name in named)}
-    assert not unnamed, f"{stage} reads {sorted(unnamed)}, which dvc.yaml does not name"
-    unread = {name for name in named if not any(within(key, name) for key in read)}
-    assert not unread, f"dvc.yaml names {sorted(unread)} for {stage}, which does not read them"
+def test_a_stage_depends_on_its_section_of_the_composed_configuration(stage):
+    assert params(stage) == ({stage} if stage in STAGE_NAMES else set())
 
 
 @pytest.mark.parametrize("stage", PACKAGES)
@@ -97,17 +75,21 @@ def test_a_stage_depends_on_the_versions_of_the_packages_that_compute_in_it(stag
     imported = {IMPORTED_AS.get(name, name) for path in files for name in imported_packages(path)}
     imported -= {PACKAGE, *sys.stdlib_module_names, *NOT_COMPUTING_PACKAGES, *UNUSED.get(stage, ())}
     assert imported == set(PACKAGES[stage])
-    for other in STAGES:
-        assert (f"versions.{stage}" in params(other)) == (other == stage)
+    assert list(PACKAGES[stage]) == list(yaml.safe_load((ROOT / "composed.yaml").read_text())[stage]["versions"])
 
 
-def test_every_key_that_is_named_is_in_the_composed_configuration():
-    composed = yaml.safe_load((ROOT / "composed.yaml").read_text())
-    for key in set().union(*(params(stage) for stage in STAGES)):
-        node = composed
-        for name in key.split("."):
-            assert name in node, f"composed.yaml has no {key}"
-            node = node[name]
+def test_reading_a_key_of_another_stage_is_an_error(project):
+    config = project.compose()
+    with pytest.raises(OmegaConfBaseException, match="evaluation"):
+        restrict_to_stage(config, "train").evaluation  # noqa: B018
+    with pytest.raises(OmegaConfBaseException, match="mirrors"):
+        restrict_to_stage(config, "preprocess").data.mirrors  # noqa: B018
+    assert restrict_to_stage(config, "train").trainer.devices == config.trainer.devices
+    assert restrict_to_stage(config, "evaluate").runtime == config.runtime
+
+
+def test_the_composed_file_has_the_section_of_each_stage():
+    assert list(yaml.safe_load((ROOT / "composed.yaml").read_text())) == list(STAGE_NAMES)
 
 
 def test_stages_take_and_give_the_same_files():
@@ -142,83 +124,3 @@ def computing_files(start: Path) -> set[Path]:
             seen.add(path)
             queue += imported_files(path)
     return seen
-
-
-def keys_read(path: Path, function: str, parameter: str, prefix: str = "") -> Iterator[str]:
-    """Yield the keys below `prefix` that a function reads from `parameter`, also in our functions that it calls."""
-    tree = ast.parse(path.read_text())
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(definition(tree, function)):
-        if not (isinstance(node, ast.Name) and node.id == parameter and isinstance(node.ctx, ast.Load)):
-            continue
-        key, outer = key_chain(node, parents)
-        key = ".".join(filter(None, [prefix, key]))
-        call = parents[outer]
-        argument = call.value if isinstance(call, ast.keyword) else outer
-        call = parents[call] if isinstance(call, ast.keyword) else call
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-            yield key
-        elif call.func.id == "result_config" and isinstance(parents[call], ast.Subscript):
-            yield ast.literal_eval(parents[call].slice) if isinstance(parents[call].slice, ast.Constant) else ""
-        elif call.func.id in BY_TABLE:
-            yield from BY_TABLE[call.func.id]
-        elif (callee := find_definition(tree, path, call.func.id)) is None or is_dataclass(*callee):
-            yield key  # a function of a library, or a dataclass: all of it may be read
-        else:
-            yield from keys_read(*callee, parameter_of(*callee, call, argument), key)
-
-
-def key_chain(node: ast.expr, parents: dict[ast.AST, ast.AST]) -> tuple[str, ast.expr]:
-    """Return `a.b` for `config.a["b"]`, and the outermost expression; called methods are no keys."""
-    names: list[str] = []
-    while True:
-        parent = parents[node]
-        if isinstance(parent, ast.Attribute):
-            grandparent = parents[parent]
-            if isinstance(grandparent, ast.Call) and grandparent.func is parent:
-                if parent.attr == "get" and isinstance(grandparent.args[0], ast.Constant):
-                    names.append(grandparent.args[0].value)
-                return ".".join(names), grandparent
-            names.append(parent.attr)
-        elif isinstance(parent, ast.Subscript) and parent.value is node and isinstance(parent.slice, ast.Constant):
-            names.append(parent.slice.value)
-        else:
-            return ".".join(names), node
-        node = parent
-
-
-def find_definition(tree: ast.Module, path: Path, name: str) -> tuple[Path, str] | None:
-    """Return the file and the name of the function or class that `name` refers to; None if it is not ours."""
-    if any(getattr(node, "name", None) == name for node in tree.body):
-        return path, name
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return SRC.joinpath(*node.module.split(".")).with_suffix(".py"), alias.name
-    return None
-
-
-def is_dataclass(path: Path, name: str) -> bool:
-    """Whether this is a class without an `__init__`: a dataclass."""
-    node = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", None) == name)
-    return isinstance(node, ast.ClassDef) and not any(getattr(inner, "name", "") == "__init__" for inner in node.body)
-
-
-def definition(tree: ast.Module, name: str) -> ast.FunctionDef:
-    """Return the function of this name; for a class, its `__init__`."""
-    node = next(node for node in tree.body if getattr(node, "name", None) == name)
-    if isinstance(node, ast.ClassDef):
-        node = next(inner for inner in node.body if getattr(inner, "name", None) == "__init__")
-    assert isinstance(node, ast.FunctionDef)
-    return node
-
-
-def parameter_of(path: Path, name: str, call: ast.Call, argument: ast.expr) -> str:
-    """Return the name of the parameter that receives `argument`."""
-    for keyword in call.keywords:
-        if keyword.value is argument:
-            assert keyword.arg
-            return keyword.arg
-    names = [parameter.arg for parameter in definition(ast.parse(path.read_text()), name).args.args]
-    return [name for name in names if name != "self"][call.args.index(argument)]

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.compose import result_config
+from cifar_pipeline.config.compose import recorded_config
 from cifar_pipeline.config.params import register_params
 from cifar_pipeline.stages.train import train
 from cifar_pipeline.sweeps import callback
@@ -55,7 +55,7 @@ def test_each_launcher_composes_and_changes_no_result(project: Project, plugins,
     assert config.hydra.runtime.choices["hydra/launcher"] == PRESETS[name]
     preset = OmegaConf.load(project.folder / "conf" / "launcher" / f"{name}.yaml").hydra.launcher
     assert OmegaConf.merge(config.hydra.launcher, preset) == config.hydra.launcher
-    assert result_config(project.compose(f"launcher={name}")) == result_config(project.compose())
+    assert recorded_config(project.compose(f"launcher={name}")) == recorded_config(project.compose())
 
 
 @pytest.mark.parametrize("name", PRESETS)

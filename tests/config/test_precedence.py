@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.compose import NON_RESULT_GROUPS, NON_RESULT_KEYS, recorded_config
+from cifar_pipeline.config.compose import NON_RESULT_GROUPS, NON_RESULT_KEYS, STAGES, recorded_config
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.schema import validate
 from configure import configure
@@ -127,9 +127,12 @@ def test_composed_file_has_the_composed_values_and_nothing_about_the_machine(
     assert project.start(configure, "runtime.threads=7", "rerun=true", "trainer=ddp", "trainer.devices=7").code == 0
     text = (project.folder / "composed.yaml").read_text()
     composed = OmegaConf.create(text)
-    assert set(composed) == {*GROUPS, "seed", "versions"} - set(NON_RESULT_GROUPS)
+    assert list(composed) == list(STAGES)
+    assert {key for section in composed.values() for key in section} == {*GROUPS, "seed", "versions"} - set(
+        NON_RESULT_GROUPS
+    )
     assert composed == OmegaConf.create(recorded_config(project.compose()))
-    assert not {f"trainer.{key}" for key in composed.trainer} & set(NON_RESULT_KEYS)
+    assert not {f"trainer.{key}" for key in composed.train.trainer} & set(NON_RESULT_KEYS)
     for path in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):
         assert path not in text
 

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.compose import compose_config
-from cifar_pipeline.config.schema import SCHEMA, validate
+from cifar_pipeline.config.schema import field_schemas, validate
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
@@ -35,13 +35,13 @@ COMMANDS = {
     "+trainer.max_epoch=1": ["trainer.max_epoch", "`max_epochs`"],
     "+trainr.max_epochs=1": ["trainr", "`trainer`"],
     "+model.channels=1": ["model.channels", "LeNet"],
-    "+optimizer=adam": ["optimizer", "without a +"],
+    "+optimizer=adam": ["Multiple values for optimizer", "override optimizer: adam"],
     "~optimizer": ["optimizer is missing"],
     "~trainer.batch_size": ["trainer.batch_size is missing"],
     "~loss.output_activation": ["loss.output_activation is missing"],
     "optimizer.lr": ["optimizer.lr", "key=value"],
     "optimizer.lr=[1": ["optimizer.lr=[1", "key=value"],
-    "optimizer.lr=1,2": ["optimizer.lr=1,2", "-m"],
+    "optimizer.lr=1,2": ["optimizer.lr=1,2", "add --multirun"],
     "optimizer.lr=-1": ["optimizer.lr=-1", "a number above 0"],
     "optimizer.lr={a:1}": ["optimizer.lr={a: 1}", "a number above 0"],
     "optimizer.lr=${optimizer.lrr}": ["optimizer.lr", "optimizer.lrr"],
@@ -151,8 +151,11 @@ CONF: dict[str, tuple[Edit, list[str]]] = {
     ),
     "an experiment's key": (conf(TUTORIAL, "batch_size: 4", "batchsize: 4"), ["trainer.batchsize", "`batch_size`"]),
     "an experiment's option": (conf(TUTORIAL, "optimizer: sgd", "optimizer: sdg"), ["optimizer=sdg", "`sgd`"]),
-    "an experiment's group": (conf(TUTORIAL, "/optimizer: sgd", "/optimiser: sgd"), [TUTORIAL, "`optimizer`"]),
-    "an experiment's package": (conf(TUTORIAL, "# @package _global_\n", ""), [TUTORIAL, "# @package _global_"]),
+    "an experiment's group": (
+        conf(TUTORIAL, "/optimizer: sgd", "/optimiser: sgd"),
+        ["experiment/tutorial", "optimiser"],
+    ),
+    "an experiment's package": (conf(TUTORIAL, "# @package _global_\n", ""), ["experiment/tutorial", "@experiment"]),
 }
 
 
@@ -206,14 +209,34 @@ def test_a_refusal_leaves_the_composed_file_unchanged(project: Project) -> None:
     assert (project.folder / "composed.yaml").read_text() == before
 
 
-def test_every_constrained_key_exists_in_some_option(project: Project) -> None:
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("-c", "all"), ("--cfg", "job", "--package", "optimizer")])
+def test_printing_the_configuration_validates_it(project: Project, flags: tuple[str, ...]) -> None:
+    project.start(configure, *flags, "optimizer.lr=-1").assert_refused("optimizer.lr=-1", "a number above 0")
+    ended = project.start(configure, *flags, "optimizer.lr=0.5")
+    assert ended.code in (0, None) and "lr: 0.5" in ended.out and ended.err == ""
+    assert not (project.folder / "composed.yaml").exists()
+
+
+def test_a_printed_configuration_is_what_the_stages_run_with(project: Project) -> None:
+    ended = project.start(configure, "--cfg", "job", "optimizer=adam")
+    assert OmegaConf.create(ended.out) == project.compose("optimizer=adam")
+
+
+def test_a_word_that_is_nearly_right_is_suggested(published: DictConfig) -> None:
+    config = published.copy()
+    config.runtime.engine = "eagr"
+    with pytest.raises(UserError, match="must be auto, eager or compiled; did you mean `eager`\\?"):
+        validate(config)
+
+
+def test_every_declared_key_exists_in_some_option(project: Project) -> None:
     keys = set()
     for path in (project.folder / "conf").rglob("*.yaml"):
-        group = path.relative_to(project.folder / "conf").with_suffix("").parts[0]
-        keys |= {f"{group}.{key}" for key in OmegaConf.load(path)} | {group, str(path.stem)}
-    config = OmegaConf.load(project.folder / "conf" / "config.yaml")
-    keys |= {str(key) for key in config} | {"data.source", "data.fallback"}
-    assert {key for key in SCHEMA if "*" not in key} <= keys
+        *groups, _ = path.relative_to(project.folder / "conf").with_suffix("").parts
+        keys |= {".".join([*groups, str(key)]) for key in OmegaConf.load(path)}
+    keys |= {key.replace("data.source.", "data.fallback.", 1) for key in keys}
+    keys |= {"data.source", "data.fallback", *(path.name for path in (project.folder / "conf").iterdir())}
+    assert set(field_schemas()) <= keys
 
 
 def test_a_key_that_the_pipeline_reads_itself_may_be_left_out(project: Project, digits: Dataset) -> None:

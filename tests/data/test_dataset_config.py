@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
+from cifar_pipeline.config.compose import stage_config
 from cifar_pipeline.data.dataset import dataset_config, effective_dataset_config, require_matching_config
 from cifar_pipeline.utils.errors import UserError
 
@@ -14,7 +15,7 @@ DIGITS = {"_target_": "cifar_pipeline.data.sources.digits.Digits", "test_fractio
 
 
 def data(**changes):
-    values = {"source": CIFAR10, "fallback": DIGITS, "mirrors": ["a"], "timeout": 10, "val_fraction": 0.1}
+    values = {"source": CIFAR10, "fallback": DIGITS, "val_fraction": 0.1}
     return OmegaConf.create(values | {"split_seed": 0} | changes)
 
 
@@ -22,9 +23,10 @@ def made(**changes):
     return SimpleNamespace(folder=Path("data/processed"), requested=dataset_config(data(**changes)))
 
 
-def test_data_from_another_mirror_is_the_same_data():
-    assert "mirrors" not in dataset_config(data())
-    require_matching_config(made(), data(mirrors=[], timeout=1))
+def test_data_from_another_mirror_is_the_same_data(project):
+    changed = project.compose("data.mirrors=[]", "data.timeout=1")
+    for stage in ("preprocess", "train"):
+        assert stage_config(changed, stage)["data"] == stage_config(project.compose(), stage)["data"]
 
 
 def test_the_fallback_replaces_the_source():

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from helpers.workspace import ROOT, Workspace
 
@@ -60,6 +61,34 @@ def test_an_optimizer_of_torch_needs_only_its_file(extended: Workspace) -> None:
     extended.train("optimizer=adagrad", "experiment=debug")
     run = extended.runs()[-1]
     assert (run.info.status, run.data.params["optimizer._target_"]) == ("FINISHED", "torch.optim.Adagrad")
+
+
+def test_a_new_group_is_entered_in_the_defaults_only(extended: Workspace) -> None:
+    (extended.root / "conf" / "regularization").mkdir()
+    for option, value in {"weak": 0.1, "strong": 0.5}.items():
+        extended.write(f"conf/regularization/{option}.yaml", f"# Dropout of {value}.\ndropout: {value}\n")
+    extended.edit("conf/config.yaml", "  - model: lenet\n", "  - model: lenet\n  - regularization: weak\n")
+    extended.edit("conf/model/linear.yaml", "dropout: 0.1", "dropout: ${regularization.dropout}")
+    extended.edit("params.yaml", "model: null", "model: linear\nregularization: strong")
+    extended.edit("params.yaml", "experiment: tutorial", "experiment: debug")
+    extended.run("python", "src/configure.py")
+    composed = yaml.safe_load(extended.read("composed.yaml"))
+    assert composed["train"]["regularization"] == {"dropout": 0.5}
+    assert [stage for stage in composed if "regularization" in composed[stage]] == ["train"]
+
+    extended.train()
+    extended.train("regularization=weak")
+    strong, weak = extended.runs()[-2:]
+    assert [run.data.params["model.dropout"] for run in (strong, weak)] == ["0.5", "0.1"]
+    assert [run.data.params["regularization.dropout"] for run in (strong, weak)] == ["0.5", "0.1"]
+    assert strong.data.tags["fingerprint"] != weak.data.tags["fingerprint"]
+    assert extended.json("models/metadata.json")["choices"]["regularization"] == "weak"
+
+    refused = extended.train("regularization=stong", code=2)
+    assert "conf/regularization/ has no file of this name; did you mean `strong`?" in refused
+    extended.run("python", "src/build_docs.py")
+    assert "## regularization" in extended.read("docs/configuration.md")
+    assert "dropout" in extended.json("schema/regularization.json")["properties"]
 
 
 @pytest.mark.long

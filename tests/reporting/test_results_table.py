@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cifar_pipeline.config.compose import ExperimentRecipe, compose_config, result_config
+from cifar_pipeline.config.compose import ExperimentRecipe, compose_config, stage_config
 from cifar_pipeline.reporting.summary import experiments_table
 from cifar_pipeline.tracking.runs import EvaluatedRun, training_run
 from helpers.config_project import Project, run
@@ -26,7 +26,7 @@ def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: 
 
 
 def log_evaluated_run(fingerprint: str, accuracy: float, dataset: str, *overrides: str) -> None:
-    config = result_config(compose_config(list(overrides)))
+    config = stage_config(compose_config(list(overrides)), "train")
     data = {"name": dataset, "hash": "0" * 64, "source": "somewhere"}
     with training_run(fingerprint, fingerprint, config, data) as opened:
         opened.tag({"device": "cpu, 2 threads", "processor": "abacus"})

@@ -22,6 +22,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -29,11 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cifar_pipeline.config.compose import (
+    STAGES,
     Stage,
     chosen_options,
     compose_config,
     is_sweep,
     recorded_config,
+    restrict_to_stage,
     stage_targets,
 )
 from cifar_pipeline.config.params import (
@@ -61,7 +64,7 @@ from cifar_pipeline.utils.process import (
 from cifar_pipeline.utils.safe_io import require_bounded
 from cifar_pipeline.utils.text import redact_logging
 
-COMPOSED, STAGES = Path("composed.yaml"), Path("dvc.yaml")
+COMPOSED = Path("composed.yaml")
 CONFIGURE = "configure"
 MISSING = object()
 
@@ -195,39 +198,22 @@ def _require_recorded(start: StageStart) -> None:
 
 
 def _values(stage: str, config: DictConfig) -> dict[str, Any]:
-    """Return the values that a stage depends on, as they would be recorded in composed.yaml."""
-    return _select(stage, recorded_config(config, only=None if stage == CONFIGURE else stage))
+    """Return, by dotted keys, what DVC records for a stage; for `configure`, what it records for all of them."""
+    recorded = recorded_config(config, [stage] if stage in STAGES else STAGES)
+    return dict(_leaves(recorded[stage] if stage in STAGES else recorded))
 
 
 def _recorded(stage: str) -> dict[str, Any]:
-    """Return the values in composed.yaml that a stage depends on. Raises UserError where the file is unreadable."""
+    """Return the stage's section of composed.yaml by dotted keys. Raises UserError where the file is unreadable."""
     try:
         require_bounded(COMPOSED.read_bytes())
         content = OmegaConf.to_container(OmegaConf.load(COMPOSED))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         content = None
-    if not isinstance(content, dict):
+    section = content.get(stage) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
         raise UserError(f"{COMPOSED} is missing or damaged: run `dvc repro -f configure` to write it.")
-    return _select(stage, {str(key): value for key, value in content.items()})
-
-
-def _select(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return, by dotted keys, the values below the keys that dvc.yaml lists for a stage, or all without a list."""
-    flat = dict(_leaves(values))
-    entries = _dvc_stages().get(stage, {}).get("params", ())
-    listed = [entry.get(str(COMPOSED)) for entry in entries if isinstance(entry, Mapping)]
-    keys = [key for entry in listed for key in entry or ()]
-    if not keys and stage == CONFIGURE:
-        return flat
-    keys = keys or [*(key for key in values if key != "versions"), f"versions.{stage}"]
-    return {name: value for name, value in flat.items() if any(f"{name}.".startswith(f"{key}.") for key in keys)}
-
-
-def _dvc_stages() -> dict[str, Any]:
-    if not STAGES.is_file():
-        return {}
-    stages: dict[str, Any] = yaml.safe_load(STAGES.read_text(encoding="utf-8")).get("stages", {})
-    return stages
+    return dict(_leaves({str(key): value for key, value in section.items()}))
 
 
 def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -302,9 +288,31 @@ def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: 
     with exit_on_error("Stopped: the same command resumes."):
         register_params()
         reject_invalid_group_overrides(sys.argv[1:])
+        if _is_config_printed(sys.argv[1:]):
+            return
         hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(
             decorator(_with_checks(stage))
         )()
+
+
+def _is_config_printed(arguments: list[str]) -> bool:
+    """Validate the configuration of a single run, and print it if the command line has `--cfg job`.
+
+    Hydra prints a configuration without validating it, and composes it twice before it calls a stage. The jobs of a
+    multirun validate theirs when they start.
+    """
+    args, unknown = get_args_parser().parse_known_args(arguments)
+    if args.multirun and args.cfg:
+        raise UserError("--multirun and --cfg exclude each other: leave out --multirun to see a trial's configuration.")
+    other_flags = (args.help, args.hydra_help, args.info, args.shell_completion, args.config_path, args.config_name)
+    if unknown or args.multirun or "hydra.mode=MULTIRUN" in args.overrides or any(other_flags):
+        return False
+    config = compose_config(args.overrides)
+    validate(config)
+    is_printed = args.cfg == "job" and not args.package and not args.resolve
+    if is_printed:
+        print(OmegaConf.to_yaml(config), end="")
+    return is_printed
 
 
 def _with_checks(stage: Stage) -> Stage:
@@ -320,7 +328,8 @@ def _with_checks(stage: Stage) -> Stage:
             validate(config)
             record_start(stage.__name__, config)
             status("Loading libraries")
-            result = stage(config)
+            is_stage = stage.__name__ in STAGES
+            result = stage(restrict_to_stage(config, stage.__name__) if is_stage else config)
         except Exception as error:
             user_error, failure = find_user_error(error), describe_environment_error(error)
             if user_error is not None and is_sweep():

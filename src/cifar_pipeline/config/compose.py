@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ from cifar_pipeline.utils.text import redact_values
 NON_RESULT_GROUPS = ("runtime", "registry", "predict", "serve", "rerun", "image_dir")
 # Keys that cannot change a result in a group whose other keys can: the number of processes of a training.
 NON_RESULT_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
+# Groups and top-level keys that cannot change a training; all others decide it, a user's new group among them.
+NON_TRAINING_GROUPS = (*NON_RESULT_GROUPS, "evaluation")
+# The keys of the other stages. composed.yaml has a section for each stage, which dvc.yaml names.
+STAGE_KEYS = {
+    "download": ("data.source", "data.fallback", "data.mirrors", "data.timeout"),
+    "preprocess": ("data.source", "data.fallback", "data.val_fraction", "data.split_seed"),
+    "evaluate": ("evaluation", "model", "normalization", "tta"),
+}
+STAGES = ("download", "preprocess", "train", "evaluate")
 
 
 def compose_config(overrides: list[str] | None = None) -> DictConfig:
@@ -57,37 +66,88 @@ def _composed(overrides: list[str]) -> DictConfig:
     return config
 
 
-def result_config(config: DictConfig) -> dict[str, Any]:
-    """Return the values that can change a result as nested dicts, with secrets redacted: files and runs show them."""
+def stage_config(config: DictConfig, stage: str) -> dict[str, Any]:
+    """Return the values that decide the result of a stage as nested dicts, with secrets redacted.
+
+    Files and runs show them: they are the stage's section of composed.yaml and, for `train`, the run's parameters.
+    """
+    return redact_values(_stage_values(_to_dict(config), stage))  # type: ignore[no-any-return]
+
+
+def training_config(config: DictConfig) -> dict[str, Any]:
+    """Return the values of `train` that describe the training itself, without its data."""
+    return _without(stage_config(config, "train"), ["data"])
+
+
+def restrict_to_stage(config: DictConfig, stage: str) -> DictConfig:
+    """Return a stage's values and those that cannot change a result; reading another stage's value is an error.
+
+    DVC would not repeat the stage when that value changes.
+    """
+    values = _to_dict(config)
+    restricted = OmegaConf.merge(
+        _stage_values(values, stage), _only(values, NON_RESULT_KEYS), _only(values, NON_RESULT_GROUPS)
+    )
+    assert isinstance(restricted, DictConfig)
+    OmegaConf.set_struct(restricted, True)
+    return restricted
+
+
+def _stage_values(values: dict[str, Any], stage: str) -> dict[str, Any]:
+    if stage != "train":
+        return _only(values, STAGE_KEYS[stage])
+    training = _without(values, ["data", *NON_TRAINING_GROUPS, *NON_RESULT_KEYS])
+    return _only(values, STAGE_KEYS["preprocess"]) | training
+
+
+def _to_dict(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    for group, _, key in (name.partition(".") for name in NON_RESULT_KEYS):
-        plain[group].pop(key, None)
-    return redact_values({str(key): value for key, value in plain.items() if key not in NON_RESULT_GROUPS})  # type: ignore[no-any-return]
+    return {str(key): value for key, value in plain.items()}
 
 
-def recorded_config(config: DictConfig, only: str | None = None) -> dict[str, Any]:
-    """Return what DVC records: the values that can change a result, and package versions.
+def _only(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Select keys of nested values: `group` or `group.key`."""
+    selected: dict[str, Any] = {}
+    for group, _, key in (name.partition(".") for name in keys):
+        if not key and group in values:
+            selected[group] = values[group]
+        elif key and key in values.get(group, ()):
+            selected.setdefault(group, {})[key] = values[group][key]
+    return selected
 
-    Args:
-        config: the composed configuration.
-        only: the stage whose packages are recorded; None records those of each stage.
-    """
-    stages = [stage for stage in PACKAGES if only in (None, stage)]
-    packages = {}
-    for stage in stages:
-        imported = loaded_sources().used(stage, stage_targets(config, stage)).packages
-        if stage == "preprocess" and "root" in config.data:
-            imported |= {HEIC_PACKAGE}
-        packages[stage] = versions(stage, imported)
-    return {**result_config(config), "versions": packages}
+
+def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Leave out keys of nested values: `group` or `group.key`."""
+    omitted = set(keys)
+    kept = {group: value for group, value in values.items() if group not in omitted}
+    return {
+        group: {key: value for key, value in node.items() if f"{group}.{key}" not in omitted}
+        if isinstance(node, dict)
+        else node
+        for group, node in kept.items()
+    }
+
+
+def recorded_config(config: DictConfig, stages: Iterable[str] = STAGES) -> dict[str, Any]:
+    """Return what DVC records: for each stage the values that decide its result, and package versions."""
+    return {stage: {**stage_config(config, stage), **_versions(config, stage)} for stage in stages}
+
+
+def _versions(config: DictConfig, stage: str) -> dict[str, Any]:
+    if stage not in PACKAGES:
+        return {}
+    imported = loaded_sources().used(stage, stage_targets(config, stage)).packages
+    if stage == "preprocess" and "root" in config.data:
+        imported |= {HEIC_PACKAGE}
+    return {"versions": versions(stage, imported)}
 
 
 def stage_targets(config: DictConfig, stage: str) -> list[str]:
     """Return the `_target_` names that a stage uses: data sources before the training, all others in it."""
-    values = result_config(config)
-    data_targets = list(target_names(values.pop("data", {})))
-    return {"download": data_targets, "preprocess": data_targets, "train": list(target_names(values))}.get(stage, [])
+    if stage in ("download", "preprocess"):
+        return list(target_names(stage_config(config, stage)))
+    return list(target_names(training_config(config))) if stage == "train" else []
 
 
 def write_composed(config: DictConfig, path: Path) -> None:
@@ -169,15 +229,8 @@ def experiments() -> Iterator[ExperimentRecipe]:
     for path in sorted((CONF / "experiment").glob("*.yaml")):
         target = TARGET.search(path.read_text(encoding="utf-8"))
         for overrides in ((), (NO_VAL,)):
-            values = result_config(compose_config([f"experiment={path.stem}", *overrides]))
+            values = stage_config(compose_config([f"experiment={path.stem}", *overrides]), "train")
             yield ExperimentRecipe(path.stem, overrides, values, float(target[1]) if target else None)
-
-
-# Keys of the configuration that decide a training's result; dvc.yaml lists the same keys for `train`.
-FINGERPRINT_KEYS = (
-    "seed", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler", "weight_averaging", "precision",
-    "trainer", "tta",
-)  # fmt: skip
 
 
 def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | None = None) -> str:
@@ -188,7 +241,7 @@ def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | Non
         dataset_hash: the hash in dataset.json.
         sources: the code; None means the code of this process.
     """
-    values = {key: result_config(config)[key] for key in FINGERPRINT_KEYS}
+    values = training_config(config)
     used = (sources or loaded_sources()).used("train", target_names(values))
     return digest(
         {

@@ -1,37 +1,20 @@
 """Generate JSON schemas of conf/ and params.yaml, with which editors complete, explain and check them.
 
-Types and bounds come from the constraints in schema.py, enums from the file names of the groups, descriptions from the
-comments. A constraint is a predicate, so its JSON schema is inferred: the predicate is probed with values around each
-bound in its description, with each word of the description, with lists and with null. An option whose `_target_` occurs
-in no file of conf/ may have any keys, which are that target's arguments.
+Types and bounds come from the pydantic models in schema.py, enums from the file names of the groups, descriptions from
+the comments. An option whose `_target_` occurs in no file of conf/ may have any keys: that target's arguments.
 """
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS
 from cifar_pipeline.config.reference import Group, read_groups
-from cifar_pipeline.config.schema import SCHEMA, Constraint
-
-Schema = dict[str, Any]
-Predicate = Callable[[Any], bool]
-
-PROBE_FAR = 1e15
-PROBE_NEAR = 1e-9
-PROBE_WORD = "xyzzy"
-PROBE_LENGTHS = (1, 2, 3)
-
-
-def to_json_schema(constraint: Constraint) -> Schema:
-    """Return the schema of the values that a constraint allows."""
-    bounds = sorted({0.0, 1.0, *map(float, re.findall(r"(?<![\w-])\d+(?![\w-])", constraint.description))})
-    return _any_of(_type_schemas(constraint.is_valid, bounds, re.findall(r"[\w-]+", constraint.description)))
+from cifar_pipeline.config.schema import JsonSchema as Schema
+from cifar_pipeline.config.schema import describe_allowed, field_schemas
 
 
 def infer_schema(values: list[Any]) -> Schema:
-    """Infer the schema of a key without a constraint from its values in conf/."""
+    """Infer the schema of a key that schema.py does not declare from its values in conf/."""
     types = {_json_type(value) for value in values}
     if not types or "null" in types:
         return {}
@@ -41,66 +24,6 @@ def infer_schema(values: list[Any]) -> Schema:
 def _json_type(value: Any) -> str:
     types = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return types.get(type(value), "null")
-
-
-def _type_schemas(is_valid: Predicate, bounds: list[float], words: list[str]) -> list[Schema]:
-    schemas: list[Schema] = []
-    if is_valid(True) and is_valid(False):
-        schemas.append({"type": "boolean"})
-    schemas += _number_schema(is_valid, bounds)
-    if is_valid(PROBE_WORD):
-        schemas.append({"type": "string"} | ({} if is_valid("") else {"minLength": 1}))
-    elif accepted := [word for word in words if is_valid(word)]:
-        schemas.append({"enum": accepted})
-    schemas += _list_schema(is_valid, bounds)
-    if is_valid({"_target_": PROBE_WORD}):
-        schemas.append({"type": "object"})
-    if is_valid(None):
-        schemas.append({"type": "null"})
-    return schemas
-
-
-def _number_schema(is_valid: Predicate, bounds: list[float]) -> list[Schema]:
-    probes = [
-        -PROBE_FAR + 0.5,
-        *(bound + step for bound in bounds for step in (-0.5, -PROBE_NEAR, PROBE_NEAR, 0.5)),
-        PROBE_FAR + 0.5,
-    ]
-    fractions = [number for number in probes if not number.is_integer()]  # float64 has no fractions near a large bound
-    integers = [int(-PROBE_FAR), *(int(bound) + step for bound in bounds for step in (-1, 0, 1)), int(PROBE_FAR)]
-    accepted = [number for number in (*fractions, *integers) if is_valid(number)]
-    if not accepted:
-        return []
-    schema: Schema = {"type": "number" if any(number in accepted for number in fractions) else "integer"}
-    below = [bound for bound in bounds if all(number >= bound for number in accepted)]
-    above = [bound for bound in bounds if all(number <= bound for number in accepted)]
-    if below:
-        schema["minimum" if is_valid(int(below[-1])) else "exclusiveMinimum"] = int(below[-1])
-    if above:
-        schema["maximum" if is_valid(int(above[0])) else "exclusiveMaximum"] = int(above[0])
-    return [schema]
-
-
-def _list_schema(is_valid: Predicate, bounds: list[float]) -> list[Schema]:
-    def item_schemas(length: int) -> list[Schema]:
-        def is_valid_item(value: Any) -> bool:
-            return is_valid([value] * length)
-
-        return [*_number_schema(is_valid_item, bounds), *([{"type": "string"}] if is_valid_item(PROBE_WORD) else [])]
-
-    lengths = [length for length in PROBE_LENGTHS if item_schemas(length)]
-    if not lengths:
-        return []
-    schema: Schema = {"type": "array", "items": _any_of(item_schemas(lengths[0]))}
-    return [schema if lengths == list(PROBE_LENGTHS) else schema | {"minItems": lengths[0], "maxItems": lengths[-1]}]
-
-
-def _any_of(schemas: list[Schema]) -> Schema:
-    if len(schemas) == 1:
-        return schemas[0]
-    if [list(schema) for schema in schemas] == [["type"]] * len(schemas):
-        return {"type": [schema["type"] for schema in schemas]}
-    return {"anyOf": schemas}
 
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -146,15 +69,15 @@ def _params_schema(experiments: Group, groups: dict[str, Group]) -> Schema:
         {
             "experiment": _option_enum(experiments, "The experiment, a file of conf/experiment/."),
             "seed": {
-                "anyOf": [to_json_schema(SCHEMA["seed"]), {"type": "null"}],
+                "anyOf": [field_schemas()["seed"], {"type": "null"}],
                 "description": "Seed of all random numbers.",
             },
-            "image_dir": to_json_schema(SCHEMA["image_dir"]) | {"description": "The folder of your own images."},
+            "image_dir": field_schemas()["image_dir"] | {"description": "The folder of your own images."},
             **options,
             "overrides": {
                 "description": "Any other values, nested as in composed.yaml.",
                 "type": ["object", "null"],
-                "properties": {**_group_values(groups), "rerun": to_json_schema(SCHEMA["rerun"])},
+                "properties": {**_group_values(groups), "rerun": field_schemas()["rerun"]},
                 "additionalProperties": False,
             },
         },
@@ -197,7 +120,18 @@ def _option_schema(group: Group) -> Schema:
     for target in targets:
         is_target = {"required": ["_target_"], "properties": {"_target_": {"const": target}}}
         cases.append({"if": is_target, "then": _restrict_keys(_target_keys(group, target))})
-    return {"title": title, "type": "object", "properties": HYDRA_SCHEMA | _properties(group), "allOf": cases}
+    return {
+        "title": title,
+        "type": "object",
+        "properties": HYDRA_SCHEMA | _target(group) | _properties(group),
+        "allOf": cases,
+    }
+
+
+def _target(group: Group) -> Schema:
+    """Return the schema of `_target_` where the group allows null for it, as weight_averaging does."""
+    declared = group.schema("_target_") or {}
+    return {"_target_": HYDRA_SCHEMA["_target_"] | {"type": ["string", "null"]}} if "anyOf" in declared else {}
 
 
 def _target_keys(group: Group, target: str | None) -> list[str]:
@@ -223,7 +157,7 @@ def _ungrouped_keys(groups: dict[str, Group]) -> Schema:
             {"type": "object", "properties": option_by_group, "additionalProperties": False},
         ]
     }
-    values = {key: to_json_schema(SCHEMA[key]) for key in ("seed", "image_dir", "rerun")}
+    values = {key: field_schemas()[key] for key in ("seed", "image_dir", "rerun")}
     return {"defaults": HYDRA_SCHEMA["defaults"] | {"items": entries}, **values}
 
 
@@ -240,9 +174,9 @@ def _properties(group: Group) -> Schema:
 
 
 def _property_schema(group: Group, key: str) -> Schema:
-    constraint, nested = group.constraint(key), group.nested_group(key)
+    declared, nested = group.schema(key), group.nested_group(key)
     values = list(group.values_by_option(key).values())
-    schema = to_json_schema(constraint) if constraint else infer_schema(values)
+    schema = declared or infer_schema(values)
     if any(str(value).startswith("${") for value in values):
         schema = {"anyOf": [schema, INTERPOLATED]}
     if nested:
@@ -251,7 +185,7 @@ def _property_schema(group: Group, key: str) -> Schema:
             "properties": HYDRA_SCHEMA | _properties(nested),
             "additionalProperties": False,
         }
-    sentences = [group.comment(key), f"It must be {constraint.description}." if constraint else ""]
+    sentences = [group.comment(key), f"It must be {describe_allowed(declared)}." if declared else ""]
     description = " ".join(filter(None, sentences))
     return schema | ({"description": description} if description else {})
 

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml_inline
-from cifar_pipeline.config.schema import SCHEMA, Constraint
+from cifar_pipeline.config.schema import JsonSchema, describe_allowed, field_schemas
 from cifar_pipeline.utils.text import one_line
 
 KEY = re.compile(r"(\w+):")
@@ -67,15 +66,14 @@ class Group:
 
     @property
     def keys(self) -> list[str]:
-        """The keys in its files and in SCHEMA."""
-        constrained = [key.removeprefix(f"{self.name}.") for key in SCHEMA if re.fullmatch(rf"{self.name}\.\w+", key)]
+        """The keys in its files and in its model in schema.py."""
+        declared = [key.removeprefix(f"{self.name}.") for key in field_schemas() if key.startswith(f"{self.name}.")]
         in_files = [key for option in self.options for key in option.keys]
-        return list(dict.fromkeys([*in_files, *constrained]))
+        return list(dict.fromkeys([*in_files, *(key for key in declared if key not in HYDRA_KEYS and "." not in key)]))
 
-    def constraint(self, key: str) -> Constraint | None:
-        """Return the constraint on a key's values, if it has one."""
-        dotted_key = f"{self.name.replace('/', '.')}.{key}"
-        return next((constraint for pattern, constraint in SCHEMA.items() if fnmatch(dotted_key, pattern)), None)
+    def schema(self, key: str) -> JsonSchema | None:
+        """Return the JSON schema of a key's values, if schema.py declares the key."""
+        return field_schemas().get(f"{self.name.replace('/', '.')}.{key}")
 
     def values_by_option(self, key: str) -> dict[str, Any]:
         """Return the key's value in each option that has it."""
@@ -140,7 +138,7 @@ INTRODUCTION = """\
 {lr: 0.002}}`); so can the command line (`optimizer=adam optimizer.lr=0.002`). The command line overrides `params.yaml`,
 which overrides the experiment, which overrides the option's own file. `python src/train.py --cfg job` prints the
 composed configuration, and an invalid value is refused before any work. Editors that support JSON schemas complete and
-check these files: [schema/](../schema/) has one for each folder, and `.vscode/settings.json` maps them.
+check these files: `make setup` writes one for each folder to schema/, and `.vscode/settings.json` maps them.
 """
 
 
@@ -168,11 +166,11 @@ def _ungrouped_keys(conf: Path) -> str:
         [
             f"`{key}`",
             f"`{to_yaml_inline(value)}`",
-            escape_markdown(SCHEMA[key].description),
+            escape_markdown(describe_allowed(field_schemas()[key])),
             escape_markdown(option.comments.get(key, "")),
         ]
         for key, value in option.values.items()
-        if key in SCHEMA
+        if key in field_schemas()
     ]
     return "## Top-level keys\n\n" + _table(["key", "value", "allowed", "description"], rows)
 
@@ -195,14 +193,14 @@ def _section(group: Group, folder: Path) -> str:
 
 
 def _row(group: Group, key: str) -> list[str]:
-    constraint, nested = group.constraint(key), group.nested_group(key)
+    schema, nested = group.schema(key), group.nested_group(key)
     name = f"{group.name.replace('/', '.')}.{key}"
     if nested:
         return [f"`{name}`", "see below", f"an option of `conf/{nested.name}/`, chosen in `defaults`", ""]
     return [
         f"`{name}`",
         _format_values(group, key),
-        escape_markdown(constraint.description if constraint else ""),
+        escape_markdown(describe_allowed(schema) if schema else ""),
         escape_markdown(group.comment(key)),
     ]
 

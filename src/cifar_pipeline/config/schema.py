@@ -1,242 +1,363 @@
-"""Validate a composed configuration: its keys, and the type and range of each value."""
+"""Declare and validate the configuration as pydantic models: the keys, types, ranges and allowed words of conf/.
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from typing import Any
+The same declarations give the JSON schemas for editors and the column "allowed" of docs/configuration.md. A group of
+conf/ without a model here may have any keys. A group with a `_target_` may have keys that its model lacks: they are
+arguments of that target, checked by `validation.check_targets`.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from cifar_pipeline.config.params import CONF, groups, suggest, to_yaml_inline
 from cifar_pipeline.utils.errors import UserError
 
+JsonSchema = dict[str, Any]
 
-@dataclass(frozen=True)
-class Constraint:
-    """Constraint on a key's values: a predicate, and its description in an error message and in the documentation."""
+# Default of a key that only some options of a group have; null is not allowed for it.
+ABSENT: Any = None
 
-    description: str
-    is_valid: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _or_null(constraint: Constraint) -> Constraint:
-    return Constraint(f"{constraint.description}, or null", lambda value: value is None or constraint.is_valid(value))
-
-
-POSITIVE = Constraint("a number above 0", lambda value: _is_number(value) and 0 < value < float("inf"))
-NOT_NEGATIVE = Constraint("a number of at least 0", lambda value: _is_number(value) and 0 <= value < float("inf"))
-NUMBER = Constraint("a number", _is_number)
-FRACTION = Constraint("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-HALF_OPEN_UNIT = Constraint("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1)
-OPEN_UNIT_INTERVAL = Constraint("a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1)
-NON_NEGATIVE_INT = Constraint("a whole number of at least 0", lambda value: _is_int(value) and value >= 0)
-POSITIVE_INT = Constraint("a whole number of at least 1", lambda value: _is_int(value) and value >= 1)
-SEED = Constraint("a whole number from 0 to 4294967295", lambda value: _is_int(value) and 0 <= value < 2**32)
-BOOL = Constraint("true or false", lambda value: isinstance(value, bool))
-NON_EMPTY_STR = Constraint("a non-empty string", lambda value: isinstance(value, str) and bool(value))
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Text = Annotated[str, Field(min_length=1)]
 # MLflow allows more characters, but not in a model URI: models:/NAME@ALIAS.
-NAME = Constraint(
-    "a name of letters, digits, - and _",
-    lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) is not None,
-)
-PORT = Constraint("a whole number from 1 to 65535", lambda value: _is_int(value) and 1 <= value <= 65535)
-MIRRORS = Constraint(
-    "a list of URLs", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
-)
-BETAS = Constraint(
-    "two numbers of at least 0 and below 1",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(HALF_OPEN_UNIT.is_valid(beta) for beta in value),
-)
-WIDTHS = Constraint(
-    "a list of whole numbers of at least 1",
-    lambda value: isinstance(value, list) and all(map(POSITIVE_INT.is_valid, value)),
-)
-CHANNELS = Constraint(
-    "a number, or one for each channel, or null",
-    lambda value: value is None or _is_number(value) or (isinstance(value, list) and all(map(_is_number, value))),
-)
-STD = Constraint(
-    "a number above 0, or one for each channel, or null",
-    lambda value: value is None or all(map(POSITIVE.is_valid, value if isinstance(value, list) else [value])),
-)
-WEIGHTS = Constraint(
-    "balanced, a list of numbers above 0 (one for each class), or null",
-    lambda value: value in (None, "balanced") or (isinstance(value, list) and all(map(POSITIVE.is_valid, value))),
-)
-AUTO_OR_COUNT = Constraint(
-    "auto or a whole number of at least 1", lambda value: value == "auto" or POSITIVE_INT.is_valid(value)
-)
-STRATEGY = Constraint("auto, ddp or fsdp", lambda value: value in ("auto", "ddp", "fsdp"))
-PRECISION = Constraint(
-    "32-true, bf16-mixed, 16-mixed or 64-true", lambda value: value in ("32-true", "bf16-mixed", "16-mixed", "64-true")
-)
-ENGINE = Constraint("auto, eager or compiled", lambda value: value in ("auto", "eager", "compiled"))
-PROFILER = Constraint("simple, pytorch, or null", lambda value: value in (None, "simple", "pytorch"))
-TARGET_OR_NULL = Constraint("a class to import, or null", lambda value: value is None or isinstance(value, str))
-RESIZE_MODE = Constraint("crop or pad", lambda value: value in ("crop", "pad"))
-CHECKPOINT = Constraint("last or best", lambda value: value in ("last", "best"))
-TARGET_CONFIG = Constraint(
-    "an option of conf/ that names a class or function as `_target_`",
-    lambda value: isinstance(value, dict) and isinstance(value.get("_target_"), str),
-)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a name of letters, digits, - and _")]
+AutoOrCount = Literal["auto"] | Count
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
-# A group without a `_target_` has no keys but these.
-SCHEMA: dict[str, Constraint] = {
-    "seed": SEED,
-    "image_dir": NON_EMPTY_STR,
-    "rerun": BOOL,
-    "data.source": TARGET_CONFIG,
-    "data.fallback": _or_null(TARGET_CONFIG),
-    "data.mirrors": MIRRORS,
-    "data.timeout": POSITIVE,
-    "data.val_fraction": HALF_OPEN_UNIT,
-    "data.split_seed": SEED,
-    "data.*.test_fraction": OPEN_UNIT_INTERVAL,
-    "data.*.size": POSITIVE_INT,
-    "data.root": NON_EMPTY_STR,
-    "data.csv_file": NON_EMPTY_STR,
-    "data.size": POSITIVE_INT,
-    "data.resize_mode": RESIZE_MODE,
-    "data.test_fraction": OPEN_UNIT_INTERVAL,
-    "data.max_unreadable": NON_NEGATIVE_INT,
-    "data.max_megapixels": POSITIVE,
-    "normalization.mean": CHANNELS,
-    "normalization.std": STD,
-    "augmentation": TARGET_CONFIG,
-    "augmentation.padding": NON_NEGATIVE_INT,
-    "augmentation.flip": BOOL,
-    "augmentation.alternating_flip": BOOL,
-    "model": TARGET_CONFIG,
-    "model.name": NON_EMPTY_STR,
-    "model.depth": POSITIVE_INT,
-    "model.norm_momentum": FRACTION,
-    "model.widths": WIDTHS,
-    "loss": TARGET_CONFIG,
-    "loss.output_activation": NON_EMPTY_STR,
-    "loss.class_weights": WEIGHTS,
-    "loss.label_smoothing": HALF_OPEN_UNIT,
-    "loss.gamma": NOT_NEGATIVE,
-    "loss.alpha": NUMBER,
-    "optimizer": TARGET_CONFIG,
-    "optimizer.lr": POSITIVE,
-    "optimizer.fallback_lr_scale": POSITIVE,
-    "optimizer.bias_lr": POSITIVE,
-    "optimizer.linear_lr": POSITIVE,
-    "optimizer.sgd_momentum": HALF_OPEN_UNIT,
-    "optimizer.ns_steps": POSITIVE_INT,
-    "optimizer.momentum": HALF_OPEN_UNIT,
-    "optimizer.alpha": HALF_OPEN_UNIT,
-    "optimizer.betas": BETAS,
-    "optimizer.eps": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.nesterov": BOOL,
-    "optimizer.full_batch": BOOL,
-    "weight_averaging._target_": TARGET_OR_NULL,
-    "weight_averaging.decay": HALF_OPEN_UNIT,
-    "weight_averaging.start_fraction": HALF_OPEN_UNIT,
-    "scheduler": TARGET_CONFIG,
-    "scheduler.warmup_fraction": FRACTION,
-    "scheduler.initial_factor": FRACTION,
-    "scheduler.final_factor": FRACTION,
-    "precision.cpu": PRECISION,
-    "precision.cuda": PRECISION,
-    "precision.mps": PRECISION,
-    "trainer.max_epochs": POSITIVE_INT,
-    "trainer.batch_size": POSITIVE_INT,
-    "trainer.micro_batch_size": _or_null(POSITIVE_INT),
-    "trainer.eval_batch_size": POSITIVE_INT,
-    "trainer.gradient_clip_val": _or_null(POSITIVE),
-    "trainer.limit_train_batches": _or_null(POSITIVE_INT),
-    "trainer.limit_val_batches": _or_null(POSITIVE_INT),
-    "trainer.strategy": STRATEGY,
-    "trainer.devices": AUTO_OR_COUNT,
-    "trainer.num_nodes": AUTO_OR_COUNT,
-    "tta.flip": BOOL,
-    "tta.shift": NON_NEGATIVE_INT,
-    "evaluation.checkpoint": CHECKPOINT,
-    "evaluation.batch_size": POSITIVE_INT,
-    "evaluation.calibration_bins": POSITIVE_INT,
-    "evaluation.num_error_images": POSITIVE_INT,
-    "evaluation.num_attributions": NON_NEGATIVE_INT,
-    "runtime.accelerator": NON_EMPTY_STR,
-    "runtime.threads": AUTO_OR_COUNT,
-    "runtime.min_images_per_thread": POSITIVE_INT,
-    "runtime.engine": ENGINE,
-    "runtime.steps_per_chunk": POSITIVE_INT,
-    "runtime.compile_min_steps": POSITIVE_INT,
-    "runtime.compile_max_batch_size": POSITIVE_INT,
-    "runtime.cuda_graph_steps": POSITIVE_INT,
-    "runtime.cuda_graph_min_steps": POSITIVE_INT,
-    "runtime.cuda_graph_max_batch_size": POSITIVE_INT,
-    "runtime.checkpoint_interval_seconds": _or_null(POSITIVE),
-    "runtime.profiler": PROFILER,
-    "runtime.max_cached_runs": NON_NEGATIVE_INT,
-    "registry.name": _or_null(NAME),
-    "registry.alias": NAME,
-    "registry.min_improvement": HALF_OPEN_UNIT,
-    "predict.model": NON_EMPTY_STR,
-    "predict.batch_size": POSITIVE_INT,
-    "predict.top_k": POSITIVE_INT,
-    "predict.max_megapixels": POSITIVE,
-    "serve.host": NON_EMPTY_STR,
-    "serve.port": PORT,
-    "serve.max_images": POSITIVE_INT,
-}
 
-# Keys that only some options of a group have.
-OPTIONAL = {
-    f"data.{name}"
-    for name in ("root", "csv_file", "size", "resize_mode", "test_fraction", "max_unreadable", "max_megapixels")
-}
+class Options(BaseModel):
+    """Options of a group: no other keys, and no conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TargetOptions(Options):
+    """Options of a group whose files name a class or function as `_target_`; other keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    target: str = Field(alias="_target_", description="a class or function to import")
+
+
+class Source(TargetOptions):
+    """Data source, conf/data/source."""
+
+    test_fraction: OpenUnit = ABSENT
+    size: Count = ABSENT
+
+
+class Data(Options):
+    """Data set and its splits; the keys from `root` on belong to a user's own images."""
+
+    source: Source
+    fallback: Source | None
+    mirrors: Annotated[list[str], Field(description="a list of URLs")]
+    timeout: Positive
+    val_fraction: HalfOpenUnit
+    split_seed: Seed
+    root: Text = ABSENT
+    csv_file: Text = ABSENT
+    size: Count = ABSENT
+    resize_mode: Literal["crop", "pad"] = ABSENT
+    test_fraction: OpenUnit = ABSENT
+    max_unreadable: NonNegativeInt = ABSENT
+    max_megapixels: Positive = ABSENT
+
+
+class Normalization(Options):
+    """Mean and standard deviation of the pixels."""
+
+    mean: Annotated[float | list[float] | None, Field(description="a number, or one for each channel, or null")]
+    std: Annotated[
+        Positive | list[Positive] | None, Field(description="a number above 0, or one for each channel, or null")
+    ]
+
+
+class Augmentation(TargetOptions):
+    """Random changes of the training images."""
+
+    padding: NonNegativeInt = ABSENT
+    flip: bool = ABSENT
+    alternating_flip: bool = ABSENT
+
+
+class Model(TargetOptions):
+    """Network."""
+
+    name: Text = ABSENT
+    depth: Count = ABSENT
+    norm_momentum: Fraction = ABSENT
+    widths: list[Count] = ABSENT
+
+
+class Loss(TargetOptions):
+    """Loss, and the activation that turns its logits into probabilities."""
+
+    output_activation: Text
+    class_weights: Annotated[
+        Literal["balanced"] | list[Positive] | None,
+        Field(description="balanced, a list of numbers above 0 (one for each class), or null"),
+    ] = ABSENT
+    label_smoothing: HalfOpenUnit = ABSENT
+    gamma: NonNegative = ABSENT
+    alpha: float = ABSENT
+
+
+class Optimizer(TargetOptions):
+    """Optimizer."""
+
+    lr: Positive = ABSENT
+    fallback_lr_scale: Positive = ABSENT
+    bias_lr: Positive = ABSENT
+    linear_lr: Positive = ABSENT
+    sgd_momentum: HalfOpenUnit = ABSENT
+    ns_steps: Count = ABSENT
+    momentum: HalfOpenUnit = ABSENT
+    alpha: HalfOpenUnit = ABSENT
+    betas: Annotated[
+        list[HalfOpenUnit], Field(min_length=2, max_length=2, description="two numbers of at least 0 and below 1")
+    ] = ABSENT
+    eps: Positive = ABSENT
+    weight_decay: NonNegative = ABSENT
+    nesterov: bool = ABSENT
+    full_batch: bool = ABSENT
+
+
+class Scheduler(TargetOptions):
+    """Factor of the learning rate, a function of the step."""
+
+    warmup_fraction: Fraction = ABSENT
+    initial_factor: Fraction = ABSENT
+    final_factor: Fraction = ABSENT
+
+
+class WeightAveraging(Options):
+    """Average of the weights over the training; without one, `_target_` is null."""
+
+    model_config = ConfigDict(extra="allow")
+    target: str | None = Field(alias="_target_", description="a class or function to import, or null")
+    decay: HalfOpenUnit = ABSENT
+    start_fraction: HalfOpenUnit = ABSENT
+
+
+class PrecisionOptions(Options):
+    """Precision of the arithmetic on each device."""
+
+    cpu: Precision
+    cuda: Precision
+    mps: Precision
+
+
+class Trainer(Options):
+    """Length of the training, its batches and its processes."""
+
+    max_epochs: Count
+    batch_size: Count
+    micro_batch_size: Count | None
+    eval_batch_size: Count
+    gradient_clip_val: Positive | None
+    limit_train_batches: Count | None
+    limit_val_batches: Count | None
+    strategy: Literal["auto", "ddp", "fsdp"]
+    devices: AutoOrCount
+    num_nodes: AutoOrCount
+
+
+class Tta(Options):
+    """Test-time augmentation."""
+
+    flip: bool
+    shift: NonNegativeInt
+
+
+class Evaluation(Options):
+    """Measurement on the test split, and the report."""
+
+    checkpoint: Literal["last", "best"]
+    batch_size: Count
+    calibration_bins: Count
+    num_error_images: Count
+    num_attributions: NonNegativeInt
+
+
+class Runtime(Options):
+    """Device, threads, engine and checkpoints of this machine."""
+
+    accelerator: Text
+    threads: AutoOrCount
+    min_images_per_thread: Count
+    engine: Literal["auto", "eager", "compiled"]
+    steps_per_chunk: Count
+    compile_min_steps: Count
+    compile_max_batch_size: Count
+    cuda_graph_steps: Count
+    cuda_graph_min_steps: Count
+    cuda_graph_max_batch_size: Count
+    checkpoint_interval_seconds: Positive | None
+    profiler: Literal["simple", "pytorch"] | None
+    max_cached_runs: NonNegativeInt
+
+
+class Registry(Options):
+    """Registered model and the rule for its promotion."""
+
+    name: Name | None
+    alias: Name
+    min_improvement: HalfOpenUnit
+
+
+class Predict(Options):
+    """Prediction of image files."""
+
+    model: Text
+    batch_size: Count
+    top_k: Count
+    max_megapixels: Positive
+
+
+class Serve(Options):
+    """HTTP server."""
+
+    host: Text
+    port: Port
+    max_images: Count
+
+
+class Config(Options):
+    """Configuration of every stage: its top-level keys, and one option of each group."""
+
+    model_config = ConfigDict(extra="allow")
+    seed: Seed
+    image_dir: Text
+    rerun: bool
+    data: Data
+    normalization: Normalization
+    augmentation: Augmentation
+    model: Model
+    loss: Loss
+    optimizer: Optimizer
+    scheduler: Scheduler
+    weight_averaging: WeightAveraging
+    precision: PrecisionOptions
+    trainer: Trainer
+    tta: Tta
+    evaluation: Evaluation
+    runtime: Runtime
+    registry: Registry
+    predict: Predict
+    serve: Serve
 
 
 def validate(config: DictConfig) -> None:
-    """Raise UserError for an unknown key, a missing key, or a value that its constraint rejects."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    _check_keys("", plain, _child_keys("") | set(groups()))
-    for key, value in _walk(plain):
-        for pattern, constraint in SCHEMA.items():
-            if fnmatch(key, pattern) and not constraint.is_valid(value):
-                raise UserError(f"{key}={to_yaml_inline(value)} is not allowed; it must be {constraint.description}.")
-    for key in _child_keys(""):
-        if _child_keys(f"{key}.") and "_target_" not in plain[key]:
-            _check_keys(f"{key}.", plain[key], _child_keys(f"{key}."))
-    if "output_activation" not in plain["loss"]:
-        raise UserError(
-            "loss.output_activation is missing; name the activation that turns the loss's logits into probabilities."
-        )
-
-
-def _check_keys(prefix: str, node: Any, known: set[str]) -> None:
-    if not isinstance(node, dict):
-        raise UserError(
-            f"{prefix[:-1]}={to_yaml_inline(node)} is not allowed; it must be an option of {CONF}/{prefix[:-1]}/."
-        )
-    for key in node:
+    """Raise UserError for an unknown key, a missing key, or a value that is not allowed."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    plain = {str(key): value for key, value in container.items()}
+    known = sorted({*_aliases(Config), *groups()})
+    for key in plain:
         if key not in known:
-            raise UserError(f"{prefix}{key}: unknown key in {CONF}/; {suggest(str(key), sorted(known))}")
-    for key in sorted(_child_keys(prefix)):
-        if key not in node and f"{prefix}{key}" not in OPTIONAL:
-            raise UserError(f"{prefix}{key} is missing; a file of {CONF}/ must set it.")
+            raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
+    try:
+        Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_describe_error(error.errors(include_url=False)[0], plain)) from None
 
 
-def _child_keys(prefix: str) -> set[str]:
-    """Return the names that follow `prefix` in the keys of SCHEMA."""
-    return {key.removeprefix(prefix).partition(".")[0] for key in SCHEMA if key.startswith(prefix) and "*" not in key}
+def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
+    """Describe a pydantic error in one sentence: the key, its value, and what is allowed."""
+    *parents, name = error["loc"]
+    prefix = "".join(f"{parent}." for parent in parents)
+    if error["type"] == "missing" and name != "_target_":
+        return f"{prefix}{name} is missing; a file of {CONF}/ must set it."
+    if error["type"] == "extra_forbidden":
+        keys = [key.removeprefix(prefix) for key in field_schemas() if key.startswith(prefix)]
+        return f"{prefix}{name}: unknown key in {CONF}/; {suggest(str(name), [key for key in keys if '.' not in key])}"
+    # The location of an error in a list or in a union is longer than the key's.
+    names = error["loc"][:-1] if error["type"] == "missing" else error["loc"]
+    key = next(key for key in _prefixes(names) if key in field_schemas())
+    value: Any = plain
+    for part in key.split("."):
+        value = value[part]
+    schema = field_schemas()[key]
+    close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
+    hint = f"; did you mean `{close[0]}`?" if close else "."
+    return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
 
 
-def _walk(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{key}.")
+def _prefixes(location: tuple[int | str, ...]) -> Iterator[str]:
+    """Yield `a.b.c`, `a.b` and `a`."""
+    yield from (".".join(map(str, location[:end])) for end in range(len(location), 0, -1))
+
+
+def _aliases(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+@functools.cache
+def field_schemas() -> dict[str, JsonSchema]:
+    """Return the JSON schema of each declared key by its dotted name, without references, defaults and titles."""
+    whole = Config.model_json_schema(by_alias=True)
+    return dict(_field_schemas(whole, whole["$defs"]))
+
+
+def _field_schemas(model: JsonSchema, definitions: JsonSchema, prefix: str = "") -> Iterator[tuple[str, JsonSchema]]:
+    for name, schema in model["properties"].items():
+        key = f"{prefix}{name}"
+        alternatives = schema.get("anyOf", [schema])
+        references = [entry["$ref"].rpartition("/")[2] for entry in alternatives if "$ref" in entry]
+        if not references:
+            yield key, {word: value for word, value in schema.items() if word not in ("title", "default")}
+            continue
+        nested = definitions[references[0]]
+        subject = f"an option of {CONF}/{key.replace('.', '/')}/".replace("fallback", "source")
+        target = " that names a class or function as `_target_`" if "_target_" in nested["properties"] else ""
+        null = ", or null" if {"type": "null"} in alternatives else ""
+        types: Any = ["object", "null"] if null else "object"
+        yield key, {"type": types, "description": f"{subject}{target}{null}"}
+        yield from _field_schemas(nested, definitions, f"{key}.")
+
+
+def describe_allowed(schema: JsonSchema) -> str:
+    """Describe in words the values that a JSON schema allows: `a number above 0, or null`."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        described = [describe_allowed(entry) for entry in schema["anyOf"] if entry != {"type": "null"}]
+        null = ", or null" if {"type": "null"} in schema["anyOf"] else ""
+        return " or ".join(described) + null
+    if words := _words(schema):
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    if schema["type"] == "array":
+        return f"a list of {describe_allowed(schema['items']).removeprefix('a ').replace('number', 'numbers', 1)}"
+    if schema["type"] == "string":
+        return "a non-empty string" if schema.get("minLength") else "a string"
+    return {"boolean": "true or false", "null": "null"}.get(schema["type"]) or _describe_number(schema)
+
+
+def _describe_number(schema: JsonSchema) -> str:
+    noun = "a whole number" if schema["type"] == "integer" else "a number"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f"{noun} from {low:g} to {high:.0f}"
+    bounds = {"of at least ": low, "above ": above, "of at most ": high, "below ": below}
+    limits = [f"{text}{bound:g}" for text, bound in bounds.items() if bound is not None]
+    return " ".join(filter(None, [noun, " and ".join(limits)]))
+
+
+def _words(schema: JsonSchema) -> list[str]:
+    """Return the words that a schema allows, its alternatives' among them."""
+    own = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return [*own, *(word for entry in schema.get("anyOf", ()) for word in _words(entry))]

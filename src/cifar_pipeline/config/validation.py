@@ -14,18 +14,16 @@ from typing import Any
 from unittest.mock import patch
 
 from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_pipeline.config.params import CONF, describe_yaml_error, groups, suggest, to_yaml_inline
+from cifar_pipeline.config.params import CONF, describe_yaml_error, suggest, to_yaml_inline
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
@@ -55,18 +53,17 @@ def format_error(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
-        reasons = [line for line in error.message.splitlines() if not re.match(r"See https|Error parsing", line)]
-        return f"{one_line(error.override)}: syntax error ({' '.join(reasons)}); write key=value."
+        # The last line is a link to Hydra's grammar.
+        reason = one_line(" ".join((error.message or "").splitlines()[:-1]))
+        return f"{one_line(error.override)}: {reason}; write key=value."
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
             return _unknown_key(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).splitlines()[0]}."
-    if isinstance(error, ConfigCompositionException | HydraException):
-        return _format_composition_error(one_line(error))
-    return one_line(error)
+    return f"{one_line(error).rstrip('.')}."
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -95,19 +92,6 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if close:
         return f"{full_key}: {problem}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
     return f"{full_key}: {problem}; {'allowed are ' + ', '.join(names) if names else 'it has none'}."
-
-
-def _format_composition_error(text: str) -> str:
-    """Rewrite Hydra's errors about a defaults list or an override as a sentence with the fix."""
-    if match := re.match(r"In '?(?P<file>\S+?)'?: Could not override '\S+@experiment\.", text):
-        return f"{CONF}/{match['file']}.yaml must start with the line `# @package _global_`."
-    if match := re.match(r"In '?(?P<file>\S+?)'?: Could not override '(?P<group>\S+?)'", text):
-        return f"{CONF}/{match['file']}.yaml: there is no group `{match['group']}`; {suggest(match['group'], groups())}"
-    if match := re.match(r"Multiple values for (?P<group>[^\s.]+)\.", text):
-        return f"{match['group']} already has an option; write {match['group']}=... without a +."
-    if match := re.match(r"Ambiguous value for argument '(?P<override>\S+)'", text):
-        return f"{match['override']}: only a sweep accepts several values; add -m, or write them as a [list]."
-    return text
 
 
 # Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.

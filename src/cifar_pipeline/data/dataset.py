@@ -29,8 +29,6 @@ from cifar_pipeline.utils.text import flatten_dict
 
 CHUNK_BYTES = 16 << 20
 REBUILD_HINT = "`dvc repro -f preprocess` rebuilds it"
-# Mirrors and timeouts change how the images are fetched, not the images.
-DATASET_KEYS = ("source", "fallback", "val_fraction", "split_seed")
 
 
 def row_slices(array: np.ndarray) -> Iterator[slice]:
@@ -59,7 +57,7 @@ class Dataset:
         hash: one SHA-256 over all arrays and the classes.
         duplicates: for a pair of splits such as "train, test", the number of images of the second that are in the
             first as well, and the indices of the first few.
-        requested, effective: the values of `data` (DATASET_KEYS) in the configuration and in effect.
+        requested, effective: the values of `data` in the configuration and in effect.
         skipped: the number of skipped files, which reports/skipped.csv lists.
     """
 
@@ -207,10 +205,10 @@ def content_hash(array: np.ndarray) -> str:
 
 
 def dataset_config(data: DictConfig) -> dict[str, Any]:
-    """Return the values of the configuration's `data` that decide about the images, as plain dicts and numbers."""
+    """Return the configuration's `data`, as `preprocess` and `train` are given it, as plain dicts and numbers."""
     values = OmegaConf.to_container(data, resolve=True)
     assert isinstance(values, dict)
-    return {key: values[key] for key in DATASET_KEYS}
+    return {str(key): value for key, value in values.items()}
 
 
 def effective_dataset_config(requested: dict[str, Any], by_fallback: bool) -> dict[str, Any]:

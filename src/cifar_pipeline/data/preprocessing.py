@@ -41,7 +41,7 @@ def write_dataset(
 ) -> None:
     """Write `raw` into the empty `folder`, its training images split into those at `train` and at `val`.
 
-    `requested` and `effective` are the values of `data` (dataset.DATASET_KEYS), `skipped` the number of skipped files.
+    `requested` and `effective` are the values of `data`, `skipped` the number of skipped files.
     The same arguments write the same bytes on every machine.
     """
     raw_train = raw.train_images, raw.train_labels, raw.train_names

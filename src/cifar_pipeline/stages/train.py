@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cifar_pipeline.cli.entrypoint import require_unchanged, watch
-from cifar_pipeline.config.compose import available_cores, chosen_options, fingerprint, output_root, result_config
+from cifar_pipeline.config.compose import available_cores, chosen_options, fingerprint, output_root, stage_config
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.data.dataset import Dataset, require_matching_config
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
@@ -73,7 +73,7 @@ def train(config: DictConfig) -> float | None:
     status("Opening the run in MLflow")
     # Locked until the result is published, so that no other process prunes or replaces it.
     with run_dir.lock(config.rerun) as rerun:
-        with training_run(run_fingerprint, name, result_config(config), data, rerun, trial) as run:
+        with training_run(run_fingerprint, name, stage_config(config, "train"), data, rerun, trial) as run:
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id, run.logged_epochs)
             if run_dir.is_finished and not rerun:
                 info(f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again.")

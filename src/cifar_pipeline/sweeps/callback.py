@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import digest, result_config
+from cifar_pipeline.config.compose import digest, stage_config
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.job import SweepBasis
@@ -98,7 +98,7 @@ class SweepCallback(Callback):
         self.swept, self.total = tuple(swept), num_trials(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         composed = compose("config", overrides=fixed)
-        base = result_config(composed)
+        base = stage_config(composed, "train")
         status("Opening the sweep in MLflow")
         from cifar_pipeline.tracking.sweeps import open_sweep
 

@@ -17,8 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import NON_RESULT_GROUPS, Stage, digest, output_root, stage_targets
-from cifar_pipeline.config.params import CONF, PARAMS
+from cifar_pipeline.config.compose import NON_TRAINING_GROUPS, Stage, digest, output_root, stage_targets
+from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.tracking.trial import Trial
@@ -31,7 +31,7 @@ from cifar_pipeline.utils.text import one_line, redact_and_escape, redact_loggin
 
 DATASET = Path("data/processed/dataset.json")
 # Config groups and keys that cannot affect a training.
-NON_TRAINING_KEYS = {*NON_RESULT_GROUPS, "evaluation", "launcher", "sweep"}
+NON_TRAINING_KEYS = {*NON_TRAINING_GROUPS, *SWEEP_GROUPS}
 
 
 @dataclass(frozen=True)

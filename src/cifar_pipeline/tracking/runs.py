@@ -38,11 +38,6 @@ DEFAULT_EXPERIMENT = "tutorial"
 # A sweep skips a trial that crashed its process this many times in a row.
 MAX_CRASHES = 2
 ACCURACY = "test/accuracy"
-# Keys and groups that affect a result, without the seed.
-RESULT_KEYS = (
-    "data.source", "data.val_fraction", "model", "normalization", "augmentation", "loss", "optimizer", "scheduler",
-    "weight_averaging", "precision", "trainer", "tta",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,7 +271,7 @@ class EvaluatedRun:
         seconds: spent on the training; NaN if unknown.
         hardware: processor and device.
         commit: short hash, with a `+` if the code was changed; empty without git.
-        values: its parameters that affect the result.
+        values: the parameters that decide its result, without the seed.
     """
 
     seed: int
@@ -302,8 +297,8 @@ def list_evaluated_runs(dataset: str) -> list[EvaluatedRun]:
 
 
 def result_params(config: Mapping[str, Any]) -> dict[str, str]:
-    """Select the values of a configuration that affect a result, without the seed, as a run's parameters."""
-    return {key: str(value) for key, value in flatten_dict(config).items() if _affects_result(key)}
+    """Return the values that decide a training, as the parameters of its run, without the seed."""
+    return {key: str(value) for key, value in flatten_dict(config).items() if key != "seed"}
 
 
 def _evaluated_run(run: Run) -> EvaluatedRun:
@@ -315,9 +310,5 @@ def _evaluated_run(run: Run) -> EvaluatedRun:
         seconds=float(tags.get(SECONDS_TAG, "nan")),
         hardware=f"{processor}, {device}" if processor and device.startswith("cpu") else device,
         commit=tags.get("git.commit", "")[:7] + ("+" if tags.get("git.dirty") == "true" else ""),
-        values={key: value for key, value in values.items() if _affects_result(key)},
+        values={key: value for key, value in values.items() if key != "seed"},
     )
-
-
-def _affects_result(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in RESULT_KEYS)

@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_pipeline.config.compose import FINGERPRINT_KEYS, result_config
+from cifar_pipeline.config.compose import training_config
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_model
@@ -336,7 +336,7 @@ def training_metadata(
         dataset: the processed dataset.
         commit: the git commit of the code.
     """
-    rows, values = result.rows, result_config(config)
+    rows, values = result.rows, training_config(config)
     return {
         "fingerprint": setup.run_dir.fingerprint,
         "dataset": {"name": dataset.name, "hash": dataset.hash},
@@ -345,8 +345,8 @@ def training_metadata(
         "resize_mode": dataset.resize_mode,
         "output_activation": config.loss.output_activation,
         "loss": loss_to_build(config.loss, dataset),
-        "choices": {key: option for key, option in options.items() if key in ("experiment", "data", *FINGERPRINT_KEYS)},
-        "recipe": {key: values[key] for key in FINGERPRINT_KEYS},
+        "choices": {key: option for key, option in options.items() if key in ("experiment", "data", *values)},
+        "recipe": values,
         "parameters": sum(parameter.numel() for parameter in setup.module.net.parameters()),
         "epochs": len(rows),
         "best_epoch": _best_epoch(setup, len(rows)),
