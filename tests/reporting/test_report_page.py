@@ -13,7 +13,6 @@ from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.html import figure_uri
 from cifar_pipeline.reporting.html_report import (
     confusion_table,
-    describe_curve,
     image_uri,
     provenance_rows,
     render_report,
@@ -122,19 +121,10 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     assert anchors == {f"#{attributes['id']}" for tag, attributes in tags if tag == "section"}
 
 
-def test_every_image_has_an_alternative_text(evaluation: Evaluation, page: str) -> None:
+def test_every_image_has_an_alternative_text(page: str) -> None:
     alts = [attributes["alt"] for tag, attributes in ParsedPage(page).tags if tag == "img"]
     assert len(alts) == 2 + 1 + 5 + 2 * 4 + 6 and all(alts)
-    assert (
-        "Accuracy over epochs 1 to 3: training from 20.0 % to 60.0 %; validation from 25.0 % to 40.0 %; the best "
-        "validation accuracy is 45.0 %, in epoch 2." in alts
-    )
-    assert "Loss over epochs 1 to 3: training from 2.000 to 1.000; validation from 1.900 to 1.600." in alts
-    confidence, correct = evaluation.predictions.confidence, evaluation.predictions.correct
-    last_bin = confidence >= 14 / 15
-    accuracy = f"{100 * correct[last_bin].mean():.0f} %"
-    expected = f"of {last_bin.sum()} predictions with 93 to 100 % confidence, {accuracy} are correct"
-    assert any(expected in str(alt) for alt in alts)
+    assert {"Loss by epoch", "Accuracy by epoch", "Reliability diagram: accuracy by confidence"} <= set(alts)
 
 
 def test_names_from_outside_are_escaped() -> None:
@@ -173,7 +163,6 @@ def test_a_report_with_nothing_to_show_gives_reasons() -> None:
     assert without_gradient.unavailable_reason == "This network has no gradient with respect to its input pixels."
 
 
-def test_one_epoch_without_validation_is_described_and_drawn() -> None:
+def test_one_epoch_without_validation_is_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
-    assert describe_curve(history, "accuracy") == "Accuracy in epoch 1: training from 20.0 % to 20.0 %."
     assert figure_uri(learning_curve(history, "accuracy")).startswith("data:image/svg+xml;")

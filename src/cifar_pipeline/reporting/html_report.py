@@ -16,10 +16,9 @@ from PIL import Image
 from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
-from cifar_pipeline.reporting.metrics import SPLIT_NAMES, Predictions, wilson_interval
+from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (
     Reliability,
-    best_epoch,
     confusion_figure,
     learning_curve,
     reliability,
@@ -276,34 +275,6 @@ def _caption(predictions: Predictions, index: int) -> str:
     return f"{label} {confidence}" if predictions.correct[index] else f"{label}, predicted as {predicted} {confidence}"
 
 
-def describe_curve(history: pd.DataFrame, name: str) -> str:
-    """Describe the curve of `loss` or `accuracy` as text: its first and last values, and the best epoch."""
-    first, last = int(history["epoch"].iloc[0]), int(history["epoch"].iloc[-1])
-    sentences = [
-        f"{split_name} from {format_metric(name, values.iloc[0])} to {format_metric(name, values.iloc[-1])}"
-        for split, split_name in SPLIT_NAMES.items()
-        if len(values := _values(history, f"{split}/{name}"))
-    ]
-    best = best_epoch(history)
-    if best is not None and name == "accuracy":
-        accuracy = format_metric(name, history["val/accuracy"].iloc[best])
-        sentences.append(f"the best validation accuracy is {accuracy}, in epoch {history['epoch'].iloc[best]:.0f}")
-    epochs = f"over epochs {first} to {last}" if last > first else f"in epoch {first}"
-    return f"{name.capitalize()} {epochs}: {'; '.join(sentences)}."
-
-
-def describe_calibration(bins: Reliability) -> str:
-    """Describe the reliability diagram as text: the accuracy at low, medium and high confidence."""
-    filled = np.flatnonzero(bins.counts)
-    chosen = dict.fromkeys(int(filled[position]) for position in (0, len(filled) // 2, -1))
-    sentences = [
-        f"of {bins.counts[b]:,} predictions with {100 * bins.edges[b]:.0f} to {100 * bins.edges[b + 1]:.0f} % "
-        f"confidence, {100 * bins.accuracy[b]:.0f} % are correct"
-        for b in chosen
-    ]
-    return f"Reliability diagram with {len(bins.counts)} bins: {'; '.join(sentences)}."
-
-
 def confidence_bias(overconfidence: float) -> str:
     """Return `overconfident` or `underconfident`; empty below 0.05 percentage points."""
     if round(100 * abs(overconfidence), 1) == 0:
@@ -311,23 +282,14 @@ def confidence_bias(overconfidence: float) -> str:
     return "overconfident" if overconfidence > 0 else "underconfident"
 
 
-def format_metric(name: str, value: float) -> str:
-    """Format a value of `accuracy` as a percentage, a loss as a number."""
-    return f"{100 * value:.1f} %" if name == "accuracy" else f"{value:.3f}"
-
-
-def _values(history: pd.DataFrame, key: str) -> pd.Series:
-    return pd.to_numeric(history[key], errors="coerce").dropna() if key in history else pd.Series(dtype=float)
-
-
 def _curve(history: pd.DataFrame, name: str) -> dict[str, str]:
-    return {"source": figure_uri(learning_curve(history, name)), "alt": describe_curve(history, name)}
+    return {"source": figure_uri(learning_curve(history, name)), "alt": f"{name.capitalize()} by epoch"}
 
 
 def _calibration(bins: Reliability) -> dict[str, Any]:
     return {
         "source": figure_uri(reliability_diagram(bins)),
-        "alt": describe_calibration(bins),
+        "alt": "Reliability diagram: accuracy by confidence",
         "bins": len(bins.counts),
         "bias": confidence_bias(bins.overconfidence),
         "points": f"{100 * abs(bins.overconfidence):.1f}",
