@@ -45,7 +45,7 @@ def test_links_to_files_and_a_linked_image_folder_are_accepted(flowers: Project)
 @pytest.mark.parametrize("table", ["/elsewhere/labels.csv", "../elsewhere/labels.csv"])
 @pytest.mark.parametrize("stage", [configure, download])
 def test_a_table_outside_of_the_image_folder_is_refused(flowers: Project, stage, table: str) -> None:
-    flowers.start(stage, "data=csv", f"data.csv_file={table}").assert_refused(
+    flowers.start(stage, "data=csv_table", f"data.csv_file={table}").assert_refused(
         f"data.csv_file={table} is outside of images, the folder that DVC tracks", "write data.csv_file=labels.csv"
     )
 

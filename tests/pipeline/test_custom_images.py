@@ -129,7 +129,7 @@ def test_custom_images_are_swept_and_can_come_from_a_csv_table_elsewhere(trained
     names = sorted(path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*.png"))
     rows = [f"{name},{name[:3]},{'test' if number % 4 == 0 else 'train'}" for number, name in enumerate(names)]
     (elsewhere / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
-    workspace.set_params(image_dir=str(elsewhere), data="csv")
+    workspace.set_params(image_dir=str(elsewhere), data="csv_table")
     workspace.dvc("repro")
     assert list(workspace.json("reports/metrics.json")["per_class"]) == ["cat", "dog", "fis"]
     assert stages_that(workspace.dvc("repro"), "ran") == []
