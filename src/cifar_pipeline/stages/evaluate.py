@@ -33,7 +33,7 @@ def evaluate(config: DictConfig) -> None:
     require_writable(REPORTS)
     dataset = Dataset.open(PROCESSED)
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
-    watch(str(MODELS), lambda: hash_content(MODELS, REPORTS / "history.csv"))
+    watch(str(MODELS), lambda: hash_content(MODELS))
     dataset.verify()
     # Locked, so that a training that ends now does not replace models/ between two reads.
     with exclusive_lock(MODELS):
@@ -41,7 +41,8 @@ def evaluate(config: DictConfig) -> None:
         trained.require_same_dataset(dataset)
         predictor = Predictor.open(trained.model, threads_for(runtime.threads, available_cores()), runtime.accelerator)
         weights = (trained.model / WEIGHTS_FILE).read_bytes()
-        history = (REPORTS / "history.csv").read_text(encoding="utf-8", errors="replace")
+        # Not that in reports/, which may be of a later training that has not finished.
+        history = (MODELS / "history.csv").read_text(encoding="utf-8", errors="replace")
 
     def build_model() -> "NormalizedModel":
         """Build the model from the configuration and load its weights."""
@@ -93,7 +94,7 @@ def evaluate(config: DictConfig) -> None:
         caption=dataset.caption,
         predictions=predictions,
         images=images,
-        history=read_history(history, str(REPORTS / "history.csv")),
+        history=read_history(history, str(MODELS / "history.csv")),
         filters=first_conv_weights(model),
         attributions=AttributionMaps(
             explained,

@@ -17,7 +17,7 @@ from cifar_pipeline.sweeps.job import cached_objective, current_trial, require_v
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.runs import run_name, training_run
 from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
-from cifar_pipeline.training.checkpoints import RunDir
+from cifar_pipeline.training.checkpoints import RunDir, reports_history
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.distributed import detect_distributed, release_workers
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
@@ -35,7 +35,7 @@ def train(config: DictConfig) -> float | None:
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
-    require_writable(output_root() / "reports" / "history.csv", is_file=True)
+    require_writable(reports_history(output_root()), is_file=True)
     dataset = Dataset.open(PROCESSED)
     watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
     dataset.verify()

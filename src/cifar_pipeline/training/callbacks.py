@@ -1,21 +1,21 @@
 """Report a training while it runs: progress bar, metrics of each epoch, history.csv, MLflow logger.
 
-`EpochHistory` turns each epoch into a row of metrics, which goes into the checkpoint, to the logger and to the console.
+`EpochHistory` turns the metrics of each epoch into a row, which goes to history.csv, the loggers and the console.
 `EpochProgressBar` shows a bar on a terminal, and in a file or a pipe prints lines during long epochs.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable
+from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable, write_history
 from cifar_pipeline.training.datamodule import ImageDataModule
-from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.utils.console import format_duration, info, progress_bar, warning
 from cifar_pipeline.utils.errors import describe_environment_error
 
@@ -25,6 +25,16 @@ METRIC_DIGITS = 6
 REFRESH_SECONDS = 0.2
 # Between progress lines in a file or a pipe, in addition to the line at each epoch's end.
 LINE_SECONDS = 10.0
+
+
+def images_per_batch(data: ImageDataModule) -> int:
+    """Return the number of images in what Lightning counts as one batch, over all ranks."""
+    return data.batch_size * max(1, data.chunk)
+
+
+def images_per_epoch(data: ImageDataModule, trainer: Trainer) -> int:
+    """Return the number of training images in an epoch, over all ranks."""
+    return min(data.dataset.sizes["train"], int(trainer.num_training_batches) * images_per_batch(data))
 
 
 class EpochProgressBar(Callback):
@@ -38,18 +48,13 @@ class EpochProgressBar(Callback):
         # Lightning does not call on_train_epoch_start for an epoch that it resumes.
         if trainer.fit_loop.restarted_mid_epoch:
             batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            self._start_bar(trainer, batches_done * self._images_per_batch)
+            self._start_bar(trainer, batches_done * images_per_batch(self.data))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_bar(trainer, 0)
 
-    @property
-    def _images_per_batch(self) -> int:
-        """Images in what Lightning counts as one batch, over all ranks."""
-        return self.data.batch_size * max(1, self.data.chunk)
-
     def _start_bar(self, trainer: Trainer, images_done: int) -> None:
-        images = min(self.data.dataset.sizes["train"], int(trainer.num_training_batches) * self._images_per_batch)
+        images = images_per_epoch(self.data, trainer)
         bar = progress_bar(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, images", images, transient=True,
             min_interval=LINE_SECONDS, initial=min(images_done, images),
@@ -121,9 +126,17 @@ class ResumableMLFlowLogger(MLFlowLogger):
 
 
 class EpochHistory(Callback):
-    """Collect a row of metrics for each finished epoch; after a resume, also those of the epochs before it."""
+    """Turn the metrics that were logged in each epoch into a row, and send it to loggers, console and history.csv.
 
-    def __init__(self) -> None:
+    The rows are in the checkpoint, so a resumed training has those of all epochs.
+
+    Args:
+        data: the batches.
+        files: CSV files of the rows, written again at each epoch's end.
+    """
+
+    def __init__(self, data: ImageDataModule, files: Sequence[Path]) -> None:
+        self.data, self.files = data, files
         self.rows: list[EpochMetrics] = []
         self.start, self.train_seconds = time.perf_counter(), 0.0
         self.elapsed_before_resume = 0.0
@@ -133,9 +146,11 @@ class EpochHistory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timing_start = time.perf_counter()
         self.start = self.timing_start - self.elapsed_before_resume
-        if isinstance(trainer.logger, ResumableMLFlowLogger):
-            # The run may lack earlier epochs: it is new, or MLflow was unreachable until the process was killed.
-            trainer.logger.log_rows(self.rows)
+        self._write_files(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableMLFlowLogger):
+                # The run may lack earlier epochs: it is new, or MLflow was unreachable until the process was killed.
+                logger.log_rows(self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log_summary(trainer.max_epochs or 0)
@@ -150,7 +165,7 @@ class EpochHistory(Callback):
             self.timing_start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_summary(trainer.max_epochs or 0)
+        self._log_summary(len(self.rows))
 
     def _log_summary(self, epochs: int) -> None:
         """Log the last epoch's metrics, after its checkpoint is written, so that no logged epoch is ever lost."""
@@ -163,25 +178,23 @@ class EpochHistory(Callback):
         self.train_seconds = time.perf_counter() - self.start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        pl_module.check_finite_loss()
         seconds = self.train_seconds or time.perf_counter() - self.start
         row = {"epoch": trainer.current_epoch + 1.0}
-        train_sums, val_sums = (
-            pl_module.all_reduce_metrics(pl_module.train_sums),
-            pl_module.all_reduce_metrics(pl_module.val_sums),
-        )
-        row |= {f"train/{key}": value for key, value in train_sums.compute().items()}
-        if val_sums.images:
-            row |= {f"val/{key}": value for key, value in val_sums.compute().items()}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {"images_per_second": train_sums.images / seconds}
+        row |= {"images_per_second": images_per_epoch(self.data, trainer) / seconds}
         # Rounded once, so that MLflow, history.csv and the console show the same numbers.
         row = {key: round(value, METRIC_DIGITS) for key, value in row.items()}
         self.rows.append(row)
-        if trainer.logger:
-            trainer.logger.log_metrics(*loggable(row))
+        self._write_files(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(*loggable(row))
         self.summary = format_epoch(row, trainer.max_epochs or 0)
+
+    def _write_files(self, trainer: Trainer) -> None:
+        if self.rows and trainer.is_global_zero:
+            for file in self.files:
+                write_history(self.rows, file)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": time.perf_counter() - self.start}

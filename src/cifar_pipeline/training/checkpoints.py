@@ -6,8 +6,11 @@ Checkpoints are written atomically and read without unpickling code.
 - `previous`: end of the epoch before it.
 - `mid_epoch`: inside an unfinished epoch, newer than both.
 - `best`: the epoch with the best validation accuracy.
+
+history.csv has the metrics of the finished epochs.
 """
 
+import csv
 import errno
 import json
 import shutil
@@ -201,7 +204,7 @@ def _check_compatible(path: Path, checkpoint: Mapping[str, Any], weights: Mappin
 
 
 METADATA_FILE = "metadata.json"
-HISTORY_FILE = "history.json"
+HISTORY_FILE = "history.csv"
 # Holds the id of an unfinished rerun. While it exists, the checkpoints are the rerun's and the result is the older one.
 RERUN_FILE = "rerun.json"
 
@@ -210,8 +213,9 @@ RERUN_FILE = "rerun.json"
 class RunDir:
     """Files of the training with one fingerprint.
 
-    `last.ckpt` and `best.ckpt` are its checkpoints, `result/` is its result with the exported models. During a rerun
-    there is also `rerun.json`, and `result/` is that of the previous training.
+    `last.ckpt` and `best.ckpt` are its checkpoints, `history.csv` has the metrics of the epochs finished so far, and
+    `result/` is its result with the exported models. During a rerun there is also `rerun.json`, and `result/` is that
+    of the previous training.
     """
 
     path: Path
@@ -223,7 +227,7 @@ class RunDir:
 
     @property
     def result(self) -> Path:
-        """Directory of the result: a model folder per checkpoint, metadata.json and history.json."""
+        """Directory of the result: a model folder per checkpoint, metadata.json and history.csv."""
         return self.path / "result"
 
     @property
@@ -243,6 +247,11 @@ class RunDir:
     def checkpoint(self, name: str) -> Path:
         """Return the path of the checkpoint with this name."""
         return checkpoint_path(self.path, name)
+
+    @property
+    def history(self) -> Path:
+        """Path of the metrics of the epochs finished so far."""
+        return self.path / HISTORY_FILE
 
     @contextmanager
     def lock(self, rerun: bool) -> Iterator[str]:
@@ -271,6 +280,7 @@ class RunDir:
         # Removed before rerun.json is written, or they would be taken for checkpoints of the rerun.
         for name in (MID_EPOCH, LAST, PREVIOUS, BEST):
             self.checkpoint(name).unlink(missing_ok=True)
+        self.history.unlink(missing_ok=True)
         rerun_id = uuid.uuid4().hex
         with atomic_write(self.path / RERUN_FILE) as tmp:
             tmp.write_text(json.dumps({"id": rerun_id}) + "\n")
@@ -282,7 +292,7 @@ class RunDir:
         with atomic_replace_dir(self.result) as tmp:
             yield tmp
             (tmp / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
-            (tmp / HISTORY_FILE).write_text(json.dumps(rows, indent=1) + "\n")
+            write_history(rows, tmp / HISTORY_FILE)
 
     def metadata(self) -> dict[str, Any]:
         """Read the metadata of the finished training."""
@@ -291,19 +301,21 @@ class RunDir:
 
     def rows(self) -> list[EpochMetrics]:
         """Read the metrics of each epoch of the finished training."""
-        rows: list[EpochMetrics] = json.loads((self.result / HISTORY_FILE).read_text())
-        return rows
+        with (self.result / HISTORY_FILE).open(newline="") as file:
+            # Cells are empty where a callback has logged a metric in other epochs only.
+            return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
 
     def copy_to(self, root: Path, run: Mapping[str, str]) -> None:
-        """Copy the result to `root`/models, with id and name of the MLflow run, and the history to `root`/reports."""
+        """Copy the result to `root`/models, with id and name of the MLflow run, and its history to `root`/reports.
+
+        The history is in models/ as well, because a training that has not finished writes to reports/history.csv.
+        """
         models = root / "models"
         with exclusive_lock(models), atomic_replace_dir(models) as tmp:
             shutil.copytree(self.result, tmp, dirs_exist_ok=True)
-            (tmp / HISTORY_FILE).unlink()
             (tmp / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n")
-            history = self.rows()
-            with atomic_write(root / "reports" / "history.csv") as tmp_history:
-                write_history(history, tmp_history)
+            with atomic_write(reports_history(root)) as tmp_history:
+                shutil.copyfile(tmp / HISTORY_FILE, tmp_history)
 
     def prune(self, keep: int) -> None:
         """Remove old finished trainings so that the newest `keep` are left, including this one.
@@ -333,7 +345,7 @@ class RunDir:
 
 
 # Keys: `epoch` (counted from 1), `train/loss`, `train/accuracy`, `val/loss` and `val/accuracy` (with a validation
-# split), `lr`, `images_per_second`.
+# split), metrics that a user's callback logs, `lr`, `images_per_second`.
 
 
 def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
@@ -351,5 +363,11 @@ def format_epoch(row: EpochMetrics, epochs: int) -> str:
 
 
 def write_history(rows: list[EpochMetrics], path: Path) -> None:
-    """Write the rows as a CSV file whose first column is the epoch."""
-    pandas.DataFrame(rows).astype({"epoch": int}).to_csv(path, index=False)
+    """Write the rows as a CSV file whose first column is the epoch, atomically."""
+    with atomic_write(path) as tmp:
+        pandas.DataFrame(rows).astype({"epoch": int}).to_csv(tmp, index=False)
+
+
+def reports_history(root: Path) -> Path:
+    """Return the path of the history that a training writes below `root` while it runs, and DVC plots."""
+    return root / "reports" / HISTORY_FILE

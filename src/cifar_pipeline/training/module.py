@@ -143,6 +143,11 @@ class Classifier(LightningModule):
             loss = loss * (local * micro_batches * world_size / min(self.batch_size, self.images_per_epoch - before))
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        # Not in on_train_epoch_end, which Lightning calls on most callbacks before the module.
+        if self.trainer.is_last_batch or self.trainer.should_stop:
+            self.log_epoch_metrics("train", self.train_sums)
+
     def on_validation_epoch_start(self) -> None:
         self.val_sums = RunningMetrics()
 
@@ -153,8 +158,22 @@ class Classifier(LightningModule):
         if self.local_batch_size(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
             self.val_sums.add(self.loss(logits, labels), logits, labels)
 
-    def on_validation_epoch_end(self) -> None:
-        self.log("val/accuracy", self.all_reduce_metrics(self.val_sums).compute()["accuracy"], logger=False)
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
+        if batch_index + 1 == self.trainer.num_val_batches[0]:
+            self.log_epoch_metrics("val", self.val_sums)
+
+    def log_epoch_metrics(self, split: str, sums: "RunningMetrics") -> None:
+        """Log loss and accuracy of an epoch over all ranks as `SPLIT/loss` and `SPLIT/accuracy`, for any callback.
+
+        They are not sent to loggers: `callbacks.EpochHistory` does that, with the epoch as the step. Lightning would
+        convert numbers, but not tensors, to single precision.
+
+        Raises `UserError` if a loss is NaN or infinite.
+        """
+        self.check_finite_loss()
+        values = self.all_reduce_metrics(sums).compute()
+        metrics = {f"{split}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        self.log_dict(metrics, logger=False, batch_size=1)
 
     def local_batch_size(self, images: int, remaining: int, global_batch_size: int) -> int:
         """Return how many of this rank's images count, excluding padding images that only keep the ranks in lockstep.

@@ -7,7 +7,7 @@ checkpoint of the run's directory. `training_metadata` returns what is saved as 
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_pipeline.config.compose import training_config
+from cifar_pipeline.config.compose import output_root, training_config
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_model
@@ -34,6 +34,7 @@ from cifar_pipeline.training.checkpoints import (
     checkpoint_callbacks,
     find_resume_checkpoint,
     read_checkpoint,
+    reports_history,
 )
 from cifar_pipeline.training.compiled.engine import EAGER, CompiledClassifier, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
@@ -64,11 +65,12 @@ class TrainingSetup:
         datamodule: the batches.
         options: the values of conf/trainer.
         hardware: accelerator, threads and precision.
-        run_dir: where checkpoints are written, and from which a training resumes.
+        run_dir: where checkpoints and the metrics of each epoch are written, and from which a training resumes.
         weight_averaging: callback whose average is validated and saved in place of the last weights, if any.
         distributed: the ranks that share each batch; all of them have the same setup.
         checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at an epoch's end.
         profiler: a key of `PROFILERS`; the profile is written next to the checkpoints.
+        history_file: a second file for the metrics of each epoch, besides the one in `run_dir`.
     """
 
     module: Classifier
@@ -80,6 +82,7 @@ class TrainingSetup:
     distributed: DistributedContext = SINGLE_PROCESS
     checkpoint_interval_seconds: float | None = None
     profiler: str | None = None
+    history_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,14 @@ class TrainingResult:
     runtime: RuntimeInfo
 
 
-def fit(setup: TrainingSetup, logger: Logger | None) -> TrainingResult:
+def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callback] = ()) -> TrainingResult:
     """Train from the newest checkpoint to the last epoch. Each rank calls this, and only rank zero has a logger.
+
+    Args:
+        setup: the training.
+        logger: where the metrics of each epoch are sent.
+        callbacks: more callbacks of Lightning; they can monitor `train/loss`, `train/accuracy`, `val/loss` and
+            `val/accuracy`, and log metrics of their own.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C stopped the training.
@@ -121,8 +130,10 @@ def fit(setup: TrainingSetup, logger: Logger | None) -> TrainingResult:
             return TrainingResult([], 0.0, {})
         if run_plan.checkpoint:
             info(f"Resuming from checkpoint {run_plan.checkpoint}")
-        history, runtime_reader = EpochHistory(), RuntimeReader()
-        trainer = _trainer(replace(setup, distributed=distributed), [history, runtime_reader], logger)
+        history, runtime_reader = EpochHistory(setup.datamodule, _history_files(setup)), RuntimeReader()
+        # EpochHistory comes behind the callbacks whose metrics it records.
+        recorders = [*callbacks, history, runtime_reader]
+        trainer = _trainer(replace(setup, distributed=distributed), recorders, logger)
         _run(trainer, setup, run_plan.checkpoint)
     if setup.profiler and distributed.is_rank_zero:
         info(f"Profile: {', '.join(map(str, sorted(setup.run_dir.path.glob('fit-profile*'))))}")
@@ -193,6 +204,10 @@ def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback
     ]
 
 
+def _history_files(setup: TrainingSetup) -> list[Path]:
+    return [setup.run_dir.history, *([setup.history_file] if setup.history_file else [])]
+
+
 def _has_batch_norm(module: Classifier) -> bool:
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
@@ -249,6 +264,7 @@ def build_training(
         distributed=distributed,
         checkpoint_interval_seconds=config.runtime.checkpoint_interval_seconds,
         profiler=config.runtime.profiler,
+        history_file=reports_history(output_root()),
     )
 
 
