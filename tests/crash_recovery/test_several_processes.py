@@ -187,6 +187,21 @@ def test_torchrun_trains_to_the_numbers_of_one_process(single_process, copy):
     copy.run(*torchrun, "trainer.devices=3", code=1)
 
 
+@pytest.mark.long
+def test_torchrun_and_rank_zero_report_a_killed_rank(copy):
+    command = copy.start(
+        "torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp",
+        "trainer.max_epochs=500",
+    )  # fmt: skip
+    command.wait_for("epoch 2/")
+    processes = ranks(command)
+    processes[1].kill()
+    output = command.end(code=1)
+    assert output.count("Another rank died, which stopped the training") == 1
+    assert_gone(processes)
+    assert status(copy) == "FAILED"
+
+
 def tasks(workspace: Workspace, arguments: list[str], nodes: int, per_node: int) -> list[subprocess.Popen[str]]:
     """Start `arguments` in as many tasks as srun would, with Slurm's environment variables."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
@@ -223,6 +238,21 @@ def test_the_command_of_the_slurm_job_file_trains(single_process, copy, nodes, p
     assert first.count("epoch 4/4") == 1
     assert second == ""
     assert_same_numbers(single_process, copy)
+
+
+@pytest.mark.long
+def test_a_killed_task_of_slurm_ends_the_other_one(copy):
+    command = ["python", "src/train.py", *RECIPE, "trainer=ddp", "trainer.max_epochs=500"]
+    first, second = tasks(copy, command, 1, 2)
+    assert first.stdout
+    assert any("epoch 2/" in line for line in first.stdout)
+    second.kill()
+    output = first.communicate(timeout=SECONDS_TO_END)[0]
+    second.communicate()
+    assert first.returncode == 1
+    assert output.count("Another rank died, which stopped the training") == 1
+    assert "Traceback" not in output
+    assert status(copy) == "FAILED"
 
 
 def test_the_slurm_job_file_requests_what_the_training_needs():

@@ -3,6 +3,7 @@
 Started by hand or by DVC, it does the same; with `-m` it is one job of a sweep and writes to the job's folder.
 """
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,7 +16,7 @@ from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.build import build_inference_model
 from cifar_pipeline.sweeps.job import cached_objective, current_trial, require_validation_split
 from cifar_pipeline.tracking import provenance
-from cifar_pipeline.tracking.runs import run_name, training_run
+from cifar_pipeline.tracking.runs import fail_stale_run, run_name, training_run
 from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
 from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import select_engine
@@ -60,7 +61,9 @@ def train(config: DictConfig) -> float | None:
         require_validation_split(dataset.sizes["val"])
     setup = build_training(config, dataset, hardware, engine, run_dir, processes)
     if processes.needs_launch:
-        launch_ranks(processes)
+        if code := launch_ranks(processes):
+            fail_stale_run(run_fingerprint)
+            sys.exit(code)
         return None
     if not trial or trial.number == 0:
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]

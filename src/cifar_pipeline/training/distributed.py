@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cifar_pipeline.utils.console import clear_status
+from cifar_pipeline.utils.console import clear_status, log_error
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.process import (
     LAUNCH_ID,
@@ -174,17 +174,19 @@ def _ranks_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int) -> 
     return DistributedContext(0, local_world_size, 1, strategy) if local_world_size > 1 else SINGLE_PROCESS
 
 
-def launch_ranks(context: DistributedContext) -> None:
-    """Run this process's command line once per rank with torchrun's agent, until all have finished or one has failed.
+def launch_ranks(context: DistributedContext) -> int:
+    """Run this process's command line once per rank with torchrun's agent, and return the exit code.
+
+    It is 0 if all ranks have finished, or else that of the first one that failed, which has printed its error. A rank
+    that was killed is reported here.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C stopped the training.
-        EnvironmentFailure: a rank was killed.
-        SystemExit: a rank failed; it has printed its error, and the exit code is its own.
     """
     clear_status()
-    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
-    logging.getLogger("torch.distributed.elastic").propagate = False
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -204,19 +206,21 @@ def launch_ranks(context: DistributedContext) -> None:
         message = "Stopped; run the same command again to resume from the last checkpoint."
         raise Interrupted(stop.sigval, message) from None
     except ChildFailedError as error:
-        _raise_failure(*error.get_first_failure())
+        return _exit_code(*error.get_first_failure())
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         install_sigterm_handler()
+    return 0
 
 
-def _raise_failure(rank: int, failure: ProcessFailure) -> None:
-    """End this process because of a rank's exit code, which is negative or above 128 if a signal ended the rank."""
-    code = failure.exitcode
+def _exit_code(rank: int, failure: ProcessFailure) -> int:
+    """Return the exit code for a rank's failure; its own is negative or above 128 if a signal ended it."""
+    code: int = failure.exitcode
     if 0 < code <= 128:
-        sys.exit(code)
+        return code
     name = signal.Signals(code - 128 if code > 0 else -code).name
-    raise EnvironmentFailure(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.") from None
+    log_error(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
+    return 1
 
 
 @dataclass(frozen=True)
