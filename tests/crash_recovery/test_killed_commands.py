@@ -40,7 +40,7 @@ def slow(copy):
 
 
 def kill_in_the_middle(workspace):
-    """Kill `dvc repro` while its stage trains, and check that the stage exits and the run is KILLED."""
+    """Kill `dvc repro` while its stage trains, and check that its processes exit and the run is KILLED."""
     make_repository(workspace)
     workspace.run("python", "src/configure.py")  # what DVC starts runs on its composed.yaml
     repro = workspace.start("dvc", "repro", "--single-item", "train")
@@ -55,6 +55,12 @@ def kill_in_the_middle(workspace):
 
 
 def test_a_killed_dvc_leaves_no_training_behind(slow):
+    kill_in_the_middle(slow)
+
+
+@pytest.mark.long
+def test_a_killed_dvc_leaves_no_rank_behind(slow):
+    slow.edit("params.yaml", "batch_size: 64}", "batch_size: 64, strategy: ddp, devices: 2}")
     kill_in_the_middle(slow)
 
 

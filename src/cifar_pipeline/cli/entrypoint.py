@@ -58,6 +58,7 @@ from cifar_pipeline.utils.process import (
     exit_when_dvc_dies,
     exit_when_process_dies,
     install_sigterm_handler,
+    is_reported_by_launcher,
     mark_reported,
     relax_gc,
 )
@@ -246,7 +247,7 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
-        if not is_muted():
+        if not is_muted() and not is_reported_by_launcher():
             log_error(interrupted.message or interrupt_message)
         mark_reported()
         sys.exit(interrupted.code)
@@ -269,7 +270,9 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
 
 TIMINGS_DIR = Path(".cache/stages")
 # Environment variables with a process's rank; the first that is set counts.
-RANK_ENV_VARS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+RANK_ENV_VARS = ("RANK", "SLURM_PROCID")
+# Seconds for which ranks above zero hold an error back: rank zero often has the same one, and its launcher stops them.
+NONZERO_RANK_ERROR_DELAY = 4.0
 
 
 def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: stage) -> None:
@@ -332,6 +335,8 @@ def _with_checks(stage: Stage) -> Stage:
             result = stage(restrict_to_stage(config, stage.__name__) if is_stage else config)
         except Exception as error:
             user_error, failure = find_user_error(error), describe_environment_error(error)
+            if is_muted() and failure != "":
+                time.sleep(NONZERO_RANK_ERROR_DELAY)
             if user_error is not None and is_sweep():
                 raise user_error from None
             # Handled here, because Hydra prints an error before it raises it again.
@@ -339,7 +344,8 @@ def _with_checks(stage: Stage) -> Stage:
                 log_error(format_error(user_error or error))
                 sys.exit(2)
             if failure is not None and not is_sweep():
-                log_error(failure)
+                if failure:
+                    log_error(failure)
                 sys.exit(1)
             raise
         if not is_sweep() and not is_muted():
@@ -364,7 +370,7 @@ def _reject_sweep_only_groups() -> None:
 def _setup_rank(config: DictConfig) -> None:
     """Mute all ranks of a distributed training but rank zero, and end each when the process that started it ends.
 
-    The rank is read from the environment, where torchrun, Slurm or rank zero has put it.
+    The rank is read from the environment, where torchrun or Slurm has put it.
     """
     if OmegaConf.select(config, "trainer.strategy") in (None, "auto"):
         return

@@ -3,6 +3,7 @@
 Started by hand or by DVC, it does the same; with `-m` it is one job of a sweep and writes to the job's folder.
 """
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,13 +16,20 @@ from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.build import build_inference_model
 from cifar_pipeline.sweeps.job import cached_objective, current_trial, require_validation_split
 from cifar_pipeline.tracking import provenance
-from cifar_pipeline.tracking.runs import run_name, training_run
+from cifar_pipeline.tracking.runs import fail_stale_run, run_name, training_run
 from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
 from cifar_pipeline.training.checkpoints import RunDir, reports_history
 from cifar_pipeline.training.compiled.engine import select_engine
-from cifar_pipeline.training.distributed import detect_distributed, release_workers
+from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed, launch_ranks
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
-from cifar_pipeline.training.trainer import build_training, fit, micro_batch_size, run_tags, training_metadata
+from cifar_pipeline.training.trainer import (
+    build_training,
+    fit,
+    micro_batch_size,
+    release_ranks,
+    run_tags,
+    training_metadata,
+)
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.console import info, status
 from cifar_pipeline.utils.paths import runs_cache_dir
@@ -31,7 +39,7 @@ PROCESSED = Path("data/processed")
 
 
 def train(config: DictConfig) -> float | None:
-    """Return the validation accuracy of the last epoch; None without a validation split and on ranks above zero."""
+    """Return the validation accuracy of the last epoch; None without a validation split and where no rank zero runs."""
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
@@ -43,18 +51,25 @@ def train(config: DictConfig) -> float | None:
     trial = current_trial()
     accelerator, _ = select_accelerator(config.runtime.accelerator)
     processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
+    run_fingerprint = fingerprint(config, dataset.hash)
+    name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
+    if processes.needs_launch and run_dir.is_finished and not config.rerun:
+        processes = SINGLE_PROCESS
     hardware = select_hardware(config.runtime, config.precision, available_cores(), micro_batch_size(config), processes)
     engine = select_engine(config, hardware, dataset.sizes["train"])
     if trial:
         require_validation_split(dataset.sizes["val"])
+    setup = build_training(config, dataset, hardware, engine, run_dir, processes)
+    if processes.needs_launch:
+        if code := launch_ranks(processes):
+            fail_stale_run(run_fingerprint)
+            sys.exit(code)
+        return None
     if not trial or trial.number == 0:
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
         info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
         info(f"Device: {hardware}; engine: {engine}")
 
-    run_fingerprint = fingerprint(config, dataset.hash)
-    name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
-    setup = build_training(config, dataset, hardware, engine, run_dir, processes)
     if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, run_fingerprint)) is not None:
         return value
     if not processes.is_rank_zero:
@@ -78,7 +93,7 @@ def train(config: DictConfig) -> float | None:
             if run_dir.is_finished and not rerun:
                 info(f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again.")
                 logger.log_rows(run_dir.rows())
-                release_workers(processes, hardware.accelerator, run_fingerprint)
+                release_ranks(setup)
             else:
                 exported = exported or export()
                 result = fit(setup, logger)

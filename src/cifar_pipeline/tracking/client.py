@@ -297,8 +297,8 @@ def _is_own_database() -> bool:
     return scheme == "sqlite" and Path(path).resolve() == main_workspace() / "mlflow.db"
 
 
-def close_if_stale(client: MlflowClient, run: Run) -> None:
-    """End a RUNNING run of this workspace as KILLED, unless a process holds the lock of its training."""
+def close_if_stale(client: MlflowClient, run: Run, status: str = "KILLED") -> None:
+    """End a RUNNING run of this workspace with `status`, unless a process holds the lock of its training."""
     if (
         run.info.status != "RUNNING"
         or not belongs_to_workspace(run)
@@ -309,7 +309,7 @@ def close_if_stale(client: MlflowClient, run: Run) -> None:
     run = client.get_run(run.info.run_id)
     if run.info.status == "RUNNING":
         _record_crash(client, run)
-        client.set_terminated(run.info.run_id, "KILLED")
+        client.set_terminated(run.info.run_id, status)
 
 
 def crash_count(client: MlflowClient, run: Run) -> int:

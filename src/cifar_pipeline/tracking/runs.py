@@ -18,6 +18,7 @@ from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.client import (
     WORKSPACE_TAG,
     belongs_to_workspace,
+    close_if_stale,
     close_stale_runs,
     connect,
     crash_count,
@@ -162,11 +163,18 @@ def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
 
 
+def fail_stale_run(fingerprint: str) -> None:
+    """End the run of this fingerprint as FAILED if the process that logged to it was killed and left it RUNNING."""
+    client, experiment = connect()
+    if run := _newest(client, experiment, {"fingerprint": fingerprint}, "RUNNING"):
+        close_if_stale(client, run, "FAILED")
+
+
 def finished_run(fingerprint: str, sweep_rerun: str = "") -> Run | None:
     """Find the newest FINISHED run of this fingerprint; with a sweep's rerun id, only one of that rerun."""
     client, experiment = connect()
     rerun_tag = {SWEEP_RERUN: sweep_rerun} if sweep_rerun else {}
-    return _newest(client, experiment, {"fingerprint": fingerprint, **rerun_tag}, finished=True)
+    return _newest(client, experiment, {"fingerprint": fingerprint, **rerun_tag}, "FINISHED")
 
 
 def _run_alone(suspected_crasher: bool) -> AbstractContextManager[Any]:
@@ -205,15 +213,16 @@ def _find(client: MlflowClient, experiment: str, fingerprint: str, rerun: str) -
     if rerun:
         return _newest(client, experiment, {"fingerprint": fingerprint, RERUN: rerun})
     tags = {"fingerprint": fingerprint}
-    return _newest(client, experiment, tags, finished=True) or _newest(client, experiment, tags)
+    return _newest(client, experiment, tags, "FINISHED") or _newest(client, experiment, tags)
 
 
-def _newest(client: MlflowClient, experiment: str, tags: Mapping[str, str], finished: bool = False) -> Run | None:
-    """Find the newest run with these tags."""
+def _newest(client: MlflowClient, experiment: str, tags: Mapping[str, str], status: str = "") -> Run | None:
+    """Find the newest run with these tags and, if given, with this status."""
     conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    conditions += [f"attributes.status = '{status}'"] * bool(status)
     runs = client.search_runs(
         [experiment],
-        " and ".join(conditions + ["attributes.status = 'FINISHED'"] * finished),
+        " and ".join(conditions),
         run_view_type=ViewType.ACTIVE_ONLY,
         max_results=1,
         order_by=["attributes.start_time DESC"],

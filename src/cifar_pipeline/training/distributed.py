@@ -1,39 +1,49 @@
-"""Detect, launch, supervise and shut down the ranks of a distributed training.
+"""Detect the ranks of a distributed training, launch them with torchrun, and tell why one of them ended.
 
-Ranks are started by torchrun or srun, or else by rank zero, with its own command line. They find each other through the
-environment variables that Lightning reads.
+Ranks are started by torchrun or srun. A command that is typed alone runs torchrun's agent in its own process, which
+starts the ranks and stops all of them when one fails. Lightning connects them.
 """
 
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cifar_pipeline.utils.console import log_error
+from cifar_pipeline.utils.console import clear_status, log_error
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
-from cifar_pipeline.utils.process import install_sigterm_handler
+from cifar_pipeline.utils.process import (
+    LAUNCH_ID,
+    Interrupted,
+    install_sigterm_handler,
+    is_alive,
+    is_reported_by_launcher,
+    observe_signals,
+)
 from cifar_pipeline.utils.text import one_line
 
 LAUNCHERS = "torchrun or srun"
-POLL_SECONDS = 0.2
-# How long other ranks may take to exit by themselves, and this rank to notice that one of them died.
-GRACE_SECONDS = 5.0
+# How long a rank that lost the connection to another one waits for its launcher to stop it.
+LAUNCHER_SECONDS = 5.0
+# How long the other ranks outlive a signal, so that rank zero sees that all of them were alive when it came.
+STOP_DELAY = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class DistributedContext:
         local_world_size: ranks on this machine.
         num_nodes: machines, each with the same number of ranks.
         strategy: name of Lightning's strategy.
-        environment: launcher that started the ranks; None where rank zero has to start the others.
+        environment: launcher that started the ranks; None where this process has to launch all of them.
     """
 
     rank: int = 0
@@ -63,6 +73,11 @@ class DistributedContext:
     def is_distributed(self) -> bool:
         """Whether there are several ranks."""
         return self.world_size > 1
+
+    @property
+    def needs_launch(self) -> bool:
+        """Whether this process is not a rank, but has to launch the ranks."""
+        return self.is_distributed and self.environment is None
 
     @property
     def is_rank_zero(self) -> bool:
@@ -108,7 +123,7 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
         )
     environment = _environment()
     if environment is None:
-        return _rank_zero_to_launch(strategy, devices, num_nodes, gpus)
+        return _ranks_to_launch(strategy, devices, num_nodes, gpus)
     local_world_size = _launched_local_world_size(environment)
     launched_nodes = environment.world_size() // local_world_size
     _check_matches_launcher("devices", devices, local_world_size)
@@ -128,19 +143,13 @@ def _environment() -> ClusterEnvironment | None:
             return SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
             raise UserError(f"Slurm: {one_line(error)}") from None
-    if "LOCAL_RANK" in os.environ:
-        environment = LightningEnvironment()
-        environment.set_world_size(int(os.environ["WORLD_SIZE"]))
-        return environment
     return None
 
 
 def _launched_local_world_size(environment: ClusterEnvironment) -> int:
     if isinstance(environment, SLURMEnvironment):
         return int(os.environ["SLURM_NTASKS_PER_NODE"])
-    if isinstance(environment, TorchElasticEnvironment):
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return environment.world_size()
+    return int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def _check_matches_launcher(name: str, requested: Any, started: int) -> None:
@@ -150,8 +159,8 @@ def _check_matches_launcher(name: str, requested: Any, started: int) -> None:
         )
 
 
-def _rank_zero_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int) -> DistributedContext:
-    """Return the context of rank zero, which has to launch the other ranks on this machine."""
+def _ranks_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int) -> DistributedContext:
+    """Return the context of a process without a launcher, which has to launch the ranks on this machine."""
     if num_nodes not in ("auto", 1):
         raise UserError(
             f"trainer.num_nodes={num_nodes}: ranks on other machines have to be started by {LAUNCHERS} "
@@ -163,6 +172,55 @@ def _rank_zero_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int)
             f"trainer.devices={local_world_size}, but this machine has {gpus} GPU{'s' if gpus > 1 else ''}."
         )
     return DistributedContext(0, local_world_size, 1, strategy) if local_world_size > 1 else SINGLE_PROCESS
+
+
+def launch_ranks(context: DistributedContext) -> int:
+    """Run this process's command line once per rank with torchrun's agent, and return the exit code.
+
+    It is 0 if all ranks have finished, or else that of the first one that failed, which has printed its error. A rank
+    that was killed is reported here.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C stopped the training.
+    """
+    clear_status()
+    logger = logging.getLogger("torch.distributed.elastic")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=context.local_world_size,
+        run_id=LAUNCH_ID,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT",
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    try:
+        # torchrun replaces `$$` and `${local_rank}` in arguments.
+        elastic_launch(config, sys.executable)(*(argument.replace("$", "$$") for argument in sys.argv))
+    except SignalException as stop:
+        message = "Stopped; run the same command again to resume from the last checkpoint."
+        raise Interrupted(stop.sigval, message) from None
+    except ChildFailedError as error:
+        return _exit_code(*error.get_first_failure())
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        install_sigterm_handler()
+    return 0
+
+
+def _exit_code(rank: int, failure: ProcessFailure) -> int:
+    """Return the exit code for a rank's failure; its own is negative or above 128 if a signal ended it."""
+    code: int = failure.exitcode
+    if 0 < code <= 128:
+        return code
+    name = signal.Signals(code - 128 if code > 0 else -code).name
+    log_error(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
+    return 1
 
 
 @dataclass(frozen=True)
@@ -180,153 +238,60 @@ class RunPlan:
     is_needed: bool = True
 
 
-@dataclass
-class WorkerProcesses:
-    """The ranks that this process has launched; none if torchrun or srun did."""
-
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    # Set when this process had to be interrupted because a worker died.
-    failed: str = ""
-
-    def failure(self) -> str:
-        """Describe the first worker that died; empty if none did."""
-        for rank, process in enumerate(self.processes, start=1):
-            if code := process.poll():
-                how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"exited with code {code}"
-                return f"Rank {rank} {how}"
-        return ""
-
-    def stop(self, seconds: float) -> None:
-        """Wait up to `seconds` for the workers to exit, then kill those that have not."""
-        deadline = time.monotonic() + seconds
-        for process in self.processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _launch_workers(context: DistributedContext) -> tuple[DistributedContext, WorkerProcesses]:
-    """Start the other ranks with this process's command line, unless a launcher has started them."""
-    if context.environment is not None:
-        return context, WorkerProcesses()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(context.world_size),
-    }  # fmt: skip
-    command = [sys.executable, *sys.argv]
-    workers = WorkerProcesses()
-    for rank in range(1, context.world_size):
-        workers.processes.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
-    return replace(context, environment=LightningEnvironment()), workers
-
-
 @contextmanager
-def distributed_session(
-    context: DistributedContext, accelerator: str, fingerprint: str, run_plan: RunPlan | None
-) -> Iterator[tuple[DistributedContext, RunPlan]]:
-    """Launch and connect the ranks, broadcast the plan of rank zero, and stop all ranks when the block is left.
+def connect_ranks(context: DistributedContext, strategy: Strategy, run_plan: RunPlan) -> Iterator[RunPlan]:
+    """Let Lightning connect the ranks, and yield the plan of rank zero.
 
     Args:
         context: of this process.
-        accelerator: `cpu` or `cuda`, which decides the backend.
-        fingerprint: of the training that this process has read from its configuration.
-        run_plan: of rank zero; None on all other ranks.
+        strategy: Lightning's, of a trainer that has not started.
+        run_plan: of rank zero; on other ranks only its fingerprint counts.
 
     Raises:
-        EnvironmentFailure: another rank died.
+        EnvironmentFailure: another rank died; without a message where the launcher, or rank zero, prints one.
         UserError: this rank has another configuration than rank zero.
     """
     if not context.is_distributed:
-        assert run_plan is not None
-        yield context, run_plan
+        yield run_plan
         return
-    context, workers = _launch_workers(context)
-    with _supervise(context, workers):
-        received = _rendezvous(context, accelerator, run_plan)
-        if received.fingerprint != fingerprint:
+    # Otherwise Lightning sets another number of threads than conf/runtime.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    peers = _local_peers()
+    dead_peers: list[psutil.Process] = []
+    # By the time that the main thread handles a signal, the others may have ended because of it.
+    observe_signals(lambda: dead_peers.extend(peer for peer in peers if not is_alive(peer)))
+    try:
+        strategy.setup_environment()
+        received = strategy.broadcast(run_plan)
+        if received.fingerprint != run_plan.fingerprint:
             raise UserError(
                 "The configuration or the code changed while the ranks were starting; run the command again."
             )
-        yield context, received
+        yield received
         dist.destroy_process_group()
-
-
-def release_workers(context: DistributedContext, accelerator: str, fingerprint: str) -> None:
-    """Let ranks that a launcher has started exit, because there is nothing to train."""
-    if context.environment is not None:
-        with distributed_session(context, accelerator, fingerprint, RunPlan(fingerprint, is_needed=False)):
-            pass
-
-
-class RestoreSignalHandler(Callback):
-    """Replace Lightning's SIGTERM handler, which waits for the other ranks although they may be inside a step."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        install_sigterm_handler()
-
-
-def _rendezvous(context: DistributedContext, accelerator: str, run_plan: RunPlan | None) -> RunPlan:
-    """Initialize torch's process group, and return the plan of rank zero."""
-    environment = context.environment
-    assert environment is not None
-    os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
-    # Otherwise Lightning sets another number of threads than conf/runtime.
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    device = torch.device("cpu")
-    if accelerator == "cuda":
-        device = torch.device("cuda", environment.local_rank())
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if accelerator == "cuda" else "gloo", rank=context.rank, world_size=context.world_size
-    )
-    broadcast = [run_plan]
-    dist.broadcast_object_list(broadcast, src=0, device=device)
-    assert broadcast[0] is not None
-    return broadcast[0]
-
-
-@contextmanager
-def _supervise(context: DistributedContext, workers: WorkerProcesses) -> Iterator[None]:
-    """Stop all ranks when one of them fails, and name it in a single message, printed by rank zero.
-
-    Raises `EnvironmentFailure` if another rank died.
-    """
-    finished = threading.Event()
-    watch = threading.Thread(target=_watch_workers, args=(workers, finished), daemon=True)
-    watch.start()
-    seconds = 0.0
-    try:
-        yield
-        seconds = GRACE_SECONDS
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if isinstance(error, UserError):
-            raise
+    except Interrupted:
+        if dead_peers:
+            raise _peer_failure(context) from None
         if not context.is_rank_zero:
-            # Give rank zero time to print its message and kill this process; otherwise print the error here.
-            if isinstance(error, Exception):
-                time.sleep(GRACE_SECONDS)
-            raise
-        reason = _failed_peer(error, workers) if isinstance(error, Exception) else workers.failed
-        if reason:
-            raise EnvironmentFailure(_peer_failure_message(reason)) from None
+            time.sleep(STOP_DELAY)
         raise
+    except Exception as error:
+        if not _is_peer_failure(error):
+            raise
+        with suppress(Interrupted):
+            time.sleep(LAUNCHER_SECONDS)
+        raise _peer_failure(context) from None
     finally:
-        finished.set()
-        workers.stop(seconds)
+        observe_signals(None)
 
 
-def _failed_peer(error: BaseException, workers: WorkerProcesses) -> str:
-    """Describe the rank whose death caused the error; empty if the error is this rank's own."""
-    is_peer_failure = _is_peer_failure(error)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while is_peer_failure and workers.processes and not workers.failure() and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    return workers.failure() or ("Another rank died" if is_peer_failure else "")
+def _local_peers() -> list[psutil.Process]:
+    """Return the other ranks on this machine: processes with this one's launcher and command line."""
+    own = psutil.Process()
+    with suppress(psutil.Error):
+        siblings = psutil.Process(os.getppid()).children()
+        return [process for process in siblings if process != own and process.cmdline() == own.cmdline()]
+    return []
 
 
 def _is_peer_failure(error: BaseException) -> bool:
@@ -334,20 +299,13 @@ def _is_peer_failure(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _peer_failure_message(reason: str) -> str:
-    return f"{reason}, which stopped the training; {RESUME_HINT}."
+def _peer_failure(context: DistributedContext) -> EnvironmentFailure:
+    is_reported = is_reported_by_launcher() or not context.is_rank_zero
+    return EnvironmentFailure("" if is_reported else f"Another rank died, which stopped the training; {RESUME_HINT}.")
 
 
-def _watch_workers(workers: WorkerProcesses, finished: threading.Event) -> None:
-    """Stop this process if a worker died unnoticed: a GPU would wait for it for minutes."""
-    while not finished.wait(POLL_SECONDS):
-        if workers.failure():
-            if finished.wait(GRACE_SECONDS):
-                return
-            workers.failed = workers.failure()
-            os.kill(os.getpid(), signal.SIGTERM)
-            if finished.wait(2 * GRACE_SECONDS):
-                return
-            log_error(_peer_failure_message(workers.failure()))
-            workers.stop(0)
-            os._exit(1)
+class RestoreSignalHandler(Callback):
+    """Replace Lightning's SIGTERM handler, which waits for the other ranks although they may be inside a step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        install_sigterm_handler()

@@ -43,7 +43,7 @@ from cifar_pipeline.training.distributed import (
     DistributedContext,
     RestoreSignalHandler,
     RunPlan,
-    distributed_session,
+    connect_ranks,
 )
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
@@ -115,25 +115,23 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
         UserError: the loss became NaN or infinite (`Classifier.check_finite_loss`).
     """
     _silence_lightning()
-    distributed, accelerator, fingerprint = setup.distributed, setup.hardware.accelerator, setup.run_dir.fingerprint
-    run_plan = None
+    distributed, run_plan = setup.distributed, RunPlan(setup.run_dir.fingerprint)
     if distributed.is_rank_zero:
         checkpoint = find_resume_checkpoint(setup.run_dir.path, setup.module.state_dict(), setup.datamodule.chunk)
-        run_plan = RunPlan(fingerprint, checkpoint)
-        if distributed.is_distributed and accelerator == "cpu" and _has_batch_norm(setup.module):
+        run_plan = replace(run_plan, checkpoint=checkpoint)
+        if distributed.is_distributed and setup.hardware.accelerator == "cpu" and _has_batch_norm(setup.module):
             warning(
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
             )
-    with distributed_session(distributed, accelerator, fingerprint, run_plan) as (distributed, run_plan):
+    history, runtime_reader = EpochHistory(setup.datamodule, _history_files(setup)), RuntimeReader()
+    # EpochHistory comes behind the callbacks whose metrics it records.
+    trainer = _trainer(setup, [*callbacks, history, runtime_reader], logger)
+    with connect_ranks(distributed, trainer.strategy, run_plan) as run_plan:
         if not run_plan.is_needed:
             return TrainingResult([], 0.0, {})
         if run_plan.checkpoint:
             info(f"Resuming from checkpoint {run_plan.checkpoint}")
-        history, runtime_reader = EpochHistory(setup.datamodule, _history_files(setup)), RuntimeReader()
-        # EpochHistory comes behind the callbacks whose metrics it records.
-        recorders = [*callbacks, history, runtime_reader]
-        trainer = _trainer(replace(setup, distributed=distributed), recorders, logger)
         _run(trainer, setup, run_plan.checkpoint)
     if setup.profiler and distributed.is_rank_zero:
         info(f"Profile: {', '.join(map(str, sorted(setup.run_dir.path.glob('fit-profile*'))))}")
@@ -142,6 +140,14 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
         planned = setup.hardware.planned() | {"engine": "compiled" if setup.datamodule.chunk else "eager"}
         report_differences(planned, runtime)
     return TrainingResult(history.rows, runtime_reader.seconds, runtime)
+
+
+def release_ranks(setup: TrainingSetup) -> None:
+    """Let the other ranks end, because there is nothing to train. Only rank zero calls this."""
+    if setup.distributed.is_distributed:
+        run_plan = RunPlan(setup.run_dir.fingerprint, is_needed=False)
+        with connect_ranks(setup.distributed, _trainer(setup, [], None).strategy, run_plan):
+            pass
 
 
 def _run(trainer: Trainer, setup: TrainingSetup, checkpoint: Path | None) -> None:

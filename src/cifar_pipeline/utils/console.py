@@ -75,8 +75,6 @@ def set_log_prefix(prefix: str) -> None:
 
 
 _muted = False
-# Seconds for which a muted rank holds its error back: rank zero usually prints one and terminates it before.
-NONZERO_RANK_ERROR_DELAY = 4.0
 
 
 def mute(prefix: str) -> None:
@@ -108,9 +106,7 @@ def warning(line: str) -> None:
 
 
 def log_error(line: str) -> None:
-    """Print a fatal error on standard error; a muted process waits `NONZERO_RANK_ERROR_DELAY` before."""
-    if _muted:
-        time.sleep(NONZERO_RANK_ERROR_DELAY)
+    """Print a fatal error on standard error."""
     stderr_console.print(_prefixed(line), style="bold red")
 
 

@@ -30,7 +30,10 @@ class UserError(Exception):
 
 
 class EnvironmentFailure(Exception):
-    """A failure of the machine or of another process; the message is complete. No traceback, exit code 1."""
+    """A failure of the machine or of another process. No traceback, exit code 1.
+
+    The message is complete; it is empty if another process prints it.
+    """
 
 
 def describe_environment_error(error: BaseException) -> str | None:

@@ -41,6 +41,9 @@ _is_watched = False
 _is_reported = False
 # Whether SIGTERM is sent to child processes as well. (A terminal sends Ctrl-C to all of them.)
 _forwards_sigterm = False
+_observer: Callable[[], None] | None = None
+# torchrun's run id of the ranks that a command launches for itself.
+LAUNCH_ID = "cifar-pipeline"
 
 
 def install_sigterm_handler() -> None:
@@ -57,6 +60,17 @@ def mark_reported() -> None:
     """Record that a line about the interruption was printed."""
     global _is_reported
     _is_reported = True
+
+
+def is_reported_by_launcher() -> bool:
+    """Whether this process is a rank that a command launched for itself, which reports signals and killed ranks."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCH_ID
+
+
+def observe_signals(observer: Callable[[], None] | None) -> None:
+    """Call `observer` as soon as SIGTERM or Ctrl-C arrives, even while the main thread runs native code; None: none."""
+    global _observer
+    _observer = observer
 
 
 def forward_sigterm() -> None:
@@ -94,6 +108,8 @@ def _end_in_time(pipe: int) -> None:
         while number not in (signal.SIGTERM, signal.SIGINT):
             number = os.read(pipe, 1)[0]
         faulthandler.dump_traceback_later(GIL_GRACE_SECONDS, exit=True, file=devnull)
+        if _observer:
+            _observer()
         if _forwards_sigterm and number == signal.SIGTERM:
             _signal_descendants(signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
@@ -146,7 +162,7 @@ def _end_with(processes: Iterable[psutil.Process]) -> None:
     """Send SIGTERM to this process as soon as one of `processes` ends, and kill it after `GRACE_SECONDS`."""
 
     def watch() -> None:
-        while all(map(_is_alive, processes)):
+        while all(map(is_alive, processes)):
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
         # A launcher's worker treats the exit of its job as the job's result, and waits for another job.
@@ -156,9 +172,9 @@ def _end_with(processes: Iterable[psutil.Process]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended does not, even if its exit code was not read yet."""
     try:
-        # An ended process is a zombie until its parent reads its exit code.
         return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
