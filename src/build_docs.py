@@ -1,14 +1,15 @@
 """Generate docs/configuration.md and the JSON schemas of schema/ from conf/: `make docs`."""
 
-import argparse
 import json
+import logging
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, run_script
 from cifar_pipeline.config.json_schema import schemas
 from cifar_pipeline.config.reference import render_page
 from cifar_pipeline.utils.atomic import atomic_write, require_writable
-from cifar_pipeline.utils.console import info
+
+log = logging.getLogger(__name__)
 
 CONF, PAGE, SCHEMA_DIR = Path("conf"), Path("docs/configuration.md"), Path("schema")
 
@@ -22,7 +23,7 @@ def documents() -> dict[Path, str]:
 
 
 def build_docs() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".").parse_args()
+    argument_parser((__doc__ or "").partition(":")[0] + ".").parse_args()
     generated = documents()
     for path in generated:
         require_writable(path, is_file=True)
@@ -31,7 +32,7 @@ def build_docs() -> None:
             tmp.write_text(text, encoding="utf-8", newline="\n")
     for path in set(SCHEMA_DIR.glob("*.json")) - set(generated):
         path.unlink()
-    info(f"Wrote {PAGE} and {len(generated) - 1} JSON schemas in {SCHEMA_DIR}/.")
+    log.info(f"Wrote {PAGE} and {len(generated) - 1} JSON schemas in {SCHEMA_DIR}/.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Started by hand or by DVC, it does the same; with `-m` it is one job of a sweep and writes to the job's folder.
 """
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -23,15 +24,19 @@ from cifar_pipeline.training.distributed import detect_distributed, release_work
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
 from cifar_pipeline.training.trainer import build_training, fit, micro_batch_size, run_tags, training_metadata
 from cifar_pipeline.utils.atomic import require_writable
-from cifar_pipeline.utils.console import info, status
+from cifar_pipeline.utils.console import status
+from cifar_pipeline.utils.logs import propagate_library_logs
 from cifar_pipeline.utils.paths import runs_cache_dir
 from cifar_pipeline.utils.process import disable_malloc_trim
+
+log = logging.getLogger(__name__)
 
 PROCESSED = Path("data/processed")
 
 
 def train(config: DictConfig) -> float | None:
     """Return the validation accuracy of the last epoch; None without a validation split and on ranks above zero."""
+    propagate_library_logs()
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
@@ -49,10 +54,11 @@ def train(config: DictConfig) -> float | None:
         require_validation_split(dataset.sizes["val"])
     if not trial or trial.number == 0:
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
-        info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
-        info(f"Device: {hardware}; engine: {engine}")
+        log.info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
+        log.info(f"Device: {hardware}; engine: {engine}")
 
     run_fingerprint = fingerprint(config, dataset.hash)
+    log.debug(f"Fingerprint of the training: {run_fingerprint}")
     name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
     setup = build_training(config, dataset, hardware, engine, run_dir, processes)
     if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, run_fingerprint)) is not None:
@@ -76,7 +82,9 @@ def train(config: DictConfig) -> float | None:
         with training_run(run_fingerprint, name, result_config(config), data, rerun, trial) as run:
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id, run.logged_epochs)
             if run_dir.is_finished and not rerun:
-                info(f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again.")
+                log.info(
+                    f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again."
+                )
                 logger.log_rows(run_dir.rows())
                 release_workers(processes, hardware.accelerator, run_fingerprint)
             else:

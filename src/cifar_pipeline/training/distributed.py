@@ -4,6 +4,7 @@ Ranks are started by torchrun or srun, or else by rank zero, with its own comman
 environment variables that Lightning reads.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -25,10 +26,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.process import install_sigterm_handler
 from cifar_pipeline.utils.text import one_line
+
+log = logging.getLogger(__name__)
 
 LAUNCHERS = "torchrun or srun"
 POLL_SECONDS = 0.2
@@ -348,6 +350,6 @@ def _watch_workers(workers: WorkerProcesses, finished: threading.Event) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             if finished.wait(2 * GRACE_SECONDS):
                 return
-            log_error(_peer_failure_message(workers.failure()))
+            log.error(_peer_failure_message(workers.failure()))
             workers.stop(0)
             os._exit(1)

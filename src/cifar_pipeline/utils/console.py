@@ -1,15 +1,17 @@
-"""Print log lines, a delayed status line and progress bars with rich; plain lines where there is no terminal.
+"""Print tables, a delayed status line and progress bars with rich; plain lines where there is no terminal.
 
-Results go to standard output, warnings and errors to standard error. Every line is redacted and escaped.
+Every line is redacted and escaped. `utils/logs.py` prints log records on the same consoles.
 """
 
 import atexit
+import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +35,8 @@ from rich.text import Text
 
 from cifar_pipeline.utils.text import escape_control, percent, redact_and_escape
 
+# The logger of this library, whose level is that of the user (`-v`, `-q`, LOG_LEVEL).
+PACKAGE = "cifar_pipeline"
 # In a pipe or a file nothing needs to fit a screen, and a name wrapped at 80 columns can't be searched for.
 NON_TTY_WIDTH = 200
 # Seconds before a status or progress line is printed, and between two progress lines.
@@ -64,67 +68,55 @@ stdout_console = _Console(highlight=False, soft_wrap=True, width=_width)
 stderr_console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-# Distinguishes the lines of processes that share a terminal.
-_prefix = ""
+# Begins each line of a job of a sweep. (Threads start with an empty context: `copy_context` passes it on.)
+_job_prefix = ContextVar("_job_prefix", default="")
+_rank = 0
 
 
-def set_log_prefix(prefix: str) -> None:
-    """Begin every line of this process with `prefix`."""
-    global _prefix
-    _prefix = prefix
+@contextmanager
+def log_prefix(prefix: str) -> Iterator[None]:
+    """Begin every line that is printed in the block with `prefix`."""
+    token = _job_prefix.set(prefix)
+    try:
+        yield
+    finally:
+        _job_prefix.reset(token)
 
 
-_muted = False
-# Seconds for which a muted rank holds its error back: rank zero usually prints one and terminates it before.
-NONZERO_RANK_ERROR_DELAY = 4.0
+def set_rank(rank: int) -> None:
+    """Set this process's rank in a distributed training; a rank > 0 shows no status, no progress, and only errors."""
+    global _rank
+    _rank = rank
+    if rank:
+        clear_status()
 
 
-def mute(prefix: str) -> None:
-    """Mute this process (rank > 0); fatal errors are still printed, after `prefix`."""
-    global _muted
-    _muted = True
-    clear_status()
-    set_log_prefix(prefix)
+def current_rank() -> int:
+    """Return this process's rank in a distributed training; 0 if there is a single process."""
+    return _rank
 
 
-def is_muted() -> bool:
-    """Whether this process prints fatal errors only."""
-    return _muted
+def line_prefix() -> str:
+    """Return the beginning of each line of this process: `[rank N] ` or the `log_prefix`."""
+    return f"[rank {_rank}] " if _rank else _job_prefix.get()
 
 
-def info(line: str) -> None:
-    """Print one line on standard output."""
-    if _muted:
-        return
-    stdout_console.print(_prefixed(line))
-    sys.stdout.flush()
-
-
-def warning(line: str) -> None:
-    """Print one highlighted line on standard error."""
-    if _muted:
-        return
-    stderr_console.print(_prefixed(line), style="bold yellow")
-
-
-def log_error(line: str) -> None:
-    """Print a fatal error on standard error; a muted process waits `NONZERO_RANK_ERROR_DELAY` before."""
-    if _muted:
-        time.sleep(NONZERO_RANK_ERROR_DELAY)
-    stderr_console.print(_prefixed(line), style="bold red")
+def _hides_progress() -> bool:
+    """Whether this process shows neither a status nor progress: rank > 0, or LOG_LEVEL above INFO (`-q`)."""
+    return _rank > 0 or logging.getLogger(PACKAGE).level > logging.INFO
 
 
 def _prefixed(line: str) -> str:
-    """Prepend the process's prefix, redact secrets, and escape control characters and rich's markup."""
+    """Prepend `line_prefix`, redact secrets, and escape control characters and rich's markup."""
     # Escaped before rich sees it, because rich silently drops some control characters.
-    return escape(redact_and_escape(_prefix + line))
+    return escape(redact_and_escape(line_prefix() + line))
 
 
 class _DelayedSpinner:
     """Show a status after `STATUS_DELAY`: a spinner with its seconds on a terminal, one line elsewhere."""
 
     def __init__(self, description: str) -> None:
-        self.description, self.lock, self.stopped = description, threading.Lock(), False
+        self.line, self.lock, self.stopped = _prefixed(description), threading.Lock(), False
         self.progress: Progress | None = None
         self.timer = threading.Timer(STATUS_DELAY, self._show)
         self.timer.daemon = True
@@ -137,13 +129,13 @@ class _DelayedSpinner:
             if self.stopped:
                 return
             if not console.is_terminal or _bars:
-                console.print(_prefixed(f"{self.description} ..."))
+                console.print(f"{self.line} ...")
                 return
             columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
             self.progress = Progress(
                 *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
-            self.progress.add_task(_prefixed(self.description))
+            self.progress.add_task(self.line)
             self.progress.tasks[0].start_time = self.progress.get_time() - STATUS_DELAY
             self.progress.start()
 
@@ -163,7 +155,7 @@ def status(description: str) -> None:
     """Show what the program is working on, unless another line is printed within `STATUS_DELAY`."""
     global _spinner
     clear_status()
-    if not _muted:
+    if not _hides_progress():
         _spinner = _DelayedSpinner(description)
 
 
@@ -195,7 +187,7 @@ def progress_bar(
         a function that takes the number of items done since its last call.
     """
     clear_status()
-    if _muted:
+    if _hides_progress():
         yield lambda amount: None
         return
     if not console.is_terminal:
