@@ -50,9 +50,15 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import current_rank, set_rank, status
+from cifar_pipeline.utils.console import (
+    LEVEL_HELP,
+    configure_logging,
+    current_rank,
+    set_rank,
+    status,
+    take_level_options,
+)
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError, describe_environment_error
-from cifar_pipeline.utils.logs import LEVEL_HELP, configure_logging, take_level_options
 from cifar_pipeline.utils.process import (
     Interrupted,
     exit_when_dvc_dies,

@@ -28,8 +28,8 @@ from cifar_pipeline.inference.onnx_session import (
     open_checked,
 )
 from cifar_pipeline.models.build import NormalizedModel, get_activation, save_weights
+from cifar_pipeline.utils.console import propagate_library_logs
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.logs import propagate_library_logs
 
 # torch.export treats sizes of 1 as constants.
 EXAMPLE_BATCH = 2

@@ -18,8 +18,7 @@ from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threa
 from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
-from cifar_pipeline.utils.console import progress_bar, status
-from cifar_pipeline.utils.logs import propagate_library_logs
+from cifar_pipeline.utils.console import progress_bar, propagate_library_logs, status
 from cifar_pipeline.utils.process import disable_malloc_trim
 
 if TYPE_CHECKING:

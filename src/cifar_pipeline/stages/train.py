@@ -24,8 +24,7 @@ from cifar_pipeline.training.distributed import detect_distributed, release_work
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
 from cifar_pipeline.training.trainer import build_training, fit, micro_batch_size, run_tags, training_metadata
 from cifar_pipeline.utils.atomic import require_writable
-from cifar_pipeline.utils.console import status
-from cifar_pipeline.utils.logs import propagate_library_logs
+from cifar_pipeline.utils.console import propagate_library_logs, status
 from cifar_pipeline.utils.paths import runs_cache_dir
 from cifar_pipeline.utils.process import disable_malloc_trim
 

@@ -31,9 +31,8 @@ from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.job import SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
-from cifar_pipeline.utils.console import status
+from cifar_pipeline.utils.console import close_job_log, status
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.logs import close_job_log
 from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_values
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,8 @@ from cifar_pipeline.config.source_files import loaded_sources, variables, versio
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import log_prefix
+from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
-from cifar_pipeline.utils.logs import configure_logging
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import parse_json, require_bounded
 from cifar_pipeline.utils.text import one_line, redact_and_escape
