@@ -26,7 +26,7 @@ configure_logging()
 for name in ("project.losses", "library"):
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.getLogger(name).log(level, f"{name} {logging.getLevelName(level)}")
-warnings.warn("odd\\n  value")
+warnings.warn("odd\\nvalue")
 stdout_console.print("result")
 """
 
@@ -63,6 +63,12 @@ def test_by_default_only_the_message_is_shown() -> None:
     assert warned == "<string>:8: UserWarning: odd value"
 
 
+def test_a_warning_is_one_line_without_its_code(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(EVERYTHING)
+    ended = python(f"import runpy; runpy.run_path({str(tmp_path / 'script.py')!r})")
+    assert ended.stderr.splitlines()[-1] == f"{tmp_path / 'script.py'}:8: UserWarning: odd value"
+
+
 @pytest.mark.parametrize("name", ["WARNING", "warning", "ERROR"])
 def test_a_higher_level_hides_information_but_no_results(name: str) -> None:
     ended = python(EVERYTHING, LOG_LEVEL=name)
@@ -78,7 +84,7 @@ def test_debug_shows_time_level_and_logger_and_what_libraries_report() -> None:
     assert info[8:] == " INFO     project.losses  project.losses INFO"
     assert library[8:] == " INFO     library  library INFO"  # not its DEBUG
     assert result == "result"
-    assert " WARNING  py.warnings  <string>:8: UserWarning: odd" in ended.stderr
+    assert " WARNING  py.warnings  <string>:8: UserWarning: odd value\n" in ended.stderr
 
 
 def test_a_message_is_neither_markup_nor_wrapped_nor_a_format(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,8 +122,14 @@ def test_an_error_of_a_library_is_one_line_and_ours_has_its_traceback(capsys: py
     ],
 )
 def test_warnings_on_which_nobody_can_act_are_hidden_at_every_level(message: str) -> None:
-    code = f"import warnings; from cifar_pipeline.utils import console; console.configure_logging(); warnings.warn({message!r})"
-    assert python(code, LOG_LEVEL="DEBUG").stderr == ""
+    configure = "from cifar_pipeline.utils.console import configure_logging; configure_logging()"
+    ended = python(
+        f"import warnings; {configure}; warnings.warn({message!r}); warnings.warn('odd\\nvalue')", LOG_LEVEL="DEBUG"
+    )
+    assert (
+        ended.stderr.endswith(" WARNING  py.warnings  <string>:1: UserWarning: odd value\n")
+        and message not in ended.stderr
+    )
 
 
 def test_a_library_that_sets_its_own_level_and_handler_is_still_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -356,7 +356,7 @@ def configure_logging() -> None:
     for name in _our_loggers():
         logging.getLogger(name).setLevel(_level())
     if (name := os.environ.get(LEVEL_VARIABLE, "")) and name.upper() not in LEVELS:
-        raise UserError(f"{LEVEL_VARIABLE}={name} is no level; use one of {', '.join(LEVELS)}.")
+        raise UserError(f"LOG_LEVEL={name} is no level; use one of {', '.join(LEVELS)}.")
 
 
 def propagate_library_logs() -> None:
@@ -438,13 +438,15 @@ class RankFilter(logging.Filter):
 
 
 class _RedactedRecord(logging.LogRecord):
-    """A log record with a redacted and escaped message, also for handlers of libraries."""
+    """A log record with a redacted and escaped message, for all handlers; a Python warning is one line."""
 
     def getMessage(self) -> str:  # noqa: N802
         try:
             message = super().getMessage()
         except Exception:  # A library's arguments that do not fit its format must not stop a training.
             message = f"{self.msg} {self.args}"
+        if self.name == WARNINGS_LOGGER:
+            message = one_line(SOURCE_LINE.sub("", message))
         return redact_and_escape(message)
 
 
@@ -462,7 +464,7 @@ class _ConsoleFormatter(logging.Formatter):
         if _is_ours(record.name) or _level() == logging.DEBUG:
             message = super().format(record)
         else:
-            message = one_line(SOURCE_LINE.sub("", record.getMessage()))
+            message = one_line(record.getMessage())
         return redact_and_escape(line_prefix() + message)
 
 
