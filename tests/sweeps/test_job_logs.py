@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from sweep_runs import folder
 
 from helpers.workspace import Workspace
 
@@ -23,9 +22,9 @@ def scenario_with_submitit(workspace: Workspace) -> tuple[Workspace, str]:
     return workspace, workspace.train(*SWEEP, "launcher=submitit_local")
 
 
-def logs(workspace: Workspace, output: str) -> list[str]:
+def logs(workspace: Workspace) -> list[str]:
     """Return the content of each job's log file, and assert that every line has time, level and logger."""
-    files = sorted(folder(workspace, output).glob("*/train.log"))
+    files = sorted((workspace.root / "multirun").glob("*/*/*/train.log"))
     texts = [file.read_text() for file in files]
     assert [file.parent.name for file in files] == ["0", "1"]
     for text in texts:
@@ -43,7 +42,7 @@ def assert_of_its_job(texts: list[str]) -> None:
 
 def test_jobs_in_one_process_each_write_their_lines(outcome):
     workspace, output = outcome(scenario_in_process)
-    texts = logs(workspace, output)
+    texts = logs(workspace)
     assert_of_its_job(texts)
     assert "DEBUG" not in "".join(texts) and "Lightning" not in "".join(texts)
     # On the console, lines have no columns.
@@ -54,7 +53,7 @@ def test_jobs_in_one_process_each_write_their_lines(outcome):
 
 def test_workers_of_joblib_inherit_the_level(outcome):
     workspace, output = outcome(scenario_with_joblib)
-    texts = logs(workspace, output)
+    texts = logs(workspace)
     assert_of_its_job(texts)
     for number, text in enumerate(texts):
         assert "DEBUG cifar_pipeline.stages.train: Fingerprint" in text
@@ -63,4 +62,5 @@ def test_workers_of_joblib_inherit_the_level(outcome):
 
 @pytest.mark.long
 def test_jobs_of_submitit_write_the_same_file(outcome):
-    assert_of_its_job(logs(*outcome(scenario_with_submitit)))
+    workspace, _ = outcome(scenario_with_submitit)
+    assert_of_its_job(logs(workspace))
