@@ -24,6 +24,7 @@ from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.hardware import select_hardware
 from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit, micro_batch_size
+from cifar_pipeline.utils.console import configure_logging
 from cifar_pipeline.utils.process import disable_malloc_trim
 
 
@@ -74,6 +75,7 @@ arguments.add_argument("overrides", nargs="*")
 options = arguments.parse_args()
 
 disable_malloc_trim()
+configure_logging()
 # Resolve `auto` for the full recipe, before its epochs are shortened below.
 config = compose_config([*options.overrides, "runtime.accelerator=cpu"])
 sampler = MemorySampler()

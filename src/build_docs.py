@@ -4,15 +4,16 @@ The page is committed, because hosts show it; the schemas are for the editors on
 them.
 """
 
-import argparse
 import json
+import logging
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, run_script
 from cifar_pipeline.config.json_schema import schemas
 from cifar_pipeline.config.reference import render_page
 from cifar_pipeline.utils.atomic import atomic_write, require_writable
-from cifar_pipeline.utils.console import info
+
+log = logging.getLogger(__name__)
 
 CONF, PAGE, SCHEMA_DIR = Path("conf"), Path("docs/configuration.md"), Path("schema")
 
@@ -26,7 +27,7 @@ def documents(schemas_only: bool = False) -> dict[Path, str]:
 
 
 def build_docs() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser = argument_parser((__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("--schemas-only", action="store_true", help="write schema/ only")
     generated = documents(parser.parse_args().schemas_only)
     for path in generated:
@@ -36,7 +37,7 @@ def build_docs() -> None:
             tmp.write_text(text, encoding="utf-8", newline="\n")
     for path in set(SCHEMA_DIR.glob("*.json")) - set(generated):
         path.unlink()
-    info(f"Wrote {', '.join(sorted({str(path if path == PAGE else SCHEMA_DIR) for path in generated}))}.")
+    log.info(f"Wrote {', '.join(sorted({str(path if path == PAGE else SCHEMA_DIR) for path in generated}))}.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Export a model as files that run without this project: `python src/export.py`, or `make export`."""
 
-import argparse
+import logging
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
+
+log = logging.getLogger(__name__)
 
 
 def export() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser = argument_parser((__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("--model", help="a folder, models:/cifar10@champion or runs:/RUN/last (default: conf/predict/)")
     parser.add_argument("--rev", default="", help="use the model of this tag, branch or commit from DVC")
     parser.add_argument("--to", type=Path, default=Path("exported"), help="folder for model.onnx and index.html")
@@ -19,7 +21,6 @@ def export() -> None:
     from cifar_pipeline.inference.portable import export_portable
     from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.utils.atomic import require_writable
-    from cifar_pipeline.utils.console import info
 
     require_writable(args.to)
     with resolve_model(args.model or config.predict.model, args.rev, config.evaluation.checkpoint) as folder:
@@ -33,8 +34,10 @@ def export() -> None:
             model = build_inference_model(build_bare_model(config, metadata), config, metadata)
             written.append(write_pt2(folder, model, args.to))
     files = ", ".join(map(str, written))
-    info(f"Wrote {files}. The model takes images and returns probabilities; class names are inside.")
-    info(f"To use it in a browser, run `python -m http.server --directory {args.to}` and open http://127.0.0.1:8000.")
+    log.info(f"Wrote {files}. The model takes images and returns probabilities; class names are inside.")
+    log.info(
+        f"To use it in a browser, run `python -m http.server --directory {args.to}` and open http://127.0.0.1:8000."
+    )
 
 
 if __name__ == "__main__":

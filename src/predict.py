@@ -4,14 +4,17 @@ Exit code 0: all files were classified; 1: some could not be read, each with a l
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
+
+log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser = argument_parser((__doc__ or "").partition(":")[0] + ".")
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="images, folders of images, or - to read paths from standard input"
     )
@@ -34,7 +37,6 @@ def predict() -> int:
     from cifar_pipeline.reporting.tables import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.utils.atomic import require_writable
-    from cifar_pipeline.utils.console import info, warning
 
     if args.csv:
         require_writable(args.csv, is_file=True)
@@ -57,12 +59,12 @@ def predict() -> int:
     elif args.csv:
         failed = write_csv(results, args.csv, top_k)
         if args.csv.is_file():  # not a pipe or device
-            info(f"Wrote the predictions to {args.csv}.")
+            log.info(f"Wrote the predictions to {args.csv}.")
     else:
-        info(f"Model: {model_uri}{args.rev and f' of {args.rev}'}, trained on {predictor.metadata.dataset}")
+        log.info(f"Model: {model_uri}{args.rev and f' of {args.rev}'}, trained on {predictor.metadata.dataset}")
         failed = print_table(results, top_k)
     if skipped:
-        warning(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
+        log.warning(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
     return 1 if failed else 0
 
 

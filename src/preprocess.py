@@ -3,11 +3,14 @@
 Also writes reports/skipped.csv, a list of the skipped image files with the reasons.
 """
 
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.cli.entrypoint import run_stage
+
+log = logging.getLogger(__name__)
 
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
@@ -27,7 +30,7 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.reporting.style import save
     from cifar_pipeline.reporting.tables import write_skipped
     from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock, require_writable
-    from cifar_pipeline.utils.console import info, status, warning
+    from cifar_pipeline.utils.console import status
 
     require_writable(PROCESSED)
     require_writable(SAMPLES, is_file=True)
@@ -65,10 +68,12 @@ def preprocess(config: DictConfig) -> None:
     status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
     for sentence in dataset.describe_duplicates():
-        warning(sentence)
+        log.warning(sentence)
     images, labels = dataset.split("train")
     save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
-    info(f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images.")
+    log.info(
+        f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images."
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Manage the models registered in MLflow: list the versions, promote a model to champion, roll the champion back."""
 
 import argparse
+import logging
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
+
+log = logging.getLogger(__name__)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the registered versions, newest first")
     promote = commands.add_parser(
@@ -24,20 +27,19 @@ def registry() -> None:
     from cifar_pipeline.reporting.summary import print_versions
     from cifar_pipeline.tracking.champion import PromotionPolicy, from_pipeline, from_run, pipeline_dataset_name
     from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
-    from cifar_pipeline.utils.console import info
 
     if args.command == "list":
         if versions := read_versions(config.registry.name):
             print_versions(versions)
         else:
-            info("No model is registered yet: `make` trains one and registers it.")
+            log.info("No model is registered yet: `make` trains one and registers it.")
     elif args.command == "promote":
         checkpoint = config.evaluation.checkpoint
         candidate = from_run(args.run, checkpoint) if args.run else from_pipeline(Path("models"), checkpoint)
         policy = PromotionPolicy.of(config.registry, candidate.dataset)
-        info(promote(candidate, policy, explicit=bool(args.run)))
+        log.info(promote(candidate, policy, explicit=bool(args.run)))
     else:
-        info(roll_back(PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models")))))
+        log.info(roll_back(PromotionPolicy.of(config.registry, pipeline_dataset_name(Path("models")))))
 
 
 if __name__ == "__main__":

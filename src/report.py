@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, run_script
 from cifar_pipeline.utils.errors import UserError
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("summary", help="data, accuracy and time of the pipeline's last run (`make` prints it)")
     sweep = commands.add_parser("sweep", help="compare the trials of a sweep, finished or not")
@@ -49,10 +49,12 @@ def sweep(name: str) -> None:
 
 
 def experiments() -> None:
+    from rich.text import Text
+
     from cifar_pipeline.config import compose
     from cifar_pipeline.reporting.summary import experiments_table
     from cifar_pipeline.tracking.runs import list_evaluated_runs, result_params
-    from cifar_pipeline.utils.console import info
+    from cifar_pipeline.utils.console import stdout_console
 
     runs = list_evaluated_runs("cifar10")
     rows = []
@@ -65,7 +67,7 @@ def experiments() -> None:
             "No experiment of conf/experiment/ was evaluated without other changes: `dvc exp run -S experiment=NAME` "
             "evaluates one."
         )
-    info(experiments_table(rows))
+    stdout_console.print(Text(experiments_table(rows)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Serve the champion over HTTP: MLflow's scoring protocol, on the host and port of conf/serve/."""
 
-import argparse
-
-from cifar_pipeline.cli.entrypoint import load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
 
 
 def serve() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0] + ".")
+    parser = argument_parser((__doc__ or "").partition(":")[0] + ".")
     parser.add_argument("--model", help="a folder, models:/NAME/NUMBER or runs:/RUN/last (default: the champion)")
     args, config = parser.parse_args(), load_config()
     # Imported here, so that `--help` and invalid values do not wait for it.

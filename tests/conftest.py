@@ -16,6 +16,7 @@ from cifar_pipeline.config.compose import compose_config, restrict_to_stage
 from cifar_pipeline.data.dataset import Dataset, dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
+from cifar_pipeline.utils.console import configure_logging
 from helpers.config_project import ROOT, Project
 
 TRAIN, VAL, TEST = 90, 30, 20
@@ -39,6 +40,8 @@ class FolderScheduling(LoadScopeScheduling):
 
 
 def pytest_configure() -> None:
+    # Functions that are tested without their script print the same lines.
+    configure_logging()
     if os.access(MEMORY_DIR, os.W_OK) and shutil.disk_usage(MEMORY_DIR).free > MIN_FREE_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DIR))
     # Compiled code is shared by all workspaces of the tests, and kept for later runs.

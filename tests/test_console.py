@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -14,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from cifar_pipeline.utils import console
-from cifar_pipeline.utils.console import clear_status, format_duration, info, log_error, progress_bar, status, warning
+from cifar_pipeline.utils.console import clear_status, format_duration, progress_bar, status
 from helpers.source_tree import SRC
 
+log = logging.getLogger("cifar_pipeline.tests")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;[0-9]+)*m")
 
@@ -101,7 +103,9 @@ def test_a_status_is_printed_once_after_a_delay(
     assert capsys.readouterr().err == ""  # once
 
 
-@pytest.mark.parametrize("line", [lambda: info("done"), lambda: warning("odd"), lambda: log_error("no"), clear_status])
+@pytest.mark.parametrize(
+    "line", [lambda: log.info("done"), lambda: log.warning("odd"), lambda: log.error("no"), clear_status]
+)
 def test_any_other_line_clears_the_status(
     line: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +142,9 @@ def on_terminal(program: str, **environment: str) -> str:
 
 
 BARS = """
-import time
+import logging, time
 from cifar_pipeline.utils import console
+console.configure_logging()
 console.STATUS_DELAY = 0.1
 with console.progress_bar("Test images", 1000, transient=True) as advance:
     for _ in range(5):
@@ -149,8 +154,8 @@ with console.progress_bar("Test images", 1000, transient=True) as advance:
     time.sleep(0.3)
 console.status("Drawing figures")
 time.sleep(0.4)
-console.info("That is all")
-console.warning("Odd")
+logging.getLogger("project").info("That is all")
+logging.getLogger("project").warning("Odd")
 """
 
 

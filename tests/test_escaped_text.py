@@ -2,13 +2,14 @@
 
 import io
 import json
+import logging
 
 import pytest
 
 from cifar_pipeline.utils import console
-from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.text import escape_control, escape_control_json
 
+log = logging.getLogger("cifar_pipeline.tests")
 ODD = "a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
 SHOWN = r"a\x1b[31m\r\x07\x9b2J\u202e\udcff\u2028z"
 
@@ -34,8 +35,8 @@ def test_printed_lines_are_escaped(name: str, is_terminal: bool, monkeypatch: py
     output = getattr(console, name)
     monkeypatch.setattr(output, "_file", page)  # `file` would be restored as the stream of this test
     monkeypatch.setattr(output, "_force_terminal", is_terminal)
-    {"stdout_console": info, "stderr_console": warning}[name](ODD)
-    output.print(ODD, markup=False)  # as a table's cell, without `info`
+    {"stdout_console": log.info, "stderr_console": log.warning}[name](ODD)
+    output.print(ODD, markup=False)  # as a table's cell, without the log
     page.flush()
     text = page.buffer.getvalue().decode()
     assert SHOWN in text

@@ -65,7 +65,7 @@ def test_values_under_a_secret_key_are_masked() -> None:
 def test_tracebacks_and_logs_of_libraries_are_redacted_and_escaped() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(SRC)!r})\n"
-        "from cifar_pipeline.utils.text import redact_logging; redact_logging()\n"
+        "from cifar_pipeline.utils.console import configure_logging; configure_logging()\n"
         "import logging; logging.warning('asks %s', 'https://u:topsecret@h/')\n"
         "raise ValueError('at https://u:topsecret@h/ \\x1b[2J')\n"
     )

@@ -90,7 +90,7 @@ def started(
     code: Any = 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
-        for name in ("PYTHONPATH", "HYDRA_FULL_ERROR"):
+        for name in ("PYTHONPATH", "HYDRA_FULL_ERROR", "LOG_LEVEL"):
             patch.setenv(name, "")
         # Otherwise a sweep's last trial would be that of the next test's training in this process.
         for name in ("_trial", "_basis"):

@@ -59,9 +59,10 @@ def test_the_accuracy_is_printed_before_torch_is_imported(copy: Workspace) -> No
     """`evaluate` measures the model file in seconds; what explains its predictions comes afterwards."""
     watch = (
         "import runpy, sys; sys.path.insert(0, 'src'); sys.argv = ['src/evaluate.py']\n"
-        "from cifar_pipeline.utils import console; info = console.info\n"
+        "from cifar_pipeline.utils import console; format = console._ConsoleFormatter.format\n"
         "heavy = {'torch', 'lightning', 'mlflow', 'pandas'}\n"
-        "console.info = lambda line: info(f'{line} {sorted(heavy & sys.modules.keys())}')\n"
+        "with_modules = lambda *arguments: f'{format(*arguments)} {sorted(heavy & sys.modules.keys())}'\n"
+        "console._ConsoleFormatter.format = with_modules\n"
         "runpy.run_path('src/evaluate.py', run_name='__main__')"
     )
     said = copy.run("python", "-c", watch)

@@ -7,9 +7,11 @@ A stage's inputs are compared between its start and the publication of its resul
 run, so a change in the meantime would be recorded in dvc.lock with a result that was computed from the old content.
 """
 
+import argparse
 import functools
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -51,7 +53,14 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import is_muted, log_error, mute, status
+from cifar_pipeline.utils.console import (
+    LEVEL_HELP,
+    configure_logging,
+    current_rank,
+    set_rank,
+    status,
+    take_level_options,
+)
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError, describe_environment_error
 from cifar_pipeline.utils.process import (
     Interrupted,
@@ -63,7 +72,8 @@ from cifar_pipeline.utils.process import (
     relax_gc,
 )
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import redact_logging
+
+log = logging.getLogger(__name__)
 
 COMPOSED = Path("composed.yaml")
 CONFIGURE = "configure"
@@ -242,13 +252,13 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
     On Ctrl-C or SIGTERM the code is 130 or 143, and the message that of the Interrupted, or else `interrupt_message`.
     """
     install_sigterm_handler()
-    redact_logging()
     try:
+        configure_logging()
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
-        if not is_muted() and not is_reported_by_launcher():
-            log_error(interrupted.message or interrupt_message)
+        if not current_rank() and not is_reported_by_launcher():
+            log.error(interrupted.message or interrupt_message)
         mark_reported()
         sys.exit(interrupted.code)
     except BrokenPipeError:
@@ -258,13 +268,13 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
     except InstantiationException:
         raise  # an error in a configured class, ours or the user's, needs its traceback
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        log_error(format_error(error))
+        log.error(format_error(error))
         sys.exit(2)
     except Exception as error:
         failure = describe_environment_error(error)
         if failure is None:
             raise
-        log_error(failure)
+        log.error(failure)
         sys.exit(1)
 
 
@@ -280,6 +290,7 @@ def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: 
 
     `decorator` wraps the stage including the checks before it. Errors end the process as in `exit_on_error`.
     """
+    take_level_options(sys.argv)
     exit_when_dvc_dies()
     relax_gc()
     _record_environment()
@@ -335,20 +346,20 @@ def _with_checks(stage: Stage) -> Stage:
             result = stage(restrict_to_stage(config, stage.__name__) if is_stage else config)
         except Exception as error:
             user_error, failure = find_user_error(error), describe_environment_error(error)
-            if is_muted() and failure != "":
+            if current_rank() and failure != "":
                 time.sleep(NONZERO_RANK_ERROR_DELAY)
             if user_error is not None and is_sweep():
                 raise user_error from None
             # Handled here, because Hydra prints an error before it raises it again.
             if user_error is not None or (isinstance(error, OmegaConfBaseException) and not is_sweep()):
-                log_error(format_error(user_error or error))
+                log.error(format_error(user_error or error))
                 sys.exit(2)
             if failure is not None and not is_sweep():
                 if failure:
-                    log_error(failure)
+                    log.error(failure)
                 sys.exit(1)
             raise
-        if not is_sweep() and not is_muted():
+        if not is_sweep() and not current_rank():
             _record_duration(stage.__name__, time.perf_counter() - start)
         return result
 
@@ -368,15 +379,14 @@ def _reject_sweep_only_groups() -> None:
 
 
 def _setup_rank(config: DictConfig) -> None:
-    """Mute all ranks of a distributed training but rank zero, and end each when the process that started it ends.
+    """Set the rank of this process, and end it when the process that started it ends.
 
     The rank is read from the environment, where torchrun or Slurm has put it.
     """
     if OmegaConf.select(config, "trainer.strategy") in (None, "auto"):
         return
     rank = int(next((os.environ[name] for name in RANK_ENV_VARS if name in os.environ), 0))
-    if rank > 0:
-        mute(f"[rank {rank}] ")
+    set_rank(rank)
     if any(name in os.environ for name in RANK_ENV_VARS):
         exit_when_process_dies(os.getppid())
 
@@ -393,8 +403,17 @@ def load_config() -> DictConfig:
     return config
 
 
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a script's parser, whose help lists the options of the log level, which `run_script` takes."""
+    parser = argparse.ArgumentParser(description=description)
+    for option, text in LEVEL_HELP.items():
+        parser.add_argument(option, action="store_true", help=text)
+    return parser
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script, and exit with the code that it returns, or as in `exit_on_error`."""
+    take_level_options(sys.argv)
     relax_gc()
     with exit_on_error("Stopped."):
         status("Loading libraries")

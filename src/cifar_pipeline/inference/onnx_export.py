@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from cifar_pipeline.inference.onnx_session import (
     open_checked,
 )
 from cifar_pipeline.models.build import NormalizedModel, get_activation, save_weights
+from cifar_pipeline.utils.console import propagate_library_logs
 from cifar_pipeline.utils.errors import UserError
 
 # torch.export treats sizes of 1 as constants.
@@ -138,8 +138,7 @@ def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> Mod
     import onnx_ir
     from onnxscript import optimizer
 
-    for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    propagate_library_logs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
@@ -238,7 +237,6 @@ def save_model(graph: OnnxTemplate, net: nn.Module, metadata: Mapping[str, Any],
         Schema([TensorSpec(*output, LOGITS_NAME), TensorSpec(*output, PROBABILITIES_NAME)]),
     )
     onnx_metadata = to_onnx_metadata(metadata)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.onnx.save_model(

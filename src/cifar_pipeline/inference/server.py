@@ -14,6 +14,7 @@ numbers.
 import asyncio
 import gc
 import json
+import logging
 import os
 import re
 import socket
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from cifar_pipeline.inference.predictor import Prediction, Predictor
-from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Bytes of a pixel value in JSON: at most `255.0, ` and its share of the brackets.
 BYTES_PER_NUMBER = 8
@@ -256,7 +258,7 @@ def serve(predictor: Predictor, name: str, listener: socket.socket, max_images: 
     gc.collect()
     gc.freeze()
     host, port = listener.getsockname()[:2]
-    info(f"Serving {name} on http://{host}:{port}/invocations ({predictor.session.device}). Stop with Ctrl-C.")
+    log.info(f"Serving {name} on http://{host}:{port}/invocations ({predictor.session.device}). Stop with Ctrl-C.")
     # Without lifespan messages, which this application does not use.
     options = uvicorn.Config(limited, log_level="warning", lifespan="off")
     uvicorn.Server(options).run(sockets=[listener])

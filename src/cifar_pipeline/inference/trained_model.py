@@ -1,5 +1,6 @@
 """Open the result of a training in models/: the model of a checkpoint and the training's metadata."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json, read_text
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +40,9 @@ class TrainedModel:
                 f"There is no finished training in {folder}/ ({error}): `dvc repro train` makes one."
             ) from None
         if not (folder / checkpoint).is_dir():
-            info(f"There are no {checkpoint} weights, because there was no validation split: evaluating the last ones.")
+            log.info(
+                f"There are no {checkpoint} weights, because there was no validation split: evaluating the last ones."
+            )
             checkpoint = "last"
         return TrainedModel(folder, checkpoint, metadata, run)
 

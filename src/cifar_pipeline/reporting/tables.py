@@ -7,6 +7,7 @@ kept. Control characters and bytes of file names that are not UTF-8 are escaped 
 
 import csv
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import log_error, progress_bar, stderr_console, stdout_console
+from cifar_pipeline.utils.console import progress_bar, stderr_console, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import escape_control, escape_control_json, one_line, percent
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +138,7 @@ def write_csv(predictions: "Iterable[Prediction]", path: Path, top: int) -> int:
 def _log_error(prediction: "Prediction") -> int:
     if not prediction.error:
         return 0
-    log_error(f"{escape_control(prediction.file)}: {prediction.error}")
+    log.error(f"{escape_control(prediction.file)}: {prediction.error}")
     return 1
 
 

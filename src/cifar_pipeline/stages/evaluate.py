@@ -3,6 +3,7 @@
 Nothing else uses the test split.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,13 @@ from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threa
 from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
-from cifar_pipeline.utils.console import info, progress_bar, status
+from cifar_pipeline.utils.console import progress_bar, propagate_library_logs, status
 from cifar_pipeline.utils.process import disable_malloc_trim
 
 if TYPE_CHECKING:
     from cifar_pipeline.models.build import NormalizedModel
+
+log = logging.getLogger(__name__)
 
 PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("reports")
 
@@ -59,7 +62,7 @@ def evaluate(config: DictConfig) -> None:
         )
     predictions = Predictions(dataset.classes, labels, probabilities.argmax(1), probabilities.max(1))
     accuracy = predictions.correct.mean()
-    info(f"Test accuracy: {accuracy:.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on {device})")
+    log.info(f"Test accuracy: {accuracy:.2%} on {dataset.caption} ({trained.checkpoint} weights; measured on {device})")
 
     # Slow imports come after the accuracy is printed.
     import torch
@@ -74,6 +77,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
 
+    propagate_library_logs()
     targets = torch.from_numpy(labels)
     loss = trained.loss(torch.from_numpy(logits), targets)
     measured = compute_metrics(
@@ -116,4 +120,4 @@ def evaluate(config: DictConfig) -> None:
         # Metrics per class are logged in metrics.json only: as metrics they would be forty more charts.
         run.log_metrics(flatten({"test": measured["test"]}))
         run.log_files([REPORTS / path.name for path in written])
-    info(f"Report:        {REPORTS / 'report.html'}")
+    log.info(f"Report:        {REPORTS / 'report.html'}")

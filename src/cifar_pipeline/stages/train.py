@@ -3,6 +3,7 @@
 Started by hand or by DVC, it does the same; with `-m` it is one job of a sweep and writes to the job's folder.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -32,15 +33,18 @@ from cifar_pipeline.training.trainer import (
     training_metadata,
 )
 from cifar_pipeline.utils.atomic import require_writable
-from cifar_pipeline.utils.console import info, status
+from cifar_pipeline.utils.console import propagate_library_logs, status
 from cifar_pipeline.utils.paths import runs_cache_dir
 from cifar_pipeline.utils.process import disable_malloc_trim
+
+log = logging.getLogger(__name__)
 
 PROCESSED = Path("data/processed")
 
 
 def train(config: DictConfig) -> float | None:
     """Return the validation accuracy of the last epoch; None without a validation split and where no rank zero runs."""
+    propagate_library_logs()
     disable_malloc_trim()
     check_targets(config)
     require_writable(output_root() / "models")
@@ -53,6 +57,7 @@ def train(config: DictConfig) -> float | None:
     accelerator, _ = select_accelerator(config.runtime.accelerator)
     processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
     run_fingerprint = fingerprint(config, dataset.hash)
+    log.debug(f"Fingerprint of the training: {run_fingerprint}")
     name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
     if processes.needs_launch and run_dir.is_finished and not config.rerun:
         processes = SINGLE_PROCESS
@@ -68,8 +73,8 @@ def train(config: DictConfig) -> float | None:
         return None
     if not trial or trial.number == 0:
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
-        info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
-        info(f"Device: {hardware}; engine: {engine}")
+        log.info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
+        log.info(f"Device: {hardware}; engine: {engine}")
 
     if trial and (trial.rerun or not config.rerun) and (value := cached_objective(trial, run_fingerprint)) is not None:
         return value
@@ -92,7 +97,9 @@ def train(config: DictConfig) -> float | None:
         with training_run(run_fingerprint, name, stage_config(config, "train"), data, rerun, trial) as run:
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id, run.logged_epochs)
             if run_dir.is_finished and not rerun:
-                info(f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again.")
+                log.info(
+                    f"This training ({name}) has already finished: its weights are reused. `rerun=true` trains again."
+                )
                 logger.log_rows(run_dir.rows())
                 release_ranks(setup)
             else:

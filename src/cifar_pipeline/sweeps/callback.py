@@ -19,6 +19,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -30,9 +31,11 @@ from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.job import SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
-from cifar_pipeline.utils.console import log_error, status
+from cifar_pipeline.utils.console import close_job_log, status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_values
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5
 
@@ -87,13 +90,15 @@ class SweepCallback(Callback):
             # Hydra would turn the exception into a warning and continue.
             if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
                 print_traceback(error)
-            log_error(format_error(error))
+            log.error(format_error(error))
             raise SystemExit(2) from None
         multirun.register_sweep(self.parent, folder)
 
     def _open(self, config: DictConfig) -> tuple[str, str]:
         if "optuna" in str(config.hydra.sweeper.get("_target_")):
-            import_module("optuna").logging.set_verbosity(logging.WARNING)
+            optuna_logging = import_module("optuna").logging
+            optuna_logging.disable_default_handler()
+            optuna_logging.enable_propagation()
         fixed, swept = split_fixed_and_swept(config)
         self.swept, self.total = tuple(swept), num_trials(config)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
@@ -127,6 +132,10 @@ class SweepCallback(Callback):
                 self.process,
                 self.basis,
             )
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Close the job's log file."""
+        close_job_log()
 
 
 def _reject_secrets(config: DictConfig) -> None:

@@ -6,6 +6,7 @@ A sweep records code, conf/, params.yaml, package versions, environment variable
 
 import functools
 import io
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -23,11 +24,13 @@ from cifar_pipeline.config.source_files import loaded_sources, variables, versio
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import info, log_error, set_log_prefix
+from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import parse_json, require_bounded
-from cifar_pipeline.utils.text import one_line, redact_and_escape, redact_logging
+from cifar_pipeline.utils.text import one_line, redact_and_escape
+
+log = logging.getLogger(__name__)
 
 DATASET = Path("data/processed/dataset.json")
 # Config groups and keys that cannot affect a training.
@@ -136,7 +139,7 @@ def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None = Non
     """
     global _trial, _basis
     _trial, _basis = trial, basis
-    redact_logging()
+    configure_logging()
     if os.getpid() != sweep_process:
         install_sigterm_handler()
         exit_when_process_dies(sweep_process)
@@ -168,7 +171,7 @@ def cached_objective(trial: Trial, fingerprint: str) -> float | None:
         return None
     record_trial(trial, run.info.run_id)
     hint = "this rerun of the sweep trained it already" if trial.rerun else "`rerun=true` trains it again"
-    info(f"finished before (run {run.info.run_name}); {hint}")
+    log.info(f"finished before (run {run.info.run_name}); {hint}")
     return float(run.data.metrics["val/accuracy"])
 
 
@@ -187,19 +190,17 @@ def isolate_failures(stage: Stage) -> Stage:
             return stage(config)
         from cifar_pipeline.tracking.sweeps import record_failure, record_trial
 
-        set_log_prefix(f"[{trial.number}] ")
-        info(f"{trial.title}: {' '.join(trial.overrides)}")
-        record_trial(trial)
-        try:
-            _require_same_basis(config)
-            return stage(config)
-        except Exception as error:
-            reason = describe_failure(error)
-            record_failure(trial, reason)
-            log_error(reason)
-            return None
-        finally:
-            set_log_prefix("")
+        with log_prefix(f"[{trial.number}] "):
+            log.info(f"{trial.title}: {' '.join(trial.overrides)}")
+            record_trial(trial)
+            try:
+                _require_same_basis(config)
+                return stage(config)
+            except Exception as error:
+                reason = describe_failure(error)
+                record_failure(trial, reason)
+                log.error(reason)
+                return None
 
     return run
 

@@ -1,5 +1,6 @@
 """Run a multirun in the process that started it: lock the sweep, make its folder, summarize it, set the exit code."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_pipeline.utils.atomic import exclusive_lock_if_free
-from cifar_pipeline.utils.console import log_error
 from cifar_pipeline.utils.paths import sweep_dir
 from cifar_pipeline.utils.process import forward_sigterm
+
+log = logging.getLogger(__name__)
 
 # Exceptions of joblib, submitit and Ray for a dead worker, by name, because none of them need be installed.
 WORKER_DEATH_ERRORS = (
@@ -78,7 +80,7 @@ def run_and_summarize(launch: Callable[[], None]) -> None:
 
     all_finished = finish_sweep(_parent, _folder)
     if killed:
-        log_error("A job's process was killed: type the same command again to finish the sweep.")
+        log.error("A job's process was killed: type the same command again to finish the sweep.")
     if killed or not all_finished:
         sys.exit(1)
 

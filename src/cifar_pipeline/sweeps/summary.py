@@ -3,6 +3,7 @@
 The comparison is printed, and written into the sweep's folder as figures, tables and the page compare.html.
 """
 
+import logging
 import math
 import shlex
 from dataclasses import dataclass
@@ -44,9 +45,11 @@ from cifar_pipeline.tracking.sweeps import (
 )
 from cifar_pipeline.tracking.trial import FAILURE_TAG, SECONDS_TAG, parse_overrides
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import info, status, stdout_console, warning
+from cifar_pipeline.utils.console import status, stdout_console
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def print_comparison(comparison: Comparison) -> None:
     # The console does not wrap lines in pipes, but the table's columns need its width.
     stdout_console.print(as_table(comparison), soft_wrap=False)
     for sentence in failed_trials(comparison):
-        info(sentence)
+        log.info(sentence)
 
 
 # Config groups of a job's command line that do not affect its training. Threads and engine come from the run's tags.
@@ -231,7 +234,9 @@ def finish_sweep(parent: str, folder: Path) -> bool:
     all_finished = bool((comparison.trials["status"] == "FINISHED").all())
     status("Drawing the comparison and its page")
     end_sweep(parent, "FINISHED" if all_finished else "FAILED", write(comparison, folder, command))
-    info(f"Saved the comparison to {folder} and the sweep's MLflow run (`make ui`): open {folder / 'compare.html'}.")
+    log.info(
+        f"Saved the comparison to {folder} and the sweep's MLflow run (`make ui`): open {folder / 'compare.html'}."
+    )
     return all_finished
 
 
@@ -254,13 +259,13 @@ def print_summary(comparison: Comparison, parent: str) -> str:
     print_comparison(comparison)
     best = winner(comparison)
     if best is None:
-        warning("No trial finished, so there is no best trial.")
+        log.warning("No trial finished, so there is no best trial.")
         return ""
     record = next(record for record in read_trials(parent) if record.run_id == best["run_id"])
-    info(f"To run {best['name']} in the pipeline and evaluate it on the test split:")
+    log.info(f"To run {best['name']} in the pipeline and evaluate it on the test split:")
     command = reproduce_command(record)
     for row in command.splitlines():
-        info(f"  {row}")
+        log.info(f"  {row}")
     return command
 
 

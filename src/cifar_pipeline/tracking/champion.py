@@ -6,6 +6,7 @@ announced since before it read the alias. If there are any, the best version tha
 process that sets the alias last also reads last, so it sees all announcements.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from omegaconf import DictConfig
 
 from cifar_pipeline.tracking.client import connect, get_run_or_none
 from cifar_pipeline.tracking.provenance import dvc_hash
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
+
+log = logging.getLogger(__name__)
 
 ACCURACY = "val/accuracy"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -282,7 +284,7 @@ def settle(client: MlflowClient, policy: PromotionPolicy, number: str, before: C
         else:
             make_champion(client, best, champion, policy)
     else:
-        warning(
+        log.warning(
             f"Other processes keep changing {policy.champion}: `make list-models` shows the champion, `make rollback` "
             "restores the previous one."
         )

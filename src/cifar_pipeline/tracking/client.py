@@ -29,10 +29,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from cifar_pipeline.utils.atomic import is_locked
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import is_training_locked, main_workspace, sweep_dir, workspace_id
 from cifar_pipeline.utils.text import redact_and_escape
+
+log = logging.getLogger(__name__)
 
 DEFAULT_EXPERIMENT_NAME = "cifar-pipeline"
 ARTIFACT_DIR = "mlruns"
@@ -175,11 +176,6 @@ def connect() -> tuple[MlflowClient, str]:
 
     A new SQLite database is created under a lock: parallel processes would break each other's migrations.
     """
-    # Hides lines about tables and migrations, on which no user can act.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It logs a traceback for each error, which it also raises.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
@@ -260,7 +256,7 @@ def _relocate_if_moved(uri: str, location: str) -> None:
     previous = previous_root(location, root)
     if previous is not None:
         count = relocate(database, previous, root)
-        warning(f"This project was in {previous} before: changed {count} paths in its MLflow database to {root}.")
+        log.warning(f"This project was in {previous} before: changed {count} paths in its MLflow database to {root}.")
 
 
 # Tag: id of the workspace that a run belongs to, which has the training's checkpoints.

@@ -1,5 +1,6 @@
 """Record a run's provenance (commit, diff, data, command, versions)."""
 
+import logging
 import os
 import shlex
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, git_diff, warn_git_failed
 from cifar_pipeline.utils.safe_io import parse_yaml
 from cifar_pipeline.utils.text import redact_arguments, redact_bytes
+
+log = logging.getLogger(__name__)
 
 VERSIONED_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
 # Folders whose changes can affect a result.
@@ -67,7 +69,7 @@ def dvc_hash(stage: str, output: str, lock: Path = Path("dvc.lock")) -> str:
     """Read the hash of a stage's output from DVC's lock file; empty if the file does not have it."""
     value, error = _locked_hash(stage, output, lock)
     if error:
-        warning(f"{lock} has no hash of {output}: {error}. `git checkout {lock}` or `dvc repro` restores the file.")
+        log.warning(f"{lock} has no hash of {output}: {error}. `git checkout {lock}` or `dvc repro` restores the file.")
     return value
 
 

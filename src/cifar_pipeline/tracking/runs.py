@@ -1,5 +1,6 @@
 """MLflow runs of trainings: open or resume one, end it with its real status, and list the evaluated ones."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,10 +29,11 @@ from cifar_pipeline.tracking.client import (
 )
 from cifar_pipeline.tracking.sweeps import record_trial
 from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial
-from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace, workspace_id
 from cifar_pipeline.utils.text import flatten_dict
+
+log = logging.getLogger(__name__)
 
 MAX_PARAM_LENGTH = 6000
 # The experiment that run names don't contain.
@@ -157,7 +159,9 @@ def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
     if get_run_or_none(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)
         return
-    info(f"The run that trained this model is not in this MLflow database: logging the results to a new run, {name}.")
+    log.info(
+        f"The run that trained this model is not in this MLflow database: logging the results to a new run, {name}."
+    )
     run_id = client.create_run(experiment, run_name=name, tags=provenance.tags()).info.run_id
     with _terminate_run(client, run_id):
         yield TrainingRun(client, run_id, name, tracking_uri(), 0)

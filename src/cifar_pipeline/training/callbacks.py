@@ -4,6 +4,7 @@
 `EpochProgressBar` shows a bar on a terminal, and in a file or a pipe prints lines during long epochs.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable, write_history
 from cifar_pipeline.training.datamodule import ImageDataModule
-from cifar_pipeline.utils.console import format_duration, info, progress_bar, warning
+from cifar_pipeline.utils.console import format_duration, progress_bar
 from cifar_pipeline.utils.errors import describe_environment_error
+
+log = logging.getLogger(__name__)
 
 # Decimal places of the metrics in history.csv, MLflow and the console.
 METRIC_DIGITS = 6
@@ -107,7 +110,7 @@ class ResumableMLFlowLogger(MLFlowLogger):
             if description is None:
                 raise
             if len(self.pending) == 1:
-                warning(f"{description} The training continues; its metrics are kept until they can be sent.")
+                log.warning(f"{description} The training continues; its metrics are kept until they can be sent.")
 
     def flush_pending(self) -> None:
         """Send the metrics that could not be sent before. Raises what MLflow raises."""
@@ -171,7 +174,7 @@ class EpochHistory(Callback):
         """Log the last epoch's metrics, after its checkpoint is written, so that no logged epoch is ever lost."""
         if self.summary:
             remaining = (epochs - len(self.rows)) * (time.perf_counter() - self.timing_start)
-            info(self.summary + (f"  {format_duration(remaining)} left" if remaining else ""))
+            log.info(self.summary + (f"  {format_duration(remaining)} left" if remaining else ""))
             self.summary = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,6 +13,7 @@ history.csv has the metrics of the finished epochs.
 import csv
 import errno
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -32,9 +33,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_write, exclusive_lock, exclusive_lock_if_free
-from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
+
+log = logging.getLogger(__name__)
 
 # Batches between two checks of the clock in a distributed training, in which the ranks have to agree.
 EpochMetrics = dict[str, float]
@@ -155,15 +157,15 @@ def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], st
             checkpoint = read_checkpoint(path)
             _check_compatible(path, checkpoint, weights)
         except UserError as error:
-            warning(f"{error} Skipping it.")
+            log.warning(f"{error} Skipping it.")
             skipped = True
             continue
         if name == MID_EPOCH and checkpoint["epoch_so_far"]["steps_per_chunk"] != steps_per_chunk:
-            info("This epoch was interrupted under another engine or runtime.steps_per_chunk, so it starts again.")
+            log.info("This epoch was interrupted under another engine or runtime.steps_per_chunk, so it starts again.")
             continue
         return path
     if skipped:
-        warning("No usable checkpoint is left, so the training starts from scratch.")
+        log.warning("No usable checkpoint is left, so the training starts from scratch.")
     return None
 
 
@@ -271,9 +273,11 @@ class RunDir:
     def _start_or_resume_rerun(self, requested: bool) -> str:
         if self.has_unfinished_rerun:
             if self.is_finished and not requested:
-                info("A rerun of this training was interrupted; `rerun=true` resumes it.")
+                log.info("A rerun of this training was interrupted; `rerun=true` resumes it.")
                 return ""
-            info("Resuming an interrupted rerun of this training; once it has finished, `rerun=true` starts another.")
+            log.info(
+                "Resuming an interrupted rerun of this training; once it has finished, `rerun=true` starts another."
+            )
             return str(json.loads((self.path / RERUN_FILE).read_text())["id"])
         if not requested:
             return ""

@@ -3,6 +3,7 @@
 Lightning and torch may use something else than was requested, so `RuntimeReader` records the values in effect.
 """
 
+import logging
 import os
 import platform
 import time
@@ -17,9 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
 from cifar_pipeline.training.module import Classifier
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
+
+log = logging.getLogger(__name__)
 
 # Keys: device, threads, precision, strategy, processes, engine, images_per_step, processor, cores.
 RuntimeInfo = dict[str, str]
@@ -95,7 +97,7 @@ def report_differences(planned: RuntimeInfo, actual: RuntimeInfo) -> None:
         f"{key} {actual[key]} (planned: {value})" for key, value in planned.items() if actual.get(key, value) != value
     ]
     if differences:
-        warning(f"The training did not run as planned, and is recorded as it ran: {'; '.join(differences)}.")
+        log.warning(f"The training did not run as planned, and is recorded as it ran: {'; '.join(differences)}.")
 
 
 def device_name(device: torch.device, threads: int) -> str:
@@ -241,4 +243,4 @@ def find_gpu_error() -> str:
 
 @cache
 def _warn_once(line: str) -> None:
-    warning(line)
+    log.warning(line)

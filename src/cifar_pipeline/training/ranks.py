@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cifar_pipeline.training.distributed import DistributedContext
-from cifar_pipeline.utils.console import clear_status, log_error
+from cifar_pipeline.utils.console import clear_status
 from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.process import (
     LAUNCH_ID,
@@ -35,6 +35,8 @@ from cifar_pipeline.utils.process import (
     is_reported_by_launcher,
     observe_signals,
 )
+
+log = logging.getLogger(__name__)
 
 # How long a rank that lost the connection to another one waits for its launcher to stop it.
 LAUNCHER_SECONDS = 5.0
@@ -87,7 +89,7 @@ def _exit_code(rank: int, failure: ProcessFailure) -> int:
     if 0 < code <= 128:
         return code
     name = signal.Signals(code - 128 if code > 0 else -code).name
-    log_error(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
+    log.error(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
     return 1
 
 

@@ -6,7 +6,6 @@ checkpoint of the run's directory. `training_metadata` returns what is saved as 
 
 import logging
 import signal
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,9 +42,10 @@ from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReade
 from cifar_pipeline.training.losses import build_loss, loss_to_build
 from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
 from cifar_pipeline.training.ranks import RestoreSignalHandler, RunPlan, connect_ranks
-from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
+
+log = logging.getLogger(__name__)
 
 # simple: seconds spent in each Lightning hook. pytorch: each operator of a few steps, and a trace for a browser.
 PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
@@ -109,13 +109,12 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
         EnvironmentFailure: another rank died.
         UserError: the loss became NaN or infinite (`Classifier.check_finite_loss`).
     """
-    _silence_lightning()
     distributed, run_plan = setup.distributed, RunPlan(setup.run_dir.fingerprint)
     if distributed.is_rank_zero:
         checkpoint = find_resume_checkpoint(setup.run_dir.path, setup.module.state_dict(), setup.datamodule.chunk)
         run_plan = replace(run_plan, checkpoint=checkpoint)
         if distributed.is_distributed and setup.hardware.accelerator == "cpu" and _has_batch_norm(setup.module):
-            warning(
+            log.warning(
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
             )
@@ -126,10 +125,10 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
         if not run_plan.is_needed:
             return TrainingResult([], 0.0, {})
         if run_plan.checkpoint:
-            info(f"Resuming from checkpoint {run_plan.checkpoint}")
+            log.info(f"Resuming from checkpoint {run_plan.checkpoint}")
         _run(trainer, setup, run_plan.checkpoint)
     if setup.profiler and distributed.is_rank_zero:
-        info(f"Profile: {', '.join(map(str, sorted(setup.run_dir.path.glob('fit-profile*'))))}")
+        log.info(f"Profile: {', '.join(map(str, sorted(setup.run_dir.path.glob('fit-profile*'))))}")
     runtime = runtime_reader.runtime()
     if distributed.is_rank_zero:
         planned = setup.hardware.planned() | {"engine": "compiled" if setup.datamodule.chunk else "eager"}
@@ -229,18 +228,6 @@ def _limit_micro_batches(setup: TrainingSetup) -> int | None:
 
 def _micro_batches_per_step(options: Mapping[str, Any]) -> int:
     return max(1, int(options["batch_size"] // (options["micro_batch_size"] or options["batch_size"])))
-
-
-def _silence_lightning() -> None:
-    """Hide Lightning's log messages, and warnings that users cannot act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
-    # Metrics are already reduced over all ranks when they are logged.
-    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
 
 
 def build_training(

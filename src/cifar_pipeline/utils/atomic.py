@@ -10,6 +10,7 @@ would be no substitute: they mean nothing in another container.
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import secrets
@@ -24,8 +25,9 @@ from tempfile import TemporaryDirectory
 import psutil
 from filelock import FileLock, Timeout
 
-from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Folders that list the open files of a process; /dev/stdout links into one.
 DESCRIPTORS = re.compile(r"/proc/(self|thread-self|\d+)(/task/\d+)?/fd|/dev/fd")
@@ -131,7 +133,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        info(f"Another process is writing {path}: waiting for it to end.")
+        log.info(f"Another process is writing {path}: waiting for it to end.")
         lock.acquire()
     try:
         yield

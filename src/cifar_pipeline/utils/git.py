@@ -4,6 +4,7 @@ A missing repository is distinguished from an error of git. Neither the user's g
 hook affect the output, and no program that they name is run.
 """
 
+import logging
 import os
 import subprocess
 import tempfile
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.text import one_line
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 60
 # Set by git for hooks, for a repository that may be another one, or by users; they change what git prints.
@@ -124,7 +126,7 @@ def warn_git_failed(error: GitError) -> str:
     reason = one_line(error)
     if reason not in _warned:
         _warned.add(reason)
-        warning(f"Git failed, so the commit and uncommitted changes are not recorded: {reason}")
+        log.warning(f"Git failed, so the commit and uncommitted changes are not recorded: {reason}")
     return reason
 
 

@@ -9,7 +9,6 @@ starts an escape sequence, a bidirectional override changes the order of the tex
 a file name that is not UTF-8) cannot be encoded.
 """
 
-import logging
 import os
 import re
 import sys
@@ -135,19 +134,6 @@ def _known_secrets() -> Iterator[str]:
 def redact_and_escape(text: str) -> str:
     """Redact a text and escape its control characters, except newlines and tabs."""
     return escape_control(redact(text), keep="\n\t")
-
-
-class _RedactedRecord(logging.LogRecord):
-    """A record of a library's logger."""
-
-    def getMessage(self) -> str:  # noqa: N802
-        return redact_and_escape(super().getMessage())
-
-
-def redact_logging() -> None:
-    """Redact and escape the tracebacks of uncaught errors and the log records of libraries."""
-    sys.excepthook = lambda cls, error, _: print_traceback(error)
-    logging.setLogRecordFactory(_RedactedRecord)
 
 
 def print_traceback(error: BaseException) -> None:

@@ -4,6 +4,7 @@ A new dataset is a class with the members of `Source`. It reads a `RawDataset`: 
 before a validation split.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock
-from cifar_pipeline.utils.console import info, warning
 from cifar_pipeline.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 
@@ -154,7 +156,7 @@ def fetch_or_fallback(
                 f"{source.title} could not be fetched and data.fallback is null: set {source.name.upper()}_SOURCE to "
                 "an archive, a folder or a URL of it, or choose a fallback (data/source@data.fallback=digits)."
             ) from failure
-    warning(f"Continuing with {fallback.title} instead of {source.title} (data.fallback).")
+    log.warning(f"Continuing with {fallback.title} instead of {source.title} (data.fallback).")
     try:
         _fetch_into(raw_dir, fallback, [], timeout, cache, last_check)
     except AllSourcesFailed as failure:
@@ -162,7 +164,7 @@ def fetch_or_fallback(
         raise UserError(
             f"Neither {source.title} nor {fallback.title} could be fetched: see the lines above."
         ) from failure
-    warning(
+    log.warning(
         f"To get the real data later: `make {source.name}` (or `dvc repro -f download && dvc repro`); to get the "
         "published results in a git clone: `git restore dvc.lock reports`."
     )
@@ -192,7 +194,7 @@ def _fetch_into(
         with atomic_replace_dir(raw_dir) as new:
             origin = source.fetch(new / source.name, mirrors, timeout, cache)
             last_check()
-    info(f"{source.title}: verified, from {origin}.")
+    log.info(f"{source.title}: verified, from {origin}.")
 
 
 def _is_present(raw_dir: Path, source: Source) -> bool:
@@ -200,15 +202,15 @@ def _is_present(raw_dir: Path, source: Source) -> bool:
     is_only = raw_dir.is_dir() and {path.name for path in raw_dir.iterdir()} == {source.name}
     if not (is_only and source.is_complete(raw_dir / source.name)):
         return False
-    info(f"{source.title}: already in {raw_dir / source.name}, verified.")
+    log.info(f"{source.title}: already in {raw_dir / source.name}, verified.")
     return True
 
 
 def _log_failure(failure: AllSourcesFailed) -> None:
-    warning(
+    log.warning(
         f"{failure.title} could not be fetched:"
         if failure.reasons
         else f"{failure.title} could not be fetched: no mirror is configured."
     )
     for mirror, reason in failure.reasons:
-        warning(f"  {mirror}: {reason}")
+        log.warning(f"  {mirror}: {reason}")

@@ -6,6 +6,7 @@ The CSV is parsed strictly: anything ambiguous raises UserError with the file an
 import codecs
 import csv
 import io
+import logging
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 from cifar_pipeline.config.dvc_inputs import reject_outside
 from cifar_pipeline.data.sources.base import SPLITS
 from cifar_pipeline.data.sources.image_files import Group, ImageEntry, ImageFilesSource, Listing
-from cifar_pipeline.utils.console import info
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import open_regular
+
+log = logging.getLogger(__name__)
 
 # Byte order marks of the encodings that spreadsheets call "Unicode"; UTF-32 first, because UTF-16-LE is its prefix.
 BYTE_ORDER_MARKS = {
@@ -86,7 +88,7 @@ class CsvTable(ImageFilesSource):
         if similar is not None:
             raise UserError(f"{self.csv_path}, line 1: write {similar.strip().lower()} instead of {similar}.")
         if others:
-            info(f"{self.csv_path}: read the columns path, label and split, ignored {', '.join(others)}.")
+            log.info(f"{self.csv_path}: read the columns path, label and split, ignored {', '.join(others)}.")
 
     def _read_images(self, columns: list[str], rows: Iterator[CsvRow]) -> Iterator[ImageEntry]:
         seen: dict[str, tuple[str, int]] = {}

@@ -5,6 +5,7 @@ as well. pooch manages the cache, retries interrupted transfers, and renames a f
 itself is implemented here, because pooch's restarts from the beginning and has no timeout for a stalled host.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -18,10 +19,12 @@ from urllib.parse import unquote, urlsplit
 from cifar_pipeline.data.sources.archive import iter_members
 from cifar_pipeline.data.sources.base import AllSourcesFailed, RawDataset, SourceError
 from cifar_pipeline.utils.atomic import atomic_replace_dir
-from cifar_pipeline.utils.console import progress_bar, status, warning
+from cifar_pipeline.utils.console import progress_bar, status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import irregular_type, open_regular
 from cifar_pipeline.utils.text import redact
+
+log = logging.getLogger(__name__)
 
 DOWNLOAD_CHUNK = 1 << 14  # bytes; an interrupted transfer loses at most the last chunk
 WEB_PAGE = "received a web page instead of an archive (a login page or an error page?)"
@@ -71,7 +74,7 @@ class DownloadedSource(ABC):
                 failures.append((redact(mirror), str(failure)))
                 continue
             for failed, reason in failures:
-                warning(f"{failed}: {reason}.")
+                log.warning(f"{failed}: {reason}.")
             return redact(mirror)
         raise AllSourcesFailed(self.title, failures)
 

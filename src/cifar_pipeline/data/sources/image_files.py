@@ -11,6 +11,7 @@ a time may use the cache. An unchanged file is never resized twice, and at most 
 """
 
 import json
+import logging
 import shutil
 import unicodedata
 from abc import ABC, abstractmethod
@@ -36,9 +37,11 @@ from cifar_pipeline.data.images import UnreadableImage, decoders, load_image, re
 from cifar_pipeline.data.preprocessing import stratified_split
 from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Indices, RawDataset
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import info, progress_bar, warning
+from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, int, int]
 
@@ -191,7 +194,7 @@ class ImageFilesSource(ABC):
                 f"them, or set `overrides: {{data: {{max_unreadable: {count}}}}}` in params.yaml to skip them."
             )
         if count:
-            warning(f"Skipped {count:,} unreadable files, at most {self.max_unreadable:,} (data.max_unreadable).")
+            log.warning(f"Skipped {count:,} unreadable files, at most {self.max_unreadable:,} (data.max_unreadable).")
 
     def _split(self, images: list[ImageEntry], rows: list["ShardRow"], cache: "ResizedImageCache") -> RawDataset:
         classes = sorted({image.label for image in images})
@@ -264,11 +267,11 @@ def report_skipped(skipped: Sequence[SkippedFile], table: str) -> None:
     """Log up to ten skipped files, and the counts of all by reason; `table` is the path of the full list."""
     listed = SkipCounts(file for file in skipped if file.reason not in UNLABELED)
     for path, reason in listed.named():
-        warning(f"{path}: {reason}.")
+        log.warning(f"{path}: {reason}.")
     if listed:
-        warning(f"Skipped {len(listed):,} files, listed in {table}: {listed}.")
+        log.warning(f"Skipped {len(listed):,} files, listed in {table}: {listed}.")
     if others := SkipCounts(file for file in skipped if file.reason in UNLABELED):
-        info(f"Ignored {len(others):,} files: {others}.")
+        log.info(f"Ignored {len(others):,} files: {others}.")
 
 
 def reject_unreadable_by_dvc(skipped: Sequence[SkippedFile]) -> None:
@@ -294,7 +297,7 @@ def reject_similar_names(classes: Collection[str]) -> None:
         if (other := by_normalized.setdefault(normalized, name)) != name:
             raise UserError(f"The classes {other!a} and {name!a} look the same ({normalized}): give both one name.")
         if (other := by_folded.setdefault(normalized.casefold(), name)) != name:
-            warning(f"The classes {other} and {name} differ only in case; they are two classes.")
+            log.warning(f"The classes {other} and {name} differ only in case; they are two classes.")
 
 
 def warn_missing_classes(splits: dict[str, set[str]], classes: Sequence[str]) -> None:
@@ -302,7 +305,7 @@ def warn_missing_classes(splits: dict[str, set[str]], classes: Sequence[str]) ->
     for split, present in splits.items():
         missing = [name for name in classes if name not in present]
         if missing and present and split != TRAIN:
-            warning(
+            log.warning(
                 f"The {split} split has no images of {', '.join(missing[:MAX_LISTED])}, so they are not measured there."
             )
 

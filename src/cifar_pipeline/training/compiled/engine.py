@@ -1,5 +1,6 @@
 """Select the engine of a training (eager or compiled steps), and the Lightning module that runs compiled steps."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from cifar_pipeline.training.compiled import small_conv
 from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Batch, Classifier
-from cifar_pipeline.utils.console import clear_status, status, warning
+from cifar_pipeline.utils.console import clear_status, status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class CompiledClassifier(Classifier):
             except Exception as error:
                 self.compile_failed = True
                 reason = one_line(error)[:200]
-                warning(f"Could not compile the training step; falling back to eager mode: {reason}")
+                log.warning(f"Could not compile the training step; falling back to eager mode: {reason}")
                 return 0
             clear_status()
             self.compiled_steps = compiled_steps

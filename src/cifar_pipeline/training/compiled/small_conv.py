@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -27,8 +28,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import warning
 from cifar_pipeline.utils.paths import main_workspace
+
+log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 PRIVATE_MODE = 0o700
@@ -73,11 +75,11 @@ def _from_environment() -> Path | None:
     try:
         folder.mkdir(PRIVATE_MODE, parents=True, exist_ok=True)
     except OSError as error:
-        warning(f"{CACHE_VARIABLE}={folder} cannot be used ({error.strerror}); using .cache/compiled instead.")
+        log.warning(f"{CACHE_VARIABLE}={folder} cannot be used ({error.strerror}); using .cache/compiled instead.")
         return None
     if is_private(folder):
         return folder
-    warning(
+    log.warning(
         f"{CACHE_VARIABLE}={folder} is writable by other users, who could put code there; "
         "using .cache/compiled instead."
     )
@@ -92,15 +94,17 @@ def _in_workspace() -> Path | None:
         for path in (parent, folder):
             if (path.exists() or path.is_symlink()) and not is_private(path):
                 _remove(path)
-                warning(f"{path} was not private to this user, so it was removed; code is compiled again.")
+                log.warning(f"{path} was not private to this user, so it was removed; code is compiled again.")
             path.mkdir(PRIVATE_MODE, exist_ok=True)
             path.chmod(PRIVATE_MODE)
     except OSError as error:
         reason = error.strerror or error
-        warning(f"Compiled code cannot be cached in {folder} ({reason}); using a temporary directory for this process.")
+        log.warning(
+            f"Compiled code cannot be cached in {folder} ({reason}); using a temporary directory for this process."
+        )
         return None
     if not is_private(folder):  # a network file system that maps files to another user
-        warning(f"{folder} cannot be made private to this user; using a temporary directory for compiled code.")
+        log.warning(f"{folder} cannot be made private to this user; using a temporary directory for compiled code.")
         return None
     return folder
 
@@ -168,7 +172,7 @@ def use_small_convolutions(graph: GraphModule) -> None:
 @cache
 def build_async() -> Future[Path]:
     """Compile the library of operators in the background, unless it is cached, and return a future of its path."""
-    return ThreadPoolExecutor(1).submit(_build)
+    return ThreadPoolExecutor(1).submit(copy_context().run, _build)
 
 
 @cache
@@ -180,8 +184,6 @@ def load_ops() -> None:
 
 
 def _build() -> Path:
-    # Importing it logs that there is no CUDA, which users cannot act on.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils.cpp_extension import include_paths, library_paths
 
     content = SOURCE.read_bytes() + repr((COMPILER_FLAGS, machine_key())).encode()
