@@ -1,14 +1,17 @@
 """Build a training of a few steps as the train stage does, without MLflow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import EpochMetrics, RunDir
+from cifar_pipeline.training.compiled.engine import EAGER, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
@@ -43,6 +46,26 @@ class Logged(Logger):
         pass
 
 
+class MetricReader(Callback):
+    """Keep the metrics that a callback finds at the end of each epoch, by hook."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[dict[str, float]]] = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read("on_validation_epoch_end", trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read("on_validation_end", trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.read("on_train_epoch_end", trainer)
+
+    def read(self, hook: str, trainer: Trainer) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.seen.setdefault(hook, []).append(metrics)
+
+
 @dataclass
 class Training:
     """A training before it runs; it then counts optimizer steps and records their learning rates."""
@@ -55,18 +78,20 @@ class Training:
     steps: int = 0
     rates: tuple[float, ...] = ()
 
-    def run(self) -> TrainingResult:
+    def run(self, callbacks: Sequence[Callback] = ()) -> TrainingResult:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "test")
         averaging = build_weight_averaging(self.config)
         setup = TrainingSetup(self.module, self.datamodule, self.config.trainer, hardware, self.run_dir, averaging)
-        return fit(setup, self.logger)
+        return fit(setup, self.logger, callbacks)
 
 
-def start(project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None) -> Training:
+def start(
+    project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None, engine: Engine = EAGER
+) -> Training:
     """Build a training; it counts its optimizer steps in `steps` and records their learning rates in `rates`."""
     run_dir = RunDir(folder or project.folder / "training")
     run_dir.path.mkdir(exist_ok=True)
-    module, datamodule = build_module(config, dataset), build_datamodule(config, dataset)
+    module, datamodule = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
     training = Training(config, module, datamodule, run_dir, Logged())
 
     def record(module: Classifier, *_: Any) -> None:

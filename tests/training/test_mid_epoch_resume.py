@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from small_training import CPU, Logged, without_speed
+from small_training import CPU, Logged, MetricReader, without_speed
 from torch import nn
 
 from cifar_pipeline.data.dataset import Dataset
@@ -57,6 +57,7 @@ class Trained:
         network = WithDropout(3, dataset.shape[0], len(dataset.classes))
         self.module.net.net = network  # type: ignore[assignment]
         self.rows: list[EpochMetrics] = []
+        self.reader = MetricReader()
         seen, original = [], self.module.on_train_batch_start
 
         def begin(batch: Any, index: int) -> None:
@@ -77,7 +78,7 @@ class Trained:
                 averaging,
                 checkpoint_interval_seconds=AFTER_EACH_STEP,
             )
-            self.rows = fit(setup, Logged()).rows
+            self.rows = fit(setup, Logged(), [self.reader]).rows
         except Interrupted:
             assert stop_after
         self.batches = len(seen)
@@ -85,6 +86,8 @@ class Trained:
 
 def assert_equal(one: Trained, other: Trained) -> None:
     assert without_speed(one.rows) == without_speed(other.rows)
+    for hook, seen in other.reader.seen.items():
+        assert seen == one.reader.seen[hook][-len(seen) :], hook  # without rounding
     for name, value in one.module.state_dict().items():
         assert torch.equal(other.module.state_dict()[name], value), name
 

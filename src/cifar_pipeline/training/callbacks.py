@@ -30,14 +30,14 @@ REFRESH_SECONDS = 0.2
 LINE_SECONDS = 10.0
 
 
-def images_per_batch(data: ImageDataModule) -> int:
-    """Return the number of images in what Lightning counts as one batch, over all ranks."""
-    return data.batch_size * max(1, data.chunk)
+def count_images(data: ImageDataModule, batches: float) -> int:
+    """Return the number of training images in the first `batches` of an epoch, as Lightning counts them."""
+    return min(data.dataset.sizes["train"], int(batches) * data.batch_size * max(1, data.chunk))
 
 
-def images_per_epoch(data: ImageDataModule, trainer: Trainer) -> int:
-    """Return the number of training images in an epoch, over all ranks."""
-    return min(data.dataset.sizes["train"], int(trainer.num_training_batches) * images_per_batch(data))
+def batches_done(trainer: Trainer) -> int:
+    """Return how many batches of this epoch have been trained on, those before a resume included."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
 class EpochProgressBar(Callback):
@@ -50,17 +50,16 @@ class EpochProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning does not call on_train_epoch_start for an epoch that it resumes.
         if trainer.fit_loop.restarted_mid_epoch:
-            batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            self._start_bar(trainer, batches_done * images_per_batch(self.data))
+            self._start_bar(trainer, count_images(self.data, batches_done(trainer)))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_bar(trainer, 0)
 
     def _start_bar(self, trainer: Trainer, images_done: int) -> None:
-        images = images_per_epoch(self.data, trainer)
+        images = count_images(self.data, trainer.num_training_batches)
         bar = progress_bar(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, images", images, transient=True,
-            min_interval=LINE_SECONDS, initial=min(images_done, images),
+            min_interval=LINE_SECONDS, initial=images_done,
         )  # fmt: skip
         self.advance = self.open_bar.enter_context(bar)
         self.pending_images, self.last_refresh = 0, time.monotonic()
@@ -185,7 +184,7 @@ class EpochHistory(Callback):
         row = {"epoch": trainer.current_epoch + 1.0}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {"images_per_second": images_per_epoch(self.data, trainer) / seconds}
+        row |= {"images_per_second": count_images(self.data, batches_done(trainer)) / seconds}
         # Rounded once, so that MLflow, history.csv and the console show the same numbers.
         row = {key: round(value, METRIC_DIGITS) for key, value in row.items()}
         self.rows.append(row)
