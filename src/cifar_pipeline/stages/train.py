@@ -21,9 +21,8 @@ from cifar_pipeline.tracking.runs import fail_stale_run, run_name, training_run
 from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
 from cifar_pipeline.training.checkpoints import RunDir, reports_history
 from cifar_pipeline.training.compiled.engine import select_engine
-from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed
+from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed, launch_ranks
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
-from cifar_pipeline.training.ranks import launch_ranks
 from cifar_pipeline.training.trainer import (
     build_training,
     fit,

@@ -37,11 +37,16 @@ from cifar_pipeline.training.checkpoints import (
 )
 from cifar_pipeline.training.compiled.engine import EAGER, CompiledClassifier, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
-from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
+from cifar_pipeline.training.distributed import (
+    SINGLE_PROCESS,
+    DistributedContext,
+    RestoreSignalHandler,
+    RunPlan,
+    connect_ranks,
+)
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
 from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
-from cifar_pipeline.training.ranks import RestoreSignalHandler, RunPlan, connect_ranks
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
 
