@@ -75,13 +75,22 @@ class Training:
     datamodule: ImageDataModule
     run_dir: RunDir
     logger: Logged
+    history_file: Path
     steps: int = 0
     rates: tuple[float, ...] = ()
 
     def run(self, callbacks: Sequence[Callback] = ()) -> TrainingResult:
         hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "test")
         averaging = build_weight_averaging(self.config)
-        setup = TrainingSetup(self.module, self.datamodule, self.config.trainer, hardware, self.run_dir, averaging)
+        setup = TrainingSetup(
+            self.module,
+            self.datamodule,
+            self.config.trainer,
+            hardware,
+            self.run_dir,
+            averaging,
+            history_file=self.history_file,
+        )
         return fit(setup, self.logger, callbacks)
 
 
@@ -92,7 +101,7 @@ def start(
     run_dir = RunDir(folder or project.folder / "training")
     run_dir.path.mkdir(exist_ok=True)
     module, datamodule = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
-    training = Training(config, module, datamodule, run_dir, Logged())
+    training = Training(config, module, datamodule, run_dir, Logged(), project.folder / "reports" / "history.csv")
 
     def record(module: Classifier, *_: Any) -> None:
         optimizer: Any = module.optimizers(use_pl_optimizer=False)

@@ -175,19 +175,19 @@ def test_the_history_grows_with_each_epoch_and_a_resumed_training_has_all_of_it(
     project: Project, config: DictConfig, digits: Dataset, engine: Engine
 ) -> None:
     stopped = start(project, config, digits, engine=engine)
-    reader = HistoryReader(stopped.run_dir.history, stop_at=(2, 1))
+    reader = HistoryReader(stopped.history_file, stop_at=(2, 1))
     with pytest.raises(Interrupted):
         stopped.run([reader])
     batches = len(reader.seen) // 2 - 1  # of an epoch
     assert reader.seen == [*[[]] * batches, *[["1"]] * batches, *[["1", "2"]] * 2]
-    stopped.run_dir.history.unlink()
+    stopped.history_file.unlink()
 
     resumed = start(project, config, digits, engine=engine)
     resumed.logger.epochs = stopped.logger.epochs
-    reader = HistoryReader(resumed.run_dir.history)
+    reader = HistoryReader(resumed.history_file)
     rows = resumed.run([reader]).rows
     assert reader.seen[0] == ["1", "2"] and len(rows) == EPOCHS
-    written = [{key: float(value) for key, value in row.items()} for row in read(resumed.run_dir.history)]
+    written = [{key: float(value) for key, value in row.items()} for row in read(resumed.history_file)]
     assert written == rows
 
 

@@ -127,7 +127,7 @@ def test_without_a_validation_split_there_is_no_best_checkpoint(project: Project
     rows = training.run().rows
     assert training.run_dir.checkpoints() == ["last"]
     files = sorted(path.name for path in training.run_dir.path.iterdir())
-    assert files == ["history.csv", "last.ckpt", "previous.ckpt"]
+    assert files == ["last.ckpt", "previous.ckpt"]
     assert list(rows[0]) == ["epoch", "train/loss", "train/accuracy", "lr", "images_per_second"]
 
 
@@ -185,6 +185,7 @@ def test_prune_keeps_locked_trainings_and_unfinished_reruns(tmp_path: Path) -> N
         raise KeyboardInterrupt
     code = (
         "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
+        "from cifar_pipeline.utils.console import configure_logging; configure_logging()\n"
         "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -207,6 +208,7 @@ def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
     code = (
         # What `lock` does; without torch, which takes seconds to load.
         "import sys; from pathlib import Path; from cifar_pipeline.utils.atomic import exclusive_lock\n"
+        "from cifar_pipeline.utils.console import configure_logging; configure_logging()\n"
         "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True)"
     )
     folder = RunDir(tmp_path / "abc")

@@ -23,6 +23,8 @@ ranks = detect_distributed(config.trainer, "cpu", in_sweep=False)
 run_dir, reader = RunDir(Path(f"rank{ranks.rank}") / "training"), MetricReader()
 run_dir.path.mkdir(parents=True)
 module, datamodule = build_module(config, dataset), build_datamodule(config, dataset)
-rows = fit(TrainingSetup(module, datamodule, config.trainer, CPU, run_dir, distributed=ranks), None, [reader]).rows
-history = run_dir.history.read_text() if run_dir.history.exists() else None
+file = run_dir.path.parent / "history.csv"
+setup = TrainingSetup(module, datamodule, config.trainer, CPU, run_dir, distributed=ranks, history_file=file)
+rows = fit(setup, None, [reader]).rows
+history = file.read_text() if file.exists() else None
 Path(f"rank{ranks.rank}.json").write_text(json.dumps({"seen": reader.seen, "rows": rows, "history": history}))

@@ -106,7 +106,8 @@ def evaluate(config: DictConfig) -> None:
         ),
     )
     status("Drawing the figures and the report page")
-    with atomic_update_dir(REPORTS) as tmp:
+    # Locked, because a training that runs meanwhile writes its epochs to reports/history.csv.
+    with exclusive_lock(REPORTS), atomic_update_dir(REPORTS) as tmp:
         written = write_figures(tmp, evaluation, options.num_error_images)
         written.append(
             write_report(tmp / "report.html", evaluation, options.calibration_bins, options.num_error_images)

@@ -6,7 +6,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable, write_history
 from cifar_pipeline.training.datamodule import ImageDataModule
+from cifar_pipeline.utils.atomic import exclusive_lock_if_free
 from cifar_pipeline.utils.console import format_duration, progress_bar
 from cifar_pipeline.utils.errors import describe_environment_error
 
@@ -134,11 +135,11 @@ class EpochHistory(Callback):
 
     Args:
         data: the batches.
-        files: CSV files of the rows, written again at each epoch's end.
+        file: CSV file of the rows, written again at each epoch's end; None: no file.
     """
 
-    def __init__(self, data: ImageDataModule, files: Sequence[Path]) -> None:
-        self.data, self.files = data, files
+    def __init__(self, data: ImageDataModule, file: Path | None) -> None:
+        self.data, self.file = data, file
         self.rows: list[EpochMetrics] = []
         self.start, self.train_seconds = time.perf_counter(), 0.0
         self.elapsed_before_resume = 0.0
@@ -148,7 +149,7 @@ class EpochHistory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.timing_start = time.perf_counter()
         self.start = self.timing_start - self.elapsed_before_resume
-        self._write_files(trainer)
+        self._write_file(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, ResumableMLFlowLogger):
                 # The run may lack earlier epochs: it is new, or MLflow was unreachable until the process was killed.
@@ -188,15 +189,19 @@ class EpochHistory(Callback):
         # Rounded once, so that MLflow, history.csv and the console show the same numbers.
         row = {key: round(value, METRIC_DIGITS) for key, value in row.items()}
         self.rows.append(row)
-        self._write_files(trainer)
+        self._write_file(trainer)
         for logger in trainer.loggers:
             logger.log_metrics(*loggable(row))
         self.summary = format_epoch(row, trainer.max_epochs or 0)
 
-    def _write_files(self, trainer: Trainer) -> None:
-        if self.rows and trainer.is_global_zero:
-            for file in self.files:
-                write_history(self.rows, file)
+    def _write_file(self, trainer: Trainer) -> None:
+        if self.file is None or not self.rows or not trainer.is_global_zero:
+            return
+        # While `evaluate` replaces the folder, the file keeps its former rows until the next epoch.
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock_if_free(self.file.parent) as is_free:
+            if is_free:
+                write_history(self.rows, self.file)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": time.perf_counter() - self.start}

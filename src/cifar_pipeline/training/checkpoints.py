@@ -215,9 +215,8 @@ RERUN_FILE = "rerun.json"
 class RunDir:
     """Files of the training with one fingerprint.
 
-    `last.ckpt` and `best.ckpt` are its checkpoints, `history.csv` has the metrics of the epochs finished so far, and
-    `result/` is its result with the exported models. During a rerun there is also `rerun.json`, and `result/` is that
-    of the previous training.
+    `last.ckpt` and `best.ckpt` are its checkpoints, `result/` is its result with the exported models. During a rerun
+    there is also `rerun.json`, and `result/` is that of the previous training.
     """
 
     path: Path
@@ -250,11 +249,6 @@ class RunDir:
         """Return the path of the checkpoint with this name."""
         return checkpoint_path(self.path, name)
 
-    @property
-    def history(self) -> Path:
-        """Path of the metrics of the epochs finished so far."""
-        return self.path / HISTORY_FILE
-
     @contextmanager
     def lock(self, rerun: bool) -> Iterator[str]:
         """Lock the directory against other processes, and yield the id of the rerun to train (empty: none).
@@ -284,7 +278,6 @@ class RunDir:
         # Removed before rerun.json is written, or they would be taken for checkpoints of the rerun.
         for name in (MID_EPOCH, LAST, PREVIOUS, BEST):
             self.checkpoint(name).unlink(missing_ok=True)
-        self.history.unlink(missing_ok=True)
         rerun_id = uuid.uuid4().hex
         with atomic_write(self.path / RERUN_FILE) as tmp:
             tmp.write_text(json.dumps({"id": rerun_id}) + "\n")
@@ -318,7 +311,9 @@ class RunDir:
         with exclusive_lock(models), atomic_replace_dir(models) as tmp:
             shutil.copytree(self.result, tmp, dirs_exist_ok=True)
             (tmp / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n")
-            with atomic_write(reports_history(root)) as tmp_history:
+            history = reports_history(root)
+            history.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive_lock(history.parent), atomic_write(history) as tmp_history:
                 shutil.copyfile(tmp / HISTORY_FILE, tmp_history)
 
     def prune(self, keep: int) -> None:

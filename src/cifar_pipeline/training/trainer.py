@@ -65,12 +65,12 @@ class TrainingSetup:
         datamodule: the batches.
         options: the values of conf/trainer.
         hardware: accelerator, threads and precision.
-        run_dir: where checkpoints and the metrics of each epoch are written, and from which a training resumes.
+        run_dir: where checkpoints are written, and from which a training resumes.
         weight_averaging: callback whose average is validated and saved in place of the last weights, if any.
         distributed: the ranks that share each batch; all of them have the same setup.
         checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at an epoch's end.
         profiler: a key of `PROFILERS`; the profile is written next to the checkpoints.
-        history_file: a second file for the metrics of each epoch, besides the one in `run_dir`.
+        history_file: history.csv, which grows with each epoch; None: no file.
     """
 
     module: Classifier
@@ -123,7 +123,7 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
             )
-    history, runtime_reader = EpochHistory(setup.datamodule, _history_files(setup)), RuntimeReader()
+    history, runtime_reader = EpochHistory(setup.datamodule, setup.history_file), RuntimeReader()
     # EpochHistory comes behind the callbacks whose metrics it records.
     trainer = _trainer(setup, [*callbacks, history, runtime_reader], logger)
     with connect_ranks(distributed, trainer.strategy, run_plan) as run_plan:
@@ -207,10 +207,6 @@ def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback
         TimedCheckpoint(folder, setup.checkpoint_interval_seconds),
         *checkpoint_callbacks(folder, setup.datamodule.has_val, weight_averaging is not None),
     ]
-
-
-def _history_files(setup: TrainingSetup) -> list[Path]:
-    return [setup.run_dir.history, *([setup.history_file] if setup.history_file else [])]
 
 
 def _has_batch_norm(module: Classifier) -> bool:
