@@ -1,11 +1,13 @@
 """A change reruns only the stages that depend on it, and DVC's commands name the changed value."""
 
 import json
+import signal
 from itertools import pairwise
 
+import psutil
 import pytest
 
-from helpers.workspace import STAGES, Command, Workspace, stages_that
+from helpers.workspace import EPOCHS, STAGES, Command, Workspace, stages_that
 
 
 def test_a_second_repro_runs_nothing(clone):
@@ -65,6 +67,31 @@ def test_data_without_a_fallback_is_tracked_like_any_other(edited):
     # null is a value that DVC compares, not a missing one.
     assert stages_that(copy.dvc("repro", "preprocess"), "ran") == []
     assert set(json.loads(copy.dvc("status", "--json"))) == {"train", "evaluate"}
+
+
+@pytest.mark.long
+def test_an_interrupted_training_changes_train_alone_and_the_next_repro_completes_it(copy, clone):
+    def stop(command: Command, code: int) -> None:
+        command.wait_for(f"epoch 1/{EPOCHS}")
+        processes = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
+        (training,) = (process for process in processes if "src/train.py" in process.cmdline()[-2:])
+        training.send_signal(signal.SIGTERM)
+        command.end(code)
+
+    # By hand, with another seed than DVC's configuration.
+    stop(copy.start("python", "src/train.py", "seed=7"), 128 + signal.SIGTERM)
+    assert copy.read("reports/history.csv") != copy.read("models/history.csv") == clone.read("models/history.csv")
+    assert set(json.loads(copy.dvc("status", "--json"))) == {"train"}
+    copy.dvc("repro")
+    assert copy.run("git", "status", "--porcelain") == ""
+
+    copy.set_params(seed=8)
+    stop(copy.start("dvc", "repro"), 255)
+    assert "train" in json.loads(copy.dvc("status", "--json"))
+    output = copy.dvc("repro")
+    assert "Resuming from checkpoint" in output and stages_that(output, "ran") == ["train", "evaluate"]
+    assert copy.read("reports/history.csv") == copy.read("models/history.csv") != clone.read("models/history.csv")
+    assert "up to date" in copy.dvc("status")
 
 
 def test_an_edited_message_reruns_nothing(copy):
