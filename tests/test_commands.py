@@ -56,7 +56,7 @@ BY_FILE = {
     },
     "tests/crash_recovery/test_several_processes.py": {
         "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
-            r"python src/train.py trainer=ddp trainer.devices=2"
+            r"python src/train.py trainer.devices=2"
         ),
     },
     "tests/training/test_profile.py": {

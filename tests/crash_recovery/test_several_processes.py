@@ -16,7 +16,7 @@ from torture import TRAINING
 from helpers.source_tree import ROOT
 from helpers.workspace import Command, Workspace, sentences
 
-TWO = ("trainer=ddp", "trainer.devices=2")
+TWO = ("trainer.devices=2",)
 # All randomness; an epoch has 20 batches of 64 images and one of 14.
 # In 64 bits, so that the order of additions doesn't show.
 RECIPE = (*TRAINING, "trainer.eval_batch_size=50", "precision.cpu=64-true")

@@ -34,7 +34,12 @@ def detect(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
 def test_a_training_is_a_single_process_by_default(project: Project) -> None:
     assert detect() is SINGLE_PROCESS
     assert detect("trainer=ddp") is SINGLE_PROCESS  # a CPU
-    two = detect("trainer=ddp", "trainer.devices=2")
+    assert detect("trainer.devices=1") is SINGLE_PROCESS
+
+
+@pytest.mark.parametrize("overrides", [("trainer.devices=2",), ("trainer=ddp", "trainer.devices=2")])
+def test_a_number_of_devices_asks_for_as_many_processes(project: Project, overrides: tuple[str, ...]) -> None:
+    two = detect(*overrides)
     assert (two.world_size, two.rank, two.environment, str(two.strategy)) == (2, 0, None, "ddp")
 
 
@@ -54,8 +59,9 @@ def test_the_launcher_determines_the_number_of_ranks(
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
-        (["trainer.devices=2"], {}, "use trainer=ddp"),
-        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "is not supported in a sweep"),
+        (["trainer.devices=2"], {"in_sweep": True}, "not supported in a sweep"),
+        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "not supported in a sweep"),
+        (["trainer.num_nodes=2"], {}, "started by torchrun or srun"),
         (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
         (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "supports CPUs and CUDA only"),
         (["trainer=fsdp", "trainer.devices=2"], {}, "shards the weights over GPUs, but the accelerator is cpu"),

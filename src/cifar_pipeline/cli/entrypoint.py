@@ -383,7 +383,8 @@ def _setup_rank(config: DictConfig) -> None:
 
     The rank is read from the environment, where torchrun or Slurm has put it.
     """
-    if OmegaConf.select(config, "trainer.strategy") in (None, "auto"):
+    keys = ("strategy", "devices", "num_nodes")
+    if all(OmegaConf.select(config, f"trainer.{key}") in (None, "auto", 1) for key in keys):
         return
     rank = int(next((os.environ[name] for name in RANK_ENV_VARS if name in os.environ), 0))
     set_rank(rank)

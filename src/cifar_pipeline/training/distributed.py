@@ -99,16 +99,13 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
     """
     strategy, devices, num_nodes = str(options["strategy"]), options["devices"], options["num_nodes"]
     if strategy == "auto":
-        if any(number not in ("auto", 1) for number in (devices, num_nodes)):
-            raise UserError(
-                f"trainer.devices={devices} and trainer.num_nodes={num_nodes} need several processes, but "
-                "trainer.strategy=auto is a single process; use trainer=ddp."
-            )
-        return SINGLE_PROCESS
+        if devices in ("auto", 1) and num_nodes in ("auto", 1):
+            return SINGLE_PROCESS
+        strategy = "ddp"  # as in Lightning
     if in_sweep:
         raise UserError(
-            f"trainer.strategy={strategy} is not supported in a sweep, whose trials already run in separate processes; "
-            "leave it out, and retrain the best trial with it."
+            f"Several processes (trainer.strategy={strategy}, trainer.devices={devices}) are not supported in a sweep, "
+            "whose trials already run in separate processes; leave them out, and retrain the best trial with them."
         )
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
     if strategy == "fsdp" and not gpus:
@@ -118,7 +115,7 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
         )
     if accelerator == "mps":
         raise UserError(
-            "trainer.strategy=ddp supports CPUs and CUDA only; use trainer=default or runtime.accelerator=cpu."
+            "trainer.strategy=ddp supports CPUs and CUDA only; use trainer.devices=1 or runtime.accelerator=cpu."
         )
     environment = _environment()
     if environment is None:
