@@ -34,6 +34,7 @@ BY_FILE = {
         "test_an_unpacked_archive_needs_no_git": "dvc config --local core.no_scm true",
     },
     "tests/pipeline/test_dvc_reruns.py": {
+        "test_an_interrupted_training_changes_train_alone_and_the_next_repro_completes_it": "dvc status",
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
     },
     "tests/pipeline/test_shared_results.py": {
@@ -85,7 +86,7 @@ BY_FILE = {
         "test_export_copies_the_model_and_prints_how_to_use_it": "python src/export.py( --pt2)?",
     },
     "tests/config/test_schemas.py": {
-        "test_the_schemas_and_the_page_are_up_to_date": "python src/build_docs.py",
+        "test_the_schemas_are_written_and_stale_ones_removed": "python src/build_docs.py",
     },
     "tests/crash_recovery/test_killed_trainings.py": {
         "test_twenty_random_kills_change_nothing": r"python tests/crash_recovery/torture.py --count \d+",
