@@ -22,8 +22,8 @@ def test_an_edited_file_of_the_chosen_option_reruns_the_training(copy):
     assert stages_that(said, "skipped") == ["configure", "download", "preprocess"]
 
     changes = json.loads(copy.dvc("params", "diff", "--json"))
-    assert changes.keys() == {"composed.yaml"} and changes["composed.yaml"].keys() == {"optimizer.lr"}
-    assert changes["composed.yaml"]["optimizer.lr"].items() >= {"old": 0.001, "new": 0.002}.items()
+    assert changes.keys() == {"composed.yaml"} and changes["composed.yaml"].keys() == {"train.optimizer.lr"}
+    assert changes["composed.yaml"]["train.optimizer.lr"].items() >= {"old": 0.001, "new": 0.002}.items()
 
 
 @pytest.mark.long

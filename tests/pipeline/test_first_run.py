@@ -62,8 +62,8 @@ def test_fallback_data_is_labeled_everywhere(reproduced, clone):
 
 
 def test_the_run_records_everything_needed_to_reproduce_it(clone, run):
-    composed = yaml.safe_load(clone.read("composed.yaml"))
-    versions = composed.pop("versions")["train"]
+    composed = yaml.safe_load(clone.read("composed.yaml"))["train"]
+    versions = composed.pop("versions")
     assert (run.info.status, run.info.run_name) == ("FINISHED", "sgd-cross_entropy-0")
     assert run.info.run_id == clone.json("models/run.json")["id"]
     assert run.data.params == dict(dotted(composed))
@@ -90,7 +90,7 @@ def test_the_run_shows_the_configuration_the_figures_and_the_tables(clone, run, 
     assert artifacts >= FIGURES | TABLES | {PAGE, "config.yaml"}
     assert "code.diff" not in artifacts
     path = clone.mlflow.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
-    composed = yaml.safe_load(clone.read("composed.yaml"))
+    composed = yaml.safe_load(clone.read("composed.yaml"))["train"]
     assert yaml.safe_load(Path(path).read_text()) == {k: v for k, v in composed.items() if k != "versions"}
 
 
