@@ -1,6 +1,7 @@
 """Analyze the code in src/ without running it: files, packages, imports."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ def imported_packages(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported_names(path)}
 
 
+@functools.cache
 def imported_files(path: Path) -> set[Path]:
     """Return the files of src/ that a file imports directly."""
     files = {SRC.joinpath(*name.split(".")).with_suffix(".py") for name in imported_names(path)}

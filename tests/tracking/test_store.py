@@ -12,7 +12,12 @@ from cifar_pipeline.tracking.client import DEFAULT_EXPERIMENT_NAME, connect, tra
 from helpers.source_tree import SRC
 
 PROCESSES = 3
-CONNECT = "from cifar_pipeline.tracking.client import connect; print(connect()[1])"
+CONNECT = """
+from cifar_pipeline.utils.console import configure_logging
+configure_logging()
+from cifar_pipeline.tracking.client import connect
+print(connect()[1])
+"""
 
 
 def test_concurrent_processes_create_one_database(tmp_path):
