@@ -362,6 +362,9 @@ def propagate_library_logs() -> None:
 
     Called after the imports of torch and Lightning. With torch's variable TORCH_LOGS, torch keeps its handlers.
     """
+    # Here too, because a library may install its handlers again when more of it is imported.
+    for name, level in LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if not isinstance(logger, logging.Logger) or (name.startswith("torch") and "TORCH_LOGS" in os.environ):
             continue
