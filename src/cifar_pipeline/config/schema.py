@@ -265,7 +265,7 @@ def validate(config: DictConfig) -> None:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     plain = {str(key): value for key, value in container.items()}
-    known = sorted({*_aliases(Config), *groups()})
+    known = sorted({*Config.model_fields, *groups()})
     for key in plain:
         if key not in known:
             raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
@@ -299,10 +299,6 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
 def _prefixes(location: tuple[int | str, ...]) -> Iterator[str]:
     """Yield `a.b.c`, `a.b` and `a`."""
     yield from (".".join(map(str, location[:end])) for end in range(len(location), 0, -1))
-
-
-def _aliases(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 @functools.cache

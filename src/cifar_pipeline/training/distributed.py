@@ -43,9 +43,9 @@ from cifar_pipeline.utils.text import one_line
 log = logging.getLogger(__name__)
 
 LAUNCHERS = "torchrun or srun"
-# How long a rank that lost the connection to another one waits for its launcher to stop it.
+# Seconds for which a rank that lost the connection to another one waits for its launcher to stop it.
 LAUNCHER_SECONDS = 5.0
-# How long the other ranks outlive a signal, so that rank zero sees that all of them were alive when it came.
+# Seconds for which the other ranks outlive a signal, so that rank zero sees that all were alive when it came.
 STOP_DELAY = 1.0
 
 
@@ -79,7 +79,7 @@ class DistributedContext:
 
     @property
     def needs_launch(self) -> bool:
-        """Whether this process is not a rank, but has to launch the ranks."""
+        """Return whether this process is not a rank, but has to launch the ranks."""
         return self.is_distributed and self.environment is None
 
     @property

@@ -113,7 +113,7 @@ def line_prefix() -> str:
 
 
 def _hides_progress() -> bool:
-    """Whether this process shows neither a status nor progress: rank > 0, or LOG_LEVEL above INFO (`-q`)."""
+    """Return whether this process hides status and progress: rank > 0, or LOG_LEVEL above INFO (`-q`)."""
     return _rank > 0 or logging.getLogger(PACKAGE).level > logging.INFO
 
 
@@ -290,12 +290,7 @@ def format_duration(seconds: float) -> str:
 
 # The environment variable is inherited by ranks, by a launcher's workers, and by the stages that DVC starts.
 LEVEL_VARIABLE = "LOG_LEVEL"
-LEVELS = {
-    "DEBUG": logging.DEBUG,
-    "INFO": logging.INFO,
-    "WARNING": logging.WARNING,
-    "ERROR": logging.ERROR,
-}
+LEVELS: dict[str, int] = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR")}
 LEVEL_OPTIONS = {"-v": "DEBUG", "-q": "WARNING"}
 LEVEL_HELP = {"-v": "show debug messages, with time, level and logger", "-q": "show only results, warnings and errors"}
 TIME_FORMAT = "%H:%M:%S"

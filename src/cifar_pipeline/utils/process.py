@@ -63,7 +63,7 @@ def mark_reported() -> None:
 
 
 def is_reported_by_launcher() -> bool:
-    """Whether this process is a rank that a command launched for itself, which reports signals and killed ranks."""
+    """Return whether this is a rank that a command launched for itself, which reports signals and killed ranks."""
     return os.environ.get("TORCHELASTIC_RUN_ID") == LAUNCH_ID
 
 
