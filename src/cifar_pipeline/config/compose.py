@@ -32,17 +32,28 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import redact_values
 
 # Groups and top-level keys that cannot change a result: the machine's, one start's, and those read after the training.
-NON_RESULT_GROUPS = ("runtime", "registry", "predict", "serve", "rerun", "image_dir")
-# Keys that cannot change a result in a group whose other keys can: the number of processes of a training.
-NON_RESULT_KEYS = ("trainer.strategy", "trainer.devices", "trainer.num_nodes")
+NON_RESULT_GROUPS = ("runtime", "logger", "registry", "predict", "serve", "rerun", "image_dir")
+# Keys that cannot change a result in a group whose other keys can.
+NON_RESULT_KEYS = (
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.num_sanity_val_steps",
+    "trainer.detect_anomaly",
+    "trainer.inference_mode",
+    "trainer.reload_dataloaders_every_n_epochs",
+    "trainer.enable_autolog_hparams",
+)
 # Groups and top-level keys that cannot change a training; all others decide it, a user's new group among them.
 NON_TRAINING_GROUPS = (*NON_RESULT_GROUPS, "evaluation")
 # The keys of the other stages. composed.yaml has a section for each stage, which dvc.yaml names.
 STAGE_KEYS = {
     "download": ("data.source", "data.fallback", "data.mirrors", "data.timeout"),
     "preprocess": ("data.source", "data.fallback", "data.val_fraction", "data.split_seed"),
-    "evaluate": ("evaluation", "model", "normalization", "tta"),
+    "evaluate": ("evaluation", "metrics", "model", "normalization", "tta"),
 }
+# Values of another stage that a stage may read, because they do not change its result: the objective of a sweep.
+READABLE_KEYS = {"train": ("evaluation.checkpoint",)}
 STAGES = ("download", "preprocess", "train", "evaluate")
 
 
@@ -86,7 +97,9 @@ def restrict_to_stage(config: DictConfig, stage: str) -> DictConfig:
     """
     values = _to_dict(config)
     restricted = OmegaConf.merge(
-        _stage_values(values, stage), _only(values, NON_RESULT_KEYS), _only(values, NON_RESULT_GROUPS)
+        _stage_values(values, stage),
+        _only(values, (*NON_RESULT_KEYS, *READABLE_KEYS.get(stage, ()))),
+        _only(values, NON_RESULT_GROUPS),
     )
     assert isinstance(restricted, DictConfig)
     OmegaConf.set_struct(restricted, True)

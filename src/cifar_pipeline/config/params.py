@@ -22,8 +22,33 @@ SWEEP_GROUPS = ("sweep", "launcher")
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.
 SHARED_GROUPS = {"trainer", "data"}
+# Groups from which several options can be chosen; each file holds one entry, which has the file's name.
+LIST_GROUPS = ("callbacks", "metrics", "logger")
 # Keys without a group that params.yaml sets directly.
-TOP_LEVEL_KEYS = ("seed", "image_dir")
+TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
+# Arguments of Lightning's Trainer that the pipeline sets itself, and its MLflow logger, with what to use instead.
+OTHER_PLACES = {"logger=mlflow": "MLflow always logs, and logger=[csv,tensorboard,wandb] adds others"} | {
+    f"trainer.{name}": instead
+    for name, instead in {
+        "accelerator": "write runtime.accelerator",
+        "precision": "choose precision=bf16 or fp32, or write precision.cpu, precision.cuda or precision.mps",
+        "logger": f"choose logger=[tensorboard] or another option of {CONF}/logger/; MLflow always logs",
+        "callbacks": f"choose callbacks=[early_stopping] or another option of {CONF}/callbacks/",
+        "profiler": "write runtime.profiler=simple or pytorch",
+        "log_every_n_steps": "write runtime.log_every_n_steps",
+        "limit_test_batches": "`evaluate` measures the whole test split",
+        "limit_predict_batches": "predict.py predicts the images that it is given",
+        "enable_checkpointing": "checkpoints are always written; runtime.checkpoint_interval_seconds says how often",
+        "enable_progress_bar": "the option -q hides the progress bar",
+        "enable_model_summary": "choose callbacks=[rich_summary]",
+        "use_distributed_sampler": "each process already gets its share of every batch",
+        "sync_batchnorm": "batch norm is synchronized whenever several GPUs train",
+        "barebones": "runtime.engine=compiled avoids Lightning's overhead",
+        "plugins": "use trainer.strategy and the group precision",
+        "default_root_dir": "checkpoints are in .cache/trainings, and models in models/",
+        "model_registry": "`python src/registry.py promote` registers models, by the keys of registry",
+    }.items()
+}
 
 
 def groups() -> list[str]:
@@ -89,7 +114,9 @@ def _check_keys(params: Mapping[Any, Any]) -> None:
     for key, value in params.items():
         if key not in allowed:
             raise UserError(f"{PARAMS}: unknown key `{key}`; {suggest(str(key), allowed)}")
-        if key not in (*TOP_LEVEL_KEYS, "overrides") and value is not None and not isinstance(value, str):
+        names = value if key in LIST_GROUPS and isinstance(value, list) else [value]
+        is_named = all(isinstance(name, str) for name in names) or value is None
+        if key not in (*TOP_LEVEL_KEYS, "overrides") and not is_named:
             raise UserError(
                 f"{PARAMS}: `{key}` must be the name of a file in {CONF}/{key}/, not {to_yaml_inline(value)}."
             )
@@ -121,6 +148,8 @@ def reject_invalid_group_overrides(arguments: list[str]) -> None:
         if not group:
             raise UserError(f"{shown or 'An empty argument'}: no key; write key=value.")
         is_group = group in (*NON_PARAM_GROUPS, *groups())
+        if group in LIST_GROUPS and option.startswith("["):
+            continue
         # `sweep=null` and `launcher=null` are valid: they choose nothing.
         if is_group and (option.startswith(container) or (group not in SWEEP_GROUPS and scalar.fullmatch(option))):
             raise UserError(f"{shown}: {CONF}/{group}/ has no file of this name; {suggest(option, options(group))}")
@@ -138,7 +167,7 @@ def reject_values_of_other_options(chosen: Mapping[str, str]) -> None:
     if experiment in ("None", ""):
         return
     expected, keys = _experiment_values(experiment)
-    for group in sorted(set(keys) & set(expected) - SHARED_GROUPS):
+    for group in sorted(set(keys) & set(expected) - SHARED_GROUPS - {*LIST_GROUPS}):
         option = chosen.get(group)
         if option != expected[group]:
             names, expected_option = " and ".join(f"{group}.{key}" for key in keys[group]), f"{group}={expected[group]}"
@@ -167,6 +196,18 @@ def _experiment_values(name: str) -> tuple[dict[str, str], dict[str, list[str]]]
         if isinstance(content.get(group), dict):
             keys[group] = list(dict.fromkeys([*keys.get(group, []), *content[group]]))
     return expected, keys
+
+
+def check_entry_names(group: str) -> None:
+    """Raise UserError for a file of callbacks, metrics or logger whose entry has another name than the file.
+
+    Two chosen files with entries of one name would be merged into one.
+    """
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content = OmegaConf.load(path)
+        if isinstance(content, DictConfig) and "defaults" not in content and [*content] != [path.stem]:
+            entries = ", ".join(map(str, content)) or "none"
+            raise UserError(f"{path} must hold one entry with the file's name, `{path.stem}:`; it has {entries}.")
 
 
 def options(group: str) -> list[str]:

@@ -14,7 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from cifar_pipeline.config.params import CONF, groups, suggest, to_yaml_inline
+from cifar_pipeline.config.params import (
+    CONF,
+    LIST_GROUPS,
+    OTHER_PLACES,
+    check_entry_names,
+    groups,
+    options,
+    suggest,
+    to_yaml_inline,
+)
 from cifar_pipeline.utils.errors import UserError
 
 JsonSchema = dict[str, Any]
@@ -35,7 +44,21 @@ Text = Annotated[str, Field(min_length=1)]
 # MLflow allows more characters, but not in a model URI: models:/NAME@ALIAS.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a name of letters, digits, - and _")]
 AutoOrCount = Literal["auto"] | Count
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+Precision = Literal[
+    "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "transformer-engine",
+    "transformer-engine-float16",
+]  # fmt: skip
+Mode = Literal["max", "min"]
+BatchLimit = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None,
+    Field(description="a number of batches, a fraction of them above 0 and of at most 1.0, or null"),
+]
+# As Lightning reads a duration: days, hours, minutes and seconds, or arguments of datetime.timedelta.
+DURATION = r"^\d+:\d\d:\d\d:\d\d$"
+Duration = (
+    Annotated[str, Field(pattern=DURATION)]
+    | dict[Literal["weeks", "days", "hours", "minutes", "seconds"], Annotated[int | float, Field(ge=0)]]
+)
 
 
 class Options(BaseModel):
@@ -141,6 +164,13 @@ class Scheduler(TargetOptions):
     warmup_fraction: Fraction = ABSENT
     initial_factor: Fraction = ABSENT
     final_factor: Fraction = ABSENT
+    monitor: Text = ABSENT
+    mode: Mode = ABSENT
+    factor: OpenUnit = ABSENT
+    patience: NonNegativeInt = ABSENT
+    threshold: NonNegative = ABSENT
+    cooldown: NonNegativeInt = ABSENT
+    min_factor: Fraction = ABSENT
 
 
 class WeightAveraging(Options):
@@ -152,6 +182,12 @@ class WeightAveraging(Options):
     start_fraction: HalfOpenUnit = ABSENT
 
 
+class CallbackOptions(TargetOptions):
+    """Callback of Lightning."""
+
+    needs_single_batches: bool | None = None
+
+
 class PrecisionOptions(Options):
     """Precision of the arithmetic on each device."""
 
@@ -161,15 +197,44 @@ class PrecisionOptions(Options):
 
 
 class Trainer(Options):
-    """Length of the training, its batches and its processes."""
+    """Length of the training, its batches and its processes; most keys are arguments of Lightning's Trainer."""
 
     max_epochs: Count
     batch_size: Count
     micro_batch_size: Count | None
+    accumulate_grad_batches: Count
     eval_batch_size: Count
+    min_epochs: Count | None
+    min_steps: Count | None
+    max_steps: Annotated[Count | Literal[-1], Field(description="a whole number of at least 1, or -1 for no limit")]
+    max_time: Annotated[
+        Duration | None,
+        Field(description='"DD:HH:MM:SS" in quotes, a mapping such as {minutes: 30}, or null'),
+    ]
     gradient_clip_val: Positive | None
-    limit_train_batches: Count | None
-    limit_val_batches: Count | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    limit_train_batches: BatchLimit
+    limit_val_batches: BatchLimit
+    overfit_batches: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)],
+        Field(description="a number of batches, or a fraction of them from 0 to 1.0; 0: off"),
+    ]
+    fast_dev_run: Annotated[bool | Count, Field(description="true, false, or a number of batches")]
+    val_check_interval: Annotated[
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | Duration,
+        Field(
+            description="a fraction of an epoch above 0 and of at most 1.0, a number of batches, or a time such as "
+            '"00:00:05:00" in quotes'
+        ),
+    ]
+    check_val_every_n_epoch: Count | None
+    deterministic: Annotated[bool | Literal["warn"] | None, Field(description="true, false, warn, or null")]
+    benchmark: bool | None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)]
+    detect_anomaly: bool
+    inference_mode: bool
+    reload_dataloaders_every_n_epochs: NonNegativeInt
+    enable_autolog_hparams: bool
     strategy: Literal["auto", "ddp", "fsdp"]
     devices: AutoOrCount
     num_nodes: AutoOrCount
@@ -206,6 +271,7 @@ class Runtime(Options):
     cuda_graph_min_steps: Count
     cuda_graph_max_batch_size: Count
     checkpoint_interval_seconds: Positive | None
+    log_every_n_steps: Count | None
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
 
@@ -240,6 +306,8 @@ class Config(Options):
 
     model_config = ConfigDict(extra="allow")
     seed: Seed
+    monitor: Text
+    mode: Mode
     image_dir: Text
     rerun: bool
     data: Data
@@ -250,11 +318,14 @@ class Config(Options):
     optimizer: Optimizer
     scheduler: Scheduler
     weight_averaging: WeightAveraging
+    callbacks: dict[str, CallbackOptions]
+    metrics: dict[str, TargetOptions]
     precision: PrecisionOptions
     trainer: Trainer
     tta: Tta
     evaluation: Evaluation
     runtime: Runtime
+    logger: dict[str, TargetOptions]
     registry: Registry
     predict: Predict
     serve: Serve
@@ -269,6 +340,9 @@ def validate(config: DictConfig) -> None:
     for key in plain:
         if key not in known:
             raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
+    for group in LIST_GROUPS:
+        if plain.get(group):
+            check_entry_names(group)
     try:
         Config.model_validate(plain)
     except ValidationError as error:
@@ -277,11 +351,16 @@ def validate(config: DictConfig) -> None:
 
 def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
     """Describe a pydantic error in one sentence: the key, its value, and what is allowed."""
+    group, *_ = error["loc"]
+    if group in LIST_GROUPS and len(error["loc"]) > 1:
+        return _describe_list_error(error, plain)
     *parents, name = error["loc"]
     prefix = "".join(f"{parent}." for parent in parents)
     if error["type"] == "missing" and name != "_target_":
         return f"{prefix}{name} is missing; a file of {CONF}/ must set it."
     if error["type"] == "extra_forbidden":
+        if instead := OTHER_PLACES.get(f"{prefix}{name}"):
+            return f"{prefix}{name} is not a key: {instead}."
         keys = [key.removeprefix(prefix) for key in field_schemas() if key.startswith(prefix)]
         return f"{prefix}{name}: unknown key in {CONF}/; {suggest(str(name), [key for key in keys if '.' not in key])}"
     # The location of an error in a list or in a union is longer than the key's.
@@ -294,6 +373,16 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
     close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
     return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
+
+
+def _describe_list_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
+    """Describe an error in an entry of callbacks, metrics or logger."""
+    group, entry, *rest = map(str, error["loc"])
+    if rest and rest[0] in plain[group][entry]:
+        value = to_yaml_inline(plain[group][entry][rest[0]])
+        return f"{group}.{entry}.{rest[0]}={value} is not allowed; {error['msg'].lower()}."
+    choose = f"choose {group}=[{entry}], or " if entry in options(group) else ""
+    return f"{group}.{entry} names no class: {choose}write +{group}.{entry}._target_=package.module.Class."
 
 
 def _prefixes(location: tuple[int | str, ...]) -> Iterator[str]:
@@ -313,6 +402,12 @@ def _field_schemas(model: JsonSchema, definitions: JsonSchema, prefix: str = "")
         key = f"{prefix}{name}"
         alternatives = schema.get("anyOf", [schema])
         references = [entry["$ref"].rpartition("/")[2] for entry in alternatives if "$ref" in entry]
+        if entries := schema.get("additionalProperties", {}).get("$ref"):
+            description = f"options of {CONF}/{key}/, each with its name and a `_target_`"
+            yield key, {"type": "object", "description": description}
+            nested = definitions[entries.rpartition("/")[2]]
+            yield from _field_schemas(nested, definitions, f"{key}.*.")
+            continue
         if not references:
             yield key, {word: value for word, value in schema.items() if word not in ("title", "default")}
             continue

@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 from hydra.errors import (
-    InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
@@ -23,7 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cifar_pipeline.config.params import CONF, describe_yaml_error, suggest, to_yaml_inline
+from cifar_pipeline.config.params import (
+    CONF,
+    LIST_GROUPS,
+    OTHER_PLACES,
+    describe_yaml_error,
+    options,
+    suggest,
+    to_yaml_inline,
+)
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
@@ -34,6 +41,8 @@ PIP_PINNED, PIP_UNPINNED = (
     "pip install --constraint constraints.txt --editable '.[launchers]'",
     "pip install --editable '.[ray]'",
 )
+# Hydra's message for an unknown option in a list such as callbacks=[a,b].
+COULD_NOT_LOAD = re.compile(r"Could not load '(\w+)/([^']+)'")
 INSTALLED_BY = {"joblib": PIP_PINNED, "submitit": PIP_PINNED, "optuna": PIP_PINNED, "ray": PIP_UNPINNED}
 
 
@@ -50,6 +59,8 @@ def format_error(error: BaseException) -> str:
         return str(error)
     if isinstance(error, YAMLError):
         return describe_yaml_error(error)
+    if match := COULD_NOT_LOAD.search(str(error)):
+        return _no_such_file(match[1], match[2], options(match[1]))
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
@@ -77,11 +88,22 @@ def _unknown_option(error: MissingConfigException) -> str:
             return f"{group}={option} is not installed: `{INSTALLED_BY[plugin]}` installs it."
         package = f"hydra-{plugin}-{PLUGINS[group]}"
         return f"{group}={option} is unknown or not installed; try `pip install {package}`."
-    return f"{group}={option}: {CONF}/{group}/ has no file of this name; {suggest(option, sorted(error.options))}"
+    return _no_such_file(group, option, sorted(error.options))
+
+
+def _no_such_file(group: str, option: str, known: list[str]) -> str:
+    if instead := OTHER_PLACES.get(f"{group}={option}"):
+        return f"{group}={option} is not needed: {instead}."
+    return f"{group}={option}: {CONF}/{group}/ has no file of this name; {suggest(option, known)}"
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     full_key = str(error.full_key)
+    if instead := OTHER_PLACES.get(full_key):
+        return f"{full_key} is not a key: {instead}."
+    group, _, entry = full_key.partition(".")
+    if group in LIST_GROUPS and entry in options(group):
+        return f"{full_key}: this option is not chosen; add {group}=[{entry}]."
     key = full_key.rpartition(".")[2]
     parent = error.parent_node
     siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
@@ -91,6 +113,9 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     names = [name for name in siblings if not re.fullmatch(r"_\w+_", name) and name != "hydra"]
     if close:
         return f"{full_key}: {problem}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
+    if target:
+        allowed = f"its keys are {', '.join(names)}; " if names else ""
+        return f"{full_key}: {problem}; {allowed}+{full_key}=... passes another argument."
     return f"{full_key}: {problem}; {'allowed are ' + ', '.join(names) if names else 'it has none'}."
 
 
@@ -98,6 +123,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 PIPELINE_KEYS: dict[str, set[str]] = {
     "optimizer": {"full_batch"},
     "loss": {"output_activation", "class_weights"},
+    "callbacks.*": {"needs_single_batches"},
 }
 # Arguments that the pipeline passes itself, so that an option must not have them.
 INJECTED_ARGS: dict[str, set[str]] = {
@@ -106,6 +132,7 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},
     "augmentation": {"images", "generator", "flip_mask"},
+    "metrics.*": {"num_classes"},
 }
 # Values that are names, with the function that looks them up and rejects unknown ones.
 NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.build.get_activation"}
@@ -117,7 +144,14 @@ def target_config(options: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Return an option as a plain dict for `hydra.utils.instantiate`: its `_target_` and that target's arguments."""
     plain = OmegaConf.to_container(options, resolve=True) if isinstance(options, DictConfig) else options
     assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items() if key not in PIPELINE_KEYS.get(group, set())}
+    pipeline_keys = PIPELINE_KEYS.get(_rule_key(group), set())
+    return {str(key): value for key, value in plain.items() if key not in pipeline_keys}
+
+
+def _rule_key(key: str) -> str:
+    """Return the key of this module's tables: `callbacks.*` for `callbacks.early_stopping`."""
+    group = key.partition(".")[0]
+    return f"{group}.*" if group in LIST_GROUPS else key
 
 
 def check_targets(config: DictConfig) -> None:
@@ -139,7 +173,7 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
         parameters = inspect.signature(get_object(target)).parameters
     except Exception as error:
         raise UserError(f"{key}._target_={target} cannot be imported: {_import_error_reason(target, error)}") from None
-    injected = INJECTED_ARGS.get(key, set())
+    injected = INJECTED_ARGS.get(_rule_key(key), set())
     for name, value in node.items():
         if name in HYDRA_KEYS:
             continue
@@ -154,7 +188,7 @@ def _check_target(key: str, node: Mapping[str, Any]) -> None:
         is_int_for_float = dtype is float and isinstance(value, int) and not isinstance(value, bool)
         if dtype in TYPE_NAMES and not (type(value) is dtype or is_int_for_float):
             raise UserError(f"{key}.{name}={to_yaml_inline(value)} is not allowed; {target} takes {TYPE_NAMES[dtype]}.")
-    if key in SMOKE_BUILDS:
+    if _rule_key(key) in SMOKE_BUILDS:
         _smoke_build(key, node)
 
 
@@ -165,13 +199,12 @@ def _suggestion(name: str, allowed: list[str]) -> str:
 def _smoke_build(key: str, node: Mapping[str, Any]) -> None:
     """Build and use the target once, because a class checks its arguments itself."""
     try:
-        SMOKE_BUILDS[key](instantiate(node, _convert_="all"))
+        SMOKE_BUILDS[_rule_key(key)](instantiate(node, _convert_="all"))
     except Exception as error:
         user_error = find_user_error(error)
         if user_error is not None:
             raise user_error from None
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        reason = one_line(cause).rstrip(".")
+        reason = one_line(root_cause(error)).rstrip(".")
         values = ", ".join(f"{name}={to_yaml_inline(value)}" for name, value in node.items() if name not in HYDRA_KEYS)
         raise UserError(f"{key}: {node['_target_']} rejects {values}: {reason}.") from None
 
@@ -192,6 +225,7 @@ SMOKE_BUILDS: dict[str, Callable[[Any], Any]] = {
     "scheduler": lambda factor: factor(0, 1),
     "data.source": lambda source: source,
     "data.fallback": lambda source: source,
+    "callbacks.*": lambda callback: callback,
 }
 
 
@@ -213,9 +247,14 @@ def _import_error_reason(target: str, error: BaseException) -> str:
         except Exception as import_error:
             error = import_error
             break
+    return one_line(root_cause(error)).rstrip(".") + "."
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the first error in a chain of causes: Hydra wraps the errors of a constructor into its own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return one_line(error).rstrip(".") + "."
+    return error
 
 
 def target_names(node: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cifar_pipeline.config.compose import NON_TRAINING_GROUPS, Stage, digest, ou
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
-from cifar_pipeline.tracking.trial import Trial
+from cifar_pipeline.tracking.trial import Trial, checkpoint_value
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
@@ -158,13 +158,24 @@ def require_validation_split(images: int) -> None:
         )
 
 
-def cached_objective(trial: Trial, fingerprint: str) -> float | None:
-    """Return the validation accuracy of the finished run of this fingerprint, and link the trial to it; None if none.
+def objective(rows: Sequence[Mapping[str, float]], config: DictConfig) -> float | None:
+    """Return the monitored metric of the checkpoint that would be evaluated; None if no epoch has it.
+
+    Args:
+        rows: metrics of each epoch.
+        config: with `monitor`, `mode` and `evaluation.checkpoint`.
+    """
+    values = [row[config.monitor] for row in rows if config.monitor in row]
+    return checkpoint_value(values, config.mode, config.evaluation.checkpoint)
+
+
+def cached_objective(trial: Trial, fingerprint: str, config: DictConfig) -> float | None:
+    """Return the objective of the finished run of this fingerprint, and link the trial to it; None if there is none.
 
     In a rerun of the sweep, only runs that finished in this rerun count.
     """
     from cifar_pipeline.tracking.runs import finished_run
-    from cifar_pipeline.tracking.sweeps import record_trial
+    from cifar_pipeline.tracking.sweeps import history, record_trial
 
     run = finished_run(fingerprint, trial.rerun)
     if run is None:
@@ -172,7 +183,7 @@ def cached_objective(trial: Trial, fingerprint: str) -> float | None:
     record_trial(trial, run.info.run_id)
     hint = "this rerun of the sweep trained it already" if trial.rerun else "`rerun=true` trains it again"
     log.info(f"finished before (run {run.info.run_name}); {hint}")
-    return float(run.data.metrics["val/accuracy"])
+    return objective(history(run.info.run_id, [config.monitor]), config)
 
 
 def isolate_failures(stage: Stage) -> Stage:

@@ -1,6 +1,6 @@
 """A trial: one job of a sweep. Kept apart from what imports MLflow, which takes seconds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # MLflow's tag that makes a run the child of another.
@@ -61,3 +61,16 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
     """Map the keys of command-line overrides to their values as text; the last override of a key wins."""
     pairs = (text.lstrip("+").partition("=") for text in overrides if not text.startswith("~"))
     return {key: value for key, _, value in pairs}
+
+
+def checkpoint_value(values: Sequence[float], mode: str, checkpoint: str) -> float | None:
+    """Return the metric of a checkpoint, given those of the epochs that have it; None without any.
+
+    Args:
+        values: in the order of the epochs.
+        mode: whether larger or smaller values are better, `max` or `min`.
+        checkpoint: `last` or `best`.
+    """
+    if not values or checkpoint == "last":
+        return values[-1] if values else None
+    return max(values) if mode == "max" else min(values)

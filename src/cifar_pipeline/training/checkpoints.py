@@ -5,7 +5,7 @@ Checkpoints are written atomically and read without unpickling code.
 - `last`: end of the latest epoch.
 - `previous`: end of the epoch before it.
 - `mid_epoch`: inside an unfinished epoch, newer than both.
-- `best`: the epoch with the best validation accuracy.
+- `best`: the best value of the monitored metric.
 
 history.csv has the metrics of the finished epochs.
 """
@@ -69,9 +69,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as tmp:
             with tmp.open("wb") as file:
                 torch.save({**checkpoint, "fingerprint": self.fingerprint}, file)
-            if path.stem == LAST and path.exists():
+            is_last = path.stem == LAST and path.parent.name == self.fingerprint
+            if is_last and path.exists():
                 path.replace(checkpoint_path(path.parent, PREVIOUS))
-        if path.stem == LAST:
+        if is_last:
             checkpoint_path(path.parent, MID_EPOCH).unlink(missing_ok=True)
 
 
@@ -92,16 +93,30 @@ class RelocatableModelCheckpoint(ModelCheckpoint):
         super().load_state_dict({key: relocate(value) for key, value in state_dict.items()})
 
 
-def checkpoint_callbacks(folder: Path, has_val: bool, averaged: bool) -> list[ModelCheckpoint]:
-    """Return callbacks that save the last weights and, with a validation split, those of the best validation accuracy.
+def checkpoint_callbacks(
+    folder: Path, monitor: str | None, mode: str, *, after_validation: bool, averaged: bool
+) -> list[ModelCheckpoint]:
+    """Return callbacks that save the last weights, and those with the best value of the monitored metric.
 
-    With `averaged` weights full checkpoints are saved, because only into those does Lightning put the average.
+    Args:
+        folder: directory of the checkpoints.
+        monitor: the metric; None: the last weights only.
+        mode: `max` or `min`.
+        after_validation: save the best weights after a validation, not at an epoch's end: an epoch has none or several.
+        averaged: save full checkpoints, because only into those does Lightning put averaged weights.
     """
-    checkpoint = partial(RelocatableModelCheckpoint, folder, save_on_train_epoch_end=True, enable_version_counter=False)
-    last = checkpoint(filename=LAST)
-    if not has_val:
+    checkpoint = partial(RelocatableModelCheckpoint, folder, enable_version_counter=False)
+    last = checkpoint(filename=LAST, save_on_train_epoch_end=True)
+    if monitor is None:
         return [last]
-    return [checkpoint(filename=BEST, monitor="val/accuracy", mode="max", save_weights_only=not averaged), last]
+    best = checkpoint(
+        filename=BEST,
+        monitor=monitor,
+        mode=mode,
+        save_on_train_epoch_end=not after_validation,
+        save_weights_only=not averaged,
+    )
+    return [best, last]
 
 
 class TimedCheckpoint(Callback):
@@ -130,7 +145,7 @@ class TimedCheckpoint(Callback):
         if self.seconds is None:
             return
         # Accumulated gradients are not in a checkpoint, and an epoch's end has its own checkpoint.
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch or trainer.should_stop:
             return
         is_due = time.monotonic() - self.last_saved >= self.seconds
         if trainer.world_size > 1:
@@ -354,11 +369,10 @@ def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
 
 def format_epoch(row: EpochMetrics, epochs: int) -> str:
     """Format a row for the console."""
-    val = f"val/loss {row['val/loss']:.4f}  val/accuracy {row['val/accuracy']:.2%}  " if "val/loss" in row else ""
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}  train/loss {row['train/loss']:.4f}  "
-        f"train/accuracy {row['train/accuracy']:.2%}  {val}{row['images_per_second']:,.0f} images/s"
-    )
+    metrics = [
+        f"{key} {value:{'.2%' if key.endswith('accuracy') else '.4f'}}" for key, value in row.items() if "/" in key
+    ]
+    return "  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *metrics, f"{row['images_per_second']:,.0f} images/s"])
 
 
 def write_history(rows: list[EpochMetrics], path: Path) -> None:

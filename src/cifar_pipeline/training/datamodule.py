@@ -22,13 +22,21 @@ class ImageDataModule(LightningDataModule):
         augment: augmentation of the training images.
         seed: seeds the order of the training images and their augmentation.
         chunk: number of training batches stacked into one, `[S, N, H, W, C]` (0: none are).
+        shuffle: whether the order of the training images changes in each epoch.
 
     Raises:
         UserError: a batch is larger than the train split.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, eval_batch_size: int, augment: Augment, seed: int, chunk: int = 0
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        eval_batch_size: int,
+        augment: Augment,
+        seed: int,
+        chunk: int = 0,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
         size = dataset.sizes["train"]
@@ -37,7 +45,7 @@ class ImageDataModule(LightningDataModule):
                 f"trainer.batch_size={batch_size} is larger than the {size} training images of {dataset.title}."
             )
         self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
-        self.augment, self.seed, self.chunk = augment, seed, chunk
+        self.augment, self.seed, self.chunk, self.shuffle = augment, seed, chunk, shuffle
 
     @property
     def has_val(self) -> bool:
@@ -57,7 +65,7 @@ class ImageDataModule(LightningDataModule):
             labels,
             self.batch_size,
             seed=self.seed,
-            shuffle=True,
+            shuffle=self.shuffle,
             augment=self.augment,
             rank=rank,
             world_size=world_size,

@@ -1,15 +1,17 @@
 """Lightning module for image classification, independent of the model, loss, optimizer and scheduler it is given."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
+from torchmetrics import MetricCollection
 
 from cifar_pipeline.data.loader import RandomStream, rank_batch_size, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
@@ -40,20 +42,36 @@ class Classifier(LightningModule):
         scheduler: maps (step, total steps) to a factor of the learning rate; a pure function, so checkpoints hold no
             state of it.
         seed: seeds the randomness inside the model (dropout), together with the epoch and the rank.
+        metrics: of torchmetrics, for validation, each with a scalar value; None: loss and accuracy only.
+        activation: maps logits to the probabilities that `metrics` take.
 
     Raises:
         UserError: the loss became NaN or infinite.
     """
 
     def __init__(
-        self, net: nn.Module, loss: nn.Module, optimizer: OptimizerConfig, scheduler: Scheduler, seed: int
+        self,
+        net: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerConfig,
+        scheduler: Scheduler,
+        seed: int,
+        metrics: MetricCollection | None = None,
+        activation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008
     ) -> None:
         super().__init__()
+        # In a tuple, so that they are no layers of the model, in its summary and for FSDP.
+        self.metrics_holder, self.activation = (metrics,), activation
         self.net = net.to(memory_format=torch.channels_last)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.train_sums = RunningMetrics()
         self.val_sums = RunningMetrics()
         self.resume_state: dict[str, Any] | None = None
+
+    @property
+    def val_metrics(self) -> MetricCollection | None:
+        """The further metrics of validation."""
+        return self.metrics_holder[0]
 
     @property
     def engine(self) -> str:
@@ -105,6 +123,8 @@ class Classifier(LightningModule):
         self.train_sums = RunningMetrics()
         self.epoch_steps = self.steps_per_epoch()
         self.total_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
+        if self.trainer.max_steps > 0:
+            self.total_steps = min(self.total_steps, self.trainer.max_steps)
 
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps in an epoch."""
@@ -145,11 +165,13 @@ class Classifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         # Not in on_train_epoch_end, which Lightning calls on most callbacks before the module.
-        if self.trainer.is_last_batch or self.trainer.should_stop:
+        if is_epoch_ending(self.trainer):
             self.log_epoch_metrics("train", self.train_sums)
 
     def on_validation_epoch_start(self) -> None:
         self.val_sums = RunningMetrics()
+        if self.val_metrics is not None:
+            self.val_metrics.to(self.device).reset()
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images, labels = batch
@@ -157,21 +179,37 @@ class Classifier(LightningModule):
         loader: Any = self.trainer.val_dataloaders
         if self.local_batch_size(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
             self.val_sums.add(self.loss(logits, labels), logits, labels)
+            if self.val_metrics is not None:
+                self.val_metrics.update(self.activation(logits.float()), labels)
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_index: int, dataloader_index: int = 0) -> None:
-        if batch_index + 1 == self.trainer.num_val_batches[0]:
-            self.log_epoch_metrics("val", self.val_sums)
+        if batch_index + 1 == self.num_validation_batches():
+            computed = self.val_metrics.compute() if self.val_metrics is not None else {}
+            self.log_epoch_metrics("val", self.val_sums, {name: float(value) for name, value in computed.items()})
 
-    def log_epoch_metrics(self, split: str, sums: "RunningMetrics") -> None:
+    def num_validation_batches(self) -> int:
+        """Return the number of batches of the validation that is running, which may be the check before a training."""
+        trainer = self.trainer
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        return int(batches[0])
+
+    def log_epoch_metrics(
+        self, split: str, sums: "RunningMetrics", computed: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Log loss and accuracy of an epoch over all ranks as `SPLIT/loss` and `SPLIT/accuracy`, for any callback.
 
         They are not sent to loggers: `callbacks.EpochHistory` does that, with the epoch as the step. Lightning would
         convert numbers, but not tensors, to single precision.
 
+        Args:
+            split: `train` or `val`.
+            sums: of the epoch on this rank.
+            computed: further metrics, over all ranks.
+
         Raises `UserError` if a loss is NaN or infinite.
         """
         self.check_finite_loss()
-        values = self.all_reduce_metrics(sums).compute()
+        values = self.all_reduce_metrics(sums).compute() | dict(computed)
         metrics = {f"{split}/{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
         self.log_dict(metrics, logger=False, batch_size=1)
 
@@ -216,6 +254,12 @@ class Classifier(LightningModule):
                 f"Loss became NaN or infinite in epoch {self.current_epoch + 1} (lr {lr:g}). "
                 "Lower optimizer.lr or set trainer.gradient_clip_val."
             )
+
+
+def is_epoch_ending(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on is the last one of its epoch: by number, or by an early stop."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._is_training_done or (trainer.should_stop and loop._can_stop_early)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -7,14 +7,17 @@ checkpoint of the run's directory. `training_metadata` returns what is saved as 
 import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.utils import get_method, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,8 +25,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cifar_pipeline.config.compose import output_root, training_config
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.models.build import build_model
-from cifar_pipeline.training.callbacks import EpochHistory, EpochProgressBar
+from cifar_pipeline.models.build import build_model, get_activation
+from cifar_pipeline.training.callbacks import (
+    EpochHistory,
+    EpochProgressBar,
+    MetricReset,
+    StepLossLogger,
+    StopRecorder,
+    stop_reason,
+)
 from cifar_pipeline.training.checkpoints import (
     BEST,
     AtomicCheckpointIO,
@@ -46,14 +56,25 @@ from cifar_pipeline.training.distributed import (
 )
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.losses import build_loss, loss_to_build
+from cifar_pipeline.training.metrics import build_metrics
 from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
+from cifar_pipeline.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
 # simple: seconds spent in each Lightning hook. pytorch: each operator of a few steps, and a trace for a browser.
 PROFILERS = {"simple": SimpleProfiler, "pytorch": PyTorchProfiler}
+# Keys of conf/trainer that are arguments of Lightning's Trainer by the same name and with the same meaning.
+TRAINER_KEYS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_val_batches", "overfit_batches",
+    "fast_dev_run", "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "gradient_clip_val",
+    "gradient_clip_algorithm", "deterministic", "benchmark", "inference_mode", "detect_anomaly",
+    "reload_dataloaders_every_n_epochs", "enable_autolog_hparams",
+)  # fmt: skip
+# Lightning's default, by which callbacks such as DeviceStatsMonitor go where runtime.log_every_n_steps is null.
+LOG_EVERY_N_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,10 @@ class TrainingSetup:
         checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at an epoch's end.
         profiler: a key of `PROFILERS`; the profile is written next to the checkpoints.
         history_file: history.csv, which grows with each epoch; None: no file.
+        callbacks: those of conf/callbacks, by name.
+        monitor: the metric by which the best checkpoint is chosen.
+        mode: whether larger or smaller values of it are better, `max` or `min`.
+        log_every_n_steps: steps between two values of the training loss within an epoch; None: none.
     """
 
     module: Classifier
@@ -83,6 +108,15 @@ class TrainingSetup:
     checkpoint_interval_seconds: float | None = None
     profiler: str | None = None
     history_file: Path | None = None
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
+    monitor: str = "val/accuracy"
+    mode: str = "max"
+    log_every_n_steps: int | None = None
+
+    @property
+    def best_monitor(self) -> str | None:
+        """The metric of the best checkpoint; None if it is one of validation and there is no validation split."""
+        return None if self.monitor.startswith("val/") and not self.datamodule.has_val else self.monitor
 
 
 @dataclass(frozen=True)
@@ -93,26 +127,27 @@ class TrainingResult:
         rows: the metrics of each epoch.
         seconds: training time, summed over all processes that an interrupted training has had.
         runtime: the hardware and software it ran on (`hardware.RuntimeReader`).
+        stopped: why it ended before trainer.max_epochs; empty if it did not.
     """
 
     rows: list[EpochMetrics]
     seconds: float
     runtime: RuntimeInfo
+    stopped: str = ""
 
 
-def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callback] = ()) -> TrainingResult:
-    """Train from the newest checkpoint to the last epoch. Each rank calls this, and only rank zero has a logger.
+def fit(setup: TrainingSetup, loggers: Sequence[Logger] = ()) -> TrainingResult:
+    """Train from the newest checkpoint to the last epoch. Each rank calls this, and only rank zero has loggers.
 
     Args:
         setup: the training.
-        logger: where the metrics of each epoch are sent.
-        callbacks: more callbacks of Lightning; they can monitor `train/loss`, `train/accuracy`, `val/loss` and
-            `val/accuracy`, and log metrics of their own.
+        loggers: where the metrics are sent.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C stopped the training.
         EnvironmentFailure: another rank died.
-        UserError: the loss became NaN or infinite (`Classifier.check_finite_loss`).
+        UserError: the loss became NaN or infinite (`Classifier.check_finite_loss`), nothing logs a monitored metric, or
+            Lightning refuses the options.
     """
     distributed, run_plan = setup.distributed, RunPlan(setup.run_dir.fingerprint)
     if distributed.is_rank_zero:
@@ -123,9 +158,9 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
             )
-    history, runtime_reader = EpochHistory(setup.datamodule, setup.history_file), RuntimeReader()
-    # EpochHistory comes behind the callbacks whose metrics it records.
-    trainer = _trainer(setup, [*callbacks, history, runtime_reader], logger)
+    history = EpochHistory(setup.datamodule, setup.history_file, _monitors(setup))
+    runtime_reader = RuntimeReader()
+    trainer = _trainer(setup, [history, runtime_reader], loggers)
     with connect_ranks(distributed, trainer.strategy, run_plan) as run_plan:
         if not run_plan.is_needed:
             return TrainingResult([], 0.0, {})
@@ -138,14 +173,24 @@ def fit(setup: TrainingSetup, logger: Logger | None, callbacks: Sequence[Callbac
     if distributed.is_rank_zero:
         planned = setup.hardware.planned() | {"engine": "compiled" if setup.datamodule.chunk else "eager"}
         report_differences(planned, runtime)
-    return TrainingResult(history.rows, runtime_reader.seconds, runtime)
+    stopped = stop_reason(trainer, len(history.rows))
+    if stopped and distributed.is_rank_zero:
+        log.info(f"Stopped at {stopped}")
+    return TrainingResult(history.rows, runtime_reader.seconds, runtime, stopped)
+
+
+def dev_run(setup: TrainingSetup) -> None:
+    """Train and validate for trainer.fast_dev_run batches in a folder that is deleted. Raises what `fit` raises."""
+    with TemporaryDirectory() as folder:
+        run_dir = RunDir(Path(folder) / setup.run_dir.fingerprint)
+        fit(replace(setup, run_dir=run_dir, history_file=None, checkpoint_interval_seconds=None, profiler=None))
 
 
 def release_ranks(setup: TrainingSetup) -> None:
     """Let the other ranks end, because there is nothing to train. Only rank zero calls this."""
     if setup.distributed.is_distributed:
         run_plan = RunPlan(setup.run_dir.fingerprint, is_needed=False)
-        with connect_ranks(setup.distributed, _trainer(setup, [], None).strategy, run_plan):
+        with connect_ranks(setup.distributed, _trainer(setup, [], ()).strategy, run_plan):
             pass
 
 
@@ -165,12 +210,15 @@ def _run(trainer: Trainer, setup: TrainingSetup, checkpoint: Path | None) -> Non
             "run the same command again to resume from the last checkpoint."
         )
         raise Interrupted(number, message) from None
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning: {one_line(error)}") from None
 
 
-def _trainer(setup: TrainingSetup, recorders: list[Callback], logger: Logger | None) -> Trainer:
+def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[Logger]) -> Trainer:
     options, hardware, distributed, folder = setup.options, setup.hardware, setup.distributed, setup.run_dir.path
     profiler = PROFILERS[setup.profiler] if setup.profiler and distributed.is_rank_zero else None
-    return Trainer(
+    build = partial(
+        Trainer,
         accelerator=hardware.accelerator,
         devices=distributed.local_world_size,
         num_nodes=distributed.num_nodes,
@@ -178,35 +226,81 @@ def _trainer(setup: TrainingSetup, recorders: list[Callback], logger: Logger | N
         sync_batchnorm=distributed.is_distributed and hardware.accelerator == "cuda",
         use_distributed_sampler=False,
         precision=hardware.precision,  # type: ignore[arg-type]
-        max_epochs=options["max_epochs"],
         limit_train_batches=_limit_micro_batches(setup),
-        limit_val_batches=options["limit_val_batches"],
-        gradient_clip_val=options["gradient_clip_val"],
         accumulate_grad_batches=_grad_accum_steps(setup),
-        logger=False if logger is None else logger,
+        **{key: options[key] for key in TRAINER_KEYS},
+        log_every_n_steps=setup.log_every_n_steps or LOG_EVERY_N_STEPS,
+        # Callbacks such as LearningRateMonitor refuse to run without any.
+        logger=list(loggers) or DummyLogger(),
         callbacks=_callbacks(setup, recorders),
         plugins=[
             AtomicCheckpointIO(setup.run_dir.fingerprint),
             *([distributed.environment] if distributed.environment is not None else []),
         ],
         profiler=profiler(dirpath=folder, filename="profile") if profiler else None,
-        num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+    try:
+        return build()
+    except (MisconfigurationException, ImportError) as error:
+        raise UserError(f"Lightning: {one_line(error)}") from None
 
 
 def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback]:
-    folder, weight_averaging = setup.run_dir.path, setup.weight_averaging
+    folder, weight_averaging, scheduler = setup.run_dir.path, setup.weight_averaging, setup.module.scheduler
+    options = setup.options
+    # As Lightning decides it for EarlyStopping.
+    after_validation = options["val_check_interval"] != 1.0 or options["check_val_every_n_epoch"] != 1
     return [
+        MetricReset(),
         *([weight_averaging] if weight_averaging else []),
         *([RestoreSignalHandler()] if setup.distributed.is_distributed else []),
+        *setup.callbacks.values(),
+        *([scheduler] if isinstance(scheduler, Callback) else []),
+        *([StepLossLogger(setup.log_every_n_steps)] if setup.log_every_n_steps else []),
+        StopRecorder(),
+        # Behind the callbacks whose metrics they record.
         *recorders,
         EpochProgressBar(setup.datamodule),
         TimedCheckpoint(folder, setup.checkpoint_interval_seconds),
-        *checkpoint_callbacks(folder, setup.datamodule.has_val, weight_averaging is not None),
+        *checkpoint_callbacks(
+            folder,
+            setup.best_monitor,
+            setup.mode,
+            after_validation=after_validation and setup.monitor.startswith("val/"),
+            averaged=weight_averaging is not None,
+        ),
     ]
+
+
+def _monitors(setup: TrainingSetup) -> dict[str, str]:
+    """Return the metrics that others choose by, by configuration key.
+
+    Raises UserError if nothing logs one of them, as far as that is known before the training.
+    """
+    monitors = {"monitor": setup.best_monitor}
+    monitors |= {
+        f"callbacks.{name}.monitor": getattr(callback, "monitor", None) for name, callback in setup.callbacks.items()
+    }
+    monitors |= {"scheduler.monitor": getattr(setup.module.scheduler, "monitor", None)}
+    used = {key: metric for key, metric in monitors.items() if isinstance(metric, str)}
+    logged = ["train/loss", "train/accuracy"]
+    if setup.datamodule.has_val:
+        logged += ["val/loss", "val/accuracy", *(f"val/{name}" for name in setup.module.val_metrics or ())]
+    logged += [name for callback in setup.callbacks.values() for name in getattr(callback, "logged_metrics", ())]
+    if all(is_library_class(callback) for callback in setup.callbacks.values()):
+        for key, metric in used.items():
+            if metric not in logged:
+                hint = "" if setup.datamodule.has_val else " (data.val_fraction=0 leaves no validation split)"
+                raise UserError(f"{key}={metric}: nothing logs it{hint}; logged are {', '.join(logged)}.")
+    return used
+
+
+def is_library_class(callback: Callback) -> bool:
+    """Whether a callback is Lightning's or ours, so that the metrics that it logs are known."""
+    return type(callback).__module__.partition(".")[0] in ("lightning", "cifar_pipeline")
 
 
 def _has_batch_norm(module: Classifier) -> bool:
@@ -217,18 +311,22 @@ def _grad_accum_steps(setup: TrainingSetup) -> int:
     """Micro-batches per optimizer step."""
     if not setup.module.optimizer.full_batch:
         return _micro_batches_per_step(setup.options)
-    batches = setup.datamodule.batches_per_epoch
-    return min(batches, setup.options["limit_train_batches"] or batches)
+    batches, limit = setup.datamodule.batches_per_epoch, setup.options["limit_train_batches"]
+    return max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit or batches)
 
 
-def _limit_micro_batches(setup: TrainingSetup) -> int | None:
+def _limit_micro_batches(setup: TrainingSetup) -> int | float | None:
     """Limit of micro-batches per epoch, which are what Lightning counts as batches; None: no limit."""
-    limit: int | None = setup.options["limit_train_batches"]
-    return limit * _micro_batches_per_step(setup.options) if limit and not setup.module.optimizer.full_batch else limit
+    limit: int | float | None = setup.options["limit_train_batches"]
+    if limit is None or isinstance(limit, float) or setup.module.optimizer.full_batch:
+        return limit
+    return limit * _micro_batches_per_step(setup.options)
 
 
 def _micro_batches_per_step(options: Mapping[str, Any]) -> int:
-    return max(1, int(options["batch_size"] // (options["micro_batch_size"] or options["batch_size"])))
+    if options["micro_batch_size"] is None:
+        return int(options["accumulate_grad_batches"])
+    return max(1, int(options["batch_size"] // options["micro_batch_size"]))
 
 
 def build_training(
@@ -238,6 +336,7 @@ def build_training(
     engine: Engine,
     run_dir: RunDir,
     distributed: DistributedContext,
+    callbacks: Mapping[str, Callback],
 ) -> TrainingSetup:
     """Build the setup of a training: module, data module, callbacks.
 
@@ -254,7 +353,52 @@ def build_training(
         checkpoint_interval_seconds=config.runtime.checkpoint_interval_seconds,
         profiler=config.runtime.profiler,
         history_file=reports_history(output_root()),
+        callbacks=callbacks,
+        monitor=config.monitor,
+        mode=config.mode,
+        log_every_n_steps=config.runtime.log_every_n_steps,
     )
+
+
+def build_callbacks(options: Mapping[str, Any]) -> dict[str, Callback]:
+    """Build the callbacks of conf/callbacks, by name.
+
+    Raises:
+        UserError: one is no callback of Lightning, or two have the same key in a checkpoint.
+    """
+    callbacks: dict[str, Callback] = {}
+    for name, node in options.items():
+        callback = instantiate(target_config(node, f"callbacks.{name}"), _convert_="all")
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks.{name}: {node['_target_']} is no lightning.pytorch.Callback.")
+        for other, existing in callbacks.items():
+            if existing.state_key == callback.state_key:
+                raise UserError(
+                    f"callbacks.{other} and callbacks.{name} are both {callback.state_key}, and a checkpoint can hold "
+                    "the state of one of them only: leave one out, or give its class a state_key of its own."
+                )
+        callbacks[name] = callback
+    return callbacks
+
+
+# Hooks of Lightning's callbacks that are called for single batches.
+BATCH_HOOKS = (
+    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step",
+)  # fmt: skip
+
+
+def find_batch_callback(options: Mapping[str, Any], callbacks: Mapping[str, Callback]) -> str:
+    """Return the name of a callback that needs single batches, which only the eager engine has; empty for none.
+
+    A callback needs them if it overrides such a hook, or by the key `needs_single_batches` of its options.
+    """
+    for name, callback in callbacks.items():
+        needs = options[name].get("needs_single_batches")
+        overrides = any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in BATCH_HOOKS)
+        if overrides if needs is None else needs:
+            return name
+    return ""
 
 
 def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> Classifier:
@@ -271,15 +415,21 @@ def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -
         build_optimizer_config(config.optimizer),
         build_scheduler(config),
         config.seed,
+        build_metrics(config.metrics, len(dataset.classes)),
+        get_activation(config.loss.output_activation),
     )
 
 
 def build_scheduler(config: DictConfig) -> Scheduler:
     """Build the function (step, total steps) -> learning rate factor.
 
-    It is a plain partial, because each call of one made by Hydra takes a tenth of a millisecond.
+    It is a plain partial, because each call of one made by Hydra takes a tenth of a millisecond. An object
+    may be a callback as well, which is called at each epoch's end.
     """
     values = target_config(config.scheduler, "scheduler")
+    if not values.get("_partial_"):
+        scheduler: Scheduler = instantiate(values, _convert_="all")
+        return scheduler
     return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
 
 
@@ -295,9 +445,15 @@ def micro_batch_size(config: DictConfig) -> int:
     """Return how many images go through the model at once in training.
 
     Raises:
-        UserError: `trainer.micro_batch_size` does not divide `trainer.batch_size`.
+        UserError: `trainer.micro_batch_size` does not divide `trainer.batch_size`, or gradients are accumulated twice.
     """
     batch_size, micro_batch = config.trainer.batch_size, config.trainer.micro_batch_size
+    accumulated = config.trainer.accumulate_grad_batches
+    if accumulated > 1 and (micro_batch or config.optimizer.get("full_batch")):
+        other = f"trainer.micro_batch_size={micro_batch}" if micro_batch else "optimizer.full_batch"
+        raise UserError(
+            f"trainer.accumulate_grad_batches={accumulated} and {other} both accumulate gradients: set one."
+        )
     if config.optimizer.get("full_batch"):
         return int(micro_batch or config.trainer.eval_batch_size)
     if micro_batch and batch_size > micro_batch and batch_size % micro_batch:
@@ -315,7 +471,13 @@ def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGE
         batch_size = min(batch_size, dataset.sizes["train"])
     chunk = engine.steps_per_chunk if engine.is_compiled else 0
     return ImageDataModule(
-        dataset, batch_size, config.trainer.eval_batch_size, instantiate(config.augmentation), config.seed, chunk
+        dataset,
+        batch_size,
+        config.trainer.eval_batch_size,
+        instantiate(config.augmentation),
+        config.seed,
+        chunk,
+        shuffle=not config.trainer.overfit_batches,
     )
 
 
@@ -355,6 +517,7 @@ def training_metadata(
         "parameters": sum(parameter.numel() for parameter in setup.module.net.parameters()),
         "epochs": len(rows),
         "best_epoch": _best_epoch(setup, len(rows)),
+        **({"stopped": result.stopped} if result.stopped else {}),
         "timing": {
             "seconds": round(result.seconds, 2),
             "images_per_second": round(sum(row["images_per_second"] for row in rows) / len(rows), 1),
@@ -371,7 +534,8 @@ def run_tags(metadata: Mapping[str, Any]) -> dict[str, str]:
     reuses its result.
     """
     runtime = {key: str(value) for key, value in metadata["timing"].items() if key not in MEASUREMENT_KEYS}
-    return runtime | {"experiment": str(metadata["choices"]["experiment"])}
+    stopped = {"stopped": metadata["stopped"]} if "stopped" in metadata else {}
+    return runtime | stopped | {"experiment": str(metadata["choices"]["experiment"])}
 
 
 def _best_epoch(setup: TrainingSetup, epochs: int) -> int:

@@ -313,6 +313,8 @@ HIDDEN_WARNINGS = re.compile(
     r"isinstance\(treespec, LeafSpec\)"
     r"|Checkpoint directory .* exists and is not empty"
     r"|is smaller than the logging interval"
+    # The batches are not shuffled then.
+    r"|You requested to overfit but enabled"
     r"|Total length of `list` across ranks is zero"
     # Metrics are already reduced over all ranks when they are logged.
     r"|It is recommended to use `self\.log.*sync_dist=True"

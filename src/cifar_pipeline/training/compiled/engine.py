@@ -48,11 +48,31 @@ class Engine:
         return self.name == "compiled"
 
 
+# The values of conf/trainer that the compiled engine supports, because it takes many steps as one of
+# Lightning's batches.
+EAGER_KEYS = {
+    "gradient_clip_val": None,
+    "limit_train_batches": None,
+    "micro_batch_size": None,
+    "accumulate_grad_batches": 1,
+    "max_steps": -1,
+    "min_steps": None,
+    "overfit_batches": 0,
+    "fast_dev_run": False,
+    "val_check_interval": 1.0,
+    "detect_anomaly": False,
+}
 EAGER = Engine("eager", "requested", 1, 0)
 
 
-def select_engine(config: DictConfig, hardware: Hardware, train_images: int) -> Engine:
+def select_engine(config: DictConfig, hardware: Hardware, train_images: int, batch_callback: str = "") -> Engine:
     """Select the engine by conf/runtime: compiled if steps are small and numerous enough to pay off the compilation.
+
+    Args:
+        config: the composed configuration.
+        hardware: of the training.
+        train_images: images of the train split.
+        batch_callback: name of a callback that needs single batches; empty for none.
 
     Raises `UserError` if the compiled engine is requested but not supported.
     """
@@ -63,6 +83,8 @@ def select_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
     batch_size = config.trainer.batch_size
     steps = config.trainer.max_epochs * (train_images // batch_size)
     unsupported = _unsupported_reason(config, hardware)
+    if not unsupported and batch_callback:
+        unsupported = f"callbacks.{batch_callback} looks at single batches"
     if runtime.engine == "compiled" and unsupported:
         raise UserError(f"runtime.engine=compiled is not supported here: {unsupported}; use auto or eager.")
     if runtime.engine != "auto":
@@ -75,7 +97,8 @@ def select_engine(config: DictConfig, hardware: Hardware, train_images: int) -> 
         name, reason = "eager", f"{steps:,} steps are too few to pay off the compilation"
     else:
         name, reason = "compiled", f"{steps:,} steps of {batch_size} images"
-    return Engine(name, reason, runtime.cuda_graph_steps if on_gpu else 1, runtime.steps_per_chunk)
+    chunk = min(runtime.steps_per_chunk, runtime.log_every_n_steps or runtime.steps_per_chunk)
+    return Engine(name, reason, min(chunk, runtime.cuda_graph_steps) if on_gpu else 1, chunk)
 
 
 def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
@@ -90,10 +113,9 @@ def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
         return f"compiled steps need precision {' or '.join(precisions)}, not {hardware.precision}"
     if config.optimizer.get("full_batch"):
         return "optimizer.full_batch accumulates gradients over micro-batches"
-    if trainer.gradient_clip_val is not None or trainer.limit_train_batches is not None:
-        return "trainer.gradient_clip_val and trainer.limit_train_batches need the eager engine"
-    if trainer.micro_batch_size is not None:
-        return "trainer.micro_batch_size needs the eager engine"
+    for key, default in EAGER_KEYS.items():
+        if trainer[key] != default:
+            return f"trainer.{key} needs the eager engine"
     if config.weight_averaging._target_ is not None:
         return "weight averaging needs the eager engine"
     if hardware.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
