@@ -93,7 +93,7 @@ if options.steps:
 with TemporaryDirectory() as folder:
     logger = EpochFile(Path(folder) / "epochs.csv")
     start_up, start = since_start(), time.perf_counter()
-    fitted = fit(TrainingSetup(module, datamodule, values, hardware, RunDir(Path(folder))), logger)
+    fitted = fit(TrainingSetup(module, datamodule, values, hardware, RunDir(Path(folder))), [logger])
 rows = fitted.rows[1:]
 print_result(
     start_up=start_up,

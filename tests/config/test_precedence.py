@@ -128,9 +128,13 @@ def test_composed_file_has_the_composed_values_and_nothing_about_the_machine(
     text = (project.folder / "composed.yaml").read_text()
     composed = OmegaConf.create(text)
     assert list(composed) == list(STAGES)
-    assert {key for section in composed.values() for key in section} == {*GROUPS, "seed", "versions"} - set(
-        NON_RESULT_GROUPS
-    )
+    assert {key for section in composed.values() for key in section} == {
+        *GROUPS,
+        "seed",
+        "monitor",
+        "mode",
+        "versions",
+    } - set(NON_RESULT_GROUPS)
     assert composed == OmegaConf.create(recorded_config(project.compose()))
     assert not {f"trainer.{key}" for key in composed.train.trainer} & set(NON_RESULT_KEYS)
     for path in (str(project.folder), str(ROOT), "/somewhere/else", str(Path.home())):

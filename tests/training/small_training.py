@@ -90,8 +90,12 @@ class Training:
             self.run_dir,
             averaging,
             history_file=self.history_file,
+            callbacks={str(number): callback for number, callback in enumerate(callbacks)},
+            monitor=self.config.monitor,
+            mode=self.config.mode,
+            log_every_n_steps=self.config.runtime.log_every_n_steps,
         )
-        return fit(setup, self.logger, callbacks)
+        return fit(setup, [self.logger])
 
 
 def start(

@@ -143,7 +143,7 @@ def test_a_training_with_compiled_steps_equals_the_eager_training(
         folder = RunDir(tmp_path / engine.name)
         folder.path.mkdir()
         module, datamodule = build_module(config, digits, engine), build_datamodule(config, digits, engine)
-        result = fit(TrainingSetup(module, datamodule, config.trainer, CPU, folder), None)
+        result = fit(TrainingSetup(module, datamodule, config.trainer, CPU, folder))
         assert (getattr(module, "compiled_steps", None) is not None) == engine.is_compiled
         weights.append([parameter.detach() for parameter in module.parameters()])
         rows.append(without_speed(result.rows))
@@ -172,7 +172,7 @@ def test_a_step_that_cannot_be_traced_falls_back_to_eager_with_a_warning(
     folder.path.mkdir()
     module, datamodule = build_module(config, digits, engine), build_datamodule(config, digits, engine)
     module.loss = Untraceable()
-    assert len(fit(TrainingSetup(module, datamodule, config.trainer, CPU, folder), None).rows) == 1
+    assert len(fit(TrainingSetup(module, datamodule, config.trainer, CPU, folder)).rows) == 1
     assert "falling back to eager mode" in capsys.readouterr().err
 
 

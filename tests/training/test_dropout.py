@@ -31,7 +31,7 @@ class Dropping(nn.Module):
 
 
 def masks(project: Project, digits: Dataset, seed: int) -> list[Tensor]:
-    config = project.compose(f"seed={seed}", "trainer.batch_size=45", "trainer.max_epochs=2")
+    config = project.compose(f"seed={seed}", "trainer.batch_size=45", "trainer.max_epochs=2, max_steps=-1")
     training = start(project, config, digits, project.folder / f"seed {seed}")
     network = Dropping(3, digits.shape[0], len(digits.classes))
     training.module.net.net = network  # type: ignore[assignment]
@@ -51,7 +51,7 @@ def test_each_rank_draws_its_own_dropout_masks(project: Project, digits: Dataset
 
     def drawn(rank: int, epoch: int) -> tuple[float, ...]:
         # A stand-in for the trainer of that rank, without another process.
-        trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch, max_epochs=3)
+        trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch, max_epochs=3, max_steps=-1)
         process = SimpleNamespace(seed=seed, current_epoch=epoch, trainer=trainer, steps_per_epoch=lambda: 1)
         Classifier.on_train_epoch_start(process)  # type: ignore[arg-type]
         return tuple(nn.functional.dropout(torch.ones(64), 0.5).tolist())

@@ -77,8 +77,9 @@ class Trained:
                 run_dir,
                 averaging,
                 checkpoint_interval_seconds=AFTER_EACH_STEP,
+                callbacks={"reader": self.reader},
             )
-            self.rows = fit(setup, Logged(), [self.reader]).rows
+            self.rows = fit(setup, [Logged()]).rows
         except Interrupted:
             assert stop_after
         self.batches = len(seen)

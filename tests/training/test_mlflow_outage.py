@@ -7,7 +7,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from cifar_pipeline.training.callbacks import ResumableMLFlowLogger
+from cifar_pipeline.training.loggers import ResumableMLFlowLogger
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def logger(tmp_path, monkeypatch, empty_database):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("test", artifact_location=tmp_path.as_uri()))
-    return ResumableMLFlowLogger(uri, run.info.run_id, 0)
+    return ResumableMLFlowLogger(uri, run.info.run_id)
 
 
 def steps(logger):

@@ -15,7 +15,7 @@ def test_a_profile_names_what_took_the_time(
     assert profiler in PROFILERS
     made = start(project, project.compose("trainer.max_epochs=1", "trainer.batch_size=9"), digits)
     setup = TrainingSetup(made.module, made.datamodule, made.config.trainer, CPU, made.run_dir, profiler=profiler)
-    fit(setup, made.logger)
+    fit(setup, [made.logger])
     profile = made.run_dir.path / "fit-profile.txt"
     assert text in profile.read_text()
     assert str(profile) in capsys.readouterr().out

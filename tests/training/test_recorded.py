@@ -66,7 +66,7 @@ def test_the_precision_that_lightning_uses_is_recorded(project: Project, digits:
         made.module, made.datamodule, made.config.trainer, Hardware("cpu", 1, 1, "16-mixed", "x"), made.run_dir
     )
     with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
-        assert fit(setup, made.logger).runtime["precision"] == "bf16-mixed"
+        assert fit(setup, [made.logger]).runtime["precision"] == "bf16-mixed"
 
 
 def test_a_training_resumed_with_other_threads_records_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:

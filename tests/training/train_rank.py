@@ -24,7 +24,9 @@ run_dir, reader = RunDir(Path(f"rank{ranks.rank}") / "training"), MetricReader()
 run_dir.path.mkdir(parents=True)
 module, datamodule = build_module(config, dataset), build_datamodule(config, dataset)
 file = run_dir.path.parent / "history.csv"
-setup = TrainingSetup(module, datamodule, config.trainer, CPU, run_dir, distributed=ranks, history_file=file)
-rows = fit(setup, None, [reader]).rows
+setup = TrainingSetup(
+    module, datamodule, config.trainer, CPU, run_dir, distributed=ranks, history_file=file, callbacks={"reader": reader}
+)
+rows = fit(setup).rows
 history = file.read_text() if file.exists() else None
 Path(f"rank{ranks.rank}.json").write_text(json.dumps({"seen": reader.seen, "rows": rows, "history": history}))

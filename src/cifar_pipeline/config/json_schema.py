@@ -7,7 +7,7 @@ the comments. An option whose `_target_` occurs in no file of conf/ may have any
 from pathlib import Path
 from typing import Any
 
-from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS
+from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SWEEP_GROUPS, TOP_LEVEL_KEYS
 from cifar_pipeline.config.reference import Group, read_groups
 from cifar_pipeline.config.schema import JsonSchema as Schema
 from cifar_pipeline.config.schema import describe_allowed, field_schemas
@@ -72,6 +72,8 @@ def _params_schema(experiments: Group, groups: dict[str, Group]) -> Schema:
                 "anyOf": [field_schemas()["seed"], {"type": "null"}],
                 "description": "Seed of all random numbers.",
             },
+            "monitor": field_schemas()["monitor"] | {"description": "The metric that decides; null: val/accuracy."},
+            "mode": {"enum": ["max", "min", None], "description": "Whether larger or smaller values of it are better."},
             "image_dir": field_schemas()["image_dir"] | {"description": "The folder of your own images."},
             **options,
             "overrides": {
@@ -102,6 +104,9 @@ def dotted_keys(groups: dict[str, Group]) -> list[str]:
     """Return every key of the groups as on the command line: `optimizer.lr`, `data.source.size`."""
     keys = []
     for name, group in groups.items():
+        if name in LIST_GROUPS:
+            keys += [f"{name}.{option.name}.{key}" for option in group.options for key in option.keys]
+            continue
         for key in group.keys:
             nested = group.nested_group(key)
             keys += [f"{name}.{key}", *(f"{name}.{key}.{child}" for child in (nested.keys if nested else []))]
@@ -111,6 +116,8 @@ def dotted_keys(groups: dict[str, Group]) -> list[str]:
 def _option_schema(group: Group) -> Schema:
     """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
+    if group.name in LIST_GROUPS:
+        return {"title": title} | _entries_schema(group) | {"minProperties": 1}
     targets: list[str | None] = [*sorted({option.target for option in group.options if option.target})]
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
@@ -126,6 +133,20 @@ def _option_schema(group: Group) -> Schema:
         "properties": HYDRA_SCHEMA | _target(group) | _properties(group),
         "allOf": cases,
     }
+
+
+def _entries_schema(group: Group) -> Schema:
+    """Return the schema of a mapping of named entries, ours with comments, and a user's own with any arguments."""
+    entries = {
+        option.name: {
+            "type": "object",
+            "properties": HYDRA_SCHEMA
+            | {key: {"description": option.comments[key]} if key in option.comments else {} for key in option.keys},
+        }
+        for option in group.options
+    }
+    properties = {"defaults": HYDRA_SCHEMA["defaults"]} | entries
+    return {"type": "object", "properties": properties, "additionalProperties": {"type": "object"}}
 
 
 def _target(group: Group) -> Schema:
@@ -145,9 +166,7 @@ def _restrict_keys(keys: list[str]) -> Schema:
 def _ungrouped_keys(groups: dict[str, Group]) -> Schema:
     """Return the schema of `defaults`, which choose options, and of the top-level keys without a group."""
     option_by_group: Schema = {
-        f"{prefix}{name}": {"enum": [*group.names, None]}
-        for name, group in groups.items()
-        for prefix in ("", "/", "override /")
+        f"{prefix}{name}": _option_choice(group) for name, group in groups.items() for prefix in ("", "/", "override /")
     }
     for name in ("hydra/job_logging", "hydra/hydra_logging", "hydra/launcher", "hydra/sweeper"):
         option_by_group |= {f"{prefix}{name}": {"type": "string"} for prefix in ("override ", "override /")}
@@ -157,14 +176,16 @@ def _ungrouped_keys(groups: dict[str, Group]) -> Schema:
             {"type": "object", "properties": option_by_group, "additionalProperties": False},
         ]
     }
-    values = {key: field_schemas()[key] for key in ("seed", "image_dir", "rerun")}
+    values = {key: field_schemas()[key] for key in (*TOP_LEVEL_KEYS, "rerun")}
     return {"defaults": HYDRA_SCHEMA["defaults"] | {"items": entries}, **values}
 
 
 def _group_values(groups: dict[str, Group]) -> Schema:
     """Return the schema of each group's values for any of its options."""
     return {
-        name: {"type": "object", "properties": _properties(group), "additionalProperties": False}
+        name: _entries_schema(group)
+        if name in LIST_GROUPS
+        else {"type": "object", "properties": _properties(group), "additionalProperties": False}
         for name, group in groups.items()
     }
 
@@ -191,7 +212,13 @@ def _property_schema(group: Group, key: str) -> Schema:
 
 
 def _option_enum(group: Group, description: str) -> Schema:
-    return {"enum": [*group.names, None], "description": description}
+    return _option_choice(group) | {"description": description}
+
+
+def _option_choice(group: Group) -> Schema:
+    one: Schema = {"enum": [*group.names, None]}
+    several = {"type": "array", "items": {"enum": group.names}}
+    return {"anyOf": [one, several]} if group.name in LIST_GROUPS else one
 
 
 def _file_schema(title: str, properties: dict[str, Any]) -> Schema:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml_inline
+from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml_inline
 from cifar_pipeline.config.schema import JsonSchema, describe_allowed, field_schemas
 from cifar_pipeline.utils.text import one_line
 
@@ -103,7 +103,10 @@ def read_option(path: Path) -> Option:
     values = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(values, dict)
     head = list(takewhile(lambda line: line.startswith("#"), lines))
-    comments = {key: text for key, text in _comments(lines[len(head) :]) if text}
+    body = lines[len(head) :]
+    if path.parent.name in LIST_GROUPS and isinstance(values.get(path.stem), dict):
+        values, body = values[path.stem], [line.removeprefix("  ") for line in body[1:]]
+    comments = {key: text for key, text in _comments(body) if text}
     return Option(path.stem, path, _join_comment(head), {str(key): value for key, value in values.items()}, comments)
 
 
@@ -184,12 +187,22 @@ def _section(group: Group, folder: Path) -> str:
     if not any(row[2] for row in options):
         options, titles = [row[:2] for row in options], titles[:2]
     lines = [f"## {group.name}\n", _table(titles, options)]
+    if group.name in LIST_GROUPS:
+        lines.append(_table(["key", "value", "description"], list(_entry_rows(group))))
     # An experiment and a sweep set the keys of other groups.
-    if group.name not in NON_PARAM_GROUPS and group.keys:
+    elif group.name not in NON_PARAM_GROUPS and group.keys:
         lines.append(
             _table(["key", "value by option", "allowed", "description"], [_row(group, key) for key in group.keys])
         )
     return "\n".join(lines)
+
+
+def _entry_rows(group: Group) -> Iterator[list[str]]:
+    """Yield a row for each key of a group from which several options can be chosen."""
+    for option in group.options:
+        for key in option.keys:
+            value = escape_markdown(f"`{to_yaml_inline(option.values[key])}`")
+            yield [f"`{group.name}.{option.name}.{key}`", value, escape_markdown(option.comments.get(key, ""))]
 
 
 def _row(group: Group, key: str) -> list[str]:

@@ -370,7 +370,8 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
     for part in key.split("."):
         value = value[part]
     schema = field_schemas()[key]
-    close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
+    words = [word for word in _words(schema) if isinstance(word, str)]
+    close = get_close_matches(value, words, n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
     return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
 
@@ -402,11 +403,9 @@ def _field_schemas(model: JsonSchema, definitions: JsonSchema, prefix: str = "")
         key = f"{prefix}{name}"
         alternatives = schema.get("anyOf", [schema])
         references = [entry["$ref"].rpartition("/")[2] for entry in alternatives if "$ref" in entry]
-        if entries := schema.get("additionalProperties", {}).get("$ref"):
+        if "$ref" in schema.get("additionalProperties", {}):
             description = f"options of {CONF}/{key}/, each with its name and a `_target_`"
             yield key, {"type": "object", "description": description}
-            nested = definitions[entries.rpartition("/")[2]]
-            yield from _field_schemas(nested, definitions, f"{key}.*.")
             continue
         if not references:
             yield key, {word: value for word, value in schema.items() if word not in ("title", "default")}

@@ -369,9 +369,8 @@ def loggable(row: EpochMetrics) -> tuple[EpochMetrics, int]:
 
 def format_epoch(row: EpochMetrics, epochs: int) -> str:
     """Format a row for the console."""
-    metrics = [
-        f"{key} {value:{'.2%' if key.endswith('accuracy') else '.4f'}}" for key, value in row.items() if "/" in key
-    ]
+    shown = [key for key in row if key.startswith("val/") or key in ("train/loss", "train/accuracy")]
+    metrics = [f"{key} {row[key]:{'.2%' if key.endswith('accuracy') else '.4f'}}" for key in shown]
     return "  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *metrics, f"{row['images_per_second']:,.0f} images/s"])
 
 
