@@ -38,6 +38,21 @@ ENGINES = {
     "eager": ("runtime.engine=eager",),
     "compiled": ("runtime.engine=compiled", "runtime.steps_per_chunk=5"),
 }
+# Overrides of trainings that only one test kills.
+SPECIAL = {
+    "early stopping": (
+        "runtime.engine=eager",
+        "trainer.max_epochs=12",
+        "scheduler=plateau",
+        "scheduler.patience=0",
+        "metrics=[f1_macro]",
+        "monitor=val/loss",
+        "mode=min",
+        "callbacks=[early_stopping,gradient_norm]",
+        "callbacks.early_stopping.patience=2",
+        "callbacks.early_stopping.min_delta=0.05",
+    )
+}
 # Steps, or chunks of them, that may be repeated after a kill: those since the last checkpoint.
 MAX_REPEATED = 1
 KILLS_PER_TRAINING = 5
@@ -138,7 +153,7 @@ def train(workspace: Workspace, engine: str, moments: Iterable[Moment] = ()) -> 
     """Run a training until it finishes, killed or stopped once at each of the moments that it reaches."""
     starts: list[Start] = []
     for moment in (*moments, NEVER):
-        starts.append(start(workspace, moment, "train", *TRAINING, *ENGINES[engine]))
+        starts.append(start(workspace, moment, "train", *TRAINING, *(ENGINES | SPECIAL)[engine]))
         if starts[-1].code not in STOPPED:
             break
     return Training(workspace, engine, starts)

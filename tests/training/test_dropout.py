@@ -31,7 +31,7 @@ class Dropping(nn.Module):
 
 
 def masks(project: Project, digits: Dataset, seed: int) -> list[Tensor]:
-    config = project.compose(f"seed={seed}", "trainer.batch_size=45", "trainer.max_epochs=2, max_steps=-1")
+    config = project.compose(f"seed={seed}", "trainer.batch_size=45", "trainer.max_epochs=2")
     training = start(project, config, digits, project.folder / f"seed {seed}")
     network = Dropping(3, digits.shape[0], len(digits.classes))
     training.module.net.net = network  # type: ignore[assignment]

@@ -173,6 +173,8 @@ def fit(setup: TrainingSetup, loggers: Sequence[Logger] = ()) -> TrainingResult:
     if distributed.is_rank_zero:
         planned = setup.hardware.planned() | {"engine": "compiled" if setup.datamodule.chunk else "eager"}
         report_differences(planned, runtime)
+    if not history.rows:
+        raise UserError("The training ended before its first batch: set trainer.max_time to more than 0.")
     stopped = stop_reason(trainer, len(history.rows))
     if stopped and distributed.is_rank_zero:
         log.info(f"Stopped at {stopped}")
@@ -228,7 +230,7 @@ def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[
         precision=hardware.precision,  # type: ignore[arg-type]
         limit_train_batches=_limit_micro_batches(setup),
         accumulate_grad_batches=_grad_accum_steps(setup),
-        **{key: options[key] for key in TRAINER_KEYS},
+        **{key: _plain(options[key]) for key in TRAINER_KEYS},
         log_every_n_steps=setup.log_every_n_steps or LOG_EVERY_N_STEPS,
         # Callbacks such as LearningRateMonitor refuse to run without any.
         logger=list(loggers) or DummyLogger(),
@@ -246,6 +248,11 @@ def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[
         return build()
     except (MisconfigurationException, ImportError) as error:
         raise UserError(f"Lightning: {one_line(error)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a duration such as {minutes: 30} as a dict."""
+    return dict(value) if isinstance(value, Mapping | DictConfig) else value
 
 
 def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback]:
