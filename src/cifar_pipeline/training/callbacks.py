@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from cifar_pipeline.training.checkpoints import EpochMetrics, format_epoch, loggable, write_history
 from cifar_pipeline.training.datamodule import ImageDataModule
-from cifar_pipeline.training.loggers import ResumableMLFlowLogger, log_rows
+from cifar_pipeline.training.loggers import KeyRecorder, ResumableMLFlowLogger, log_rows
 from cifar_pipeline.training.module import Classifier, is_epoch_ending
 from cifar_pipeline.utils.atomic import exclusive_lock_if_free
 from cifar_pipeline.utils.console import format_duration, progress_bar
@@ -161,10 +161,13 @@ class EpochHistory(Callback):
         self.rows.append(row)
         self._write_file(trainer)
         metrics, epoch = loggable(row)
-        # Lightning sends those that a callback has logged with logger=True, under its own step.
-        metrics = {key: value for key, value in metrics.items() if key not in trainer.logged_metrics}
+        # Some callbacks send their metrics themselves, and Lightning those of `self.log`.
+        recorders = [logger for logger in trainer.loggers if isinstance(logger, KeyRecorder)]
+        sent = {*trainer.logged_metrics, *(key for recorder in recorders for key in recorder.keys)}
+        metrics = {key: value for key, value in metrics.items() if key not in sent}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, epoch)
+            if logger not in recorders:
+                logger.log_metrics(metrics, epoch)
         self.summary = format_epoch(row, trainer.max_epochs or 0)
 
     def _check_monitors(self, trainer: Trainer) -> None:

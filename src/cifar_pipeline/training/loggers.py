@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_pipeline.config.validation import root_cause, target_config
@@ -77,6 +78,21 @@ class ResumableMLFlowLogger(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Leave the run open: models and figures are logged after the training."""
+
+
+class KeyRecorder(DummyLogger):
+    """Record which metrics callbacks and Lightning send to the loggers, and log nothing.
+
+    Callbacks such as LearningRateMonitor refuse to run without a logger, which ranks above 0 would not have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: set[str] = set()
+
+    def log_metrics(self, metrics: Mapping[str, float], *args: Any, **kwargs: Any) -> None:
+        """Record the names of metrics."""
+        self.keys.update(metrics)
 
 
 class ResumableCSVLogger(CSVLogger):

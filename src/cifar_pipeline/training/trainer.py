@@ -17,7 +17,6 @@ from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -55,6 +54,7 @@ from cifar_pipeline.training.distributed import (
     connect_ranks,
 )
 from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
+from cifar_pipeline.training.loggers import KeyRecorder
 from cifar_pipeline.training.losses import build_loss, loss_to_build
 from cifar_pipeline.training.metrics import build_metrics
 from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
@@ -232,8 +232,8 @@ def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[
         accumulate_grad_batches=_grad_accum_steps(setup),
         **{key: _plain(options[key]) for key in TRAINER_KEYS},
         log_every_n_steps=setup.log_every_n_steps or LOG_EVERY_N_STEPS,
-        # Callbacks such as LearningRateMonitor refuse to run without any.
-        logger=list(loggers) or DummyLogger(),
+        # The first one is `trainer.logger`.
+        logger=[*loggers, KeyRecorder()],
         callbacks=_callbacks(setup, recorders),
         plugins=[
             AtomicCheckpointIO(setup.run_dir.fingerprint),
