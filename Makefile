@@ -141,7 +141,7 @@ cifar10: $(SETUP) ## download the real CIFAR-10 after a start with the fallback 
 
 .PHONY: clean
 clean: ## remove the outputs of the stages; the environment, DVC's cache and the runs in MLflow are kept
-	rm -rf data models multirun exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
+	rm -rf data models multirun logs exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
 
 .PHONY: help
 help: ## list these targets

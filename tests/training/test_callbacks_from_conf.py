@@ -254,7 +254,7 @@ def test_early_stopping_killed_after_its_last_epoch_trains_no_further_one(projec
 
     first = made(project, digits)
     result = first.run([stopping()])
-    assert result.stopped == "epoch 2 of 4: val/loss has not improved for 1 epochs"
+    assert result.stopped == "epoch 2 of 4: val/loss has not improved for 1 epoch"
     again = made(project, digits)
     again.logger.epochs = first.logger.epochs
     resumed = again.run([stopping()])

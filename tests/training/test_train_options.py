@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import wandb as lightning_wandb
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_pipeline.stages.train import train
@@ -177,3 +178,13 @@ def test_a_metric_that_a_callback_logs_reaches_each_logger_once(ready: Project) 
     assert len(client.get_metric_history(run.info.run_id, "lr-Adam")) == 2
     best = torch.load(next((ready.folder / ".cache" / "trainings").glob("*/best.ckpt")), weights_only=True)
     assert best["epoch"] == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_of_another_precision_are_exported_in_single_precision(ready: Project, precision: str) -> None:
+    ended = start(ready, f"precision.cpu={precision}", "tta=flip")
+    assert ended.code == 0, ended.err
+    weights = load_file(ready.folder / "models" / "last" / "weights.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+    ended = ready.start(evaluate, "data=digits", "tta=flip", "evaluation.num_attributions=1")
+    assert ended.code == 0 and "Test accuracy" in ended.out, ended.err

@@ -218,7 +218,7 @@ def _hash(content: bytes) -> str:
 # Packages that can change a stage's result, by their names on PyPI.
 PACKAGES = {
     "preprocess": ("matplotlib", "numpy", "pillow"),
-    "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchvision"),
+    "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchmetrics", "torchvision"),
     "evaluate": ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pillow", "torch", "torchmetrics"),
 }
 # PyPI names of packages with another import name.

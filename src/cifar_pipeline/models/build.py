@@ -250,8 +250,11 @@ def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedMod
 
 
 def build_inference_model(net: nn.Module, config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
-    """Copy the trained network and add the test-time augmentation of conf/tta, as it is exported."""
-    inference_model = copy.deepcopy(net)
+    """Copy the trained network and add the test-time augmentation of conf/tta, as it is exported.
+
+    The copy has single precision, also after a training whose weights have another one.
+    """
+    inference_model = copy.deepcopy(net).float()
     assert isinstance(inference_model, NormalizedModel)
     if config.tta.flip or config.tta.shift:
         size = min(dataset.shape[:2])

@@ -320,7 +320,8 @@ def stop_reason(trainer: Trainer, epochs: int) -> str:
 def _stop_reasons(trainer: Trainer) -> Iterator[str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping) and callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
-            yield f"{callback.monitor} has not improved for {callback.patience} epochs"
+            epochs = f"{callback.patience} epoch{'s' if callback.patience > 1 else ''}"
+            yield f"{callback.monitor} has not improved for {epochs}"
         elif isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             yield str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop.").rstrip(".")
         if isinstance(callback, Timer) and (callback.time_remaining() or 0.0) <= 0:
