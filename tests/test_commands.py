@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -58,6 +59,13 @@ BY_FILE = {
     "tests/crash_recovery/test_several_processes.py": {
         "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
             r"python src/train.py trainer.devices=2"
+        ),
+    },
+    "tests/training/test_train_options.py": {
+        "test_several_loggers_have_the_numbers_of_history_csv": r"python src/train.py '?logger=\S+|tensorboard --logdir \S+",
+        "test_max_time_leaves_a_finished_model_that_can_be_evaluated": r"python src/train.py trainer\.\S+ ?\S*",
+        "test_a_metric_that_a_callback_logs_reaches_each_logger_once": (
+            r"python src/train.py .*(\+?callbacks|monitor)\S*=.*|python src/train.py precision=bf16"
         ),
     },
     "tests/training/test_profile.py": {
@@ -199,14 +207,18 @@ def test_every_listed_command_is_documented() -> None:
 def test_the_values_of_a_documented_command_compose(page: str, command: str, project: Project) -> None:
     match = OVERRIDES.fullmatch(command)
     assert match
-    words = [word.removeprefix("++overrides.") for word in (match[1] or match[2]).split() if word not in ("-m", "-S")]
+    arguments = shlex.split(match[1] or match[2])
+    words = [word.removeprefix("++overrides.") for word in arguments if word not in ("-m", "-S")]
+    if not {"-m", "-S"} & {*arguments}:
+        validate(project.compose(*words))
+        return
     created_options = [
         word for word in words if (ROOT / "docs" / "extending.md").name in page and is_created_by_the_page(word)
     ]
     for word in words:
         key, _, values = word.partition("=")
         if word not in created_options and key != "sweep" and not key.startswith("hydra"):
-            for value in values.split(","):
+            for value in [values] if values.startswith("[") else values.split(","):
                 validate(project.compose(f"{key}={value}"))
         elif key == "sweep" and word not in created_options:
             assert (project.folder / "conf" / "sweep" / f"{values}.yaml").is_file()
