@@ -48,6 +48,24 @@ def test_params_beats_the_experiment(recipe: Project) -> None:
     assert config.optimizer._target_ == "torch.optim.RMSprop"
 
 
+def test_several_options_of_a_group_are_chosen_in_params_an_experiment_or_on_the_command_line(recipe: Project) -> None:
+    assert (recipe.compose().callbacks, recipe.compose().metrics, recipe.compose().logger) == ({}, {}, {})
+    recipe.edit("conf/experiment/recipe.yaml", "  - _self_\n", "  - override /callbacks: [rich_summary]\n  - _self_\n")
+    assert list(recipe.compose().callbacks) == ["rich_summary"]
+    recipe.edit("params.yaml", "callbacks: null", "callbacks: [early_stopping, lr_monitor]")
+    recipe.edit("params.yaml", "metrics: null", "metrics: f1_macro")
+    recipe.edit("params.yaml", "overrides: {}", "overrides: {callbacks: {early_stopping: {patience: 7}}}")
+    config = recipe.compose()
+    assert list(config.callbacks) == ["early_stopping", "lr_monitor"] and list(config.metrics) == ["f1_macro"]
+    assert config.callbacks.early_stopping.patience == 7
+    assert list(recipe.compose("callbacks=[early_stopping]").callbacks) == ["early_stopping"]
+    recipe.edit("params.yaml", "overrides: {callbacks: {early_stopping: {patience: 7}}}", "overrides: {}")
+    assert list(recipe.compose("callbacks=[]", "metrics=[auroc,f1_macro]").metrics) == ["auroc", "f1_macro"]
+    assert recipe.compose("callbacks=[]").callbacks == {}
+    other = recipe.compose("monitor=val/loss", "mode=min", "callbacks=early_stopping")
+    assert (other.callbacks.early_stopping.monitor, other.callbacks.early_stopping.mode) == ("val/loss", "min")
+
+
 def test_command_line_beats_params(recipe: Project) -> None:
     recipe.edit("params.yaml", "optimizer: null", "optimizer: rmsprop")
     recipe.edit("params.yaml", "seed: 0", "seed: 5")

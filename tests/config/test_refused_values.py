@@ -144,6 +144,15 @@ def momentum_for_adam(project: Project) -> None:
 PARAMS: dict[str, tuple[Edit, list[str]]] = {
     "an option": (params("optimizer: null", "optimizer: adm"), ["optimizer=adm", "`adam`"]),
     "a number for an option": (params("optimizer: null", "optimizer: 3"), ["`optimizer`", "conf/optimizer/", "3"]),
+    "a callback": (
+        params("callbacks: null", "callbacks: [early_stoping]"),
+        ["callbacks=early_stoping", "`early_stopping`"],
+    ),
+    "a number among callbacks": (params("callbacks: null", "callbacks: [3]"), ["`callbacks`", "conf/callbacks/", "3"]),
+    "a callback that is not chosen": (
+        overrides("{callbacks: {early_stopping: {patience: 3}}}"),
+        ["callbacks.early_stopping"],
+    ),
     "an empty option": (params("optimizer: null", "optimizer: ''"), ["optimizer=", "sgd"]),
     "an experiment": (params("experiment: tutorial", "experiment: tutoral"), ["experiment=tutoral", "`tutorial`"]),
     "a seed": (params("seed: 0", "seed: x"), ["seed=x", "a whole number"]),
@@ -169,6 +178,12 @@ def conf(path: str, old: str, new: str) -> Edit:
     return lambda project: project.edit(path, old, new)
 
 
+def two_callbacks_of_one_name(project: Project) -> None:
+    text = (project.folder / "conf" / "callbacks" / "early_stopping.yaml").read_text()
+    project.write("conf/callbacks/mine.yaml", text)
+    project.edit("params.yaml", "callbacks: null", "callbacks: [early_stopping, mine]")
+
+
 # Edits of a file of conf/, and fragments of the message.
 CONF: dict[str, tuple[Edit, list[str]]] = {
     "an argument": (
@@ -185,6 +200,10 @@ CONF: dict[str, tuple[Edit, list[str]]] = {
     "a trainer's key": (
         conf("conf/trainer/default.yaml", "batch_size: 4", "batchsize: 4"),
         ["trainer.batchsize", "`batch_size`"],
+    ),
+    "a callback under another name": (
+        two_callbacks_of_one_name,
+        ["conf/callbacks/mine.yaml must hold one entry", "`mine:`", "early_stopping"],
     ),
     "an experiment's key": (conf(TUTORIAL, "batch_size: 4", "batchsize: 4"), ["trainer.batchsize", "`batch_size`"]),
     "an experiment's option": (conf(TUTORIAL, "optimizer: sgd", "optimizer: sdg"), ["optimizer=sdg", "`sgd`"]),
