@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from cifar_pipeline.config import compose
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 
@@ -133,6 +134,7 @@ def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_emp
     from cifar_pipeline.tracking.model_uri import resolve_model
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
     address = f"http://127.0.0.1:{server.server_port}"
     server.reply = code, body
     for request in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):
