@@ -49,7 +49,14 @@ def train(accuracy: float) -> str:
     model.mkdir(parents=True, exist_ok=True)
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
     (model.parent / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
-    dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
+    dataset = {
+        "name": "digits",
+        "hash": 64 * "a",
+        "source": "drawn",
+        "shape": (8, 8, 1),
+        "sizes": {"train": 9},
+        "classes": 2,
+    }
     with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
         run.log_metrics({"val/accuracy": accuracy}, 1)
         run.log_result(model.parent, {})

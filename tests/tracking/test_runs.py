@@ -14,7 +14,14 @@ from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.errors import UserError
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
-DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
+DATA = {
+    "name": "digits",
+    "hash": "0123456789abcdef" * 4,
+    "source": "scikit-learn",
+    "shape": (8, 8, 1),
+    "sizes": {"train": 9},
+    "classes": 2,
+}
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ class SweepCallback(Callback):
         self.experiment = composed.mlflow.experiment_name
         set_experiment_name(self.experiment)
         status("Opening the sweep in MLflow")
+        from cifar_pipeline.tracking.provenance import configured_tags
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         self.basis = SweepBasis.now()
@@ -120,7 +121,7 @@ class SweepCallback(Callback):
         multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(fingerprint, name, metadata, composed.rerun)
+        return open_sweep(fingerprint, name, metadata, composed.rerun, configured_tags(composed.mlflow))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Set the trial that the job's process runs."""
