@@ -38,7 +38,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 # The tags that the pipeline and MLflow set on the runs of trainings and sweeps.
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
-    r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|threads|processes|precision"
+    r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
+    r"|strategy|images_per_step"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
