@@ -110,10 +110,9 @@ format: $(SETUP) ## format the code and apply automatic fixes
 docs: $(SETUP) ## generate docs/configuration.md and schema/ from conf/
 	@python src/build_docs.py
 
-# MLflow's start page is about language models; this URL opens the runs.
 .PHONY: ui
 ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
-	@echo 'The runs: http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning'
+	@MLFLOW_TRACKING_URI= python src/report.py address
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 .PHONY: serve

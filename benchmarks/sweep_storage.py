@@ -50,7 +50,14 @@ def measure(folder: Path, trials: int, epochs: int, warm_up: int) -> Cost:
     from cifar_pipeline.tracking.runs import training_run
 
     config = stage_config(compose_config(["data=digits"]), "train")
-    data = {"name": "digits", "hash": 64 * "0", "source": "scikit-learn"}
+    data = {
+        "name": "digits",
+        "hash": 64 * "0",
+        "source": "scikit-learn",
+        "shape": (8, 8, 1),
+        "sizes": {"train": 9},
+        "classes": 2,
+    }
 
     def log(first: int, count: int) -> Usage:
         for number in range(first, first + count):

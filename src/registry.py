@@ -4,7 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, run_script
+from cifar_pipeline.config.compose import load_config
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Print results: the pipeline's last run, the trials of a sweep, or a table of all evaluated experiments."""
+"""Print results: the pipeline's last run, the trials of a sweep, a table of evaluated experiments, or their page."""
 
 import argparse
 from pathlib import Path
@@ -14,6 +14,7 @@ def arguments() -> argparse.Namespace:
     sweep = commands.add_parser("sweep", help="compare the trials of a sweep, finished or not")
     sweep.add_argument("sweep", nargs="?", default="", metavar="SWEEP", help="run id or name (default: the newest)")
     commands.add_parser("experiments", help="Markdown table of conf/experiment/: test accuracy over the seeds")
+    commands.add_parser("address", help="address of the runs on the page of `make ui`")
     return parser.parse_args()
 
 
@@ -23,6 +24,8 @@ def report() -> None:
         summary()
     elif args.command == "sweep":
         sweep(args.sweep)
+    elif args.command == "address":
+        address()
     else:
         experiments()
 
@@ -46,6 +49,13 @@ def sweep(name: str) -> None:
     if parent is None:
         raise UserError(f"There is no sweep {name or 'yet'}: `make sweep` or `python src/train.py -m ...` starts one.")
     print_summary(load_comparison(parent.info.run_id), parent.info.run_id)
+
+
+def address() -> None:
+    from cifar_pipeline.tracking.client import connect
+
+    # MLflow's start page is about language models; this address opens the runs.
+    print(f"The runs: http://127.0.0.1:5000/#/experiments/{connect()[1]}?workflowType=machine_learning")
 
 
 def experiments() -> None:

@@ -1,6 +1,7 @@
 """Serve the champion over HTTP: MLflow's scoring protocol, on the host and port of conf/serve/."""
 
-from cifar_pipeline.cli.entrypoint import argument_parser, load_config, run_script
+from cifar_pipeline.cli.entrypoint import argument_parser, run_script
+from cifar_pipeline.config.compose import load_config
 
 
 def serve() -> None:

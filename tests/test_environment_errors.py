@@ -6,16 +6,16 @@ import resource
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import requests
 
+from cifar_pipeline.config import compose
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
+from helpers.servers import fixed_response_server
 
 
 def caused_by(cause: BaseException) -> BaseException:
@@ -86,34 +86,14 @@ def test_a_locked_folder_is_refused_before_any_work(tmp_path, monkeypatch) -> No
         require_writable(tmp_path / "models")
 
 
-class FixedResponse(BaseHTTPRequestHandler):
-    """Respond to every request with the server's `reply`."""
-
-    def do_POST(self) -> None:
-        code, body = self.server.reply  # type: ignore[attr-defined]
-        self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.send_response(code)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self.do_POST()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), FixedResponse) as server:
-        import mlflow
+    import mlflow
 
-        before = mlflow.get_tracking_uri()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    before = mlflow.get_tracking_uri()
+    with fixed_response_server() as server:
         yield server
-        server.shutdown()
-        mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +113,7 @@ def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_emp
     from cifar_pipeline.tracking.model_uri import resolve_model
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
     address = f"http://127.0.0.1:{server.server_port}"
     server.reply = code, body
     for request in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.cli.entrypoint import run_script, run_stage
+from cifar_pipeline.config import compose
 from cifar_pipeline.config.compose import Stage, compose_config
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
@@ -95,6 +96,7 @@ def started(
         # Otherwise a sweep's last trial would be that of the next test's training in this process.
         for name in ("_trial", "_basis"):
             patch.setattr(job, name, None)
+        patch.setattr(compose, "_experiment_name", "")
         # Status lines appear only on a busy machine, and would change the output.
         patch.setattr(console, "STATUS_DELAY", seconds)
         try:

@@ -27,7 +27,14 @@ def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: 
 
 def log_evaluated_run(fingerprint: str, accuracy: float, dataset: str, *overrides: str) -> None:
     config = stage_config(compose_config(list(overrides)), "train")
-    data = {"name": dataset, "hash": "0" * 64, "source": "somewhere"}
+    data = {
+        "name": dataset,
+        "hash": "0" * 64,
+        "source": "somewhere",
+        "shape": (8, 8, 1),
+        "sizes": {"train": 9},
+        "classes": 2,
+    }
     with training_run(fingerprint, fingerprint, config, data) as opened:
         opened.tag({"device": "cpu, 2 threads", "processor": "abacus"})
         opened.log_metrics({"test/accuracy": accuracy})

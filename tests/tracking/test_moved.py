@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from cifar_pipeline.config import compose
 from cifar_pipeline.tracking.champion import PromotionPolicy, from_run
 from cifar_pipeline.tracking.client import PATH_COLUMNS, connect, previous_root
 from cifar_pipeline.tracking.model_uri import resolve_model
@@ -38,6 +39,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Change to this folder, without the variables that name another workspace or MLflow's database."""
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
     monkeypatch.chdir(root)
 
 
@@ -47,7 +49,14 @@ def train(accuracy: float) -> str:
     model.mkdir(parents=True, exist_ok=True)
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
     (model.parent / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
-    dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
+    dataset = {
+        "name": "digits",
+        "hash": 64 * "a",
+        "source": "drawn",
+        "shape": (8, 8, 1),
+        "sizes": {"train": 9},
+        "classes": 2,
+    }
     with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
         run.log_metrics({"val/accuracy": accuracy}, 1)
         run.log_result(model.parent, {})

@@ -34,7 +34,14 @@ class Registry:
             (result / checkpoint).mkdir(parents=True, exist_ok=True)
             (result / checkpoint / "MLmodel").write_text(f"metadata: {checkpoint}\n")
         (result / "metadata.json").write_text(json.dumps({"dataset": {"name": "digits"}, "classes": ["0"]}))
-        dataset = {"name": "digits", "hash": 64 * data, "source": "drawn"}
+        dataset = {
+            "name": "digits",
+            "hash": 64 * data,
+            "source": "drawn",
+            "shape": (8, 8, 1),
+            "sizes": {"train": 9},
+            "classes": 2,
+        }
         fingerprint = f"{self.policy.name}-{accuracies}-{name}-{data}"
         with training_run(fingerprint, name, {}, dataset) as run:
             for epoch, accuracy in enumerate(accuracies, 1):

@@ -1,20 +1,33 @@
 """One run per training: opened once, resumed by the next process, ended with its real status."""
 
+import json
+import sys
+import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import mlflow.data
+import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 from cifar_pipeline.config import source_files
-from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.tracking.client import connect, logged_epochs
 from cifar_pipeline.tracking.runs import MAX_PARAM_LENGTH, finished_run, resume_run, run_name, training_run
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.errors import UserError
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
-DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
+DATA = {
+    "name": "digits",
+    "hash": "0123456789abcdef" * 4,
+    "source": "scikit-learn",
+    "shape": (8, 8, 1),
+    "sizes": {"train": 9},
+    "classes": 2,
+}
 
 
 @pytest.fixture
@@ -96,7 +109,7 @@ def test_a_run_whose_process_died_is_resumed_and_not_duplicated(client):
     client.update_run(first.id, status="RUNNING")  # as a process that was killed leaves it
     with open_run("died") as second:
         assert second.id == first.id
-        assert second.logged_epochs == 2
+        assert logged_epochs(client, second.id) == 2
     assert status(client, first.id) == "FINISHED"
     assert len(runs_of(client, "died")) == 1
 
@@ -133,7 +146,7 @@ def test_only_a_rerun_opens_another_run_which_is_then_resumed(client):
         pass
     assert reused.id == first.id and status(client, stopped.id) == "KILLED"
     with open_run("again", rerun="a") as second:
-        assert second.logged_epochs == 0
+        assert logged_epochs(client, second.id) == 0
     assert second.id == stopped.id
     assert second.id != first.id
     with open_run("again") as third:
@@ -229,3 +242,58 @@ def test_results_go_to_a_new_run_if_the_trainings_run_is_not_in_this_database(cl
 )
 def test_a_name_has_the_options_and_an_experiment_other_than_the_tutorial(experiment, optimizer, name):
     assert run_name({"experiment": experiment, "optimizer": optimizer, "loss": "mse", "model": "lenet"}, 0) == name
+
+
+def test_the_data_set_has_schema_and_shapes_as_mlflow_infers_them_from_arrays(client):
+    with open_run("schema") as run:
+        pass
+    ((entry,),) = ((each.dataset for each in client.get_run(run.id).inputs.dataset_inputs),)
+    inferred = mlflow.data.from_numpy(np.zeros((9, 8, 8, 1), np.uint8), targets=np.zeros(9, np.int64)).to_dict()
+    assert json.loads(entry.schema) == json.loads(inferred["schema"])
+    profile = json.loads(entry.profile)
+    shapes = {key: value for key, value in json.loads(inferred["profile"]).items() if key.endswith("_shape")}
+    assert profile == shapes | {"images": {"train": 9}, "classes": 2}
+    assert (entry.name, entry.digest, entry.source) == ("digits", DATA["hash"][:36], "scikit-learn")
+
+
+def system_steps(client: MlflowClient, run_id: str) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, "system/cpu_utilization_percentage")]
+
+
+@pytest.mark.parametrize("exception", [None, ValueError("wrong"), KeyboardInterrupt(), SystemExit(143)])
+def test_system_metrics_stop_with_the_block_and_continue_their_steps(client, monkeypatch, exception):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    fingerprint = f"measured-{type(exception).__name__}"
+    for _ in range(2):
+        with (
+            pytest.raises(type(exception)) if exception else nullcontext(),
+            open_run(fingerprint) as run,
+            run.system_metrics(True),
+        ):
+            before = len(system_steps(client, run.id))
+            # Metrics are sent in batches, which get larger; the last one is sent at the end.
+            time.sleep(0.5)
+            if exception:
+                raise exception
+        assert not [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+        steps = system_steps(client, run.id)
+        assert len(steps) > before and steps == list(range(len(steps)))
+
+
+def test_system_metrics_are_not_imported_where_they_are_off(client, monkeypatch):
+    name = "mlflow.system_metrics.system_metrics_monitor"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with open_run("unmeasured") as run, run.system_metrics(False):
+        assert name not in sys.modules
+
+
+def test_a_missing_package_of_the_system_metrics_is_named(client, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with (
+        pytest.raises(UserError, match="mlflow.log_system_metrics needs the package psutil"),
+        open_run("blind") as run,
+        run.system_metrics(True),
+    ):
+        pass

@@ -22,13 +22,20 @@ import sys
 from cifar_pipeline.utils.paths import runs_cache_dir
 from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.tracking.runs import training_run
-data = {"name": "digits", "hash": "0" * 64, "source": "scikit-learn"}
+data = {"name": "digits", "hash": "0" * 64, "source": "drawn", "shape": (8, 8, 1), "sizes": {"train": 9}, "classes": 2}
 name = sys.argv[1]
 with exclusive_lock(runs_cache_dir() / name), training_run(name, "sgd-mse-0", {"seed": 0}, data) as run:
     print(run.id, flush=True)
     sys.stdin.read()
 """
-DATA = {"name": "digits", "hash": "0123456789abcdef" * 4, "source": "scikit-learn"}
+DATA = {
+    "name": "digits",
+    "hash": "0123456789abcdef" * 4,
+    "source": "scikit-learn",
+    "shape": (8, 8, 1),
+    "sizes": {"train": 9},
+    "classes": 2,
+}
 
 
 @pytest.fixture

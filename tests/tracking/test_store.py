@@ -8,7 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from cifar_pipeline.tracking.client import DEFAULT_EXPERIMENT_NAME, connect, tracking_uri
+from cifar_pipeline.tracking.client import connect, tracking_uri
+from helpers.config_project import Project
 from helpers.source_tree import SRC
 
 PROCESSES = 3
@@ -21,6 +22,7 @@ print(connect()[1])
 
 
 def test_concurrent_processes_create_one_database(tmp_path):
+    Project.made(tmp_path)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
     environment = inherited | {"PYTHONPATH": str(SRC)}
     processes = [
@@ -40,7 +42,7 @@ def test_concurrent_processes_create_one_database(tmp_path):
     assert len({printed for printed, _, _ in results}) == 1
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
-        assert names == [DEFAULT_EXPERIMENT_NAME]
+        assert names == ["cifar-pipeline"]
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 

@@ -118,7 +118,14 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     (result / "last").mkdir()
     (result / "last" / "MLmodel").write_text("metadata: none\n")
     (result / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
-    dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
+    dataset = {
+        "name": "digits",
+        "hash": 64 * "a",
+        "source": "drawn",
+        "shape": (8, 8, 1),
+        "sizes": {"train": 9},
+        "classes": 2,
+    }
     made = []
     for accuracy in (0.5, 0.6, 0.7):
         with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:

@@ -39,6 +39,7 @@ from cifar_pipeline.config.compose import (
     is_sweep,
     recorded_config,
     restrict_to_stage,
+    set_experiment_name,
     stage_targets,
 )
 from cifar_pipeline.config.params import (
@@ -340,6 +341,8 @@ def _with_checks(stage: Stage) -> Stage:
             _reject_sweep_only_groups()
             reject_values_of_other_options(chosen_options())
             validate(config)
+            if not is_sweep():  # The callback of a sweep sets its experiment for all trials.
+                set_experiment_name(config.mlflow.experiment_name)
             record_start(stage.__name__, config)
             status("Loading libraries")
             is_stage = stage.__name__ in STAGES
@@ -395,13 +398,6 @@ def _setup_rank(config: DictConfig) -> None:
 def _record_duration(stage: str, seconds: float) -> None:
     with atomic_write(TIMINGS_DIR / f"{stage}.json") as tmp:
         tmp.write_text(json.dumps({"seconds": round(seconds, 2)}) + "\n")
-
-
-def load_config() -> DictConfig:
-    """Compose conf/ and params.yaml, and validate the configuration."""
-    config = compose_config()
-    validate(config)
-    return config
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options
+from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.utils.atomic import atomic_write
@@ -32,7 +33,7 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import redact_values
 
 # Groups and top-level keys that cannot change a result: the machine's, one start's, and those read after the training.
-NON_RESULT_GROUPS = ("runtime", "logger", "registry", "predict", "serve", "rerun", "image_dir")
+NON_RESULT_GROUPS = ("runtime", "logger", "mlflow", "registry", "predict", "serve", "rerun", "image_dir")
 # Keys that cannot change a result in a group whose other keys can.
 NON_RESULT_KEYS = (
     "trainer.strategy",
@@ -74,6 +75,30 @@ def _composed(overrides: list[str]) -> DictConfig:
     reject_values_of_other_options({key: str(option) for key, option in config.hydra.runtime.choices.items()})
     with open_dict(config):
         del config["hydra"]
+    return config
+
+
+_experiment_name = ""
+
+
+def set_experiment_name(name: str) -> None:
+    """Set the name of the experiment in MLflow that this process uses, which its command line may have changed."""
+    global _experiment_name
+    _experiment_name = name
+
+
+def experiment_name() -> str:
+    """Return the name of the experiment in MLflow: the one set, or else that of conf/ and params.yaml."""
+    if not _experiment_name:
+        load_config()
+    return _experiment_name
+
+
+def load_config() -> DictConfig:
+    """Compose conf/ and params.yaml, validate the configuration, and use its experiment in MLflow."""
+    config = compose_config()
+    validate(config)
+    set_experiment_name(config.mlflow.experiment_name)
     return config
 
 

@@ -70,7 +70,9 @@ def register_params() -> None:
     overrides = params.get("overrides") or {}
     store = ConfigStore.instance()
     # The struct flag makes a key that no file of conf/ has an error instead of a new key.
-    store.store("struct", DictConfig({}, flags={"struct": True}), package="_global_")
+    # Tags of a run may have any names.
+    tags = DictConfig({}, flags={"struct": False})
+    store.store("struct", DictConfig({"mlflow": {"tags": tags}}, flags={"struct": True}), package="_global_")
     # `experiment: null` composes the groups alone, and the command line can still choose an experiment.
     defaults: list[Any] = [{"/experiment": params.get("experiment")}, "struct"]
     defaults += [{f"override /{group}": params[group]} for group in groups() if params.get(group) is not None]

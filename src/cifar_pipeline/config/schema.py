@@ -6,13 +6,14 @@ arguments of that target, checked by `validation.check_targets`.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cifar_pipeline.config.params import (
     CONF,
@@ -43,6 +44,14 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, Field(min_length=1)]
 # MLflow allows more characters, but not in a model URI: models:/NAME@ALIAS.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a name of letters, digits, - and _")]
+# The tags that the pipeline and MLflow set on the runs of trainings and sweeps.
+RESERVED_TAGS = re.compile(
+    r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
+    r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
+    r"|strategy|images_per_step|stopped"
+)
+# MLflow's rule for the names of tags, which are also paths.
+TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
 AutoOrCount = Literal["auto"] | Count
 Precision = Literal[
     "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "transformer-engine",
@@ -276,6 +285,39 @@ class Runtime(Options):
     max_cached_runs: NonNegativeInt
 
 
+def _require_free_tag(name: str) -> str:
+    if RESERVED_TAGS.fullmatch(name):
+        raise PydanticCustomError("tag", "the pipeline or MLflow sets this tag itself; choose another name")
+    if not TAG_NAME.fullmatch(name):
+        raise PydanticCustomError("tag", "a name has at most 249 letters, digits and any of `_-.:/` and spaces")
+    return name
+
+
+TagName = Annotated[str, AfterValidator(_require_free_tag)]
+
+
+class Mlflow(Options):
+    """Experiment in MLflow, and what is recorded with its runs."""
+
+    experiment_name: Annotated[
+        str,
+        Field(
+            pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,500}$",
+            description="a name of at most 500 characters without control characters",
+        ),
+    ]
+    tags: Annotated[
+        dict[TagName, Annotated[str, Field(max_length=8000)] | int | float | bool],
+        Field(description="a mapping of names to text, numbers, true or false"),
+    ]
+    description: Annotated[
+        Annotated[str, Field(max_length=8000)] | None,
+        Field(description="a text of at most 8000 characters, or null"),
+    ]
+    # MLflow's variable may also be 1 or 0.
+    log_system_metrics: Annotated[bool | Literal[0, 1], Field(description="true or false")]
+
+
 class Registry(Options):
     """Registered model and the rule for its promotion."""
 
@@ -326,13 +368,14 @@ class Config(Options):
     evaluation: Evaluation
     runtime: Runtime
     logger: dict[str, TargetOptions]
+    mlflow: Mlflow
     registry: Registry
     predict: Predict
     serve: Serve
 
 
-def validate(config: DictConfig) -> None:
-    """Raise UserError for an unknown key, a missing key, or a value that is not allowed."""
+def validate(config: DictConfig, group: str = "") -> None:
+    """Raise UserError for an unknown key, a missing key, or a value that is not allowed, anywhere or in `group`."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     plain = {str(key): value for key, value in container.items()}
@@ -346,7 +389,9 @@ def validate(config: DictConfig) -> None:
     try:
         Config.model_validate(plain)
     except ValidationError as error:
-        raise UserError(_describe_error(error.errors(include_url=False)[0], plain)) from None
+        errors = [entry for entry in error.errors(include_url=False) if group in ("", entry["loc"][0])]
+        if errors:
+            raise UserError(_describe_error(errors[0], plain)) from None
 
 
 def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
@@ -363,6 +408,8 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
             return f"{prefix}{name} is not a key: {instead}."
         keys = [key.removeprefix(prefix) for key in field_schemas() if key.startswith(prefix)]
         return f"{prefix}{name}: unknown key in {CONF}/; {suggest(str(name), [key for key in keys if '.' not in key])}"
+    if error["type"] == "tag":
+        return f"{prefix.removesuffix('.')}: {error['msg']}."
     # The location of an error in a list or in a union is longer than the key's.
     names = error["loc"][:-1] if error["type"] == "missing" else error["loc"]
     key = next(key for key in _prefixes(names) if key in field_schemas())
@@ -450,4 +497,7 @@ def _describe_number(schema: JsonSchema) -> str:
 def _words(schema: JsonSchema) -> list[str]:
     """Return the words that a schema allows, its alternatives' among them."""
     own = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return [*own, *(word for entry in schema.get("anyOf", ()) for word in _words(entry))]
+    return [
+        *(word for word in own if isinstance(word, str)),
+        *(word for entry in schema.get("anyOf", ()) for word in _words(entry)),
+    ]

@@ -17,6 +17,7 @@ from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
 from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threads_for
 from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
 from cifar_pipeline.reporting.metrics import Predictions
+from cifar_pipeline.tracking.provenance import reject_foreign_run
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
 from cifar_pipeline.utils.console import progress_bar, propagate_library_logs, status
 from cifar_pipeline.utils.process import disable_malloc_trim
@@ -42,6 +43,7 @@ def evaluate(config: DictConfig) -> None:
     with exclusive_lock(MODELS):
         trained = TrainedModel.open(MODELS, options.checkpoint)
         trained.require_same_dataset(dataset)
+        reject_foreign_run(trained.run["id"])
         predictor = Predictor.open(trained.model, threads_for(runtime.threads, available_cores()), runtime.accelerator)
         weights = (trained.model / WEIGHTS_FILE).read_bytes()
         # Not that in reports/, which may be of a later training that has not finished.

@@ -17,7 +17,7 @@ from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.build import build_inference_model
 from cifar_pipeline.sweeps.job import cached_objective, current_trial, objective, require_validation_split
 from cifar_pipeline.tracking import provenance
-from cifar_pipeline.tracking.runs import fail_stale_run, run_name, training_run
+from cifar_pipeline.tracking.runs import fail_stale_run, require_own_run, run_name, training_run
 from cifar_pipeline.training.checkpoints import RunDir, reports_history
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distributed, launch_ranks
@@ -61,6 +61,7 @@ def train(config: DictConfig) -> float | None:
     processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
     run_fingerprint = fingerprint(config, dataset.hash)
     log.debug(f"Fingerprint of the training: {run_fingerprint}")
+    require_own_run(run_fingerprint, config.rerun, trial)
     name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
     if processes.needs_launch and run_dir.is_finished and not config.rerun:
         processes = SINGLE_PROCESS
@@ -104,13 +105,15 @@ def train(config: DictConfig) -> float | None:
 
     # Exported before the training: a model that cannot be exported fails now, not after hours.
     exported = None if run_dir.is_finished and not config.rerun else export()
-    data = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
+    identity = {"name": dataset.name, "hash": dataset.hash, "source": dataset.source}
+    data = {**identity, "shape": dataset.shape, "sizes": dataset.sizes, "classes": len(dataset.classes)}
+    labels = provenance.configured_tags(config.mlflow)
     status("Opening the run in MLflow")
     # Locked until the result is published, so that no other process prunes or replaces it.
     with run_dir.lock(config.rerun) as rerun:
         values = stage_config(config, "train")
         loggers = build_loggers(config.logger, "-".join(filter(None, [name, run_fingerprint[:8], rerun[:8]])), values)
-        with training_run(run_fingerprint, name, values, data, rerun, trial) as run, close_loggers(loggers):
+        with training_run(run_fingerprint, name, values, data, rerun, trial, labels) as run, close_loggers(loggers):
             logger = ResumableMLFlowLogger(run.tracking_uri, run.id)
             if run_dir.is_finished and not rerun:
                 log.info(
@@ -120,7 +123,8 @@ def train(config: DictConfig) -> float | None:
                 release_ranks(setup)
             else:
                 exported = exported or export()
-                result = fit(setup, [logger, *loggers])
+                with run.system_metrics(config.mlflow.log_system_metrics):
+                    result = fit(setup, [logger, *loggers])
                 status("Writing the models")
                 metadata = training_metadata(setup, result, config, chosen_options(), dataset, provenance.commit())
                 with run_dir.write_result(metadata, result.rows) as result_dir:

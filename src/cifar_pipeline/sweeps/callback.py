@@ -25,7 +25,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import digest, stage_config
+from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
+from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.job import SweepBasis
@@ -38,6 +39,7 @@ from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_v
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5
+EXPERIMENT_KEY = "mlflow.experiment_name"
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -77,6 +79,7 @@ class SweepCallback(Callback):
         self.total = 0
         self.rerun = ""
         self.basis: SweepBasis | None = None
+        self.experiment = ""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Resume the sweep's parent run, or create it."""
@@ -104,7 +107,13 @@ class SweepCallback(Callback):
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         composed = compose("config", overrides=fixed)
         base = stage_config(composed, "train")
+        if EXPERIMENT_KEY in swept:
+            raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
+        validate(composed, "mlflow")
+        self.experiment = composed.mlflow.experiment_name
+        set_experiment_name(self.experiment)
         status("Opening the sweep in MLflow")
+        from cifar_pipeline.tracking.provenance import configured_tags
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         self.basis = SweepBasis.now()
@@ -112,7 +121,7 @@ class SweepCallback(Callback):
         multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(fingerprint, name, metadata, composed.rerun)
+        return open_sweep(fingerprint, name, metadata, composed.rerun, configured_tags(composed.mlflow))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Set the trial that the job's process runs."""
@@ -131,6 +140,7 @@ class SweepCallback(Callback):
                 ),
                 self.process,
                 self.basis,
+                self.experiment,
             )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

@@ -18,7 +18,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import NON_TRAINING_GROUPS, Stage, digest, output_root, stage_targets
+from cifar_pipeline.config.compose import (
+    NON_TRAINING_GROUPS,
+    Stage,
+    digest,
+    output_root,
+    set_experiment_name,
+    stage_targets,
+)
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
@@ -132,13 +139,14 @@ _trial: Trial | None = None
 _basis: SweepBasis | None = None
 
 
-def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None = None) -> None:
-    """Set the trial that this process runs, and what the sweep started with.
+def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None, experiment: str) -> None:
+    """Set the trial that this process runs, what the sweep started with, and its experiment in MLflow.
 
     Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
     """
     global _trial, _basis
     _trial, _basis = trial, basis
+    set_experiment_name(experiment)
     configure_logging()
     if os.getpid() != sweep_process:
         install_sigterm_handler()

@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from cifar_pipeline.config.compose import experiment_name
 from cifar_pipeline.utils.atomic import is_locked
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import is_training_locked, main_workspace, sweep_dir, workspace_id
@@ -35,7 +36,6 @@ from cifar_pipeline.utils.text import redact_and_escape
 
 log = logging.getLogger(__name__)
 
-DEFAULT_EXPERIMENT_NAME = "cifar-pipeline"
 ARTIFACT_DIR = "mlruns"
 # Where MLflow's database stores paths: table, columns, and a condition on the rows.
 PATH_COLUMNS = (
@@ -172,13 +172,13 @@ def tracking_uri() -> str:
 
 
 def connect() -> tuple[MlflowClient, str]:
-    """Return a client and the id of this project's experiment.
+    """Return a client and the id of the experiment that the configuration names.
 
     A new SQLite database is created under a lock: parallel processes would break each other's migrations.
     """
-    for name, value in HTTP_LIMITS.items():
-        os.environ.setdefault(name, value)
-    uri = tracking_uri()
+    for variable, value in HTTP_LIMITS.items():
+        os.environ.setdefault(variable, value)
+    uri, name = tracking_uri(), experiment_name()
     mlflow.set_tracking_uri(uri)
     lock = main_workspace() / ".cache" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def connect() -> tuple[MlflowClient, str]:
         client = CleanClient(uri)
         if uri.startswith("sqlite:///"):
             _enable_wal(Path(uri.removeprefix("sqlite:///")))
-        return client, _experiment(client, uri)
+        return client, _experiment(client, uri, name)
 
 
 def get_run_or_none(client: MlflowClient, run_id: str) -> Run | None:
@@ -219,13 +219,14 @@ def _keep_busy_timeout(connection: Any, cursor: Any, statement: str, values: Any
     return BUSY_TIMEOUT_SQL if statement.startswith(BUSY_TIMEOUT_SQL.partition("=")[0]) else statement, values
 
 
-def _experiment(client: MlflowClient, uri: str) -> str:
-    experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT_NAME)
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    _require_id(experiment.experiment_id if experiment else "", name)
     if experiment is None:
-        return _new_experiment(client, uri)
+        return _new_experiment(client, uri, name)
     if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"The experiment {DEFAULT_EXPERIMENT_NAME} was deleted from this MLflow store, and its name stays taken: "
+            f"The experiment {name} was deleted from this MLflow store, and its name stays taken: "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, with MLFLOW_TRACKING_URI set to "
             "the store, restores it."
         )
@@ -233,16 +234,27 @@ def _experiment(client: MlflowClient, uri: str) -> str:
     return str(experiment.experiment_id)
 
 
-def _new_experiment(client: MlflowClient, uri: str) -> str:
+def _require_id(experiment: str, name: str) -> None:
+    """Raise UserError if MLFLOW_EXPERIMENT_ID is not the id of the experiment, as MLflow does for both variables."""
+    required = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if required and required != experiment:
+        found = f"has the id {experiment}" if experiment else "does not exist yet"
+        raise UserError(
+            f"MLFLOW_EXPERIMENT_ID is {required}, but the experiment {name} (mlflow.experiment_name) {found}: set "
+            "MLFLOW_EXPERIMENT_NAME to the name of the experiment with this id, or unset MLFLOW_EXPERIMENT_ID."
+        )
+
+
+def _new_experiment(client: MlflowClient, uri: str, name: str) -> str:
     # MLflow's default is relative to the working directory of the process that creates the experiment.
     artifact_dir = (main_workspace() / ARTIFACT_DIR).as_uri() if uri.startswith("sqlite:///") else None
     # Without this tag MLflow opens the experiment on its page for language models.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
-        return str(client.create_experiment(DEFAULT_EXPERIMENT_NAME, artifact_location=artifact_dir, tags=tags))
+        return str(client.create_experiment(name, artifact_location=artifact_dir, tags=tags))
     except MlflowException as error:
         # On a server, another workspace may have created it in between: the lock is local to this workspace.
-        experiment = client.get_experiment_by_name(DEFAULT_EXPERIMENT_NAME)
+        experiment = client.get_experiment_by_name(name)
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
             raise
         return str(experiment.experiment_id)

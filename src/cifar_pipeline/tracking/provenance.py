@@ -1,4 +1,4 @@
-"""Record a run's provenance (commit, diff, data, command, versions)."""
+"""Record a run's provenance (commit, diff, data, command, versions), and the tags that conf/mlflow/ sets."""
 
 import logging
 import os
@@ -9,16 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig
 
+from cifar_pipeline.config.params import to_yaml_inline
+from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, git_diff, warn_git_failed
 from cifar_pipeline.utils.safe_io import parse_yaml
-from cifar_pipeline.utils.text import redact_arguments, redact_bytes
+from cifar_pipeline.utils.text import redact_arguments, redact_bytes, redact_values
 
 log = logging.getLogger(__name__)
 
 VERSIONED_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "mlflow", "dvc", "numpy")
 # Folders whose changes can affect a result.
 CODE_PATHS = ("src", "conf")
+# MLflow's tag with the description of a run.
+DESCRIPTION_TAG = "mlflow.note.content"
+RUN_VARIABLE = "MLFLOW_RUN_ID"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,23 @@ def tags() -> dict[str, str]:
         **{f"version.{package}": version(package) for package in VERSIONED_PACKAGES},
     }
     return {key: value for key, value in values.items() if value}
+
+
+def configured_tags(options: DictConfig) -> dict[str, str]:
+    """Return the tags and the description of conf/mlflow/ as the tags of a run."""
+    values = {name: to_yaml_inline(value) if value != "" else "" for name, value in options.tags.items()}
+    description = {} if options.description is None else {DESCRIPTION_TAG: options.description}
+    return redact_values(values | description)  # type: ignore[no-any-return]
+
+
+def reject_foreign_run(*run_ids: str) -> None:
+    """Raise UserError if MLFLOW_RUN_ID, the run that MLflow's own functions would resume, is none of these."""
+    required = os.environ.get(RUN_VARIABLE)
+    if required and required not in run_ids:
+        raise UserError(
+            f"{RUN_VARIABLE} names the run {required}, but a training or sweep has a run of its own, which is found by "
+            f"its configuration, code and data: unset {RUN_VARIABLE} (`mlflow run` sets it for the commands it starts)."
+        )
 
 
 def commit() -> str:

@@ -1,6 +1,8 @@
 """MLflow runs of trainings: open or resume one, end it with its real status, and list the evaluated ones."""
 
+import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +26,6 @@ from cifar_pipeline.tracking.client import (
     connect,
     crash_count,
     get_run_or_none,
-    logged_epochs,
     tracking_uri,
 )
 from cifar_pipeline.tracking.sweeps import record_trial
@@ -51,7 +52,30 @@ class TrainingRun:
     id: str
     name: str
     tracking_uri: str
-    logged_epochs: int
+
+    @contextmanager
+    def system_metrics(self, enabled: bool) -> Iterator[None]:
+        """Log the machine's utilization during the block, if enabled; a resumed training continues its steps.
+
+        Raises:
+            UserError: a package that measures it is not installed.
+        """
+        if not enabled:
+            yield
+            return
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        except ImportError as error:
+            raise UserError(
+                f"mlflow.log_system_metrics needs the package {error.name}: `pip install {error.name}` installs it."
+            ) from None
+        build: Any = SystemMetricsMonitor
+        monitor = build(self.id, resume_logging=True, tracking_uri=self.tracking_uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_files(self, paths: list[Path]) -> None:
         """Log images and tables as artifacts."""
@@ -107,14 +131,16 @@ def training_run(
     fingerprint: str,
     name: str,
     config: Mapping[str, Any],
-    dataset: Mapping[str, str],
+    dataset: Mapping[str, Any],
     rerun: str = "",
     trial: Trial | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Iterator[TrainingRun]:
     """Open the run of this fingerprint; it is RUNNING inside the block, then FINISHED, FAILED or KILLED.
 
     An interrupted or finished run is resumed, except one that is RUNNING in another workspace. A `rerun` (its id) has
-    a run of its own. The run of a trial is recorded on the sweep's parent; a new one becomes its child.
+    a run of its own. The run of a trial is recorded on the sweep's parent; a new one becomes its child. `labels` are
+    set as tags, on a finished run as well.
 
     Raises:
         UserError: the trial crashed its process twice; a third attempt might kill a third sweep.
@@ -143,10 +169,26 @@ def training_run(
     seconds_before = float(run.data.tags.get(SECONDS_TAG, 0)) if run else 0.0
     with _run_alone(suspected_crasher=trial is not None and crashes > 0):
         client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, WORKSPACE_TAG, workspace_id())
+        tags = {WORKSPACE_TAG: workspace_id(), **(labels or {})}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         finished_before = run is not None and run.info.status == "FINISHED"
         with _terminate_run(client, run_id, seconds_before, finished_before):
-            yield TrainingRun(client, run_id, name, tracking_uri(), logged_epochs(client, run_id))
+            yield TrainingRun(client, run_id, name, tracking_uri())
+
+
+def require_own_run(fingerprint: str, rerun: bool, trial: Trial | None) -> None:
+    """Raise UserError if MLFLOW_RUN_ID names a run other than the one that this training resumes."""
+    run_id = os.environ.get(provenance.RUN_VARIABLE)
+    if not run_id:
+        return
+    client, experiment = connect()
+    if rerun:
+        run = get_run_or_none(client, run_id)
+        is_own = run is not None and RERUN in run.data.tags and run.info.status != "FINISHED"
+    else:
+        run, is_own = _find(client, experiment, fingerprint, ""), True
+    is_own = is_own and run is not None and run.data.tags.get("fingerprint") == fingerprint
+    provenance.reject_foreign_run(run.info.run_id if run and is_own else "", trial.parent if trial else "")
 
 
 @contextmanager
@@ -157,14 +199,14 @@ def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
     """
     client, experiment = connect()
     if get_run_or_none(client, run_id):
-        yield TrainingRun(client, run_id, name, tracking_uri(), 0)
+        yield TrainingRun(client, run_id, name, tracking_uri())
         return
     log.info(
         f"The run that trained this model is not in this MLflow database: logging the results to a new run, {name}."
     )
     run_id = client.create_run(experiment, run_name=name, tags=provenance.tags()).info.run_id
     with _terminate_run(client, run_id):
-        yield TrainingRun(client, run_id, name, tracking_uri(), 0)
+        yield TrainingRun(client, run_id, name, tracking_uri())
 
 
 def fail_stale_run(fingerprint: str) -> None:
@@ -240,7 +282,7 @@ def _create(
     fingerprint: str,
     name: str,
     config: Mapping[str, Any],
-    dataset: Mapping[str, str],
+    dataset: Mapping[str, Any],
     rerun: str,
     trial: Trial | None,
 ) -> str:
@@ -251,14 +293,41 @@ def _create(
     tags |= {f"env.{variable}": value for variable, value in variables().items()}
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _truncate(str(value))) for key, value in flatten_dict(config).items()])
-    entity = Dataset(
-        name=dataset["name"], digest=dataset["hash"][:36], source_type="local", source=dataset["source"], profile=None
-    )
-    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(run_id, [DatasetInput(_dataset(dataset), [InputTag("mlflow.data.context", "training")])])
     client.log_text(run_id, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
     if changes := provenance.diff():
         _log_bytes(client, run_id, changes, "code.diff")
     return run_id
+
+
+def _dataset(dataset: Mapping[str, Any]) -> Dataset:
+    """Describe the data set, with schema and profile in the format of `mlflow.data.from_numpy`.
+
+    That function itself would import pandas and hash all images.
+    """
+    shape, images = list(dataset["shape"]), dataset["sizes"]["train"]
+    schema = {
+        "mlflow_tensorspec": {"features": _tensor("uint8", [-1, *shape]), "targets": _tensor("int64", [-1])},
+    }
+    profile = {
+        "features_shape": [images, *shape],
+        "targets_shape": [images],
+        "images": dict(dataset["sizes"]),
+        "classes": dataset["classes"],
+    }
+    return Dataset(
+        name=dataset["name"],
+        digest=dataset["hash"][:36],
+        source_type="local",
+        source=dataset["source"],
+        schema=json.dumps(schema),
+        profile=json.dumps(profile),
+    )
+
+
+def _tensor(dtype: str, shape: list[int]) -> str:
+    """Return a schema of one unnamed tensor as MLflow's JSON."""
+    return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": shape}}])
 
 
 def _log_bytes(client: MlflowClient, run_id: str, content: bytes, name: str) -> None:

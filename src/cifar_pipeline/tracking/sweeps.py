@@ -42,19 +42,29 @@ class TrialRecord:
         return str(self.run.info.run_id) if self.run else ""
 
 
-def open_sweep(fingerprint: str, name: str, metadata: Mapping[str, Any], rerun: bool = False) -> tuple[str, str]:
-    """Resume the parent run of the sweep with this fingerprint, or create it, and set it RUNNING.
+def open_sweep(
+    fingerprint: str,
+    name: str,
+    metadata: Mapping[str, Any],
+    rerun: bool = False,
+    labels: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
+    """Resume the parent run of the sweep with this fingerprint, or create it; set it RUNNING, and `labels` as its tags.
 
     Returns:
         The run's id and, with `rerun`, the id of the sweep's unfinished rerun or of a new one; empty otherwise.
+
+    Raises:
+        UserError: MLFLOW_RUN_ID names another run.
     """
     client, experiment = connect()
     tags = {"sweep": fingerprint, **{key: str(value) for key, value in metadata.items()}, **provenance.tags()}
-    tags[WORKSPACE_TAG] = workspace_id()
+    tags |= {WORKSPACE_TAG: workspace_id(), **(labels or {})}
     runs = client.search_runs([experiment], f"tags.sweep = '{fingerprint}'", ViewType.ACTIVE_ONLY, max_results=1)
     parent = runs[0] if runs else None
     if parent and parent.info.status == "RUNNING" and not belongs_to_workspace(parent):
         parent = None  # Another workspace runs the same sweep.
+    provenance.reject_foreign_run(parent.info.run_id if parent else "")
     rerun_id = ""
     if rerun:
         rerun_id = tags[RERUN] = (parent.data.tags.get(RERUN) if parent else None) or uuid.uuid4().hex

@@ -18,9 +18,15 @@ PERMISSION_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
 SERVER_ERROR_CLASSES = {
     "UNAUTHENTICATED": "requires a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
     "MLFLOW_TRACKING_TOKEN",
-    "PERMISSION_DENIED": "denies access: ask its administrator for permission",
+    "PERMISSION_DENIED": "denies access: ask its administrator for permission to edit the experiment, or set another "
+    "mlflow.experiment_name",
     "ENDPOINT_NOT_FOUND": "is not an MLflow server, or runs an incompatible version: check the address",
 }
+# Where a login is set, the server has rejected it.
+LOGIN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN")
+REJECTED_LOGIN = (
+    "rejects the login: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
 SERVER_STATUS = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST", "NOT_FOUND"}
 RESUME_HINT = "finished work is kept, and the same command resumes it"
 
@@ -65,6 +71,8 @@ def _describe_server_error(cause: BaseException) -> str:
     if type(cause).__module__ != "mlflow.exceptions":
         return ""
     code = getattr(cause, "error_code", "")
+    if code == "UNAUTHENTICATED" and any(map(os.environ.get, LOGIN_VARIABLES)):
+        return f"{REJECTED_LOGIN} ({message})"
     if code in SERVER_ERROR_CLASSES:
         return f"{SERVER_ERROR_CLASSES[code]} ({message})"
     is_response = type(cause).__name__ == "RestException" or message.startswith("API request to")
