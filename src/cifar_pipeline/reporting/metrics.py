@@ -112,10 +112,10 @@ def training_metrics(
     """
     metrics: dict[str, dict[str, float]] = {}
     epoch = metadata.get("best_epoch") if checkpoint == "best" else history["epoch"].max()
-    values = history.loc[history["epoch"] == epoch, monitor].dropna() if monitor in history else ()
-    if len(values):
+    row = history[history["epoch"] == epoch].dropna(axis="columns")
+    if monitor in row and len(row):
         split, _, name = monitor.partition("/")
-        metrics[split] = {name: float(values.iloc[-1])}
+        metrics[split] = {name: float(row[monitor].iloc[0])}
     timing = {key: metadata["timing"][key] for key in ("seconds", "images_per_second") if key in metadata["timing"]}
     return {**metrics, "train": {**metrics.get("train", {}), "epochs": len(history), **timing}}
 
