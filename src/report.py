@@ -1,4 +1,4 @@
-"""Print results: the pipeline's last run, the trials of a sweep, or a table of all evaluated experiments."""
+"""Print results: the pipeline's last run, the experiments of DVC, the trials of a sweep, or a table of the recipes."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,8 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("summary", help="data, accuracy and time of the pipeline's last run (`make` prints it)")
     sweep = commands.add_parser("sweep", help="compare the trials of a sweep, finished or not")
     sweep.add_argument("sweep", nargs="?", default="", metavar="SWEEP", help="run id or name (default: the newest)")
-    commands.add_parser("experiments", help="Markdown table of conf/experiment/: test accuracy over the seeds")
+    commands.add_parser("experiments", help="what the experiments of `dvc exp run` change, and their results")
+    commands.add_parser("results-table", help="Markdown table of conf/experiment/: test accuracy over the seeds")
     return parser.parse_args()
 
 
@@ -23,8 +24,10 @@ def report() -> None:
         summary()
     elif args.command == "sweep":
         sweep(args.sweep)
-    else:
+    elif args.command == "experiments":
         experiments()
+    else:
+        results_table()
 
 
 # The functions import what they need themselves, because MLflow takes seconds that `summary` and `--help` don't need.
@@ -49,6 +52,12 @@ def sweep(name: str) -> None:
 
 
 def experiments() -> None:
+    from cifar_pipeline.reporting.experiments import print_experiments
+
+    print_experiments()
+
+
+def results_table() -> None:
     from rich.text import Text
 
     from cifar_pipeline.config import compose
