@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cifar_pipeline.utils.text import flatten_dict
-from helpers.workspace import Workspace, make_repository, workspace_of_tree
+from helpers.workspace import Workspace, make_repository, sentences, workspace_of_tree
 
 WIDTH, LINES = 120, 40
 IMAGES_PER_CLASS = 10
@@ -22,7 +22,8 @@ def lines_that_fit(output: str) -> list[list[str]]:
 
 
 def experiments(workspace: Workspace) -> list[list[str]]:
-    return lines_that_fit(workspace.run("env", f"COLUMNS={WIDTH}", "python", "src/report.py", "experiments"))
+    output = workspace.run("env", f"COLUMNS={WIDTH}", "python", "src/report.py", "experiments")
+    return lines_that_fit("\n".join(sentences(output)))
 
 
 def hundred_classes(folder: Path) -> Workspace:
