@@ -65,6 +65,10 @@ sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and
 compare-sweep: $(SETUP) ## compare the trials of the newest sweep, at any time
 	@python src/report.py sweep
 
+.PHONY: experiments
+experiments: $(SETUP) ## compare the experiments of `dvc exp run`: what they change, and their results
+	@python src/report.py experiments
+
 .PHONY: test
 test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
 	@python -m pytest
@@ -93,7 +97,7 @@ speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (REC
 
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
-	@python src/report.py experiments
+	@python src/report.py results-table
 
 .PHONY: check
 check: $(SETUP) ## check format, style and types

@@ -1,4 +1,4 @@
-"""Print results: the pipeline's last run, the trials of a sweep, a table of evaluated experiments, or their page."""
+"""Print results: the last run, DVC's experiments, a sweep's trials, a table of the recipes, or their page in MLflow."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,8 @@ def arguments() -> argparse.Namespace:
     commands.add_parser("summary", help="data, accuracy and time of the pipeline's last run (`make` prints it)")
     sweep = commands.add_parser("sweep", help="compare the trials of a sweep, finished or not")
     sweep.add_argument("sweep", nargs="?", default="", metavar="SWEEP", help="run id or name (default: the newest)")
-    commands.add_parser("experiments", help="Markdown table of conf/experiment/: test accuracy over the seeds")
+    commands.add_parser("experiments", help="what the experiments of `dvc exp run` change, and their results")
+    commands.add_parser("results-table", help="Markdown table of conf/experiment/: test accuracy over the seeds")
     commands.add_parser("address", help="address of the runs on the page of `make ui`")
     return parser.parse_args()
 
@@ -24,10 +25,12 @@ def report() -> None:
         summary()
     elif args.command == "sweep":
         sweep(args.sweep)
+    elif args.command == "experiments":
+        experiments()
     elif args.command == "address":
         address()
     else:
-        experiments()
+        results_table()
 
 
 # The functions import what they need themselves, because MLflow takes seconds that `summary` and `--help` don't need.
@@ -59,6 +62,12 @@ def address() -> None:
 
 
 def experiments() -> None:
+    from cifar_pipeline.reporting.experiments import print_experiments
+
+    print_experiments()
+
+
+def results_table() -> None:
     from rich.text import Text
 
     from cifar_pipeline.config import compose

@@ -22,7 +22,8 @@ BY_FILE = {
     "tests/pipeline/test_typed_commands.py": {
         "test_stages_are_run_by_force": r"dvc repro (-f|--force --single-item) \w+",
         "test_experiments_are_compared_kept_and_left": (
-            "dvc (exp show|params diff|metrics diff)( main)?|dvc exp apply NAME|git restore .*|dvc checkout"
+            "python src/report.py experiments|dvc (params diff|metrics diff)( main)?|dvc exp apply NAME|"
+            "git restore .*|dvc checkout"
         ),
         "test_a_cleared_cache_keeps_what_the_workspace_needs": "dvc gc --workspace",
         "test_the_runs_can_be_looked_at": "mlflow ui --host 127.0.0.1 .*",
@@ -114,7 +115,7 @@ BY_FILE = {
         "test_a_trial_adds_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
     },
     "tests/reporting/test_results_table.py": {
-        "test_without_evaluated_runs_there_is_no_table": "python src/report.py experiments",
+        "test_without_evaluated_runs_there_is_no_table": "python src/report.py results-table",
     },
     "tests/test_site_cache.py": {
         "test_a_pickle_planted_in_the_shared_folder_is_not_loaded": (

@@ -15,6 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.tracking.client import relocate
 from helpers.source_tree import ROOT
 
@@ -113,6 +114,10 @@ class Workspace:
 
     def json(self, path: str) -> Any:
         return json.loads(self.read(path))
+
+    def classes(self) -> list[str]:
+        """Return the classes that were evaluated, in their order."""
+        return [row[0] for row in read_rows(self.root / "reports" / "per_class.csv")][1:]
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace `old`, which must occur exactly once, by `new`."""

@@ -61,10 +61,10 @@ def test_the_readme_commands_end_with_a_model_of_the_images(trained) -> None:
     ]
     assert re.search(r"data set +images\b", output["make"]) and "test accuracy" in output["make"]
     assert "trained on image_folder" in output["python src/predict.py images/cats/01.jpg"]
-    metrics = workspace.json("reports/metrics.json")
-    assert list(metrics["per_class"]) == list(COLORS)
-    assert metrics["test"]["accuracy"] > 0.8
-    assert (metrics["dataset"]["name"], metrics["dataset"]["fallback"]) == ("image_folder", False)
+    assert workspace.classes() == list(COLORS)
+    assert workspace.json("reports/metrics.json")["test"]["accuracy"] > 0.8
+    dataset = workspace.json("reports/dataset.json")
+    assert (dataset["name"], dataset["fallback"]) == ("image_folder", False)
 
 
 def test_an_unpacked_archive_needs_no_git(trained) -> None:
@@ -131,5 +131,5 @@ def test_custom_images_are_swept_and_can_come_from_a_csv_table_elsewhere(trained
     (elsewhere / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
     workspace.set_params(image_dir=str(elsewhere), data="csv_table")
     workspace.dvc("repro")
-    assert list(workspace.json("reports/metrics.json")["per_class"]) == ["cat", "dog", "fis"]
+    assert workspace.classes() == ["cat", "dog", "fis"]
     assert stages_that(workspace.dvc("repro"), "ran") == []

@@ -122,9 +122,9 @@ def test_dvc_shows_metrics_plots_and_the_graph(clone, tmp_path):
     assert '"configure" -> "train"' in graph  # the composed configuration links them
     clone.dvc("plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text()
-    for title in ("Loss", "Accuracy", "Confusion on the test split"):
+    for title in ("Loss", "Accuracy", "Confusion on the test split", "F1 by class on the test split"):
         assert title in page
-    for data in ("train/loss", "val/accuracy", "predicted", "actual"):
+    for data in ("train/loss", "val/accuracy", "predicted", "actual", "f1"):
         assert data in page
     for image in ("learning_curves", "confusion", "filters"):
         assert f"{image}.png" in page

@@ -12,12 +12,12 @@ import pandas
 import pytest
 import yaml
 
-from cifar_pipeline.reporting.metrics import flatten
+from cifar_pipeline.utils.text import flatten_dict
 from helpers.workspace import EPOCHS, STAGES, stages_that
 
 FIGURES = {"learning_curves.png", "confusion.png", "filters.png", "mistakes.png"}
 PAGE = "report.html"
-TABLES = {"metrics.json", "timing.json", "confusion.csv", "predictions.csv"}
+TABLES = {"metrics.json", "dataset.json", "per_class.csv", "confusion.csv", "predictions.csv"}
 
 
 def dotted(values, prefix=""):
@@ -57,7 +57,7 @@ def test_fallback_data_is_labeled_everywhere(reproduced, clone):
     dataset = clone.json("data/processed/dataset.json")
     assert (dataset["name"], dataset["requested_title"]) == ("digits", "CIFAR-10")
     assert dataset["sizes"] == {"train": 1294, "val": 144, "test": 359}
-    reported = clone.json("reports/metrics.json")["dataset"]
+    reported = clone.json("reports/dataset.json")
     assert reported["fallback"] is True and reported["name"] == "digits" and reported["hash"] == dataset["hash"]
 
 
@@ -105,14 +105,21 @@ def test_history_and_mlflow_hold_the_same_numbers_each_once(clone, run):
         assert [(metric.step, metric.value) for metric in logged] == list(zip(epochs, history[column], strict=True))
 
 
-def test_metrics_json_and_mlflow_hold_the_same_numbers(clone, run, tmp_path):
-    reported = clone.json("reports/metrics.json")
-    assert reported["test"]["accuracy"] > 0.5 and reported["parameters"] == 62006
-    logged = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
-    assert logged == flatten({"test": reported["test"]}) != {}
-    # Those per class stand in the file, which is on the run as it is.
-    path = clone.mlflow.download_artifacts(run.info.run_id, "metrics.json", str(tmp_path))
-    assert Path(path).read_text() == clone.read("reports/metrics.json")
+def test_metrics_json_has_eight_numbers_which_mlflow_has_as_well(clone, run, tmp_path):
+    reported, metadata = clone.json("reports/metrics.json"), clone.json("models/metadata.json")
+    test = {f"test/{name}" for name in ("accuracy", "top3_accuracy", "loss", "calibration_error")}
+    train = {f"train/{name}" for name in ("epochs", "seconds", "images_per_second")}
+    flat = flatten_dict(reported, "/")
+    assert set(flat) == test | {"val/accuracy"} | train
+    assert flat["test/accuracy"] > 0.5 and flat["train/epochs"] == EPOCHS and metadata["parameters"] == 62006
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith("test/")} == {
+        key: flat[key] for key in test
+    }
+    assert run.data.metrics["val/accuracy"] == flat["val/accuracy"]
+    assert all(flat[f"train/{name}"] == metadata["timing"][name] for name in ("seconds", "images_per_second"))
+    for name in ("metrics.json", "dataset.json", "per_class.csv"):
+        path = clone.mlflow.download_artifacts(run.info.run_id, name, str(tmp_path))
+        assert Path(path).read_text() == clone.read(f"reports/{name}")
     shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]["reports/metrics.json"]["data"]
     assert shown == reported
 

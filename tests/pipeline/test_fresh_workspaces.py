@@ -20,6 +20,8 @@ def test_two_equal_workspaces_come_to_equal_results(clone, tmp_path):
     for stage in ("configure", "download", "preprocess"):
         assert outputs(clone, stage) == outputs(archive, stage)
     assert clone.model() == archive.model()
-    for file in ("metrics.json", "confusion.csv", "predictions.csv"):
+    for file in ("dataset.json", "per_class.csv", "confusion.csv", "predictions.csv"):
         assert clone.read(f"reports/{file}") == archive.read(f"reports/{file}")
+    measured, again = (workspace.json("reports/metrics.json") for workspace in (clone, archive))
+    assert all(measured[split] == again[split] for split in ("test", "val"))  # `train` has the seconds it took
     assert clone.json("models/metadata.json")["fingerprint"] == archive.json("models/metadata.json")["fingerprint"]

@@ -58,7 +58,7 @@ def test_they_are_shown_and_written_escaped_and_read_back(hostile: Workspace) ->
     rows = list(read_rows(hostile.root / "reports" / "predictions.csv"))
     assert rows[0] == ["index", "label", "prediction", "probability"]
     assert {row[1] for row in rows[1:]} == set(CLASSES)
-    assert list(hostile.json("reports/metrics.json")["per_class"]) == sorted(CLASSES)
+    assert hostile.classes() == sorted(CLASSES)
     page = hostile.read("reports/report.html")
     assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
 

@@ -96,10 +96,9 @@ def test_custom_options_are_a_dvc_experiment_like_any_other(extended: Workspace)
     extended.commit()
     output = extended.dvc("exp", "run", "--name", "custom", *(word for option in OPTIONS for word in ("-S", option)))
     assert "Test accuracy: " in output and "on stripes" in output
-    metrics = extended.json("reports/metrics.json")
-    assert metrics["parameters"] == 2 * 3 * 32 * 32 + 2
-    assert list(metrics["per_class"]) == ["vertical", "horizontal"]
+    assert extended.json("models/metadata.json")["parameters"] == 2 * 3 * 32 * 32 + 2
+    assert extended.classes() == ["vertical", "horizontal"]
     run = extended.runs()[-1]
     assert (run.info.run_name, run.info.status) == ("sign_sgd-poly-0", "FINISHED")
     assert (run.data.tags["dvc.experiment"], run.data.tags["git.dirty"]) == ("custom", "false")
-    assert run.data.metrics["test/accuracy"] == metrics["test"]["accuracy"]
+    assert run.data.metrics["test/accuracy"] == extended.json("reports/metrics.json")["test"]["accuracy"]

@@ -9,7 +9,7 @@ import torch
 
 from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.image_figures import AttributionMaps
-from cifar_pipeline.reporting.metrics import Predictions, compute_metrics
+from cifar_pipeline.reporting.metrics import Predictions, compute_metrics, training_metrics
 
 BINS = 15
 HISTORY = pd.DataFrame({
@@ -17,6 +17,7 @@ HISTORY = pd.DataFrame({
     "val/loss": [1.9, 1.4, 1.6], "val/accuracy": [0.25, 0.45, 0.4], "lr": [0.1, 0.1, 0.1],
 })  # fmt: skip
 METADATA = {
+    "parameters": 62006,
     "fingerprint": "0123456789abcdef",
     "commit": "c0ffee1" + 33 * "0",
     "epochs": 3,
@@ -27,7 +28,7 @@ METADATA = {
         "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.002, "betas": [0.9, 0.99], "full_batch": False},
         "trainer": {"max_epochs": 3, "gradient_clip_val": None},
     },
-    "timing": {"seconds": 67.4, "device": "cpu", "threads": "1"},
+    "timing": {"seconds": 67.4, "images_per_second": 40.1, "device": "cpu", "threads": "1"},
 }
 
 
@@ -45,13 +46,15 @@ def make_evaluation(images: int = 300, classes: int = 4, size: int = 8, **change
         "name": "random", "title": "random images", "source": "a random generator", "fallback": False,
         "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
     }  # fmt: skip
-    metrics = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
-    metrics |= {"parameters": 62006, "checkpoint": "last", "dataset": dataset}
+    measured = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
     explained = predictions.examples_to_explain(2)
     evaluation = Evaluation(
         run={"id": "a1b2c3", "name": "adam-cross_entropy-7"},
         metadata=METADATA,
-        metrics=metrics,
+        checkpoint="last",
+        dataset=dataset,
+        metrics={"test": measured["test"], **training_metrics(HISTORY, METADATA, "last")},
+        per_class=measured["per_class"],
         caption="random images",
         predictions=predictions,
         images=generator.integers(0, 256, (images, size, size, 3), np.uint8),

@@ -6,8 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sample_evaluation import HISTORY, METADATA
 
-from cifar_pipeline.reporting.metrics import compute_metrics, flatten
+from cifar_pipeline.reporting.metrics import MONITOR, compute_metrics, training_metrics
 
 
 def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,23 +81,39 @@ def test_two_classes_have_a_full_top3() -> None:
     assert compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]["top3_accuracy"] == 1.0
 
 
-def test_the_metrics_survive_json_and_flattening() -> None:
+def test_the_metrics_survive_json() -> None:
     probabilities, labels = random_predictions(137, 3)
     measured = compute_metrics(probabilities, labels, 1 / 3, ["cat", "dog", "ship"], 15)
-    back = json.loads(json.dumps(measured))
-    assert back == measured
-    flat = flatten(back)
-    assert flat["test/accuracy"] == measured["test"]["accuracy"]
-    assert flat["test/loss"] == 0.333333
-    assert flat["per_class/cat/recall"] == measured["per_class"]["cat"]["recall"]
-    assert len(flat) == 4 + 3 * 4 and all(type(value) is float for value in flat.values())
+    assert json.loads(json.dumps(measured)) == measured
+    assert measured["test"]["loss"] == 0.333333
+    assert all(type(value) is float for value in measured["test"].values())
 
 
-def test_flatten_drops_values_that_are_not_numbers() -> None:
-    assert flatten({"dataset": {"name": "digits", "fallback": True, "sizes": {"test": 360}}, "parameters": 62006}) == {
-        "dataset/sizes/test": 360.0,
-        "parameters": 62006.0,
+@pytest.mark.parametrize(
+    ("checkpoint", "monitor", "expected"),
+    [
+        ("last", MONITOR, {"val": {"accuracy": 0.4}}),
+        ("best", MONITOR, {"val": {"accuracy": 0.45}}),
+        ("best", "val/loss", {"val": {"loss": 1.4}}),
+    ],
+)
+def test_the_monitor_is_that_of_the_evaluated_epoch(
+    checkpoint: str, monitor: str, expected: dict[str, dict[str, float]]
+) -> None:
+    assert training_metrics(HISTORY, METADATA, checkpoint, monitor) == expected | {
+        "train": {"epochs": 3, "seconds": 67.4, "images_per_second": 40.1}
     }
+
+
+def test_a_monitor_of_the_training_split_stands_beside_its_time() -> None:
+    train = training_metrics(HISTORY, METADATA, "last", "train/loss")["train"]
+    assert train == {"loss": 1.0, "epochs": 3, "seconds": 67.4, "images_per_second": 40.1}
+
+
+def test_without_validation_the_monitor_is_left_out() -> None:
+    unmeasured = HISTORY.assign(**{MONITOR: [0.25, 0.45, np.nan]})
+    for history in (HISTORY.drop(columns=MONITOR), unmeasured):
+        assert list(training_metrics(history, METADATA, "last")) == ["train"]
 
 
 @pytest.mark.parametrize(

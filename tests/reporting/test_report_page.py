@@ -65,7 +65,7 @@ def test_the_report_has_the_numbers_of_metrics_json(evaluation: Evaluation, page
         assert f"{100 * test[key]:.2f} %" in text, key
     low, high = wilson_interval(int(evaluation.predictions.correct.sum()), 300)
     assert f"95 % interval {100 * low:.2f} % to {100 * high:.2f} %" in text
-    for name, row in evaluation.metrics["per_class"].items():
+    for name, row in evaluation.per_class.items():
         cells = f"{name} {100 * row['recall']:.1f} % {100 * row['precision']:.1f} % {row['f1']:.3f} {row['support']}"
         assert cells in text
 
@@ -79,7 +79,7 @@ def test_the_report_has_the_recipe_and_the_provenance(evaluation: Evaluation, pa
     ):  # fmt: skip
         assert expected in text, expected
     assert METADATA["recipe"]["trainer"]["gradient_clip_val"] is None and "gradient_clip_val" not in text  # type: ignore[index]
-    best = dict(provenance_rows(evaluation.run, evaluation.metadata, evaluation.metrics | {"checkpoint": "best"}))
+    best = dict(provenance_rows(dataclasses.replace(evaluation, checkpoint="best")))
     assert best["weights"] == "best on the validation split (epoch 2 of 3)"
 
 
@@ -146,13 +146,11 @@ def test_large_images_are_reduced_to_the_size_shown(side: int, image_format: str
 def test_a_report_with_nothing_to_show_gives_reasons() -> None:
     nothing = np.zeros(0, np.int64)
     evaluation = make_evaluation(
-        filters=None, attributions=AttributionMaps(nothing, None), metadata={"fingerprint": "0"}
+        filters=None, attributions=AttributionMaps(nothing, None), metadata={"fingerprint": "0", "parameters": 62006}
     )
     perfect = dataclasses.replace(evaluation.predictions, predictions=evaluation.predictions.labels)
-    dataset = evaluation.metrics["dataset"] | {"fallback": True, "title": "digits"}
-    text = parse(
-        dataclasses.replace(evaluation, predictions=perfect, metrics=evaluation.metrics | {"dataset": dataset})
-    ).text
+    dataset = dict(evaluation.dataset) | {"fallback": True, "title": "digits"}
+    text = parse(dataclasses.replace(evaluation, predictions=perfect, dataset=dataset)).text
     assert "No errors: all 300 images are classified correctly." in text
     assert "No image is misclassified." in text
     assert "No attribution maps were requested (evaluation.num_attributions is 0)." in text

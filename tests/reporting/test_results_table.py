@@ -1,4 +1,4 @@
-"""`report.py experiments` prints the evaluated runs of each experiment over its seeds as a Markdown table."""
+"""`report.py results-table` prints the evaluated runs of each experiment over its seeds as a Markdown table."""
 
 import shutil
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_the_table_has_a_row_for_each_experiment_with_the_accuracy_over_its_seed
     log_evaluated_run("c", 0.7, "cifar10", "experiment=quick", "seed=0", "data.val_fraction=0")
     log_evaluated_run("d", 0.9, "cifar10", "experiment=quick", "trainer.max_epochs=77")  # not the experiment's value
     log_evaluated_run("e", 0.9, "digits", "experiment=quick")
-    ended = run(report, "experiments")
+    ended = run(report, "results-table")
     assert not ended.code, ended.err
     heading, rule, *rows = ended.out.splitlines()
     columns = heading.count("|")
@@ -58,7 +58,7 @@ def test_the_table_has_a_row_for_each_experiment_with_the_accuracy_over_its_seed
 
 
 def test_without_evaluated_runs_there_is_no_table(database: None) -> None:
-    run(report, "experiments").assert_refused("No experiment of conf/experiment/ was evaluated")
+    run(report, "results-table").assert_refused("No experiment of conf/experiment/ was evaluated")
 
 
 def target_cell(*accuracies: float, target: float | None) -> str:

@@ -14,6 +14,7 @@ from cifar_pipeline.reporting.summary import tracking_url
 from helpers.source_tree import SRC
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
+METADATA = "models/metadata.json"
 
 
 def run(root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,19 +31,20 @@ def root(tmp_path: Path) -> Path:
         tmp_path / "reports" / "metrics.json",
         {
             "test": {"accuracy": 0.6234, "top3_accuracy": 0.9012, "loss": 1.08, "calibration_error": 0.02},
-            "per_class": {},
-            "dataset": {
-                "name": "cifar10",
-                "title": "CIFAR-10",
-                "source": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                "fallback": False,
-                "sizes": {"train": 45000, "val": 5000, "test": 10000},
-            },
-            "parameters": 62006,
+            "train": {"epochs": 10, "seconds": 187.0, "images_per_second": 9120.4},
         },
     )
-    train = {"seconds": 187.0, "images_per_second": 9120.4, "device": "cpu", "threads": 2}
-    write(tmp_path / "reports" / "timing.json", {"train": train, "evaluate": {"seconds": 2.0}})
+    write(
+        tmp_path / "reports" / "dataset.json",
+        {
+            "name": "cifar10",
+            "title": "CIFAR-10",
+            "source": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "fallback": False,
+            "sizes": {"train": 45000, "val": 5000, "test": 10000},
+        },
+    )
+    write(tmp_path / METADATA, {"parameters": 62006, "timing": {"device": "cpu", "threads": 2}})
     for stage in STAGES:
         write(tmp_path / ".cache" / "stages" / f"{stage}.json", {"seconds": 187.4 if stage == "train" else 1.26})
     for name in ("curves.png", "confusion.png", "report.html"):
@@ -56,10 +58,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def fall_back(root: Path) -> None:
-    path = root / "reports" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["dataset"].update(name="digits", title="handwritten digits", fallback=True)
-    write(path, metrics)
+    path = root / "reports" / "dataset.json"
+    write(path, json.loads(path.read_text()) | {"name": "digits", "title": "handwritten digits", "fallback": True})
 
 
 def commit_all(root: Path) -> None:
@@ -109,18 +109,21 @@ def test_the_same_holds_for_a_project_in_a_subfolder_of_its_repository(root: Pat
     [("cpu", 1, "cpu, 1 thread"), ("cpu, 2 threads", "2", "cpu, 2 threads"), ("NVIDIA H100", None, "NVIDIA H100")],
 )
 def test_threads_are_printed_once(root: Path, device: str, threads: int | str | None, expected: str) -> None:
-    write(root / "reports" / "timing.json", {"train": {"device": device, "threads": threads}})
+    write(root / METADATA, {"parameters": 1, "timing": {"device": device, "threads": threads}})
     (line,) = [line for line in run(root).stdout.splitlines() if line.startswith(" device")]
     assert line.split(maxsplit=1)[1].strip() == expected
 
 
 def test_a_stage_that_did_not_run_came_from_the_cache(root: Path) -> None:
     (root / ".cache" / "stages" / "train.json").unlink()
-    (root / "reports" / "timing.json").unlink()
-    printed = run(root).stdout
-    (line,) = [line for line in printed.splitlines() if "train  " in line]
+    (line,) = [line for line in run(root).stdout.splitlines() if "train  " in line]
     assert "from DVC's cache" in line
-    assert "unknown" in printed
+
+
+def test_without_the_model_its_size_and_device_are_unknown(root: Path) -> None:
+    (root / METADATA).unlink()
+    lines = [line.split() for line in run(root).stdout.splitlines()]
+    assert ["parameters", "unknown"] in lines and ["device", "unknown"] in lines
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}])
@@ -136,9 +139,10 @@ def test_without_results_the_message_names_the_command_to_run(tmp_path: Path) ->
     assert process.stderr.count("\n") == 1 and "run `make`" in process.stderr
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"test": {}, "dataset": {"fallback": false}}'])
-def test_unreadable_results_are_rejected_with_one_sentence(root: Path, content: str) -> None:
-    (root / "reports" / "metrics.json").write_text(content)
+@pytest.mark.parametrize("file", ["reports/metrics.json", "reports/dataset.json", METADATA])
+@pytest.mark.parametrize("content", ["{", "[]", '{"unknown": 1}', '{"test": {}, "sizes": 1, "timing": []}'])
+def test_unreadable_results_are_rejected_with_one_sentence(root: Path, file: str, content: str) -> None:
+    (root / file).write_text(content)
     process = run(root)
     assert process.returncode == 2
     assert "Traceback" not in process.stderr and "run `make`" in process.stderr

@@ -13,7 +13,7 @@ from cifar_pipeline.reporting.image_figures import AttributionMaps, error_figure
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import save
-from cifar_pipeline.reporting.tables import write_confusion, write_predictions
+from cifar_pipeline.reporting.tables import write_confusion, write_per_class, write_predictions
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.text import escape_control_json
 
@@ -25,7 +25,10 @@ class Evaluation:
     Attributes:
         run: `id` and `name` of the MLflow run.
         metadata: content of models/metadata.json.
+        checkpoint: the evaluated weights, `last` or `best`.
+        dataset: content of dataset.json.
         metrics: content of metrics.json.
+        per_class: precision, recall, f1 and support by class name.
         caption: name of the data set.
         predictions: N predictions of the test split.
         images: `[N, H, W, C] uint8`, the images of the test split.
@@ -36,7 +39,10 @@ class Evaluation:
 
     run: Mapping[str, str]
     metadata: Mapping[str, Any]
-    metrics: Mapping[str, Any]
+    checkpoint: str
+    dataset: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, float]]
+    per_class: Mapping[str, Mapping[str, float]]
     caption: str
     predictions: Predictions
     images: np.ndarray
@@ -50,20 +56,20 @@ class Evaluation:
         return f"{self.run['name']} on {self.caption}"
 
 
-def write_numbers(
-    reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], predictions: Predictions
-) -> list[Path]:
-    """Write metrics.json, timing.json, confusion.csv and predictions.csv; return their paths."""
-    names = ("metrics.json", "timing.json", "confusion.csv", "predictions.csv")
+def write_numbers(reports: Path, evaluation: Evaluation) -> list[Path]:
+    """Write metrics.json, dataset.json, per_class.csv, confusion.csv and predictions.csv; return their paths."""
+    names = ("metrics.json", "dataset.json", "per_class.csv", "confusion.csv", "predictions.csv")
     paths = [reports / name for name in names]
-    for path, values in zip(paths, (metrics, timing), strict=False):
+    for path, values in zip(paths, (evaluation.metrics, evaluation.dataset), strict=False):
         with atomic_write(path) as tmp:
             tmp.write_text(
                 escape_control_json(json.dumps(values, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
             )
+    predictions = evaluation.predictions
     labels, predicted, classes = predictions.labels, predictions.predictions, predictions.classes
-    write_confusion(paths[2], labels, predicted, classes)
-    write_predictions(paths[3], labels, predicted, predictions.confidence, classes)
+    write_per_class(paths[2], evaluation.per_class)
+    write_confusion(paths[3], labels, predicted, classes)
+    write_predictions(paths[4], labels, predicted, predictions.confidence, classes)
     return paths
 
 

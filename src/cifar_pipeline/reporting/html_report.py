@@ -39,23 +39,23 @@ def write_report(path: Path, evaluation: Evaluation, bins: int, num_error_images
 
 def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> str:
     """Render the report page as HTML."""
-    metrics, predictions = evaluation.metrics, evaluation.predictions
+    predictions = evaluation.predictions
     images, correct = len(predictions.labels), int(predictions.correct.sum())
     return render(
         "report.html",
         title=evaluation.title,
-        fallback=metrics["dataset"]["fallback"],
-        dataset=metrics["dataset"]["title"],
-        test=metrics["test"],
+        fallback=evaluation.dataset["fallback"],
+        dataset=evaluation.dataset["title"],
+        test=evaluation.metrics["test"],
         weighted=bool(evaluation.metadata.get("recipe", {}).get("loss", {}).get("class_weights")),
         images=images,
         interval=wilson_interval(correct, images),
-        parameters=metrics["parameters"],
+        parameters=evaluation.metadata["parameters"],
         recipe=recipe_rows(evaluation.metadata),
-        provenance=provenance_rows(evaluation.run, evaluation.metadata, metrics),
+        provenance=provenance_rows(evaluation),
         curves=[_curve(evaluation.history, name) for name in ("loss", "accuracy")],
         confusion=confusion_table(predictions, evaluation.caption),
-        per_class=metrics["per_class"],
+        per_class=evaluation.per_class,
         calibration=_calibration(reliability(predictions, bins)),
         errors=error_cards(predictions, evaluation.images, num_error_images),
         num_errors=images - correct,
@@ -151,17 +151,18 @@ def _most_frequent_errors(counts: np.ndarray, shares: np.ndarray, classes: list[
 Rows = list[tuple[str, str]]
 
 
-def provenance_rows(run: Mapping[str, str], metadata: Mapping[str, Any], metrics: Mapping[str, Any]) -> Rows:
+def provenance_rows(evaluation: Evaluation) -> Rows:
     """List (name, value) of the data, the weights, the hardware, the code and the run behind the result."""
-    dataset, timing = metrics["dataset"], metadata.get("timing", {})
+    run, metadata, dataset = evaluation.run, evaluation.metadata, evaluation.dataset
+    timing = metadata.get("timing", {})
     sizes = ", ".join(f"{split} {size:,}" for split, size in dataset["sizes"].items())
     rows = [
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
         ("images", f"{sizes}{format_skipped(dataset)}; only this evaluation uses the test split"),
         ("data hash", str(dataset["hash"])[:16]),
-        ("weights", _describe_weights(metrics["checkpoint"], metadata)),
-        ("parameters", f"{metrics['parameters']:,}"),
+        ("weights", _describe_weights(evaluation.checkpoint, metadata)),
+        ("parameters", f"{metadata['parameters']:,}"),
         ("training", f"{format_duration(timing['seconds'])} on {format_device(timing)}" if timing else ""),
         ("code", f"commit {metadata['commit'][:12]}" if metadata.get("commit") else "not under git"),
         ("fingerprint", str(metadata.get("fingerprint", ""))),

@@ -1,4 +1,4 @@
-"""Compute the metrics of metrics.json, the confusion matrix and confidence intervals from predictions.
+"""Compute the metrics of metrics.json and per_class.csv, confusion matrices and confidence intervals.
 
 Metrics are named `SPLIT/METRIC`, such as `val/accuracy`.
 """
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_pipeline.utils.text import flatten_dict
-
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 
@@ -92,16 +91,33 @@ def compute_metrics(
     return {"test": test, "per_class": per_class}
 
 
-def flatten(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten the contents of metrics.json to `test/accuracy`, `per_class/cat/recall`, ...
+# The metric of the training that metrics.json repeats, as `SPLIT/METRIC`, a column of history.csv.
+MONITOR = "val/accuracy"
 
-    Values that are not numbers (text, booleans, lists, None) are dropped.
+
+def training_metrics(
+    history: "pd.DataFrame", metadata: Mapping[str, Any], checkpoint: str, monitor: str = MONITOR
+) -> dict[str, dict[str, float]]:
+    """Select the metrics of the training for metrics.json: the monitor, the number of epochs, time and speed.
+
+    Args:
+        history: one row per epoch, as in history.csv.
+        metadata: content of models/metadata.json.
+        checkpoint: the evaluated weights, `last` or `best`; the monitor is that of their epoch.
+        monitor: `SPLIT/METRIC`.
+
+    Returns:
+        JSON-ready `{"val": {"accuracy"}, "train": {"epochs", "seconds", "images_per_second"}}`, without the monitor if
+        the history has no value of it.
     """
-    return {
-        key: float(value)
-        for key, value in flatten_dict(metrics, "/").items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    metrics: dict[str, dict[str, float]] = {}
+    epoch = metadata.get("best_epoch") if checkpoint == "best" else history["epoch"].max()
+    row = history[history["epoch"] == epoch].dropna(axis="columns")
+    if monitor in row and len(row):
+        split, _, name = monitor.partition("/")
+        metrics[split] = {name: float(row[monitor].iloc[0])}
+    timing = {key: metadata["timing"][key] for key in ("seconds", "images_per_second") if key in metadata["timing"]}
+    return {**metrics, "train": {**metrics.get("train", {}), "epochs": len(history), **timing}}
 
 
 def _validate(probabilities: "torch.Tensor", labels: "torch.Tensor", classes: Sequence[str]) -> None:

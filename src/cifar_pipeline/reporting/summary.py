@@ -31,34 +31,35 @@ def show_summary(root: Path) -> None:
     Raises:
         UserError: there are no results yet, or they cannot be read.
     """
-    metrics = _read(root / "reports" / "metrics.json")
-    if metrics is None:
-        raise UserError("There is no reports/metrics.json yet: run `make`, which trains and evaluates.")
+    metrics, dataset = (_read(root / "reports" / f"{name}.json") for name in ("metrics", "dataset"))
+    if metrics is None or dataset is None:
+        raise UserError("There are no results in reports/ yet: run `make`, which trains and evaluates.")
     try:
-        rows = summary_rows(root, metrics)
-        notice = fallback_notice(metrics["dataset"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"reports/metrics.json has no key {error}: run `make` to write it again.") from error
+        rows = summary_rows(root, metrics, dataset)
+        notice = fallback_notice(dataset)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The results in reports/ are incomplete ({error!r}): run `make` to write them again."
+        ) from error
     # The console does not wrap lines in pipes, but the table's columns need its width.
     stdout_console.print(as_table(rows), soft_wrap=False)
     for line in notice:
         stdout_console.print(Text(escape_control(line)), style="bold yellow")
 
 
-def summary_rows(root: Path, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of the table's rows."""
-    dataset, test = metrics["dataset"], metrics["test"]
+    test, training = metrics["test"], _read(root / "models" / "metadata.json") or {}
     sizes = ", ".join(f"{split} {size:,}" for split, size in dataset["sizes"].items())
-    timing = _read(root / "reports" / "timing.json") or {}
     figures, page = sorted((root / "reports").glob("*.png")), root / "reports" / "report.html"
     return [
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
         ("images", sizes + format_skipped(dataset)),
         ("test accuracy", f"{100 * test['accuracy']:.2f} % (top 3: {100 * test['top3_accuracy']:.2f} %)"),
-        ("parameters", f"{metrics['parameters']:,}"),
-        ("device", format_device(timing.get("train", {}))),
-        ("time", "\n".join(f"{stage:<11}{_time(root, stage, timing)}" for stage in STAGES)),
+        ("parameters", f"{training['parameters']:,}" if training else "unknown"),
+        ("device", format_device(training.get("timing", {}))),
+        ("time", "\n".join(f"{stage:<11}{_time(root, stage, metrics)}" for stage in STAGES)),
         ("figures", "\n".join(str(path.relative_to(root)) for path in figures) or "none"),
         ("report", str(page.relative_to(root)) if page.is_file() else "none"),
         ("MLflow page", tracking_url(os.environ.get("MLFLOW_TRACKING_URI", ""))),
@@ -111,11 +112,11 @@ def tracking_url(tracking_uri: str) -> str:
     return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
 
 
-def _time(root: Path, stage: str, timing: Mapping[str, Any]) -> str:
+def _time(root: Path, stage: str, metrics: Mapping[str, Any]) -> str:
     duration = _read(root / ".cache" / "stages" / f"{stage}.json")
     if duration is None:
         return "from DVC's cache"
-    speed = timing.get(stage, {}).get("images_per_second")
+    speed = metrics.get(stage, {}).get("images_per_second")
     return format_duration(duration["seconds"]) + (f" ({speed:,.0f} images/s)" if speed else "")
 
 

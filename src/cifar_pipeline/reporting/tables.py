@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,17 @@ def write_confusion(
         classes: class names, in order.
     """
     _write(path, ["actual", "predicted"], zip(_names(labels, classes), _names(predictions, classes), strict=True))
+
+
+def write_per_class(path: str | os.PathLike[str], per_class: Mapping[str, Mapping[str, float]]) -> None:
+    """Write `class,precision,recall,f1,support`, one row per class.
+
+    Args:
+        per_class: the metrics of each class by its name, as `compute_metrics` returns them.
+    """
+    names = ("precision", "recall", "f1", "support")
+    rows = ([name, *(values[key] for key in names)] for name, values in per_class.items())
+    _write(path, ["class", *names], rows)
 
 
 def write_predictions(

@@ -4,7 +4,6 @@ Nothing else uses the test split.
 """
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from cifar_pipeline.tracking.provenance import reject_foreign_run
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
 from cifar_pipeline.utils.console import progress_bar, propagate_library_logs, status
 from cifar_pipeline.utils.process import disable_malloc_trim
+from cifar_pipeline.utils.text import flatten_dict
 
 if TYPE_CHECKING:
     from cifar_pipeline.models.build import NormalizedModel
@@ -31,7 +31,6 @@ PROCESSED, MODELS, REPORTS = Path("data/processed"), Path("models"), Path("repor
 
 
 def evaluate(config: DictConfig) -> None:
-    start = time.perf_counter()
     disable_malloc_trim()
     options, runtime = config.evaluation, config.runtime
     require_writable(REPORTS)
@@ -75,7 +74,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers
     from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps
-    from cifar_pipeline.reporting.metrics import compute_metrics, flatten
+    from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
 
@@ -85,22 +84,21 @@ def evaluate(config: DictConfig) -> None:
     measured = compute_metrics(
         torch.from_numpy(probabilities), targets, loss, dataset.classes, options.calibration_bins
     )
-    metrics = measured | {
-        "parameters": trained.metadata["parameters"],
-        "checkpoint": trained.checkpoint,
-        "dataset": dataset.summary(),
-    }
+    table = read_history(history, str(MODELS / "history.csv"))
     explained = predictions.examples_to_explain(options.num_attributions)
     model, activation = build_model().eval(), get_activation(trained.metadata["output_activation"])
     require_same_outputs(model, activation, images[explained], probabilities[explained], trained.model)
     evaluation = Evaluation(
         run=trained.run,
         metadata=trained.metadata,
-        metrics=metrics,
+        checkpoint=trained.checkpoint,
+        dataset=dataset.summary(),
+        metrics={"test": measured["test"], **training_metrics(table, trained.metadata, trained.checkpoint)},
+        per_class=measured["per_class"],
         caption=dataset.caption,
         predictions=predictions,
         images=images,
-        history=read_history(history, str(MODELS / "history.csv")),
+        history=table,
         filters=first_conv_weights(model),
         attributions=AttributionMaps(
             explained,
@@ -114,13 +112,12 @@ def evaluate(config: DictConfig) -> None:
         written.append(
             write_report(tmp / "report.html", evaluation, options.calibration_bins, options.num_error_images)
         )
-        timing = {"train": trained.metadata["timing"], "evaluate": {"seconds": round(time.perf_counter() - start, 2)}}
-        written += write_numbers(tmp, metrics, timing, predictions)
+        written += write_numbers(tmp, evaluation)
         require_unchanged()
 
     status("Uploading the results to MLflow")
     with resume_run(trained.run["id"], trained.run["name"]) as run:
-        # Metrics per class are logged in metrics.json only: as metrics they would be forty more charts.
-        run.log_metrics(flatten({"test": measured["test"]}))
+        # The training has logged the others. Those per class are in per_class.csv: they would be dozens of charts.
+        run.log_metrics(flatten_dict({"test": measured["test"]}, "/"))
         run.log_files([REPORTS / path.name for path in written])
     log.info(f"Report:        {REPORTS / 'report.html'}")
