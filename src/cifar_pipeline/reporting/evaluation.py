@@ -49,6 +49,12 @@ class Evaluation:
         """Title of figures and pages: the run and the data set."""
         return f"{self.run['name']} on {self.caption}"
 
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """Name and mode of the metric by which the best weights were chosen; empty if it was not recorded."""
+        recipe = self.metadata.get("recipe", {})
+        return str(recipe.get("monitor", "")), str(recipe.get("mode", ""))
+
 
 def write_numbers(
     reports: Path, metrics: Mapping[str, Any], timing: Mapping[str, Any], predictions: Predictions
@@ -73,7 +79,7 @@ def write_figures(reports: Path, evaluation: Evaluation, num_error_images: int) 
     labels, predicted, classes = predictions.labels, predictions.predictions, predictions.classes
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
-        "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),
+        "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}", *evaluation.monitor),
         "confusion.png": confusion_figure(labels, predicted, classes, f"Confusion matrix: {title}"),
         "mistakes.png": error_figure(
             evaluation.images,

@@ -4,7 +4,9 @@ Nothing else uses the test split.
 """
 
 import logging
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +78,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.reporting.metrics import compute_metrics, flatten
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
+    from cifar_pipeline.training.metrics import build_metrics, compute_values
 
     propagate_library_logs()
     targets = torch.from_numpy(labels)
@@ -83,10 +86,13 @@ def evaluate(config: DictConfig) -> None:
     measured = compute_metrics(
         torch.from_numpy(probabilities), targets, loss, dataset.classes, options.calibration_bins
     )
+    chosen = build_metrics(config.metrics, len(dataset.classes))
+    measured["test"] |= finite_metrics(compute_values(chosen, torch.from_numpy(probabilities), targets))
     metrics = measured | {
         "parameters": trained.metadata["parameters"],
         "checkpoint": trained.checkpoint,
         "dataset": dataset.summary(),
+        **{key: trained.metadata[key] for key in ("stopped",) if key in trained.metadata},
     }
     explained = predictions.examples_to_explain(options.num_attributions)
     model, activation = build_model().eval(), get_activation(trained.metadata["output_activation"])
@@ -122,3 +128,11 @@ def evaluate(config: DictConfig) -> None:
         run.log_metrics(flatten({"test": measured["test"]}))
         run.log_files([REPORTS / path.name for path in written])
     log.info(f"Report:        {REPORTS / 'report.html'}")
+
+
+def finite_metrics(values: Mapping[str, float], digits: int = 6) -> dict[str, float]:
+    """Round metrics of the test split, and leave out with a warning those that are not finite, which JSON lacks."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            log.warning(f"metrics.{name} is {value} on the test split, and is left out of the results.")
+    return {name: round(value, digits) for name, value in values.items() if math.isfinite(value)}
