@@ -48,7 +48,9 @@ def train(accuracy: float) -> str:
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
     (model.parent / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
     dataset = {"name": "digits", "hash": 64 * "a", "source": "drawn"}
-    with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
+    with training_run(
+        f"with {accuracy}", "a-training", {"monitor": "val/accuracy", "mode": "max"}, dataset, rerun=False
+    ) as run:
         run.log_metrics({"val/accuracy": accuracy}, 1)
         run.log_result(model.parent, {})
     return run.id

@@ -15,7 +15,8 @@ from PIL import Image
 from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
-from cifar_pipeline.reporting.metrics import Predictions, chosen_metrics, display_name, wilson_interval
+from cifar_pipeline.reporting.metric_names import chosen_metrics, display_name
+from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (
     Reliability,
     confusion_figure,

@@ -10,15 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifar_pipeline.reporting.metrics import (
-    SPLIT_NAMES,
-    Predictions,
-    confusion_counts,
-    display_name,
-    format_metric,
-    heading_name,
-    is_fraction,
-)
+from cifar_pipeline.reporting.metric_names import SPLIT_NAMES, display_name, format_metric, heading_name, is_fraction
+from cifar_pipeline.reporting.metrics import Predictions, confusion_counts
 from cifar_pipeline.reporting.style import (
     COLORS,
     FONT,

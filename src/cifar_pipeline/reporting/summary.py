@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metrics import chosen_metrics, format_metric, is_fraction
+from cifar_pipeline.reporting.metric_names import chosen_metrics, format_metric, is_fraction
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository

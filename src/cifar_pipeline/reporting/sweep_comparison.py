@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metrics import display_name, format_metric, heading_name, is_fraction
+from cifar_pipeline.reporting.metric_names import display_name, format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
 from cifar_pipeline.utils.text import escape_control, one_line

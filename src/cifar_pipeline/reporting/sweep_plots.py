@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from cifar_pipeline.reporting.metrics import format_metric, heading_name, is_fraction
+from cifar_pipeline.reporting.metric_names import format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.style import (
     BACKGROUND,
     COLORS,

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from cifar_pipeline.config.params import PARAMS, is_params_key, read_params, to_yaml_inline
 from cifar_pipeline.reporting.html import figure_uri, render
-from cifar_pipeline.reporting.metrics import display_name, heading_name
+from cifar_pipeline.reporting.metric_names import display_name, heading_name
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (
     FAILED_STATUSES,
