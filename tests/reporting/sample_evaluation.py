@@ -25,6 +25,8 @@ METADATA = {
     "choices": {"experiment": "tutorial", "optimizer": "adam"},
     "recipe": {
         "seed": 7,
+        "monitor": "val/accuracy",
+        "mode": "max",
         "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.002, "betas": [0.9, 0.99], "full_batch": False},
         "trainer": {"max_epochs": 3, "gradient_clip_val": None},
     },

@@ -69,12 +69,31 @@ def test_trials_are_ranked_by_accuracy_and_those_without_a_value_come_last() -> 
     assert table["val/accuracy"][2:].isna().all()
 
 
-def test_the_lower_loss_is_the_better() -> None:
-    comparison = sweep(trial("a", 0.5, optimizer="a"), trial("b", 0.7, optimizer="b"), metric="val/loss")
-    assert list(leaderboard(comparison)["optimizer"]) == ["b", "a"]
-    worse = trial("c", 0.9, optimizer="c") | {"val/loss": 9.0}
-    best = winner(sweep(worse, trial("a", 0.5, optimizer="a"), metric="val/loss"))
-    assert best is not None and best["optimizer"] == "a"
+@pytest.mark.parametrize("metric", ["val/loss", "own/score"])
+def test_the_mode_decides_what_is_better_and_not_the_name(metric: str) -> None:
+    trials = [trial(name, optimizer=name) | {metric: value} for name, value in (("a", 1.0), ("b", 0.6))]
+    for mode, order in (("min", ["b", "a"]), ("max", ["a", "b"])):
+        comparison = sweep(*trials, metric=metric, mode=mode)
+        assert list(leaderboard(comparison)["optimizer"]) == order
+        best = winner(comparison)
+        assert best is not None and best["optimizer"] == order[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "columns"),
+    [
+        ("val/loss", ["validation loss", "validation accuracy"]),
+        ("train/loss", ["training loss", "training accuracy"]),
+        ("val/f1_macro", ["validation F1 macro", "validation accuracy"]),
+        ("own/score", ["own score", "validation accuracy"]),
+    ],
+)
+def test_the_metric_is_next_to_an_accuracy(metric: str, columns: list[str]) -> None:
+    comparison = sweep(trial("a", 0.5, optimizer="a") | {metric: 0.75}, metric=metric, checkpoint="best")
+    lines = to_markdown(comparison).splitlines()
+    assert lines[0] == f"## a sweep on digits: {columns[0]} of the best weights"
+    assert lines[2] == f"| rank | optimizer | {' | '.join(columns)} | time | status |"
+    assert lines[4].split(" | ")[2] == "**0.7500**"
 
 
 def test_ties_share_a_rank_and_the_first_listed_wins() -> None:
@@ -176,7 +195,7 @@ def test_markup_and_bars_in_values_are_kept() -> None:
 
 def test_markdown_has_the_ranking_and_each_failure() -> None:
     lines = to_markdown(over_seeds()).splitlines()
-    assert lines[0] == "## a sweep on digits"
+    assert lines[0] == "## a sweep on digits: validation accuracy of the last weights"
     assert lines[2] == "| rank | optimizer | validation accuracy | validation loss | time | status |"
     assert lines[4].startswith("| **1** | **adam** | **62.50 ± 2.12 % (2)** | **0.7500** | **1 min 00 s** |")
     assert lines[5].startswith("| 2 | sgd | 52.00 ± 2.65 % (3) |") and lines[6].startswith("|  | muon |  |  |  |")

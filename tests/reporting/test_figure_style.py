@@ -23,7 +23,7 @@ LABELS, PREDICTIONS = np.arange(8) % 2, np.ones(8, np.int64)
 HISTORY = pd.DataFrame({"epoch": [1, 2], "train/loss": [2.0, 1.0], "train/accuracy": [0.2, 0.6], "lr": [0.1, 0.1]})
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "curves": lambda: learning_curves(HISTORY, TITLE),
+    "curves": lambda: learning_curves(HISTORY, TITLE, "val/accuracy", "max"),
     "confusion": lambda: confusion_figure(LABELS, PREDICTIONS, ["cat", "dog"], TITLE),
     "filters": lambda: first_layer_figure(np.linspace(-1, 1, 150).reshape(2, 3, 5, 5), TITLE),
     "errors": lambda: error_figure(IMAGES, LABELS, PREDICTIONS, np.linspace(0, 1, 8), ["cat", "dog"], 3, TITLE),

@@ -20,7 +20,7 @@ from cifar_pipeline.reporting.html_report import (
 )
 from cifar_pipeline.reporting.image_figures import AttributionMaps
 from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
-from cifar_pipeline.reporting.plots import learning_curve
+from cifar_pipeline.reporting.plots import learning_curve, panels
 
 
 class ParsedPage(HTMLParser):
@@ -80,7 +80,27 @@ def test_the_report_has_the_recipe_and_the_provenance(evaluation: Evaluation, pa
         assert expected in text, expected
     assert METADATA["recipe"]["trainer"]["gradient_clip_val"] is None and "gradient_clip_val" not in text  # type: ignore[index]
     best = dict(provenance_rows(dataclasses.replace(evaluation, checkpoint="best")))
-    assert best["weights"] == "best on the validation split (epoch 2 of 3)"
+    assert best["weights"] == "best validation accuracy (epoch 2 of 3)"
+    assert "stopped early" not in best
+
+
+def test_the_report_says_by_what_the_weights_were_chosen_and_why_the_training_stopped() -> None:
+    recipe = METADATA["recipe"] | {"monitor": "val/f1_macro", "mode": "max"}  # type: ignore[operator]
+    stopped = "epoch 3 of 9: val/f1_macro has not improved for 1 epochs"
+    plain = make_evaluation()
+    test = plain.metrics["test"] | {"f1_macro": 0.8125, "top5_accuracy": 0.987}
+    evaluation = make_evaluation(
+        metadata=METADATA | {"recipe": recipe, "stopped": stopped},
+        metrics={**plain.metrics, "test": test},
+        checkpoint="best",
+        history=HISTORY.assign(**{"val/f1_macro": [0.3, 0.5, 0.4], "val/top5_accuracy": [0.8, 0.9, 0.95]}),
+    )
+    text = parse(evaluation).text
+    for expected in (
+        "monitor val/f1_macro", "mode max", f"stopped early {stopped}", "best validation F1 macro (epoch 2 of 3)",
+        "0.8125 F1 macro", "98.70 % top5 accuracy", "Validation F1 macro by epoch", "Other metrics by epoch",
+    ):  # fmt: skip
+        assert expected in text, expected
 
 
 def test_the_confusion_matrix_is_a_table_of_percentages(evaluation: Evaluation, page: str) -> None:
@@ -163,4 +183,5 @@ def test_a_report_with_nothing_to_show_gives_reasons() -> None:
 
 def test_one_epoch_without_validation_is_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
-    assert figure_uri(learning_curve(history, "accuracy")).startswith("data:image/svg+xml;")
+    _, accuracy = panels(history, "val/accuracy")
+    assert figure_uri(learning_curve(history, accuracy, "val/accuracy", "max")).startswith("data:image/svg+xml;")

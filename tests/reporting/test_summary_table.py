@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,20 @@ def test_the_summary_has_the_results_and_where_to_find_them(root: Path) -> None:
         assert expected in process.stdout, expected
     assert [stage for stage in STAGES if stage not in process.stdout] == []
     assert "fallback" not in process.stdout and "git restore" not in process.stdout
+
+
+def test_the_summary_has_what_was_monitored_and_why_the_training_stopped(root: Path) -> None:
+    plain = run(root).stdout
+    assert not any(name in plain for name in ("stopped early", "test metrics", "monitor"))
+    stopped = "epoch 7 of 30: val/loss has not improved for 5 epochs"
+    recipe = {"monitor": "val/loss", "mode": "min"}
+    write(root / "models" / "metadata.json", {"recipe": recipe, "stopped": stopped})
+    metrics = json.loads((root / "reports" / "metrics.json").read_text())
+    metrics["test"] |= {"f1_macro": 0.6123, "balanced_accuracy": 0.625}
+    write(root / "reports" / "metrics.json", metrics)
+    rows = dict(re.findall(r"^ ?(\S+(?: \S+)*) {2,}(\S.*\S) *$", run(root).stdout, re.MULTILINE))
+    assert rows["monitor"] == "val/loss (min)" and rows["stopped early"] == stopped
+    assert rows["test metrics"] == "F1 macro 0.6123, balanced accuracy 62.50 %"
 
 
 def test_the_fallback_is_named_with_the_command_for_the_real_data(root: Path) -> None:

@@ -90,17 +90,17 @@ def test_each_change_makes_another_sweep_and_is_an_error_in_this_one(
     project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     project.write("data/processed/dataset.json", json.dumps({"hash": "one"}))
-    basis, (apply, message) = SweepBasis.now(), CHANGES[change]
+    basis, (apply, message) = SweepBasis.now(project.compose()), CHANGES[change]
     basis.require_same(project.compose())
     apply(project, monkeypatch)
-    assert SweepBasis.now().fingerprint != basis.fingerprint
+    assert SweepBasis.now(project.compose()).fingerprint != basis.fingerprint
     with pytest.raises(UserError, match=message):
         basis.require_same(project.compose())
 
 
 def test_a_process_with_other_code_trains_no_trial(project: Project) -> None:
     """Such as a launcher's new process, if a file was edited before it started."""
-    basis = SweepBasis.now()
+    basis = SweepBasis.now(project.compose())
     old = dataclasses.replace(basis, code=basis.code | {"cifar_pipeline/models/lenet.py": "old hash"})
     with pytest.raises(UserError, match=r"cifar_pipeline/models/lenet.py was edited after the sweep started"):
         old.require_same(project.compose())
@@ -109,10 +109,25 @@ def test_a_process_with_other_code_trains_no_trial(project: Project) -> None:
 
 
 def test_changes_that_cannot_affect_a_training_keep_the_sweep(project: Project) -> None:
-    basis = SweepBasis.now()
+    basis = SweepBasis.now(project.compose())
     project.edit("conf/evaluation/default.yaml", "bins: 15", "bins: 10")
-    project.edit("params.yaml", "evaluation: null", "evaluation: best")
     project.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.001  # the default")
     basis.require_same(project.compose())
-    assert SweepBasis.now().fingerprint == basis.fingerprint
+    assert SweepBasis.now(project.compose()).fingerprint == basis.fingerprint
     assert Path("conf/evaluation/default.yaml").as_posix() not in basis.values
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("monitor=val/loss", "This trial has monitor=val/loss and the sweep monitor=val/accuracy"),
+        ("mode=min", "This trial has mode=min and the sweep mode=max"),
+        ("evaluation=best", r"evaluation\.checkpoint=best and the sweep evaluation\.checkpoint=last"),
+    ],
+)
+def test_a_trial_that_is_ranked_differently_is_an_error(project: Project, override: str, message: str) -> None:
+    """Such as one of a sweep over experiments."""
+    basis = SweepBasis.now(project.compose())
+    assert SweepBasis.now(project.compose(override)).fingerprint != basis.fingerprint
+    with pytest.raises(UserError, match=message):
+        basis.require_same(project.compose(override))

@@ -9,10 +9,11 @@ from omegaconf import DictConfig, flag_override
 
 from cifar_pipeline.config.params import register_params
 from cifar_pipeline.sweeps import summary
-from cifar_pipeline.sweeps.callback import num_trials, split_fixed_and_swept
+from cifar_pipeline.sweeps.callback import num_trials, set_direction, split_fixed_and_swept
 from cifar_pipeline.sweeps.summary import dvc_override, reproduce_command
 from cifar_pipeline.tracking.sweeps import TrialRecord
-from cifar_pipeline.tracking.trial import Trial, parse_overrides
+from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics, parse_overrides
+from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 
 
@@ -66,6 +67,17 @@ def test_trials_are_counted_in_advance(project, overrides, trials):
     assert num_trials(multirun(project, overrides)) == trials
 
 
+@pytest.mark.parametrize("sweep", ["sweep=search", "hydra/sweeper=optuna"])
+@pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
+def test_the_direction_of_a_search_follows_the_mode(project, sweep, mode, direction):
+    config = multirun(project, [sweep])
+    set_direction(config, mode)
+    assert config.hydra.sweeper.direction == direction
+    set_direction(config, mode)  # as if it was set on the command line
+    with pytest.raises(UserError, match=f"direction={direction} contradicts mode="):
+        set_direction(config, {"max": "min", "min": "max"}[mode])
+
+
 def test_a_title_has_the_number_of_a_trial_and_of_all_trials():
     assert Trial("parent", 3, (), (), 12).title == "Trial 4/12"
     assert Trial("parent", 3, (), ()).title == "Trial 4"
@@ -117,3 +129,22 @@ def test_with_git_the_command_is_an_experiment_of_dvc(project, monkeypatch):
         "dvc exp run -S optimizer=adam -S '++overrides.optimizer.betas=[0.8,0.9]' "
         "-S ++overrides.runtime.threads=auto -S ++overrides.runtime.engine=eager"
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "checkpoint", "expected"),
+    [
+        ("max", "best", {"val/x": 0.9, "train/x": 2.0}),  # the first of ties, as Lightning's checkpoint
+        ("min", "best", {"val/x": 0.1, "train/x": 1.0}),
+        ("max", "last", {"val/x": 0.5, "train/x": 6.0}),  # the last epoch was not validated
+    ],
+)
+def test_the_metrics_of_a_trial_are_those_of_its_checkpoint(mode, checkpoint, expected):
+    values = [0.1, 0.9, float("nan"), 0.9, 0.5, None]
+    rows = [{"train/x": n} | ({} if x is None else {"val/x": x}) for n, x in enumerate(values, 1)]
+    assert checkpoint_metrics(rows, "val/x", mode, checkpoint) == expected
+
+
+@pytest.mark.parametrize("rows", [[], [{"train/x": 1.0}], [{"val/x": 0.5}, {"val/x": float("inf")}]])
+def test_a_trial_whose_last_weights_have_no_value_has_no_metrics(rows):
+    assert checkpoint_metrics(rows, "val/x", "max", "last") == {}

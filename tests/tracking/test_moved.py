@@ -57,7 +57,9 @@ def train(accuracy: float) -> str:
         "sizes": {"train": 9},
         "classes": 2,
     }
-    with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
+    with training_run(
+        f"with {accuracy}", "a-training", {"monitor": "val/accuracy", "mode": "max"}, dataset, rerun=False
+    ) as run:
         run.log_metrics({"val/accuracy": accuracy}, 1)
         run.log_result(model.parent, {})
     return run.id

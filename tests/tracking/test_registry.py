@@ -5,19 +5,22 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from cifar_pipeline.reporting.summary import print_versions
 from cifar_pipeline.tracking import champion
 from cifar_pipeline.tracking.champion import Candidate, PromotionPolicy, from_pipeline, from_run, pipeline_dataset_name
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.model_uri import resolve_model
-from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
+from cifar_pipeline.tracking.registry import RegisteredVersion, promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.utils.errors import UserError
 
 RUN_NAME = "sgd-mse-0"
+ACCURACY = "val/accuracy"
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Registry:
     policy: PromotionPolicy
     folder: Path
 
-    def train(self, accuracies: Sequence[float], name: str = RUN_NAME, data: str = "a") -> str:
-        """Log a finished training with a validation accuracy for each epoch; return the id of its run."""
+    def train(
+        self, values: Sequence[float], name: str = RUN_NAME, data: str = "a", monitor: str = ACCURACY, mode: str = "max"
+    ) -> str:
+        """Log a finished training with the monitored metric of each epoch; return the id of its run."""
         result = self.folder / "result"
         for checkpoint in ("last", "best"):
             (result / checkpoint).mkdir(parents=True, exist_ok=True)
@@ -42,17 +47,17 @@ class Registry:
             "sizes": {"train": 9},
             "classes": 2,
         }
-        fingerprint = f"{self.policy.name}-{accuracies}-{name}-{data}"
-        with training_run(fingerprint, name, {}, dataset) as run:
-            for epoch, accuracy in enumerate(accuracies, 1):
-                run.log_metrics({"val/accuracy": accuracy}, epoch)
+        fingerprint = f"{self.policy.name}-{values}-{name}-{data}-{monitor}-{mode}"
+        with training_run(fingerprint, name, {"monitor": monitor, "mode": mode}, dataset) as run:
+            for epoch, value in enumerate(values, 1):
+                run.log_metrics({ACCURACY: 0.1 * epoch} | {monitor: value}, epoch)
             run.log_metrics({"test/accuracy": 0.5})
             run.log_result(result, {"device": "cpu"})
         return run.id
 
-    def train_and_promote(self, *accuracies: float, data: str = "a", explicit: bool = False) -> str:
+    def train_and_promote(self, *values: float, checkpoint: str = "last", **options: str) -> str:
         """Train and promote; return the line about it."""
-        return promote(from_run(self.train(accuracies, data=data), "last"), self.policy, explicit)
+        return promote(from_run(self.train(values, **options), checkpoint), self.policy, False)
 
     @property
     def champion(self) -> str:
@@ -66,16 +71,19 @@ def registry(workspace: Path, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 def test_the_first_model_is_the_champion_until_a_better_one_comes(registry: Registry) -> None:
-    assert "60.00% on validation) is the champion now: there was none." in registry.train_and_promote(0.5, 0.6)
+    assert "val/accuracy 60.00%) is the champion now: there was none." in registry.train_and_promote(0.5, 0.6)
     line = registry.train_and_promote(0.5, 0.7)
-    assert line.startswith(f"Version 2 of {registry.policy.name} (sgd-mse-0, 70.00% on validation) is the champion now")
-    assert "version 1 had 60.00%" in line and "\n" not in line
+    assert line.startswith(f"Version 2 of {registry.policy.name} (sgd-mse-0, val/accuracy 70.00%) is the champion now")
+    assert "version 1 had val/accuracy 60.00%" in line and "\n" not in line
     assert registry.champion == "2"
 
 
 def test_a_tie_and_a_worse_one_change_nothing(registry: Registry) -> None:
     registry.train_and_promote(0.3)
-    assert "is registered: it does not beat the champion, version 1 (30.00%)" in registry.train_and_promote(0.1, 0.3)
+    assert (
+        "is registered: it does not beat the champion, version 1 (val/accuracy 30.00%)"
+        in registry.train_and_promote(0.1, 0.3)
+    )
     assert "does not beat" in registry.train_and_promote(0.2)
     assert registry.champion == "1"
 
@@ -95,8 +103,50 @@ def test_a_model_without_validation_does_not_replace_the_champion(registry: Regi
 def test_the_minimum_improvement_must_be_exceeded(registry: Registry) -> None:
     registry = Registry(PromotionPolicy(registry.policy.name, "champion", 0.01), registry.folder)
     registry.train_and_promote(0.60)
-    assert "(60.00%) by more than 1 percentage point" in registry.train_and_promote(0.61)
+    assert "(val/accuracy 60.00%) by more than 1 percentage point" in registry.train_and_promote(0.61)
     assert "is the champion now" in registry.train_and_promote(0.6101)
+
+
+def test_the_monitored_metric_decides_in_its_own_direction(registry: Registry) -> None:
+    loss = {"monitor": "val/loss", "mode": "min"}
+    assert "(sgd-mse-0, val/loss 0.8000) is the champion now" in registry.train_and_promote(0.7, 0.8, **loss)
+    assert "it does not beat the champion, version 1 (val/loss 0.8000)" in registry.train_and_promote(0.8, 0.9, **loss)
+    assert "version 1 had val/loss 0.8000" in registry.train_and_promote(0.6, 0.7, **loss)
+    # The best epoch of the same training, whose accuracy there is shown as well.
+    assert "val/loss 0.6000) is the champion now" in registry.train_and_promote(0.6, 0.7, checkpoint="best", **loss)
+    best = read_versions(registry.policy.name)[0]
+    assert (best.tags["monitor"], best.tags["mode"], best.tags["val/loss"]) == ("val/loss", "min", "0.6")
+    assert best.tags["val/accuracy"] == "0.1"
+    strict = PromotionPolicy(registry.policy.name, "champion", 0.05)
+    line = promote(from_run(registry.train([0.55], **loss), "last"), strict, False)
+    assert line.endswith("(val/loss 0.6000) by more than 0.05.")
+
+
+def test_models_with_different_monitors_are_not_compared(registry: Registry) -> None:
+    registry.train_and_promote(0.3)
+    for options in ({"monitor": "val/f1_macro"}, {"mode": "min"}):
+        line = registry.train_and_promote(0.9, **options)
+        monitor, mode = options.get("monitor", ACCURACY), options.get("mode", "max")
+        assert f"was chosen by val/accuracy (mode=max) and this one by {monitor} (mode={mode}), so it is not" in line
+        assert "train with the champion's monitor and mode, or set another registry.name" in line
+    assert registry.champion == "1"
+    assert "is the champion now" in registry.train_and_promote(0.4)
+
+
+def test_the_list_has_the_monitored_metric_where_it_is_not_the_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    accuracy = {ACCURACY: "0.5", "test/accuracy": "0.4", "monitor": ACCURACY, "mode": "max", "run": RUN_NAME}
+    f1 = accuracy | {"monitor": "val/f1_macro", "val/f1_macro": "0.612"}
+    by_accuracy, by_f1 = (
+        RegisteredVersion(f"digits/{number}", (), datetime(2024, 1, 1), tags)
+        for number, tags in ((1, accuracy), (2, f1))
+    )
+    print_versions([by_accuracy])
+    assert "monitor" not in capsys.readouterr().out
+    print_versions([by_f1, by_accuracy])
+    header, _, first, second = (line.split() for line in capsys.readouterr().out.splitlines()[1:5])
+    assert header[:5] == ["model", "alias", "val", "test", "monitor"]
+    assert first[:5] == ["digits/2", "50.00%", "40.00%", "val/f1_macro", "0.6120"]
+    assert second[:4] == ["digits/1", "50.00%", "40.00%", "-"]
 
 
 def test_promoting_again_changes_nothing(registry: Registry) -> None:
@@ -113,7 +163,10 @@ def test_a_version_that_was_rolled_back_is_promoted_again_only_by_name(registry:
     registry.train_and_promote(0.5)
     run = registry.train([0.6])
     promote(from_run(run, "last"), registry.policy, False)
-    assert "Version 1 of " in (line := roll_back(registry.policy)) and "in place of version 2 (60.00%)" in line
+    assert (
+        "Version 1 of " in (line := roll_back(registry.policy))
+        and "in place of version 2 (val/accuracy 60.00%)" in line
+    )
     assert registry.champion == "1"
     with pytest.raises(UserError, match="had no champion before version 1"):
         roll_back(registry.policy)

@@ -128,7 +128,9 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     }
     made = []
     for accuracy in (0.5, 0.6, 0.7):
-        with training_run(f"with {accuracy}", "a-training", {}, dataset, rerun=False) as run:
+        with training_run(
+            f"with {accuracy}", "a-training", {"monitor": "val/accuracy", "mode": "max"}, dataset, rerun=False
+        ) as run:
             run.log_metrics({"val/accuracy": accuracy}, 1)
             run.log_result(result, {})
         made.append(from_run(run.id, "last"))
@@ -163,7 +165,7 @@ def test_the_better_of_two_interleaved_promotions_is_the_champion(
                 lines = shared.interleave(order, shared.promotion("2"), shared.promotion("3"))
                 assert shared.champion == "3", f"after {order}: {lines}"
                 assert not any(PENDING in shared.tags(number) for number in "123")
-                assert lines[1].startswith("Version 3 of digits (a-training, 70.00% on validation) is the champion now")
+                assert lines[1].startswith("Version 3 of digits (a-training, val/accuracy 70.00%) is the champion now")
                 ends.add((lines[0].partition(") ")[2].partition(":")[0], shared.tags("3")["champion.before"]))
     # Possible outcomes of the worse one, and the version that the better one replaced.
     assert ends >= {("is the champion now", "2"), ("is registered", "2"), ("was registered before", first)}

@@ -182,6 +182,8 @@ def test_validation_metrics_are_scikit_learns(project: Project, digits: Dataset)
     ("overrides", "message"),
     [
         (["+metrics.f1._target_=torchmetrics.classification.MulticlassF1Score", "+metrics.f1.average=null"], "average"),
+        (["+metrics.accuracy._target_=torchmetrics.classification.MulticlassAccuracy"], "accuracy is always measured"),
+        (["+metrics.calibration_error._target_=torchmetrics.MeanMetric"], "another name, such as my_calibration_error"),
         (["metrics=[top5_accuracy]", "metrics.top5_accuracy.top_k=11"], "top5_accuracy does not work with 10 classes"),
     ],
 )

@@ -41,7 +41,7 @@ class Evaluation:
     metadata: Mapping[str, Any]
     checkpoint: str
     dataset: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, Any]]
     per_class: Mapping[str, Mapping[str, float]]
     caption: str
     predictions: Predictions
@@ -54,6 +54,12 @@ class Evaluation:
     def title(self) -> str:
         """Title of figures and pages: the run and the data set."""
         return f"{self.run['name']} on {self.caption}"
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """Name and mode of the metric by which the best weights were chosen; empty if it was not recorded."""
+        recipe = self.metadata.get("recipe", {})
+        return str(recipe.get("monitor", "")), str(recipe.get("mode", ""))
 
 
 def write_numbers(reports: Path, evaluation: Evaluation) -> list[Path]:
@@ -79,7 +85,7 @@ def write_figures(reports: Path, evaluation: Evaluation, num_error_images: int) 
     labels, predicted, classes = predictions.labels, predictions.predictions, predictions.classes
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     figures = {
-        "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}"),
+        "learning_curves.png": learning_curves(evaluation.history, f"Learning curves: {title}", *evaluation.monitor),
         "confusion.png": confusion_figure(labels, predicted, classes, f"Confusion matrix: {title}"),
         "mistakes.png": error_figure(
             evaluation.images,

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from cifar_pipeline.reporting.evaluation import Evaluation
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
+from cifar_pipeline.reporting.metric_names import chosen_metrics, display_name
 from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (
     Reliability,
     confusion_figure,
     learning_curve,
+    panels,
     reliability,
     reliability_diagram,
 )
@@ -47,13 +48,14 @@ def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> s
         fallback=evaluation.dataset["fallback"],
         dataset=evaluation.dataset["title"],
         test=evaluation.metrics["test"],
+        other_metrics=chosen_metrics(evaluation.metrics["test"]),
         weighted=bool(evaluation.metadata.get("recipe", {}).get("loss", {}).get("class_weights")),
         images=images,
         interval=wilson_interval(correct, images),
         parameters=evaluation.metadata["parameters"],
         recipe=recipe_rows(evaluation.metadata),
         provenance=provenance_rows(evaluation),
-        curves=[_curve(evaluation.history, name) for name in ("loss", "accuracy")],
+        curves=_curves(evaluation),
         confusion=confusion_table(predictions, evaluation.caption),
         per_class=evaluation.per_class,
         calibration=_calibration(reliability(predictions, bins)),
@@ -164,6 +166,7 @@ def provenance_rows(evaluation: Evaluation) -> Rows:
         ("weights", _describe_weights(evaluation.checkpoint, metadata)),
         ("parameters", f"{metadata['parameters']:,}"),
         ("training", f"{format_duration(timing['seconds'])} on {format_device(timing)}" if timing else ""),
+        ("stopped early", str(metadata.get("stopped", ""))),
         ("code", f"commit {metadata['commit'][:12]}" if metadata.get("commit") else "not under git"),
         ("fingerprint", str(metadata.get("fingerprint", ""))),
         ("MLflow run", f"{run['name']} ({run['id']})"),
@@ -188,7 +191,8 @@ def recipe_rows(metadata: Mapping[str, Any]) -> Rows:
 def _describe_weights(checkpoint: str, metadata: Mapping[str, Any]) -> str:
     epochs = metadata.get("epochs")
     if checkpoint == "best":
-        return f"best on the validation split (epoch {metadata.get('best_epoch')} of {epochs})"
+        monitor = display_name(metadata.get("recipe", {}).get("monitor", ""))
+        return f"best {monitor} (epoch {metadata.get('best_epoch')} of {epochs})"
     return f"last (epoch {epochs})"
 
 
@@ -283,8 +287,15 @@ def confidence_bias(overconfidence: float) -> str:
     return "overconfident" if overconfidence > 0 else "underconfident"
 
 
-def _curve(history: pd.DataFrame, name: str) -> dict[str, str]:
-    return {"source": figure_uri(learning_curve(history, name)), "alt": f"{name.capitalize()} by epoch"}
+def _curves(evaluation: Evaluation) -> list[dict[str, str]]:
+    monitor, mode = evaluation.monitor
+    return [
+        {
+            "source": figure_uri(learning_curve(evaluation.history, panel, monitor, mode)),
+            "alt": f"{panel.title} by epoch",
+        }
+        for panel in panels(evaluation.history, monitor)
+    ]
 
 
 def _calibration(bins: Reliability) -> dict[str, Any]:

@@ -91,33 +91,30 @@ def compute_metrics(
     return {"test": test, "per_class": per_class}
 
 
-# The metric of the training that metrics.json repeats, as `SPLIT/METRIC`, a column of history.csv.
-MONITOR = "val/accuracy"
-
-
 def training_metrics(
-    history: "pd.DataFrame", metadata: Mapping[str, Any], checkpoint: str, monitor: str = MONITOR
-) -> dict[str, dict[str, float]]:
+    history: "pd.DataFrame", metadata: Mapping[str, Any], checkpoint: str
+) -> dict[str, dict[str, Any]]:
     """Select the metrics of the training for metrics.json: the monitor, the number of epochs, time and speed.
 
     Args:
         history: one row per epoch, as in history.csv.
         metadata: content of models/metadata.json.
         checkpoint: the evaluated weights, `last` or `best`; the monitor is that of their epoch.
-        monitor: `SPLIT/METRIC`.
 
     Returns:
         JSON-ready `{"val": {"accuracy"}, "train": {"epochs", "seconds", "images_per_second"}}`, without the monitor if
-        the history has no value of it.
+        the history has no value of it; `train` also has `stopped`, the reason, if the training ended early.
     """
-    metrics: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
+    monitor = str(metadata.get("recipe", {}).get("monitor", ""))
     epoch = metadata.get("best_epoch") if checkpoint == "best" else history["epoch"].max()
     row = history[history["epoch"] == epoch].dropna(axis="columns")
     if monitor in row and len(row):
         split, _, name = monitor.partition("/")
         metrics[split] = {name: float(row[monitor].iloc[0])}
     timing = {key: metadata["timing"][key] for key in ("seconds", "images_per_second") if key in metadata["timing"]}
-    return {**metrics, "train": {**metrics.get("train", {}), "epochs": len(history), **timing}}
+    stopped = {key: metadata[key] for key in ("stopped",) if key in metadata}
+    return {**metrics, "train": {**metrics.get("train", {}), "epochs": len(history), **timing, **stopped}}
 
 
 def _validate(probabilities: "torch.Tensor", labels: "torch.Tensor", classes: Sequence[str]) -> None:
@@ -201,22 +198,3 @@ def wilson_interval(correct: int, images: int, level: float = 0.95) -> tuple[flo
     center = (fraction + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(fraction * (1 - fraction) / images + weight / (4 * images))
     return max(0.0, center - half), min(1.0, center + half)
-
-
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-
-
-def is_fraction(metric: str) -> bool:
-    """Return whether a metric is a fraction, which is shown as a percentage."""
-    return "accuracy" in metric
-
-
-def display_name(metric: str) -> str:
-    """Return a readable name of a metric: `validation accuracy` for `val/accuracy`."""
-    split, _, name = metric.rpartition("/")
-    return f"{SPLIT_NAMES.get(split, split)} {name}".strip().replace("_", " ")
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better, as of a loss or an error."""
-    return any(word in metric.rpartition("/")[2] for word in ("loss", "error"))

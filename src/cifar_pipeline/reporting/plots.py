@@ -1,7 +1,8 @@
 """Draw learning curves, confusion matrices and reliability diagrams."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cifar_pipeline.reporting.metric_names import SPLIT_NAMES, display_name, format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.metrics import Predictions, confusion_counts
 from cifar_pipeline.reporting.style import (
+    COLORS,
     FONT,
     MUTED,
     SMALL,
@@ -27,23 +30,64 @@ from cifar_pipeline.reporting.style import (
 from cifar_pipeline.utils.text import escape_control
 
 
-def learning_curves(history: pd.DataFrame, title: str) -> Figure:
-    """Draw loss, accuracy and learning rate by epoch.
+@dataclass(frozen=True)
+class Panel:
+    """Metrics of the history that share a panel.
+
+    Attributes:
+        title: the heading.
+        labels: by column of the history.
+        marked: the column whose value in the best epoch is marked; empty for none.
+    """
+
+    title: str
+    labels: Mapping[str, str]
+    marked: str = ""
+
+
+def panels(history: pd.DataFrame, monitor: str) -> list[Panel]:
+    """List the panels of the learning curves: loss, accuracy, and what else was monitored or chosen in `metrics`.
+
+    The monitored metric has a panel of its own, unless it is a loss or an accuracy; the other chosen ones share one.
+    """
+    found = [
+        Panel(name.capitalize(), {f"train/{name}": "train", f"val/{name}": "validation"}, f"val/{name}")
+        for name in ("loss", "accuracy")
+    ]
+    found = [replace(panel, marked=monitor) if monitor in panel.labels else panel for panel in found]
+    drawn = {column for panel in found for column in panel.labels}
+    if monitor not in drawn and np.isfinite(_values(history, monitor)).any():
+        found.append(Panel(heading_name(monitor), {monitor: display_name(monitor)}, monitor))
+    others = [
+        column
+        for column in map(str, history)
+        if column.startswith("val/") and column not in drawn | {monitor} and np.isfinite(_values(history, column)).any()
+    ]
+    if others:
+        found.append(Panel("Other metrics", {column: display_name(column) for column in others}))
+    return found
+
+
+def learning_curves(history: pd.DataFrame, title: str, monitor: str, mode: str) -> Figure:
+    """Draw loss, accuracy, the other metrics and the learning rate by epoch.
 
     Args:
         history: one row per epoch with columns `epoch`, `train/loss`, `train/accuracy` (fractions), `lr` and, with a
-            validation split, `val/loss`, `val/accuracy`; values may be NaN, other columns are ignored.
+            validation split, `val/loss`, `val/accuracy` and other metrics; values may be NaN.
         title: names the model and the data set.
+        monitor: the column by which the best weights are chosen.
+        mode: whether larger or smaller values of it are better, `max` or `min`.
 
     Returns:
-        A figure of three panels. The epoch with the best validation accuracy (the first of ties) is marked.
+        A figure of three panels or more (`panels`). The best epoch (the first of ties) is marked.
     """
-    figure = new_figure(13.5, 4.8, title)
-    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=[3, 3, 1.5])
+    drawn = panels(history, monitor)
+    figure = new_figure(2.7 + 5.4 * len(drawn), 4.8, title)
+    *all_axes, rate = figure.subplots(1, len(drawn) + 1, width_ratios=[3] * len(drawn) + [1.5])
     epochs = history["epoch"].to_numpy(float)
 
-    _panel(loss, history, "loss")
-    _panel(accuracy, history, "accuracy")
+    for axes, panel in zip(all_axes, drawn, strict=True):
+        _draw_panel(axes, history, panel, monitor, mode)
     clean_axes(rate, "Learning rate", x="epoch")
     _line(rate, epochs, _values(history, "lr"), MUTED, "lr")
     max_lr = np.nanmax(_values(history, "lr"), initial=0.0)
@@ -54,38 +98,42 @@ def learning_curves(history: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def learning_curve(history: pd.DataFrame, name: str) -> Figure:
-    """Draw the panel `loss` or `accuracy` alone, small enough for a phone."""
+def learning_curve(history: pd.DataFrame, panel: Panel, monitor: str, mode: str) -> Figure:
+    """Draw a panel alone, small enough for a phone."""
     figure = new_figure(5.0, 3.4, "")
-    _panel(figure.subplots(), history, name)
+    _draw_panel(figure.subplots(), history, panel, monitor, mode)
     return figure
 
 
-def best_epoch(history: pd.DataFrame) -> int | None:
-    """Return the row with the best validation accuracy, the first of ties; None without a validation split."""
-    values = _values(history, "val/accuracy")
-    return None if np.isnan(values).all() else int(np.nanargmax(values))
+def best_epoch(history: pd.DataFrame, monitor: str, mode: str) -> int | None:
+    """Return the row with the best value of the monitored metric, the first of ties; None without any."""
+    values = _values(history, monitor)
+    if not np.isfinite(values).any():
+        return None
+    return int(np.nanargmax(values) if mode == "max" else np.nanargmin(values))
 
 
-def _panel(axes: Axes, history: pd.DataFrame, name: str) -> None:
-    epochs, best = history["epoch"].to_numpy(float), best_epoch(history)
-    clean_axes(axes, name.capitalize(), x="epoch")
-    _lines(axes, history, name)
-    if name == "accuracy":
+def _draw_panel(axes: Axes, history: pd.DataFrame, panel: Panel, monitor: str, mode: str) -> None:
+    epochs, best = history["epoch"].to_numpy(float), best_epoch(history, monitor, mode)
+    clean_axes(axes, panel.title, x="epoch")
+    _lines(axes, history, panel)
+    if all(map(is_fraction, panel.labels)):
         format_percent(axes.yaxis)
     _set_epoch_axis(axes, epochs)
-    if len(epochs) == 1:
+    if len(epochs) == 1 and axes.get_ylim()[1] > 0:
         # The range of two points would fill the axis however close they are.
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     if best is None:
         return
-    if name == "accuracy":
-        best_accuracy = _values(history, "val/accuracy")[best]
+    if monitor in panel.labels:
+        split = SPLIT_NAMES.get(monitor.partition("/")[0], "")
+        value = format_metric(monitor, _values(history, monitor)[best], 1 if is_fraction(monitor) else 2)
+        words = ["best", split, value, "%," if is_fraction(monitor) else ",", f"epoch {epochs[best]:.0f}"]
         axes.set_title(
-            f"best validation {100 * best_accuracy:.1f} %, epoch {epochs[best]:.0f}",
+            " ".join(filter(None, words)).replace(" ,", ","),
             loc="right", fontsize=SMALL, color=VALIDATION, family=FONT, pad=10,
         )  # fmt: skip
-    _mark(axes, epochs[best], _values(history, f"val/{name}")[best])
+    _mark(axes, epochs[best], _values(history, panel.marked)[best])
 
 
 def _values(history: pd.DataFrame, key: str) -> np.ndarray:
@@ -94,10 +142,11 @@ def _values(history: pd.DataFrame, key: str) -> np.ndarray:
     return pd.to_numeric(history[key], errors="coerce").to_numpy(float)
 
 
-def _lines(axes: Axes, history: pd.DataFrame, name: str) -> None:
+def _lines(axes: Axes, history: pd.DataFrame, panel: Panel) -> None:
     epochs = history["epoch"].to_numpy(float)
-    _line(axes, epochs, _values(history, f"train/{name}"), TRAIN, "train")
-    _line(axes, epochs, _values(history, f"val/{name}"), VALIDATION, "validation")
+    colors = (TRAIN, VALIDATION) if len(panel.labels) == 2 and panel.marked else (VALIDATION,)
+    for (column, label), color in zip(panel.labels.items(), cycle(colors if panel.marked else COLORS)):
+        _line(axes, epochs, _values(history, column), color, label)
     axes.legend(frameon=False, labelcolor=TEXT_COLOR, prop={"family": FONT, "size": SMALL}, loc="best")
 
 

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cifar_pipeline.reporting.metric_names import chosen_metrics, format_metric, is_fraction
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository
@@ -51,12 +52,16 @@ def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, A
     """Return (name, value) of the table's rows."""
     test, training = metrics["test"], _read(root / "models" / "metadata.json") or {}
     sizes = ", ".join(f"{split} {size:,}" for split, size in dataset["sizes"].items())
+    recipe, chosen = training.get("recipe", {}), chosen_metrics(test)
     figures, page = sorted((root / "reports").glob("*.png")), root / "reports" / "report.html"
-    return [
+    rows = [
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
         ("images", sizes + format_skipped(dataset)),
         ("test accuracy", f"{100 * test['accuracy']:.2f} % (top 3: {100 * test['top3_accuracy']:.2f} %)"),
+        ("test metrics", ", ".join(f"{name} {value}" for name, value in chosen.items())),
+        ("monitor", f"{recipe['monitor']} ({recipe['mode']})" if "monitor" in recipe else ""),
+        ("stopped early", str(training.get("stopped", ""))),
         ("parameters", f"{training['parameters']:,}" if training else "unknown"),
         ("device", format_device(training.get("timing", {}))),
         ("time", "\n".join(f"{stage:<11}{_time(root, stage, metrics)}" for stage in STAGES)),
@@ -64,6 +69,7 @@ def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, A
         ("report", str(page.relative_to(root)) if page.is_file() else "none"),
         ("MLflow page", tracking_url(os.environ.get("MLFLOW_TRACKING_URI", ""))),
     ]
+    return [(name, value) for name, value in rows if value]
 
 
 def format_skipped(dataset: Mapping[str, Any]) -> str:
@@ -136,24 +142,38 @@ EXPERIMENT_HEADINGS = ["recipe", "test accuracy, mean ± standard deviation (see
 
 
 def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
-    """Print a row for each version: accuracies, data, run and date; versions with an alias in color."""
+    """Print a row for each version: accuracies, the monitored metric where it is another one, data, run and date.
+
+    Versions with an alias are in color.
+    """
+    listed = list(rows)
+    others = [_monitored(row.tags) for row in listed]
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title="Accuracy of the registered models",
         title_justify="left", title_style="bold",
     )  # fmt: skip
     for name in ("model", "alias"):
         table.add_column(name, no_wrap=True)
-    for name in ("val", "test"):
+    for name in ("val", "test", *(["monitor"] if any(others) else [])):
         table.add_column(name, no_wrap=True, justify="right")
     for name in ("data set", "run", "date"):
         table.add_column(name, overflow="fold")
-    for row in rows:
+    for row, monitored in zip(listed, others, strict=True):
         accuracies = [_percent(row.tags.get(f"{split}/accuracy")) for split in ("val", "test")]
         run = row.tags.get("run", "") + (" (best)" if row.tags.get("checkpoint") == "best" else "")
         dataset, date = row.tags.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
-        cells = [row.address, ", ".join(row.aliases), *accuracies, dataset, run, date]
+        values = [*accuracies, monitored or "-"] if any(others) else accuracies
+        cells = [row.address, ", ".join(row.aliases), *values, dataset, run, date]
         table.add_row(*(Text(escape_control(cell)) for cell in cells), style="bold green" if row.aliases else None)
     stdout_console.print(table, soft_wrap=False)
+
+
+def _monitored(tags: Mapping[str, str]) -> str:
+    """Format the monitored metric of a version; empty if it is the validation accuracy, or has no value."""
+    name = tags.get("monitor", "")
+    if name == "val/accuracy" or name not in tags:
+        return ""
+    return f"{name} {format_metric(name, float(tags[name]))}{' %' if is_fraction(name) else ''}"
 
 
 def _percent(accuracy: str | None) -> str:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metrics import display_name, is_fraction, lower_is_better
+from cifar_pipeline.reporting.metric_names import display_name, format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
 from cifar_pipeline.utils.text import escape_control, one_line
@@ -34,6 +34,8 @@ class Comparison:
         swept: the swept columns of `trials`, in order.
         histories: by run id, one row per epoch with columns `epoch` and the metrics.
         metric: the metric to rank by.
+        mode: whether larger or smaller values of it are better, `max` or `min`.
+        checkpoint: the weights that the metrics of `trials` are of, `last` or `best`.
     """
 
     title: str
@@ -41,6 +43,18 @@ class Comparison:
     swept: tuple[str, ...]
     histories: dict[str, pd.DataFrame] = field(default_factory=dict)
     metric: str = "val/accuracy"
+    mode: str = "max"
+    checkpoint: str = "last"
+
+    @property
+    def full_title(self) -> str:
+        """The title with the metric and the checkpoint that the trials are ranked by."""
+        return f"{self.title}: {display_name(self.metric)} of the {self.checkpoint} weights"
+
+    @property
+    def heading(self) -> str:
+        """The metric, as the heading of a figure of the trials."""
+        return heading_name(self.metric) + (" of the best weights" if self.checkpoint == "best" else "")
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -129,7 +143,7 @@ def group_trials(comparison: Comparison, separate: bool = False) -> list[TrialGr
         ungrouped = separate or not comparison.averages_seeds
         members.setdefault((*values, index if ungrouped else -1), []).append({str(key): trial[key] for key in trial})
     groups = [TrialGroup(values[:-1], tuple(trials)) for values, trials in members.items()]
-    sign = 1 if lower_is_better(comparison.metric) else -1
+    sign = 1 if comparison.mode == "min" else -1
 
     def sort_key(group: TrialGroup) -> tuple[bool, float]:
         mean = group.mean(comparison.metric)
@@ -213,7 +227,7 @@ def prefers_log_scale(numbers: Iterable[float]) -> bool:
 def as_table(comparison: Comparison) -> Table:
     """Format the ranking for the terminal, the best group in color."""
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(escape_control(comparison.title)),
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(escape_control(comparison.full_title)),
         title_justify="left", title_style="bold",
     )  # fmt: skip
     header, rows = table_rows(comparison)
@@ -240,7 +254,7 @@ def to_markdown(comparison: Comparison) -> str:
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
     right = numeric_columns(header)
-    lines = [f"## {single_line(comparison.title)}", ""]
+    lines = [f"## {single_line(comparison.full_title)}", ""]
     lines.append(_markdown_row(header))
     lines.append(_markdown_row(["---:" if column in right else "---" for column in range(len(header))]))
     lines += [_markdown_row(row) for row in rows]
@@ -293,10 +307,10 @@ def format_mean_std(group: TrialGroup, metric: str, over_seeds: bool) -> str:
     mean, std = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         return ""
-    value, unit = format_number(metric, mean), " %" if is_fraction(metric) else ""
+    value, unit = format_metric(metric, mean), " %" if is_fraction(metric) else ""
     if not over_seeds:
         return value + unit
-    spread = "" if math.isnan(std) else f" ± {format_number(metric, std)}"
+    spread = "" if math.isnan(std) else f" ± {format_metric(metric, std)}"
     return f"{value}{spread}{unit} ({len(group.finite_values(metric))})"
 
 
@@ -304,13 +318,6 @@ def format_missing(group: TrialGroup, metric: str) -> str:
     """Format how many of a group's trials are missing from its mean: `1 failed`; empty if none is."""
     failed, missing = group.count(*FAILED_STATUSES), len(group.members) - len(group.finite_values(metric))
     return f"{failed} failed" if failed else f"{missing} missing" if missing else ""
-
-
-def format_number(metric: str, value: float, digits: int = 2) -> str:
-    """Format a number without unit: an accuracy in percent, others with two more digits, large ones as a power."""
-    if is_fraction(metric):
-        return f"{100 * value:.{digits}f}"
-    return f"{value:.{digits + 2}f}" if abs(value) < 1000 else f"{value:.{digits}e}"
 
 
 def headings(columns: tuple[str, ...]) -> list[str]:
@@ -337,8 +344,8 @@ def truncate(text: str, width: int) -> str:
 def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and a row of text for each group, best first."""
     metric = comparison.metric
-    split = metric.rpartition("/")[0]
-    other = f"{split}/accuracy" if metric == f"{split}/loss" else f"{split}/loss"
+    split = metric.partition("/")[0] if metric in ("train/loss", "train/accuracy") else "val"
+    other = f"{split}/loss" if metric == f"{split}/accuracy" else f"{split}/accuracy"
     choices = comparison.choices or ((SEED_KEY,) if comparison.averages_seeds else ("name",))
     header = ["rank", *choices, display_name(metric), display_name(other), "time", "status"]
     rows, means = [], []

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from cifar_pipeline.reporting.metrics import display_name, is_fraction, lower_is_better
+from cifar_pipeline.reporting.metric_names import format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.style import (
     BACKGROUND,
     COLORS,
@@ -41,7 +41,6 @@ from cifar_pipeline.reporting.sweep_comparison import (
     cell_text,
     format_mean_std,
     format_missing,
-    format_number,
     group_trials,
     headings,
     prefers_log_scale,
@@ -62,14 +61,14 @@ def curves(comparison: Comparison) -> Figure:
     them reached. With more than twelve lines, the eight best are colored and the others gray.
     """
     metric = comparison.metric
-    title = f"{display_name(metric).capitalize()} by epoch: {comparison.title}"
+    title = f"{heading_name(metric)} by epoch: {comparison.title}"
     tables = [(group, table) for group in group_trials(comparison) if len(table := _by_epoch(comparison, group))]
     if not tables:
         return message_figure("No epoch is finished yet.", title)
     figure = new_figure(11.0, 5.6, title)
     axes = figure.subplots()
     subtitle = ": mean and standard deviation" if any(table.shape[1] > 1 for _, table in tables) else ""
-    clean_axes(axes, display_name(metric).capitalize() + subtitle, x="epoch")
+    clean_axes(axes, heading_name(metric) + subtitle, x="epoch")
     if is_fraction(metric):
         format_percent(axes.yaxis)
     elif prefers_log_scale(value for _, table in tables for value in table.mean(axis=1)):
@@ -205,7 +204,7 @@ def dots(comparison: Comparison) -> Figure:
     margin = 0.095 * (sum(widths) + 2 * len(widths))
     figure = new_figure(max(9.0, margin + 7.5), 0.34 * len(shown) + 2.2, comparison.title)
     axes = figure.subplots()
-    clean_axes(axes, display_name(metric).capitalize() + _subtitle(comparison, all_groups))
+    clean_axes(axes, comparison.heading + _subtitle(comparison, all_groups))
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_ylim(len(shown) - 0.4, -1.4)
@@ -322,7 +321,7 @@ def heat_map(comparison: Comparison) -> Figure:
     axes.set_ylabel(comparison.choices[0], fontsize=TEXT, color=MUTED, family=FONT, parse_math=False)
     axes.set_xlabel(comparison.choices[1], fontsize=TEXT, color=MUTED, family=FONT, parse_math=False)
 
-    shades = _color_levels({cell: group.mean(metric) for cell, group in cells.items()}, lower_is_better(metric))
+    shades = _color_levels({cell: group.mean(metric) for cell, group in cells.items()}, comparison.mode == "min")
     best = groups[0].values if math.isfinite(groups[0].mean(metric)) else None
     for (row, column), group in cells.items():
         x, y = columns.index(column), rows.index(row)
@@ -358,8 +357,8 @@ def cell_labels(group: TrialGroup, metric: str) -> tuple[str, str]:
     if math.isnan(mean):
         statuses = dict.fromkeys(str(member["status"]).lower() for member in group.members)
         return "no value" if set(statuses) == {FINISHED.lower()} else ", ".join(statuses), ""
-    spread = f"± {format_number(metric, std)}" if math.isfinite(std) else ""
-    return format_number(metric, mean, 1), ", ".join(filter(None, (spread, format_missing(group, metric))))
+    spread = f"± {format_metric(metric, std)}" if math.isfinite(std) else ""
+    return format_metric(metric, mean, 1), ", ".join(filter(None, (spread, format_missing(group, metric))))
 
 
 def sorted_values(values: Iterable[str]) -> list[str]:
@@ -372,7 +371,7 @@ def _heading(comparison: Comparison, groups: list[TrialGroup]) -> str:
     unit = " in %" if is_fraction(comparison.metric) else ""
     seeds = max(len(group.members) for group in groups)
     spread = f", mean ± standard deviation over {seeds} seeds" if comparison.averages_seeds and seeds > 1 else ""
-    return f"{display_name(comparison.metric).capitalize()}{unit}{spread}"
+    return f"{comparison.heading}{unit}{spread}"
 
 
 def _color_levels(means: dict[tuple[str, str], float], reverse: bool) -> dict[tuple[str, str], float]:
@@ -410,7 +409,7 @@ def line(comparison: Comparison) -> Figure:
     figure = new_figure(9.5, 5.2, comparison.title)
     axes = figure.subplots()
     spread = ": mean ± standard deviation" if any(len(group.finite_values(metric)) > 1 for group in groups) else ""
-    clean_axes(axes, display_name(metric).capitalize() + spread, x=comparison.choices[column])
+    clean_axes(axes, comparison.heading + spread, x=comparison.choices[column])
     values = sorted_values(group.values[column] for group in groups)
     numbers = [to_float(value) for value in values]
     if prefers_log_scale(numbers):

@@ -4,6 +4,8 @@ Nothing else uses the test split.
 """
 
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
+    from cifar_pipeline.training.metrics import build_metrics, compute_values
 
     propagate_library_logs()
     targets = torch.from_numpy(labels)
@@ -84,6 +87,8 @@ def evaluate(config: DictConfig) -> None:
     measured = compute_metrics(
         torch.from_numpy(probabilities), targets, loss, dataset.classes, options.calibration_bins
     )
+    chosen = build_metrics(config.metrics, len(dataset.classes))
+    measured["test"] |= finite_metrics(compute_values(chosen, torch.from_numpy(probabilities), targets))
     table = read_history(history, str(MODELS / "history.csv"))
     explained = predictions.examples_to_explain(options.num_attributions)
     model, activation = build_model().eval(), get_activation(trained.metadata["output_activation"])
@@ -121,3 +126,11 @@ def evaluate(config: DictConfig) -> None:
         run.log_metrics(flatten_dict({"test": measured["test"]}, "/"))
         run.log_files([REPORTS / path.name for path in written])
     log.info(f"Report:        {REPORTS / 'report.html'}")
+
+
+def finite_metrics(values: Mapping[str, float], digits: int = 6) -> dict[str, float]:
+    """Round metrics of the test split, and leave out with a warning those that are not finite, which JSON lacks."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            log.warning(f"metrics.{name} is {value} on the test split, and is left out of the results.")
+    return {name: round(value, digits) for name, value in values.items() if math.isfinite(value)}

@@ -70,7 +70,7 @@ def train(config: DictConfig) -> float | None:
     batch_callback = find_batch_callback(config.callbacks, callbacks)
     engine = select_engine(config, hardware, dataset.sizes["train"], batch_callback)
     if trial:
-        require_validation_split(dataset.sizes["val"])
+        require_validation_split(dataset.sizes["val"], config.monitor)
     setup = build_training(config, dataset, hardware, engine, run_dir, processes, callbacks)
     if processes.needs_launch:
         if code := launch_ranks(processes):

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterable
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -22,14 +23,14 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
-from cifar_pipeline.sweeps.job import SweepBasis
+from cifar_pipeline.sweeps.job import RANKING_KEYS, SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.console import close_job_log, status
@@ -103,9 +104,11 @@ class SweepCallback(Callback):
             optuna_logging.disable_default_handler()
             optuna_logging.enable_propagation()
         fixed, swept = split_fixed_and_swept(config)
+        reject_swept_ranking(swept)
         self.swept, self.total = tuple(swept), num_trials(config)
-        search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         composed = compose("config", overrides=fixed)
+        set_direction(config, composed.mode)
+        search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         base = stage_config(composed, "train")
         if EXPERIMENT_KEY in swept:
             raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
@@ -116,12 +119,13 @@ class SweepCallback(Callback):
         from cifar_pipeline.tracking.provenance import configured_tags
         from cifar_pipeline.tracking.sweeps import open_sweep
 
-        self.basis = SweepBasis.now()
+        self.basis = SweepBasis.now(composed)
         fingerprint = digest([base, swept, search, self.basis.fingerprint])
         multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        return open_sweep(fingerprint, name, metadata, composed.rerun, configured_tags(composed.mlflow))
+        labels = configured_tags(composed.mlflow)
+        return open_sweep(fingerprint, name, metadata | self.basis.ranking, composed.rerun, labels)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Set the trial that the job's process runs."""
@@ -163,6 +167,34 @@ def _reject_secrets(config: DictConfig) -> None:
     assert isinstance(plain, dict)
     for key in plain.keys() - {"hydra"}:
         OmegaConf.update(config, str(key), redact_values(plain[key]), merge=False)
+
+
+def reject_swept_ranking(swept: Iterable[str]) -> None:
+    """Raise UserError for a sweep over what ranks its trials."""
+    for key in swept:
+        if key in (*RANKING_KEYS, "evaluation"):
+            raise UserError(
+                f"A sweep ranks its trials by {', '.join(RANKING_KEYS)}, so it cannot have several values of {key}: "
+                "choose one, or start a sweep for each."
+            )
+
+
+def set_direction(config: DictConfig, mode: str) -> None:
+    """Set the direction of Optuna's search by `mode`. Raises UserError for another `hydra.sweeper.direction`.
+
+    Optuna's own default is not a string.
+    """
+    sweeper = config.hydra.sweeper
+    if "direction" not in sweeper:
+        return
+    direction = "maximize" if mode == "max" else "minimize"
+    if isinstance(sweeper.direction, str | ListConfig) and sweeper.direction != direction:
+        raise UserError(
+            f"hydra.sweeper.direction={sweeper.direction} contradicts mode={mode}: leave it out, because the search "
+            "follows monitor and mode."
+        )
+    with read_write(config):
+        sweeper.direction = direction
 
 
 def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]]:

@@ -29,7 +29,7 @@ from cifar_pipeline.config.compose import (
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
-from cifar_pipeline.tracking.trial import Trial, checkpoint_value
+from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 DATASET = Path("data/processed/dataset.json")
 # Config groups and keys that cannot affect a training.
 NON_TRAINING_KEYS = {*NON_TRAINING_GROUPS, *SWEEP_GROUPS}
+# Keys by which the trials of a sweep are ranked.
+RANKING_KEYS = ("monitor", "mode", "evaluation.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class SweepBasis:
         versions: of each package that the training uses.
         variables: environment variables that affect numbers.
         data: hash of the processed dataset; empty if there is none.
+        ranking: `monitor`, `mode` and `evaluation.checkpoint`, by which the trials are compared.
     """
 
     code: dict[str, str]
@@ -61,10 +64,11 @@ class SweepBasis:
     versions: dict[str, str]
     variables: dict[str, str]
     data: str
+    ranking: dict[str, str]
 
     @staticmethod
-    def now() -> "SweepBasis":
-        """Record the present state; the code is what this process has loaded."""
+    def now(config: DictConfig) -> "SweepBasis":
+        """Record the present state, and how `config` ranks trials; the code is what this process has loaded."""
         values = dict(_values())
         used = loaded_sources().used("train", target_names(list(values.values())))
         return SweepBasis(
@@ -73,24 +77,30 @@ class SweepBasis:
             versions=versions("train", used.packages),
             variables=variables(),
             data=_data_hash(),
+            ranking={key: str(OmegaConf.select(config, key)) for key in RANKING_KEYS},
         )
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that a trial may use."""
         used = loaded_sources().used("train", target_names(list(self.values.values())))
-        return digest([used.hashes, self.values, self.versions, self.variables, self.data])
+        return digest([used.hashes, self.values, self.versions, self.variables, self.data, self.ranking])
 
     def require_same(self, config: DictConfig) -> None:
-        """Raise UserError if something that the trial uses has changed since the sweep started."""
-        if change := next(self._changes(config), None):
+        """Raise UserError if the trial is ranked differently, or something that it uses has changed since the start."""
+        now = SweepBasis.now(config)
+        for key in _differing(self.ranking, now.ranking):
+            raise UserError(
+                f"This trial has {key}={now.ranking[key]} and the sweep {key}={self.ranking[key]}, so they would not "
+                f"be comparable: set {key} on the command line, which then applies to all trials."
+            )
+        if change := next(self._changes(config, now), None):
             raise UserError(
                 f"{change} after the sweep started, so its trials would not be comparable: undo that and type the same "
                 "command again to finish the sweep, or keep it and type the command again for a new sweep."
             )
 
-    def _changes(self, config: DictConfig) -> Iterator[str]:
-        now = SweepBasis.now()
+    def _changes(self, config: DictConfig, now: "SweepBasis") -> Iterator[str]:
         used = loaded_sources().used("train", stage_targets(config, "train"))
         yield from (f"{name} was edited" for name, hashed in used.hashes.items() if self.code.get(name) != hashed)
         if changed := used.changed():  # This process has loaded the old code, the next may load the new.
@@ -158,23 +168,24 @@ def current_trial() -> Trial | None:
     return _trial
 
 
-def require_validation_split(images: int) -> None:
-    """Raise UserError if there is no validation split, by which trials are compared (never by the test split)."""
-    if images == 0:
+def require_validation_split(images: int, monitor: str) -> None:
+    """Raise UserError if trials are compared by the validation split (never by the test split) and there is none."""
+    if images == 0 and monitor.startswith("val/"):
         raise UserError(
-            "data.val_fraction=0 leaves no validation split to compare the trials by: set it to a fraction such as 0.1."
+            f"data.val_fraction=0 leaves no validation split to compare the trials by {monitor}: set it to a fraction "
+            "such as 0.1, or choose monitor=train/loss mode=min."
         )
 
 
 def objective(rows: Sequence[Mapping[str, float]], config: DictConfig) -> float | None:
-    """Return the monitored metric of the checkpoint that would be evaluated; None if no epoch has it.
+    """Return the monitored metric of the checkpoint that would be evaluated; None if it is missing or not finite.
 
     Args:
         rows: metrics of each epoch.
         config: with `monitor`, `mode` and `evaluation.checkpoint`.
     """
-    values = [row[config.monitor] for row in rows if config.monitor in row]
-    return checkpoint_value(values, config.mode, config.evaluation.checkpoint)
+    metrics = checkpoint_metrics(rows, config.monitor, config.mode, config.evaluation.checkpoint)
+    return metrics.get(config.monitor)
 
 
 def cached_objective(trial: Trial, fingerprint: str, config: DictConfig) -> float | None:

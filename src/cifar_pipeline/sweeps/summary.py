@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from cifar_pipeline.config.params import PARAMS, is_params_key, read_params, to_yaml_inline
 from cifar_pipeline.reporting.html import figure_uri, render
-from cifar_pipeline.reporting.metrics import display_name
+from cifar_pipeline.reporting.metric_names import display_name, heading_name
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (
     FAILED_STATUSES,
@@ -34,6 +34,7 @@ from cifar_pipeline.reporting.sweep_comparison import (
     winner,
 )
 from cifar_pipeline.reporting.sweep_plots import curves, dots, heat_map, is_grid, line, numeric_column
+from cifar_pipeline.sweeps.job import RANKING_KEYS
 from cifar_pipeline.tracking.sweeps import (
     TrialRecord,
     close_stale_trials,
@@ -43,9 +44,10 @@ from cifar_pipeline.tracking.sweeps import (
     history,
     read_trials,
 )
-from cifar_pipeline.tracking.trial import FAILURE_TAG, SECONDS_TAG, parse_overrides
+from cifar_pipeline.tracking.trial import FAILURE_TAG, SECONDS_TAG, checkpoint_metrics, parse_overrides
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import status, stdout_console
+from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 
@@ -77,6 +79,7 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
         title=comparison.title,
         trials=len(comparison.trials),
         metric=display_name(comparison.metric),
+        checkpoint=comparison.checkpoint,
         averages_seeds=comparison.averages_seeds,
         best=_best(comparison, groups),
         command=command,
@@ -121,7 +124,7 @@ def _describe(comparison: Comparison, groups: list[TrialGroup]) -> str:
         f"{_group_name(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.averages_seeds)}"
         for group in (known if len(known) == 1 else (known[0], known[-1]))
     ]
-    metric = display_name(comparison.metric).capitalize()
+    metric = heading_name(comparison.metric)
     return f"{metric} from the best, {first}, to the last, {last[0]}." if last else f"{metric} of the best, {first}."
 
 
@@ -183,7 +186,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 # Config groups of a job's command line that do not affect its training. Threads and engine come from the run's tags.
 NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep")
-METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
 def reproduce_command(record: TrialRecord) -> str:
@@ -270,20 +273,36 @@ def print_summary(comparison: Comparison, parent: str) -> str:
 
 
 def load_comparison(parent: str) -> Comparison:
-    """Load the trials of a sweep as a table, with their histories."""
+    """Load the trials of a sweep as a table, with their histories.
+
+    Raises:
+        UserError: an older commit made the sweep.
+    """
     run = find_sweep(parent)
     assert run is not None
+    if missing := [key for key in RANKING_KEYS if key not in run.data.tags]:
+        raise UserError(
+            f"The sweep {run.info.run_name} was made by an older commit, which did not record its {missing[0]}: "
+            "type its command again."
+        )
     swept = tuple(parse_json(run.data.tags["swept"]))
+    metric, mode, checkpoint = (run.data.tags[key] for key in RANKING_KEYS)
+    keys = list(dict.fromkeys([*METRICS, metric]))
     records = read_trials(parent)
-    trials = pd.DataFrame([_row(record, swept, run.info.status) for record in records])
     datasets = {record.run.data.tags.get("dataset", "") for record in records if record.run}
-    histories = {
-        record.run.info.run_id: pd.DataFrame(history(record.run.info.run_id, METRICS))
-        for record in records
-        if record.run
-    }
+    epochs = {record.run_id: history(record.run_id, keys) for record in records if record.run}
+    trials = pd.DataFrame(
+        [
+            _row(record, swept, run.info.status)
+            | dict.fromkeys(keys, math.nan)
+            | checkpoint_metrics(epochs.get(record.run_id, ()), metric, mode, checkpoint)
+            for record in records
+        ]
+    ).drop(columns="epoch", errors="ignore")
+    histories = {run_id: pd.DataFrame(rows) for run_id, rows in epochs.items()}
     dataset = " and ".join(sorted(filter(None, datasets))) or "no data"
-    return Comparison(f"{run.info.run_name} on {dataset}", trials, swept, histories)
+    title = f"{run.info.run_name} on {dataset}"
+    return Comparison(title, trials, swept, histories, metric, mode, checkpoint)
 
 
 def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict[str, Any]:
@@ -300,6 +319,5 @@ def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict
         "reason": run.data.tags.get(FAILURE_TAG, "its process was killed" if run.info.status == "KILLED" else ""),
         "reused": record.reused,
         **row,
-        **{key: run.data.metrics.get(key, float("nan")) for key in METRICS},
         "seconds": float(run.data.tags.get(SECONDS_TAG, "nan")),
     }

@@ -7,6 +7,7 @@ process that sets the alias last also reads last, so it sees all announcements.
 """
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ from omegaconf import DictConfig
 
 from cifar_pipeline.tracking.client import connect, get_run_or_none
 from cifar_pipeline.tracking.provenance import dvc_hash
+from cifar_pipeline.tracking.sweeps import history
+from cifar_pipeline.tracking.trial import checkpoint_metrics
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
 
 log = logging.getLogger(__name__)
 
 ACCURACY = "val/accuracy"
+# Parameters of a run and tags of a version: the monitored metric's name, and whether larger values are better.
+MONITOR_KEYS = ("monitor", "mode")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Tags of a run that are copied to the version.
 COPIED_TAGS = ("fingerprint", "git.commit", "git.dirty", "dvc.data", "dvc.experiment", "device")
@@ -37,7 +42,7 @@ COPIED_TAGS = ("fingerprint", "git.commit", "git.dirty", "dvc.data", "dvc.experi
 PROMOTED_AT, PREVIOUS, ROLLED_BACK = "champion.since", "champion.before", "champion.rolled_back"
 # Tag of a promoted version until it is known whether another process set the alias at the same time.
 PENDING = "champion.pending"
-# Decimals to which the difference of two accuracies is rounded, to remove the error of floating point.
+# Decimals to which the difference of two values is rounded, to remove the error of floating point.
 DIGITS = 9
 # Limit for setting the alias again while other processes change it.
 MAX_ATTEMPTS = 20
@@ -68,9 +73,8 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """Name of the run and its validation accuracy, for messages."""
-        accuracy = f", {float(self.tags[ACCURACY]):.2%} on validation" if ACCURACY in self.tags else ""
-        return f"{self.tags['run']}{accuracy}"
+        """Name of the run and its monitored metric, for messages."""
+        return f"{self.tags['run']}, {format_monitor(self.tags)}"
 
 
 def pipeline_dataset_name(models: Path) -> str:
@@ -151,7 +155,7 @@ def _candidate(client: MlflowClient, run: Run, checkpoint: str, extra_tags: Mapp
         "dataset": dataset.name if dataset else "",
         "dataset.hash": dataset.digest if dataset else "",
         **{key: str(value) for key, value in run.data.metrics.items() if key.startswith("test/")},
-        **_validation_tags(client, run, checkpoint),
+        **_monitor_tags(run, checkpoint),
         **{key: run.data.tags[key] for key in COPIED_TAGS if key in run.data.tags},
         **extra_tags,
     }
@@ -159,12 +163,13 @@ def _candidate(client: MlflowClient, run: Run, checkpoint: str, extra_tags: Mapp
     return Candidate(run.info.run_id, checkpoint, models[checkpoint], tags)
 
 
-def _validation_tags(client: MlflowClient, run: Run, checkpoint: str) -> dict[str, str]:
-    """Return the checkpoint's validation accuracy, of the last or the best epoch; empty without validation."""
-    if ACCURACY not in run.data.metrics:
-        return {}
-    values = [metric.value for metric in client.get_metric_history(run.info.run_id, ACCURACY)]
-    return {ACCURACY: repr(max(values) if checkpoint == "best" else run.data.metrics[ACCURACY])}
+def _monitor_tags(run: Run, checkpoint: str) -> dict[str, str]:
+    """Return the name and the mode of the monitored metric, its value and the validation accuracy of the checkpoint."""
+    monitor, mode = (run.data.params.get(key, "") for key in MONITOR_KEYS)
+    names = [name for name in dict.fromkeys([monitor, ACCURACY]) if name in run.data.metrics]
+    metrics = checkpoint_metrics(history(run.info.run_id, names), monitor, mode, checkpoint)
+    values = {key: repr(metrics[key]) for key in (monitor, ACCURACY) if key in metrics}
+    return {"monitor": monitor, "mode": mode, **values}
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ class PromotionPolicy:
     Attributes:
         name: of the registered model.
         alias: of the champion.
-        min_improvement: of the validation accuracy over the present champion's, exclusive.
+        min_improvement: of the monitored metric over the present champion's, exclusive.
     """
 
     name: str
@@ -230,14 +235,47 @@ def rejection_reason(version: ModelVersion, champion: ModelVersion | None, polic
     title = f"the champion, version {champion.version}"
     if version.tags.get("dataset.hash") != champion.tags.get("dataset.hash"):
         return f"{title}, was trained on other data and is not replaced (set another registry.name for this data)."
-    if ACCURACY not in version.tags or ACCURACY not in champion.tags:
+    if _monitor(version) != _monitor(champion):
+        return (
+            f"{title}, was chosen by {_describe_monitor(champion)} and this one by {_describe_monitor(version)}, so it "
+            "is not replaced (train with the champion's monitor and mode, or set another registry.name)."
+        )
+    if not (_has_value(version) and _has_value(champion)):
         return f"without a validation split it cannot be compared with {title}."
-    gain = round(float(version.tags[ACCURACY]) - float(champion.tags[ACCURACY]), DIGITS)
-    if gain <= policy.min_improvement:
-        points = 100 * policy.min_improvement
-        by = f" by more than {points:g} percentage point{'' if points == 1 else 's'}" if points else ""
-        return f"it does not beat {title} ({val_accuracy(champion.tags)}){by}."
+    if round(_score(version) - _score(champion), DIGITS) <= policy.min_improvement:
+        return f"it does not beat {title} ({format_monitor(champion.tags)}){_margin(champion, policy)}."
     return ""
+
+
+def _monitor(version: ModelVersion) -> tuple[str, str]:
+    """Return the name of the metric by which a version's training was monitored, and its mode."""
+    return version.tags.get("monitor", ""), version.tags.get("mode", "")
+
+
+def _describe_monitor(version: ModelVersion) -> str:
+    name, mode = _monitor(version)
+    return f"{name} (mode={mode})" if name else "a metric that was not recorded"
+
+
+def _has_value(version: ModelVersion) -> bool:
+    return _monitor(version)[0] in version.tags
+
+
+def _score(version: ModelVersion) -> float:
+    """Return the monitored metric, negated where smaller values are better; minus infinity without a value."""
+    name, mode = _monitor(version)
+    value = version.tags.get(name)
+    return -math.inf if value is None else -float(value) if mode == "min" else float(value)
+
+
+def _margin(champion: ModelVersion, policy: PromotionPolicy) -> str:
+    """Return the end of a sentence about `min_improvement`, in the metric's unit; empty for 0."""
+    if not policy.min_improvement:
+        return ""
+    if not _monitor(champion)[0].endswith("accuracy"):
+        return f" by more than {policy.min_improvement:g}"
+    points = 100 * policy.min_improvement
+    return f" by more than {points:g} percentage point{'' if points == 1 else 's'}"
 
 
 def make_champion(
@@ -294,9 +332,10 @@ def settle(client: MlflowClient, policy: PromotionPolicy, number: str, before: C
     return champion
 
 
-def val_accuracy(tags: Mapping[str, str]) -> str:
-    """Format the validation accuracy of a version, given its tags."""
-    return f"{float(tags[ACCURACY]):.2%}" if ACCURACY in tags else "not validated"
+def format_monitor(tags: Mapping[str, str]) -> str:
+    """Format the monitored metric of a version with its name, given its tags."""
+    name = tags.get("monitor", "")
+    return f"{name} {float(tags[name]):{'.2%' if name.endswith('accuracy') else '.4f'}}" if name in tags else "no value"
 
 
 def now() -> str:
@@ -332,20 +371,20 @@ def _beats(version: ModelVersion, champion: ModelVersion | None, policy: Promoti
     """Whether the version replaces the champion.
 
     If two incomparable versions were promoted over the same champion at once, the first one registered wins where the
-    data differ, else the one with a validation accuracy.
+    data or the monitored metrics differ, else the one with a value.
     """
     if not rejection_reason(version, champion, policy):
         return True
     assert champion is not None
     if version.tags.get(PREVIOUS) != champion.tags.get(PREVIOUS):
         return False
-    if version.tags.get("dataset.hash") != champion.tags.get("dataset.hash"):
+    if version.tags.get("dataset.hash") != champion.tags.get("dataset.hash") or _monitor(version) != _monitor(champion):
         return int(version.version) < int(champion.version)
-    return ACCURACY in version.tags and ACCURACY not in champion.tags
+    return _has_value(version) and not _has_value(champion)
 
 
 def _sort_key(version: ModelVersion) -> tuple[float, int]:
-    return float(version.tags.get(ACCURACY, -1)), -int(version.version)
+    return _score(version), -int(version.version)
 
 
 def _record_previous(

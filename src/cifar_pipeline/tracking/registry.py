@@ -21,12 +21,12 @@ from cifar_pipeline.tracking.champion import (
     PromotionPolicy,
     find_champion,
     find_version,
+    format_monitor,
     make_champion,
     now,
     read_claims,
     rejection_reason,
     settle,
-    val_accuracy,
 )
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
@@ -94,8 +94,8 @@ def roll_back(policy: PromotionPolicy) -> str:
         if settled is not None and settled.version != previous.version:
             return f"Version {champion.version} of {policy.name} was rolled back: {_concurrent_summary(settled)}"
         return (
-            f"Version {previous.version} of {policy.name} ({val_accuracy(previous.tags)}) is the champion again, in "
-            f"place of version {champion.version} ({val_accuracy(champion.tags)})."
+            f"Version {previous.version} of {policy.name} ({format_monitor(previous.tags)}) is the champion again, in "
+            f"place of version {champion.version} ({format_monitor(champion.tags)})."
         )
 
 
@@ -164,7 +164,7 @@ def _register(client: MlflowClient, candidate: Candidate, name: str) -> ModelVer
 
 def _concurrent_summary(champion: ModelVersion) -> str:
     return (
-        f"version {champion.version} ({val_accuracy(champion.tags)}), which was promoted elsewhere at the same time, "
+        f"version {champion.version} ({format_monitor(champion.tags)}), which was promoted elsewhere at the same time, "
         "is the champion now."
     )
 
@@ -172,4 +172,4 @@ def _concurrent_summary(champion: ModelVersion) -> str:
 def _previous_summary(champion: ModelVersion | None) -> str:
     if champion is None:
         return "there was none."
-    return f"version {champion.version} had {val_accuracy(champion.tags)} (`make rollback` restores it)."
+    return f"version {champion.version} had {format_monitor(champion.tags)} (`make rollback` restores it)."

@@ -1,6 +1,7 @@
 """A trial: one job of a sweep. Kept apart from what imports MLflow, which takes seconds."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 # MLflow's tag that makes a run the child of another.
@@ -63,14 +64,21 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def checkpoint_value(values: Sequence[float], mode: str, checkpoint: str) -> float | None:
-    """Return the metric of a checkpoint, given those of the epochs that have it; None without any.
+def checkpoint_metrics(
+    rows: Iterable[Mapping[str, float]], monitor: str, mode: str, checkpoint: str
+) -> dict[str, float]:
+    """Return the metrics of a checkpoint; empty if the monitored one is missing or not finite.
 
     Args:
-        values: in the order of the epochs.
-        mode: whether larger or smaller values are better, `max` or `min`.
+        rows: metrics of each epoch; those that an epoch lacks are taken from the epoch before for the last checkpoint.
+        monitor: the metric by which the best checkpoint is chosen, the first one of ties.
+        mode: whether larger or smaller values of it are better, `max` or `min`.
         checkpoint: `last` or `best`.
     """
-    if not values or checkpoint == "last":
-        return values[-1] if values else None
-    return max(values) if mode == "max" else min(values)
+    if checkpoint == "last":
+        metrics = {key: value for row in rows for key, value in row.items()}
+    else:
+        known = [dict(row) for row in rows if math.isfinite(row.get(monitor, math.nan))]
+        choose = max if mode == "max" else min
+        metrics = choose(known, key=lambda row: row[monitor], default={})
+    return metrics if math.isfinite(metrics.get(monitor, math.nan)) else {}

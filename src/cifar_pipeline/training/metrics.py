@@ -9,9 +9,13 @@ import torch
 from hydra.utils import get_object, instantiate
 from torchmetrics import Metric, MetricCollection
 
+from cifar_pipeline.config.params import CONF
 from cifar_pipeline.config.validation import root_cause, target_config
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
+
+# Names of metrics that are always measured, of the validation or the test split.
+BUILT_IN_NAMES = ("accuracy", "loss", "top3_accuracy", "calibration_error")
 
 
 def build_metrics(options: Mapping[str, Any], num_classes: int) -> MetricCollection | None:
@@ -22,8 +26,14 @@ def build_metrics(options: Mapping[str, Any], num_classes: int) -> MetricCollect
         num_classes: K, passed to each class that has such an argument.
 
     Raises:
-        UserError: a metric cannot be built, or does not fit the number of classes, or has several values.
+        UserError: a metric has the name of one that is always measured, cannot be built, does not fit the number of
+            classes, or has several values.
     """
+    if taken := next((name for name in options if name in BUILT_IN_NAMES), None):
+        raise UserError(
+            f"metrics.{taken}: {taken} is always measured; give the metric in {CONF}/metrics/ another name, such as "
+            f"my_{taken}."
+        )
     metrics = {
         name: _build_metric(name, target_config(node, f"metrics.{name}"), num_classes) for name, node in options.items()
     }
