@@ -8,7 +8,7 @@ import pytest
 import torch
 from sample_evaluation import HISTORY, METADATA
 
-from cifar_pipeline.reporting.metrics import MONITOR, compute_metrics, training_metrics
+from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
 
 
 def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +81,10 @@ def test_two_classes_have_a_full_top3() -> None:
     assert compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]["top3_accuracy"] == 1.0
 
 
+def monitored(monitor: str) -> dict[str, Any]:
+    return METADATA | {"recipe": {"monitor": monitor}}
+
+
 def test_the_metrics_survive_json() -> None:
     probabilities, labels = random_predictions(137, 3)
     measured = compute_metrics(probabilities, labels, 1 / 3, ["cat", "dog", "ship"], 15)
@@ -100,20 +104,21 @@ def test_the_metrics_survive_json() -> None:
 def test_the_monitor_is_that_of_the_evaluated_epoch(
     checkpoint: str, monitor: str, expected: dict[str, dict[str, float]]
 ) -> None:
-    assert training_metrics(HISTORY, METADATA, checkpoint, monitor) == expected | {
+    assert training_metrics(HISTORY, monitored(monitor), checkpoint) == expected | {
         "train": {"epochs": 3, "seconds": 67.4, "images_per_second": 40.1}
     }
 
 
 def test_a_monitor_of_the_training_split_stands_beside_its_time() -> None:
-    train = training_metrics(HISTORY, METADATA, "last", "train/loss")["train"]
-    assert train == {"loss": 1.0, "epochs": 3, "seconds": 67.4, "images_per_second": 40.1}
+    stopped = "epoch 3 of 9: a reason"
+    train = training_metrics(HISTORY, monitored("train/loss") | {"stopped": stopped}, "last")["train"]
+    assert train == {"loss": 1.0, "epochs": 3, "seconds": 67.4, "images_per_second": 40.1, "stopped": stopped}
 
 
 def test_without_validation_the_monitor_is_left_out() -> None:
     unmeasured = HISTORY.assign(**{MONITOR: [0.25, 0.45, np.nan]})
     for history in (HISTORY.drop(columns=MONITOR), unmeasured):
-        assert list(training_metrics(history, METADATA, "last")) == ["train"]
+        assert list(training_metrics(history, monitored(MONITOR), "last")) == ["train"]
 
 
 @pytest.mark.parametrize(

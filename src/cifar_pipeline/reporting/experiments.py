@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metrics import is_fraction
+from cifar_pipeline.reporting.metric_names import is_fraction
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import escape_control, flatten_dict, one_line, percent
