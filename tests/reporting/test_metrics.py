@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from sample_evaluation import HISTORY, METADATA
 
 from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
+
+MONITOR = "val/accuracy"
 
 
 def random_predictions(images: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
