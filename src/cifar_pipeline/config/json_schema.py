@@ -72,7 +72,10 @@ def _params_schema(experiments: Group, groups: dict[str, Group]) -> Schema:
                 "anyOf": [field_schemas()["seed"], {"type": "null"}],
                 "description": "Seed of all random numbers.",
             },
-            "monitor": field_schemas()["monitor"] | {"description": "The metric that decides; null: val/accuracy."},
+            "monitor": {
+                "anyOf": [field_schemas()["monitor"], {"type": "null"}],
+                "description": "The metric that decides; null: val/accuracy.",
+            },
             "mode": {"enum": ["max", "min", None], "description": "Whether larger or smaller values of it are better."},
             "image_dir": field_schemas()["image_dir"] | {"description": "The folder of your own images."},
             **options,
