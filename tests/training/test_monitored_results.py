@@ -47,7 +47,7 @@ def test_the_metric_and_the_stop_are_in_all_results_and_decide_the_champion(
     # The classes that occur in neither have no F1.
     expected = f1_score(labels, predictions, average="macro", labels=sorted({*labels, *predictions}))
     assert metrics["test"]["f1_macro"] == pytest.approx(expected, abs=1e-6)
-    assert metrics["stopped"] == stopped
+    assert metrics["train"]["stopped"] == stopped
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     logged = client.get_run(json.loads((by_f1.folder / "models" / "run.json").read_text())["id"])
     assert logged.data.metrics["test/f1_macro"] == metrics["test"]["f1_macro"]
