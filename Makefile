@@ -65,6 +65,11 @@ sweep: $(SETUP) ## run a sweep of conf/sweep/ (SWEEP=optimizer_loss, JOBS=1) and
 compare-sweep: $(SETUP) ## compare the trials of the newest sweep, at any time
 	@python src/report.py sweep
 
+.PHONY: lr
+lr: $(SETUP) ## suggest a learning rate for the recipe, and plot the range test (OVERRIDES="optimizer=adam")
+	@dvc repro preprocess
+	@python src/find_lr.py $(OVERRIDES)
+
 .PHONY: test
 test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
 	@python -m pytest
@@ -141,7 +146,7 @@ cifar10: $(SETUP) ## download the real CIFAR-10 after a start with the fallback 
 
 .PHONY: clean
 clean: ## remove the outputs of the stages; the environment, DVC's cache and the runs in MLflow are kept
-	rm -rf data models multirun exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
+	rm -rf data models multirun exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv reports/lr_finder.png reports/lr_finder.csv .cache
 
 .PHONY: help
 help: ## list these targets

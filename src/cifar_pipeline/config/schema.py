@@ -200,7 +200,7 @@ class Trainer(Options):
     """Length of the training, its batches and its processes; most keys are arguments of Lightning's Trainer."""
 
     max_epochs: Count
-    batch_size: Count
+    batch_size: AutoOrCount
     micro_batch_size: Count | None
     accumulate_grad_batches: Count
     eval_batch_size: Count
@@ -274,6 +274,20 @@ class Runtime(Options):
     log_every_n_steps: Count | None
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
+    auto_batch_gpu_memory: OpenUnit
+    auto_batch_ram: OpenUnit
+    auto_batch_min_steps: Count
+
+
+class LRFinder(Options):
+    """Learning rate range test."""
+
+    min_lr: Positive
+    max_lr: Positive
+    num_training: Count
+    min_images: NonNegativeInt
+    mode: Literal["exponential", "linear"]
+    early_stop_threshold: Annotated[float, Field(gt=1)] | None
 
 
 class Registry(Options):
@@ -326,6 +340,7 @@ class Config(Options):
     evaluation: Evaluation
     runtime: Runtime
     logger: dict[str, TargetOptions]
+    lr_finder: LRFinder
     registry: Registry
     predict: Predict
     serve: Serve

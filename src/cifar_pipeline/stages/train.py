@@ -34,6 +34,7 @@ from cifar_pipeline.training.trainer import (
     run_tags,
     training_metadata,
 )
+from cifar_pipeline.training.tuning import resolve_batch_size
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.console import propagate_library_logs, status
 from cifar_pipeline.utils.errors import UserError
@@ -59,6 +60,8 @@ def train(config: DictConfig) -> float | None:
     trial = current_trial()
     accelerator, _ = select_accelerator(config.runtime.accelerator)
     processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
+    has_auto_batch = config.trainer.batch_size == "auto"
+    config = resolve_batch_size(config, dataset, accelerator, processes)
     run_fingerprint = fingerprint(config, dataset.hash)
     log.debug(f"Fingerprint of the training: {run_fingerprint}")
     name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
@@ -120,6 +123,8 @@ def train(config: DictConfig) -> float | None:
                 release_ranks(setup)
             else:
                 exported = exported or export()
+                if has_auto_batch:
+                    run.tag({"trainer.batch_size": "auto"})
                 result = fit(setup, [logger, *loggers])
                 status("Writing the models")
                 metadata = training_metadata(setup, result, config, chosen_options(), dataset, provenance.commit())
