@@ -69,6 +69,11 @@ compare-sweep: $(SETUP) ## compare the trials of the newest sweep, at any time
 experiments: $(SETUP) ## compare the experiments of `dvc exp run`: what they change, and their results
 	@python src/report.py experiments
 
+.PHONY: lr
+lr: $(SETUP) ## suggest a learning rate for the recipe, and plot the range test (OVERRIDES="optimizer=adam")
+	@dvc repro preprocess
+	@python src/find_lr.py $(OVERRIDES)
+
 .PHONY: test
 test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
 	@python -m pytest
@@ -144,7 +149,7 @@ cifar10: $(SETUP) ## download the real CIFAR-10 after a start with the fallback 
 
 .PHONY: clean
 clean: ## remove the outputs of the stages; the environment, DVC's cache and the runs in MLflow are kept
-	rm -rf data models multirun logs exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv .cache
+	rm -rf data models multirun logs exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv reports/lr_finder.png reports/lr_finder.csv .cache
 
 .PHONY: help
 help: ## list these targets

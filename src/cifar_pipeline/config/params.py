@@ -223,6 +223,16 @@ def suggest(word: str, allowed: list[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"allowed are {', '.join(allowed)}."
 
 
+def params_values(values: dict[str, str]) -> dict[str, str]:
+    """Map each key of params.yaml to its new value, `overrides` with those that params.yaml has already."""
+    params = {key: value for key, value in values.items() if is_params_key(key)}
+    nested = [f"{key}={value}" for key, value in values.items() if not is_params_key(key)]
+    if nested:
+        merged = OmegaConf.merge(read_params().get("overrides") or {}, OmegaConf.from_dotlist(nested))
+        params["overrides"] = to_yaml_inline(OmegaConf.to_container(merged))
+    return params
+
+
 def to_yaml_inline(value: Any) -> str:
     """Format a value as in YAML's flow style or on the command line."""
     if isinstance(value, str) and value:

@@ -48,7 +48,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
-    r"|strategy|images_per_step|stopped"
+    r"|strategy|images_per_step|stopped|trainer\.batch_size"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
@@ -209,7 +209,7 @@ class Trainer(Options):
     """Length of the training, its batches and its processes; most keys are arguments of Lightning's Trainer."""
 
     max_epochs: Count
-    batch_size: Count
+    batch_size: AutoOrCount
     micro_batch_size: Count | None
     accumulate_grad_batches: Count
     eval_batch_size: Count
@@ -283,6 +283,20 @@ class Runtime(Options):
     log_every_n_steps: Count | None
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
+    auto_batch_gpu_memory: OpenUnit
+    auto_batch_ram: OpenUnit
+    auto_batch_min_steps: Count
+
+
+class LRFinder(Options):
+    """Learning rate range test."""
+
+    min_lr: Positive
+    max_lr: Positive
+    num_training: Count
+    min_images: NonNegativeInt
+    mode: Literal["exponential", "linear"]
+    early_stop_threshold: Annotated[float, Field(gt=1)] | None
 
 
 def _require_free_tag(name: str) -> str:
@@ -369,6 +383,7 @@ class Config(Options):
     runtime: Runtime
     logger: dict[str, TargetOptions]
     mlflow: Mlflow
+    lr_finder: LRFinder
     registry: Registry
     predict: Predict
     serve: Serve

@@ -15,6 +15,7 @@ from cifar_pipeline.reporting.metrics import Predictions, confusion_counts
 from cifar_pipeline.reporting.style import (
     COLORS,
     FONT,
+    GRID,
     MUTED,
     SMALL,
     TEXT,
@@ -171,6 +172,49 @@ def _set_epoch_axis(axes: Axes, epochs: np.ndarray) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     margin = max(0.5, 0.03 * float(np.ptp(epochs)))
     axes.set_xlim(epochs.min() - margin, epochs.max() + margin)
+
+
+def range_test_figure(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[tuple[float, float]],
+    suggestion: float | None,
+    title: str,
+    log_axis: bool,
+) -> Figure:
+    """Draw the training loss of a learning rate range test, and mark the suggested learning rate.
+
+    Args:
+        lrs: the learning rate of each step.
+        losses: the loss of each step; may be NaN.
+        smoothed: learning rates with the smoothed loss; may be empty.
+        suggestion: None without one.
+        title: names the recipe and the data set.
+        log_axis: whether the axis of the learning rates is logarithmic.
+    """
+    figure = new_figure(9.0, 5.0, title)
+    axes = figure.subplots()
+    clean_axes(axes, "Training loss", x="learning rate", y="")
+    if log_axis:
+        axes.set_xscale("log")
+    axes.plot(lrs, losses, color=GRID, linestyle="", marker=".", markersize=3, label="a step", zorder=1)
+    if smoothed:
+        rates, values = np.array(smoothed).T
+        axes.plot(rates, values, color=TRAIN, linewidth=2, label="smoothed")
+        # The loss of a diverging training would press the part that matters against the axis.
+        lowest, start = float(values.min()), float(values[: int(values.argmin()) + 1].max())
+        margin = max(start - lowest, 0.05 * abs(start))
+        axes.set_ylim(lowest - 0.4 * margin, start + 0.6 * margin)
+    if smoothed and suggestion is not None:
+        value = float(np.interp(suggestion, rates, values))
+        axes.axvline(suggestion, color=VALIDATION, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        axes.plot([suggestion], [value], color=VALIDATION, linestyle="", marker="o", markersize=8)
+        axes.annotate(
+            f"suggested: {suggestion:g}", (suggestion, value), xytext=(10, 8), textcoords="offset points",
+            fontsize=TEXT, color=VALIDATION, family=FONT,
+        )  # fmt: skip
+    axes.legend(frameon=False, labelcolor=TEXT_COLOR, prop={"family": FONT, "size": SMALL}, loc="lower left")
+    return figure
 
 
 def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], title: str) -> Figure:

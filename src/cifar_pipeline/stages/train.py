@@ -34,6 +34,7 @@ from cifar_pipeline.training.trainer import (
     run_tags,
     training_metadata,
 )
+from cifar_pipeline.training.tuning import resolve_batch_size
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.console import propagate_library_logs, status
 from cifar_pipeline.utils.errors import UserError
@@ -59,6 +60,8 @@ def train(config: DictConfig) -> float | None:
     trial = current_trial()
     accelerator, _ = select_accelerator(config.runtime.accelerator)
     processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
+    has_auto_batch = config.trainer.batch_size == "auto"
+    config = resolve_batch_size(config, dataset, accelerator, processes)
     run_fingerprint = fingerprint(config, dataset.hash)
     log.debug(f"Fingerprint of the training: {run_fingerprint}")
     require_own_run(run_fingerprint, config.rerun, trial)
@@ -123,6 +126,8 @@ def train(config: DictConfig) -> float | None:
                 release_ranks(setup)
             else:
                 exported = exported or export()
+                if has_auto_batch:
+                    run.tag({"trainer.batch_size": "auto"})
                 with run.system_metrics(config.mlflow.log_system_metrics):
                     result = fit(setup, [logger, *loggers])
                 status("Writing the models")

@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import PARAMS, is_params_key, read_params, to_yaml_inline
+from cifar_pipeline.config.params import PARAMS, is_params_key, params_values
 from cifar_pipeline.reporting.html import figure_uri, render
 from cifar_pipeline.reporting.metric_names import display_name, heading_name
 from cifar_pipeline.reporting.style import save
@@ -211,16 +210,6 @@ def reproduce_command(record: TrialRecord) -> str:
         return shlex.join(["dvc", "exp", "run", *settings])
     lines = "".join(f"  {key}: {value}\n" for key, value in params_values(values).items())
     return f"Set in {PARAMS}:\n{lines}Then type: dvc repro"
-
-
-def params_values(values: dict[str, str]) -> dict[str, str]:
-    """Map each key of params.yaml to its new value, `overrides` with those that params.yaml has already."""
-    params = {key: value for key, value in values.items() if is_params_key(key)}
-    nested = [f"{key}={value}" for key, value in values.items() if not is_params_key(key)]
-    if nested:
-        merged = OmegaConf.merge(read_params().get("overrides") or {}, OmegaConf.from_dotlist(nested))
-        params["overrides"] = to_yaml_inline(OmegaConf.to_container(merged))
-    return params
 
 
 def dvc_override(key: str, value: str) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -226,6 +227,24 @@ def select_accelerator(requested: str) -> tuple[str, str]:
         return accelerator, "GPU unusable"
     reason = "requested" if requested != "auto" else "no GPU found" if accelerator == "cpu" else "fastest available"
     return accelerator, reason
+
+
+# What Linux allows a container to use, and what it uses now.
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory(accelerator: str) -> int:
+    """Return the free bytes of a GPU's memory, or the available ones of the RAM; a container may have less of it."""
+    if accelerator == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+        available = min(available, limit - used + int(cached))
+    except (OSError, ValueError, KeyError):
+        pass  # No container, or one without a limit.
+    return available
 
 
 def find_gpu_error() -> str:

@@ -6,7 +6,8 @@ checkpoint of the run's directory. `training_metadata` returns what is saved as 
 
 import logging
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -160,7 +161,7 @@ def fit(setup: TrainingSetup, loggers: Sequence[Logger] = ()) -> TrainingResult:
             )
     history = EpochHistory(setup.datamodule, setup.history_file, _monitors(setup))
     runtime_reader = RuntimeReader()
-    trainer = _trainer(setup, [history, runtime_reader], loggers)
+    trainer = build_trainer(setup, _callbacks(setup, [history, runtime_reader]), loggers)
     with connect_ranks(distributed, trainer.strategy, run_plan) as run_plan:
         if not run_plan.is_needed:
             return TrainingResult([], 0.0, {})
@@ -192,31 +193,39 @@ def release_ranks(setup: TrainingSetup) -> None:
     """Let the other ranks end, because there is nothing to train. Only rank zero calls this."""
     if setup.distributed.is_distributed:
         run_plan = RunPlan(setup.run_dir.fingerprint, is_needed=False)
-        with connect_ranks(setup.distributed, _trainer(setup, [], ()).strategy, run_plan):
+        with connect_ranks(setup.distributed, build_trainer(setup, _callbacks(setup, []), ()).strategy, run_plan):
             pass
 
 
 def _run(trainer: Trainer, setup: TrainingSetup, checkpoint: Path | None) -> None:
-    try:
+    def message() -> str:
+        epoch = trainer.current_epoch + 1
+        return f"Stopped in epoch {epoch}; run the same command again to resume from the last checkpoint."
+
+    with translate_errors(message):
         trainer.fit(
             setup.module,
             datamodule=setup.datamodule,
             ckpt_path=str(checkpoint) if checkpoint else None,
             weights_only=True,
         )
+
+
+@contextmanager
+def translate_errors(stop_message: Callable[[], str]) -> Iterator[None]:
+    """Raise Interrupted for a signal, with a message, and UserError for options that Lightning refuses."""
+    try:
+        yield
     except (SystemExit, KeyboardInterrupt) as stop:
         # Lightning exits with a code of its own after Ctrl-C.
         number = signal.SIGTERM if isinstance(stop, Interrupted) else signal.SIGINT
-        message = (
-            f"Stopped in epoch {trainer.current_epoch + 1}; "
-            "run the same command again to resume from the last checkpoint."
-        )
-        raise Interrupted(number, message) from None
+        raise Interrupted(number, stop_message()) from None
     except MisconfigurationException as error:
         raise UserError(f"Lightning: {one_line(error)}") from None
 
 
-def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[Logger]) -> Trainer:
+def build_trainer(setup: TrainingSetup, callbacks: list[Callback], loggers: Sequence[Logger]) -> Trainer:
+    """Build Lightning's trainer of a setup. Raises UserError if Lightning refuses the options."""
     options, hardware, distributed, folder = setup.options, setup.hardware, setup.distributed, setup.run_dir.path
     profiler = PROFILERS[setup.profiler] if setup.profiler and distributed.is_rank_zero else None
     build = partial(
@@ -234,7 +243,7 @@ def _trainer(setup: TrainingSetup, recorders: list[Callback], loggers: Sequence[
         log_every_n_steps=setup.log_every_n_steps or LOG_EVERY_N_STEPS,
         # The first one is `trainer.logger`.
         logger=[*loggers, KeyRecorder()],
-        callbacks=_callbacks(setup, recorders),
+        callbacks=callbacks,
         plugins=[
             AtomicCheckpointIO(setup.run_dir.fingerprint),
             *([distributed.environment] if distributed.environment is not None else []),
