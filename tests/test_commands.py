@@ -62,6 +62,12 @@ BY_FILE = {
             r"python src/train.py trainer.devices=2"
         ),
     },
+    "tests/training/test_finders.py": {
+        "test_find_lr_prints_the_suggestion_as_configuration_and_writes_only_its_reports": r"python src/find_lr.py.*",
+        "test_auto_trains_with_the_number_that_it_prints_and_is_the_training_with_that_number": (
+            r"python src/train.py trainer.batch_size=auto.*"
+        ),
+    },
     "tests/training/test_train_options.py": {
         "test_several_loggers_have_the_numbers_of_history_csv": (
             r"python src/train.py '?logger=\S+|tensorboard --logdir \S+"

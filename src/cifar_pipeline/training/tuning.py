@@ -234,7 +234,7 @@ class BatchSearch:
 
     def __str__(self) -> str:
         limit = f"; larger ones would leave fewer than {self.min_steps} steps an epoch" if self.min_steps else ""
-        used = f"{self.memory / 1e9:.1f} of {self.available / 1e9:.1f} GB that may be used"
+        used = f"{self.memory / 1e9:.3g} of {self.available / 1e9:.3g} GB that may be used"
         return f"{self.batch_size:,} images ({used}{limit})"
 
 
@@ -280,7 +280,7 @@ def _search_batch_size(config: DictConfig, dataset: Dataset, accelerator: str, w
         size *= 2
     if best is None:
         raise UserError(
-            f"trainer.batch_size=auto: not even {size} images fit into the {available / 1e9:.1f} GB that may be used; "
+            f"trainer.batch_size=auto: not even {size} images fit into the {available / 1e9:.3g} GB that may be used; "
             "choose a smaller model, or set trainer.batch_size and trainer.micro_batch_size."
         )
     return best
