@@ -48,7 +48,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
-    r"|strategy|images_per_step|stopped|trainer\.batch_size"
+    r"|strategy|images_per_step|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
