@@ -65,6 +65,7 @@ BY_FILE = {
             r"python src/train.py trainer.devices=2"
         ),
     },
+<<<<<<< HEAD
     "tests/training/test_finders.py": {
         "test_find_lr_prints_the_suggestion_as_configuration_and_writes_only_its_reports": r"python src/find_lr.py.*",
         "test_auto_trains_with_the_number_that_it_prints_and_is_the_training_with_that_number": (
@@ -79,6 +80,20 @@ BY_FILE = {
         "test_a_metric_that_a_callback_logs_reaches_each_logger_once": (
             r"python src/train.py .*(\+?callbacks|monitor)\S*=.*|python src/train.py precision=bf16"
         ),
+=======
+    "tests/training/test_mlflow_settings.py": {
+        "test_the_experiment_is_the_variables_unless_the_command_line_or_params_name_another": (
+            r"MLFLOW_EXPERIMENT_NAME=\w+ python src/train.py"
+        ),
+        "test_tags_and_description_are_set_also_on_a_finished_training": r"python src/train.py( mlflow\.\S+)+",
+        "test_system_metrics_are_logged_where_they_are_switched_on": (
+            "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true python src/train.py"
+        ),
+        "test_a_command_without_stage_uses_the_same_experiment": ("MLFLOW_TRACKING_URI= python src/report.py address"),
+    },
+    "tests/environment_failures/test_login.py": {
+        "test_a_training_needs_a_login_with_permission": "mlflow server --app-name basic-auth",
+>>>>>>> mlflowx
     },
     "tests/training/test_profile.py": {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true runtime.profiler=\w+",
@@ -151,6 +166,7 @@ BY_HAND = {
     r"uv .*": "uv is not in the environment: it would install another one",
     r"pip install (jax|--editable '.\[ray\]')": "it would change the environment that the tests run in",
     r"docker .*": "it needs a daemon and a registry; tests/test_project_files.py reads the Dockerfile",
+    r"mlflow models (build-docker|generate-dockerfile).*": "it needs a daemon; docs/scaling.md says what was tried",
     r"pre-commit install": "it writes into .git; `pre-commit run --all-files` runs the hooks",
     r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
     r"git (add|commit|push|pull).*": "git's own",
