@@ -65,7 +65,6 @@ BY_FILE = {
             r"python src/train.py trainer.devices=2"
         ),
     },
-<<<<<<< HEAD
     "tests/training/test_finders.py": {
         "test_find_lr_prints_the_suggestion_as_configuration_and_writes_only_its_reports": r"python src/find_lr.py.*",
         "test_auto_trains_with_the_number_that_it_prints_and_is_the_training_with_that_number": (
@@ -80,7 +79,7 @@ BY_FILE = {
         "test_a_metric_that_a_callback_logs_reaches_each_logger_once": (
             r"python src/train.py .*(\+?callbacks|monitor)\S*=.*|python src/train.py precision=bf16"
         ),
-=======
+    },
     "tests/training/test_mlflow_settings.py": {
         "test_the_experiment_is_the_variables_unless_the_command_line_or_params_name_another": (
             r"MLFLOW_EXPERIMENT_NAME=\w+ python src/train.py"
@@ -93,7 +92,6 @@ BY_FILE = {
     },
     "tests/environment_failures/test_login.py": {
         "test_a_training_needs_a_login_with_permission": "mlflow server --app-name basic-auth",
->>>>>>> mlflowx
     },
     "tests/training/test_profile.py": {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true runtime.profiler=\w+",
