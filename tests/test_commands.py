@@ -57,9 +57,6 @@ BY_FILE = {
     "tests/pipeline/test_training_by_hand.py": {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
-    "tests/training/test_finders.py": {
-        "test_find_lr_prints_the_suggestion_as_configuration_and_writes_only_its_reports": (r"python src/find_lr.py.*"),
-    },
     "tests/crash_recovery/test_several_processes.py": {
         "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
             r"python src/train.py trainer.devices=2"
