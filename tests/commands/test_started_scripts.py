@@ -84,7 +84,7 @@ def test_a_stage_started_outside_of_the_root_folder_is_refused(copy: Project) ->
 
 
 def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) -> None:
-    typed = [f"python src/{script}.py optimizer=ad" for script in SCRIPTS] + ["python src/train.py trainer.max"]
+    typed = [f"python src/{script}.py optimizer=ad" for script in SCRIPTS] + ["python src/train.py trainer.max_e"]
     shell = """
     eval "$(python src/train.py -sc install=bash)"
     for COMP_LINE in "$@"; do

@@ -130,7 +130,7 @@ def runs(project: Project) -> list:
 def test_auto_trains_with_the_number_that_it_prints_and_is_the_training_with_that_number(ready: Project) -> None:
     ended = ready.start(train, *AUTO)
     assert ended.code == 0, ended.err
-    assert "trainer.batch_size=auto: 8 images (0.0 of " in ended.out and "fewer than 6 steps an epoch" in ended.out
+    assert "trainer.batch_size=auto: 8 images (0.00" in ended.out and "fewer than 6 steps an epoch" in ended.out
     (run,) = runs(ready)
     assert run.data.params["trainer.batch_size"] == "8" and run.data.tags["trainer.batch_size"] == "auto"
     metadata = json.loads((ready.folder / "models" / "metadata.json").read_text())

@@ -398,9 +398,9 @@ def validate(config: DictConfig, group: str = "") -> None:
     for key in plain:
         if key not in known:
             raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
-    for group in LIST_GROUPS:
-        if plain.get(group):
-            check_entry_names(group)
+    for name in LIST_GROUPS:
+        if plain.get(name):
+            check_entry_names(name)
     try:
         Config.model_validate(plain)
     except ValidationError as error:

@@ -28,6 +28,7 @@ from cifar_pipeline.training.trainer import (
     build_training,
     dev_run,
     find_batch_callback,
+    find_monitors,
     fit,
     micro_batch_size,
     release_ranks,
@@ -75,6 +76,7 @@ def train(config: DictConfig) -> float | None:
     if trial:
         require_validation_split(dataset.sizes["val"], config.monitor)
     setup = build_training(config, dataset, hardware, engine, run_dir, processes, callbacks)
+    find_monitors(setup)  # Raises before there is a run.
     if processes.needs_launch:
         if code := launch_ranks(processes):
             fail_stale_run(run_fingerprint)

@@ -159,7 +159,7 @@ def fit(setup: TrainingSetup, loggers: Sequence[Logger] = ()) -> TrainingResult:
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
             )
-    history = EpochHistory(setup.datamodule, setup.history_file, _monitors(setup))
+    history = EpochHistory(setup.datamodule, setup.history_file, find_monitors(setup))
     runtime_reader = RuntimeReader()
     trainer = build_trainer(setup, _callbacks(setup, [history, runtime_reader]), loggers)
     with connect_ranks(distributed, trainer.strategy, run_plan) as run_plan:
@@ -291,7 +291,7 @@ def _callbacks(setup: TrainingSetup, recorders: list[Callback]) -> list[Callback
     ]
 
 
-def _monitors(setup: TrainingSetup) -> dict[str, str]:
+def find_monitors(setup: TrainingSetup) -> dict[str, str]:
     """Return the metrics that others choose by, by configuration key.
 
     Raises UserError if nothing logs one of them, as far as that is known before the training.
