@@ -1,8 +1,8 @@
 """Learning rate schedulers as pure functions `(step, steps) -> factor`, which multiplies `optimizer.lr`.
 
-`step` counts from 0 to `steps - 1`. They have no state to save, so a resumed training has the same learning rates (plateau.py
-has one that does). A fraction of the steps is rounded to whole steps. `final_factor` is reached one step *after* the
-last, so that no step is wasted on a learning rate of zero.
+`step` counts from 0 to `steps - 1`. They have no state to save, so a resumed training has the same learning rates;
+`callbacks.ReduceLROnPlateau`, which goes by a metric, has one. A fraction of the steps is rounded to whole steps.
+`final_factor` is reached one step *after* the last, so that no step is wasted on a learning rate of zero.
 """
 
 from math import cos, pi
