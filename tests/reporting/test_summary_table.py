@@ -87,7 +87,8 @@ def test_the_summary_has_what_was_monitored_and_why_the_training_stopped(root: P
     assert not any(name in plain for name in ("stopped early", "test metrics", "monitor"))
     stopped = "epoch 7 of 30: val/loss has not improved for 5 epochs"
     recipe = {"monitor": "val/loss", "mode": "min"}
-    write(root / "models" / "metadata.json", {"recipe": recipe, "stopped": stopped})
+    metadata = json.loads((root / "models" / "metadata.json").read_text())
+    write(root / "models" / "metadata.json", metadata | {"recipe": recipe, "stopped": stopped})
     metrics = json.loads((root / "reports" / "metrics.json").read_text())
     metrics["test"] |= {"f1_macro": 0.6123, "balanced_accuracy": 0.625}
     write(root / "reports" / "metrics.json", metrics)
