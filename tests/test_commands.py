@@ -70,7 +70,7 @@ BY_FILE = {
     },
     "tests/training/test_train_options.py": {
         "test_several_loggers_have_the_numbers_of_history_csv": (
-            r"python src/train.py '?logger=\S+|tensorboard --logdir \S+"
+            r"python src/train.py ('?logger=\S+|.*runtime\.log_every_n_steps=\d+)|tensorboard --logdir \S+"
         ),
         "test_max_time_leaves_a_finished_model_that_can_be_evaluated": r"python src/train.py trainer\.\S+ ?\S*",
         "test_a_metric_that_a_callback_logs_reaches_each_logger_once": (
