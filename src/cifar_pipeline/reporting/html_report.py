@@ -184,7 +184,7 @@ def recipe_rows(metadata: Mapping[str, Any]) -> Rows:
             continue
         option = options.get(group) or str(value.get("_target_", "")).rpartition(".")[2]
         settings = ", ".join(f"{key} {_plain(setting)}" for key, setting in _settings(value))
-        rows.append((group, ": ".join(filter(None, (option, settings)))))
+        rows.append((group, ": ".join(filter(None, (option, settings))) or "none"))
     return rows
 
 
