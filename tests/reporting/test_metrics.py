@@ -9,7 +9,9 @@ import pytest
 import torch
 from sample_evaluation import HISTORY, METADATA
 
+from cifar_pipeline.reporting.metric_names import BUILT_IN_METRICS
 from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
+from cifar_pipeline.training.metrics import BUILT_IN_NAMES
 
 MONITOR = "val/accuracy"
 
@@ -142,3 +144,9 @@ def test_invalid_arguments_are_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compute_metrics(probabilities, labels, loss, classes, 15)
+
+
+def test_names_that_a_user_cannot_choose_are_those_of_the_metrics_that_are_always_measured() -> None:
+    probabilities, labels = random_predictions(50, 2)
+    measured = compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]
+    assert {*measured} == {*BUILT_IN_METRICS} == {*BUILT_IN_NAMES}

@@ -17,6 +17,7 @@ from cifar_pipeline.tracking.client import PATH_COLUMNS, connect, previous_root
 from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import promote
 from cifar_pipeline.tracking.runs import training_run
+from helpers.data_facts import data_facts
 
 POLICY = PromotionPolicy("digits", "champion", 0.0)
 CHAMPION = "models:/digits@champion"
@@ -49,14 +50,7 @@ def train(accuracy: float) -> str:
     model.mkdir(parents=True, exist_ok=True)
     (model / "MLmodel").write_text(f"metadata: {accuracy}\n")
     (model.parent / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
-    dataset = {
-        "name": "digits",
-        "hash": 64 * "a",
-        "source": "drawn",
-        "shape": (8, 8, 1),
-        "sizes": {"train": 9},
-        "classes": 2,
-    }
+    dataset = data_facts()
     with training_run(
         f"with {accuracy}", "a-training", {"monitor": "val/accuracy", "mode": "max"}, dataset, rerun=False
     ) as run:

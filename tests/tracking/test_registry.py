@@ -18,6 +18,7 @@ from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import RegisteredVersion, promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.utils.errors import UserError
+from helpers.data_facts import data_facts
 
 RUN_NAME = "sgd-mse-0"
 ACCURACY = "val/accuracy"
@@ -39,14 +40,7 @@ class Registry:
             (result / checkpoint).mkdir(parents=True, exist_ok=True)
             (result / checkpoint / "MLmodel").write_text(f"metadata: {checkpoint}\n")
         (result / "metadata.json").write_text(json.dumps({"dataset": {"name": "digits"}, "classes": ["0"]}))
-        dataset = {
-            "name": "digits",
-            "hash": 64 * data,
-            "source": "drawn",
-            "shape": (8, 8, 1),
-            "sizes": {"train": 9},
-            "classes": 2,
-        }
+        dataset = data_facts(64 * data)
         fingerprint = f"{self.policy.name}-{values}-{name}-{data}-{monitor}-{mode}"
         with training_run(fingerprint, name, {"monitor": monitor, "mode": mode}, dataset) as run:
             for epoch, value in enumerate(values, 1):

@@ -18,16 +18,10 @@ from cifar_pipeline.tracking.client import connect, logged_epochs
 from cifar_pipeline.tracking.runs import MAX_PARAM_LENGTH, finished_run, resume_run, run_name, training_run
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.errors import UserError
+from helpers.data_facts import data_facts
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
-DATA = {
-    "name": "digits",
-    "hash": "0123456789abcdef" * 4,
-    "source": "scikit-learn",
-    "shape": (8, 8, 1),
-    "sizes": {"train": 9},
-    "classes": 2,
-}
+DATA = data_facts("0123456789abcdef" * 4, source="scikit-learn")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from cifar_pipeline.tracking.runs import training_run
 from cifar_pipeline.tracking.sweeps import open_sweep
 from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.utils.paths import runs_cache_dir, sweep_dir
+from helpers.data_facts import data_facts
 from helpers.mounts import OWN_MOUNTS, needs_mounts
 from helpers.source_tree import SRC
 
@@ -28,14 +29,7 @@ with exclusive_lock(runs_cache_dir() / name), training_run(name, "sgd-mse-0", {"
     print(run.id, flush=True)
     sys.stdin.read()
 """
-DATA = {
-    "name": "digits",
-    "hash": "0123456789abcdef" * 4,
-    "source": "scikit-learn",
-    "shape": (8, 8, 1),
-    "sizes": {"train": 9},
-    "classes": 2,
-}
+DATA = data_facts("0123456789abcdef" * 4, source="scikit-learn")
 
 
 @pytest.fixture

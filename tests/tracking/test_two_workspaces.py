@@ -19,6 +19,7 @@ from cifar_pipeline.tracking.champion import PENDING, Candidate, PromotionPolicy
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.tracking.registry import promote, read_versions, roll_back
 from cifar_pipeline.tracking.runs import training_run
+from helpers.data_facts import data_facts
 
 POLICY = PromotionPolicy("digits", "champion", 0.0)
 # More steps than any promotion needs.
@@ -118,14 +119,7 @@ def candidates(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     (result / "last").mkdir()
     (result / "last" / "MLmodel").write_text("metadata: none\n")
     (result / "metadata.json").write_text(json.dumps({"classes": ["0"]}))
-    dataset = {
-        "name": "digits",
-        "hash": 64 * "a",
-        "source": "drawn",
-        "shape": (8, 8, 1),
-        "sizes": {"train": 9},
-        "classes": 2,
-    }
+    dataset = data_facts()
     made = []
     for accuracy in (0.5, 0.6, 0.7):
         with training_run(

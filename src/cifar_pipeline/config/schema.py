@@ -432,8 +432,7 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
     for part in key.split("."):
         value = value[part]
     schema = field_schemas()[key]
-    words = [word for word in _words(schema) if isinstance(word, str)]
-    close = get_close_matches(value, words, n=1) if isinstance(value, str) else []
+    close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
     return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
 

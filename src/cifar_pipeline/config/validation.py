@@ -36,14 +36,18 @@ from cifar_pipeline.utils.text import one_line
 
 # Groups whose options are separate packages such as hydra-joblib-launcher, and the ending of the package names.
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
-# Commands that install the plugins of conf/: extras in pyproject.toml.
-PIP_PINNED, PIP_UNPINNED = (
-    "pip install --constraint constraints.txt --editable '.[launchers]'",
-    "pip install --editable '.[ray]'",
-)
 # Hydra's message for an unknown option in a list such as callbacks=[a,b].
 COULD_NOT_LOAD = re.compile(r"Could not load '(\w+)/([^']+)'")
-INSTALLED_BY = {"joblib": PIP_PINNED, "submitit": PIP_PINNED, "optuna": PIP_PINNED, "ray": PIP_UNPINNED}
+# Extras in pyproject.toml that install the plugins of conf/.
+EXTRAS = {"joblib": "launchers", "submitit": "launchers", "optuna": "launchers", "ray": "ray"}
+# Extras whose packages do not fit the versions in constraints.txt.
+UNPINNED_EXTRAS = ("ray",)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of pyproject.toml."""
+    constraint = "" if extra in UNPINNED_EXTRAS else "--constraint constraints.txt "
+    return f"pip install {constraint}--editable '.[{extra}]'"
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
@@ -84,8 +88,8 @@ def _unknown_option(error: MissingConfigException) -> str:
     group = group.strip("/")
     if group in PLUGINS:
         plugin = option.removesuffix("_local").removesuffix("_slurm")
-        if plugin in INSTALLED_BY:
-            return f"{group}={option} is not installed: `{INSTALLED_BY[plugin]}` installs it."
+        if plugin in EXTRAS:
+            return f"{group}={option} is not installed: `{install_command(EXTRAS[plugin])}` installs it."
         package = f"hydra-{plugin}-{PLUGINS[group]}"
         return f"{group}={option} is unknown or not installed; try `pip install {package}`."
     return _no_such_file(group, option, sorted(error.options))

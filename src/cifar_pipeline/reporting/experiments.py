@@ -15,10 +15,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metric_names import is_fraction
+from cifar_pipeline.reporting.metric_names import format_metric, unit
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import escape_control, flatten_dict, one_line, percent
+from cifar_pipeline.utils.text import escape_control, flatten_dict, one_line
 
 PARAMS, COMPOSED, METRICS = "params.yaml", "composed.yaml", "reports/metrics.json"
 ACCURACY, SECONDS = "test/accuracy", "train/seconds"
@@ -167,4 +167,4 @@ def dvc_experiments_table(results: Sequence[ExperimentResult]) -> Table:
 def _format(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return percent(value) if is_fraction(name) else f"{value:.4f}"
+    return format_metric(name, value) + unit(name)

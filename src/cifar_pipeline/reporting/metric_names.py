@@ -26,10 +26,15 @@ def display_name(metric: str) -> str:
 def chosen_metrics(test: Mapping[str, float]) -> dict[str, str]:
     """Format the metrics of the test split that a user has chosen in `metrics`, by their readable names."""
     return {
-        display_name(name): format_metric(name, value) + (" %" if is_fraction(name) else "")
+        display_name(name): format_metric(name, value) + unit(name)
         for name, value in test.items()
         if name not in BUILT_IN_METRICS
     }
+
+
+def unit(metric: str) -> str:
+    """Return the unit of what `format_metric` returns, with a space before it; empty for none."""
+    return " %" if is_fraction(metric) else ""
 
 
 def heading_name(metric: str) -> str:

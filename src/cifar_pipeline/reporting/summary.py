@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metric_names import chosen_metrics, format_metric, is_fraction
+from cifar_pipeline.reporting.metric_names import chosen_metrics, format_metric, unit
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository
@@ -173,7 +173,7 @@ def _monitored(tags: Mapping[str, str]) -> str:
     name = tags.get("monitor", "")
     if name == "val/accuracy" or name not in tags:
         return ""
-    return f"{name} {format_metric(name, float(tags[name]))}{' %' if is_fraction(name) else ''}"
+    return f"{name} {format_metric(name, float(tags[name]))}{unit(name)}"
 
 
 def _percent(accuracy: str | None) -> str:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cifar_pipeline.reporting.metric_names import display_name, format_metric, heading_name, is_fraction
+from cifar_pipeline.reporting.metric_names import display_name, format_metric, heading_name, unit
 from cifar_pipeline.reporting.tables import safe_cell
 from cifar_pipeline.utils.console import format_duration
 from cifar_pipeline.utils.text import escape_control, one_line
@@ -307,11 +307,11 @@ def format_mean_std(group: TrialGroup, metric: str, over_seeds: bool) -> str:
     mean, std = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         return ""
-    value, unit = format_metric(metric, mean), " %" if is_fraction(metric) else ""
+    value = format_metric(metric, mean)
     if not over_seeds:
-        return value + unit
+        return value + unit(metric)
     spread = "" if math.isnan(std) else f" ± {format_metric(metric, std)}"
-    return f"{value}{spread}{unit} ({len(group.finite_values(metric))})"
+    return f"{value}{spread}{unit(metric)} ({len(group.finite_values(metric))})"
 
 
 def format_missing(group: TrialGroup, metric: str) -> str:

@@ -246,10 +246,13 @@ class GradientNorm(Callback):
 
     def __init__(self, norm_type: float = 2.0) -> None:
         self.norm_type = norm_type
+        self._reset()
+
+    def _reset(self) -> None:
         self.total, self.maximum, self.steps = torch.zeros((), dtype=torch.float64), torch.zeros(()), 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.total, self.maximum, self.steps = torch.zeros((), dtype=torch.float64), torch.zeros(()), 0
+        self._reset()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]

@@ -229,7 +229,7 @@ def select_accelerator(requested: str) -> tuple[str, str]:
     return accelerator, reason
 
 
-# What Linux allows a container to use, and what it uses now.
+# Memory limit and memory use of a Linux container.
 CGROUP = Path("/sys/fs/cgroup")
 
 

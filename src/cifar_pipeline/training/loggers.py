@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_pipeline.config.validation import root_cause, target_config
+from cifar_pipeline.config.validation import install_command, root_cause, target_config
 from cifar_pipeline.training.checkpoints import EpochMetrics, loggable
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
@@ -24,7 +24,6 @@ from cifar_pipeline.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install --constraint constraints.txt --editable '.[loggers]'"
 # Arguments for which conf/logger/ has null: a name that a training has again when it is resumed.
 RUN_NAME_KEYS = ("name", "version")
 # Methods that end the run of a logger's service; a second run in this process would otherwise continue it.
@@ -162,7 +161,7 @@ def build_loggers(options: Mapping[str, Any], run_name: str, config: Mapping[str
 
 def _describe_logger_error(name: str, target: str, error: BaseException) -> str:
     if isinstance(error, ImportError):
-        return f"logger={name} is not installed: `{INSTALL}` installs it."
+        return f"logger={name} is not installed: `{install_command('loggers')}` installs it."
     hint = ""
     if "offline" in inspect.signature(get_object(target)).parameters:
         hint = f" Or write logger.{name}.offline=true."

@@ -257,7 +257,7 @@ class Classifier(LightningModule):
 
 
 def is_epoch_ending(trainer: Trainer) -> bool:
-    """Whether the batch that has just been trained on is the last one of its epoch: by number, or by an early stop."""
+    """Return whether the present batch is the last one of its epoch: by its number, or by an early stop."""
     loop = trainer.fit_loop
     return loop.epoch_loop._is_training_done or (trainer.should_stop and loop._can_stop_early)
 

@@ -315,7 +315,7 @@ def find_monitors(setup: TrainingSetup) -> dict[str, str]:
 
 
 def is_library_class(callback: Callback) -> bool:
-    """Whether a callback is Lightning's or ours, so that the metrics that it logs are known."""
+    """Return whether a callback is Lightning's or ours, so that the metrics that it logs are known."""
     return type(callback).__module__.partition(".")[0] in ("lightning", "cifar_pipeline")
 
 

@@ -82,9 +82,7 @@ def select_engine(config: DictConfig, hardware: Hardware, train_images: int, bat
     prefix = "cuda_graph" if on_gpu else "compile"
     batch_size = config.trainer.batch_size
     steps = config.trainer.max_epochs * (train_images // batch_size)
-    unsupported = _unsupported_reason(config, hardware)
-    if not unsupported and batch_callback:
-        unsupported = f"callbacks.{batch_callback} looks at single batches"
+    unsupported = _unsupported_reason(config, hardware, batch_callback)
     if runtime.engine == "compiled" and unsupported:
         raise UserError(f"runtime.engine=compiled is not supported here: {unsupported}; use auto or eager.")
     if runtime.engine != "auto":
@@ -101,7 +99,7 @@ def select_engine(config: DictConfig, hardware: Hardware, train_images: int, bat
     return Engine(name, reason, min(chunk, runtime.cuda_graph_steps) if on_gpu else 1, chunk)
 
 
-def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
+def _unsupported_reason(config: DictConfig, hardware: Hardware, batch_callback: str) -> str:
     """Return why the compiled engine does not support this training; empty if it does."""
     trainer = config.trainer
     if hardware.devices > 1:
@@ -120,7 +118,7 @@ def _unsupported_reason(config: DictConfig, hardware: Hardware) -> str:
         return "weight averaging needs the eager engine"
     if hardware.accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return "there is no C++ compiler"
-    return ""
+    return f"callbacks.{batch_callback} looks at single batches" if batch_callback else ""
 
 
 class CompiledClassifier(Classifier):
