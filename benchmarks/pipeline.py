@@ -23,7 +23,8 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import select_engine
 from cifar_pipeline.training.hardware import select_hardware
-from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit, micro_batch_size
+from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module, micro_batch_size
+from cifar_pipeline.training.trainer import fit
 from cifar_pipeline.utils.console import configure_logging
 from cifar_pipeline.utils.process import disable_malloc_trim
 

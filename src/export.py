@@ -32,7 +32,7 @@ def export() -> None:
             from cifar_pipeline.models.build import build_bare_model, build_inference_model
 
             metadata = ModelMetadata.read(folder)
-            model = build_inference_model(build_bare_model(config, metadata), config, metadata)
+            model = build_inference_model(build_bare_model(config, metadata, metadata.network), config)
             written.append(write_pt2(folder, model, args.to))
     files = ", ".join(map(str, written))
     log.info(f"Wrote {files}. The model takes images and returns probabilities; class names are inside.")

@@ -33,18 +33,23 @@ def find_lr(config: DictConfig) -> None:
         raise UserError(
             f"lr_finder.min_lr={config.lr_finder.min_lr:g} must be below lr_finder.max_lr={config.lr_finder.max_lr:g}."
         )
+    from functools import partial
+
     import pandas as pd
 
     from cifar_pipeline.config.validation import check_targets
     from cifar_pipeline.data.dataset import Dataset, require_matching_config
+    from cifar_pipeline.models.build import build_untrained_model
+    from cifar_pipeline.models.pretrained import load_pretrained
     from cifar_pipeline.reporting.plots import range_test_figure
     from cifar_pipeline.reporting.style import save
+    from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.training import tuning
     from cifar_pipeline.training.checkpoints import RunDir
     from cifar_pipeline.training.compiled.engine import EAGER
     from cifar_pipeline.training.distributed import SINGLE_PROCESS
     from cifar_pipeline.training.hardware import select_accelerator, select_hardware
-    from cifar_pipeline.training.trainer import build_training, micro_batch_size
+    from cifar_pipeline.training.setup import build_training, micro_batch_size
     from cifar_pipeline.utils.atomic import atomic_write, require_writable
     from cifar_pipeline.utils.console import propagate_library_logs
     from cifar_pipeline.utils.process import disable_malloc_trim
@@ -58,9 +63,13 @@ def find_lr(config: DictConfig) -> None:
     dataset.verify()
     require_matching_config(dataset, config.data)
     accelerator, _ = select_accelerator(config.runtime.accelerator)
-    config = tuning.resolve_batch_size(config, dataset, accelerator, SINGLE_PROCESS)
-    hardware = select_hardware(config.runtime, config.precision, available_cores(), micro_batch_size(config))
-    setup = build_training(config, dataset, hardware, EAGER, RunDir(Path("lr_finder")), SINGLE_PROCESS, {})
+    weights = load_pretrained(config.model, resolve_model)
+    config = tuning.resolve_batch_size(config, dataset, accelerator, SINGLE_PROCESS, weights)
+    network = partial(build_untrained_model, config, dataset, weights)
+    hardware = select_hardware(
+        config.runtime, config.precision, available_cores(), micro_batch_size(config), network=network
+    )
+    setup = build_training(config, dataset, hardware, EAGER, RunDir(Path("lr_finder")), SINGLE_PROCESS, {}, weights)
     test = tuning.find_lr(setup, lr, config.lr_finder)
 
     with atomic_write(TABLE) as tmp:

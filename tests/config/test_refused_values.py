@@ -303,7 +303,7 @@ def test_every_declared_key_exists_in_some_option(project: Project) -> None:
 
 
 def test_a_key_that_the_pipeline_reads_itself_may_be_left_out(project: Project, digits: Dataset) -> None:
-    from cifar_pipeline.training.trainer import build_datamodule
+    from cifar_pipeline.training.setup import build_datamodule
 
     project.edit(SGD, "full_batch: false", "")
     assert project.start(configure).code == 0

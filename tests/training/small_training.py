@@ -15,14 +15,8 @@ from cifar_pipeline.training.compiled.engine import EAGER, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
-from cifar_pipeline.training.trainer import (
-    TrainingResult,
-    TrainingSetup,
-    build_datamodule,
-    build_module,
-    build_weight_averaging,
-    fit,
-)
+from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module, build_weight_averaging
+from cifar_pipeline.training.trainer import TrainingResult, fit
 from helpers.config_project import Project
 
 CPU = Hardware("cpu", 1, 1, "32-true", "test")

@@ -20,7 +20,8 @@ from cifar_pipeline.training.callbacks import GradientNorm
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import EAGER, Engine, select_engine
 from cifar_pipeline.training.hardware import Hardware
-from cifar_pipeline.training.trainer import TRAINER_KEYS, build_callbacks, find_batch_callback
+from cifar_pipeline.training.setup import build_callbacks, find_batch_callback
+from cifar_pipeline.training.trainer import TRAINER_KEYS
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import Project

@@ -16,7 +16,8 @@ from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import Engine, select_engine
 from cifar_pipeline.training.compiled.step import CompiledSteps, make_capturable
-from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, build_optimizer_config, fit
+from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module, build_optimizer_config
+from cifar_pipeline.training.trainer import fit
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.module import Classifier
-from cifar_pipeline.training.trainer import build_module
+from cifar_pipeline.training.setup import build_module
 from helpers.config_project import Project
 
 

@@ -16,7 +16,7 @@ from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import EAGER
 from cifar_pipeline.training.distributed import SINGLE_PROCESS
 from cifar_pipeline.training.hardware import Hardware
-from cifar_pipeline.training.trainer import build_training
+from cifar_pipeline.training.setup import build_training
 from cifar_pipeline.training.tuning import CpuEstimator, RangeTest, RangeTestClassifier, suggest_lr
 from find_lr import find_lr
 from helpers.config_project import Project

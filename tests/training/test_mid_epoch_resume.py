@@ -13,7 +13,8 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import EpochMetrics, RunDir
 from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import EAGER, Engine
-from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, build_weight_averaging, fit
+from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module, build_weight_averaging
+from cifar_pipeline.training.trainer import fit
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import Project, options_of
 

@@ -4,7 +4,8 @@ import pytest
 from small_training import CPU, start
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.training.trainer import PROFILERS, TrainingSetup, fit
+from cifar_pipeline.training.setup import TrainingSetup
+from cifar_pipeline.training.trainer import PROFILERS, fit
 from helpers.config_project import Project
 
 

@@ -20,7 +20,8 @@ from cifar_pipeline.stages.train import train
 from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
-from cifar_pipeline.training.trainer import TrainingSetup, fit
+from cifar_pipeline.training.setup import TrainingSetup
+from cifar_pipeline.training.trainer import fit
 from helpers.config_project import Ended, Project
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "runtime.accelerator=cpu", "runtime.threads=1")

@@ -14,7 +14,8 @@ from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.distributed import detect_distributed
-from cifar_pipeline.training.trainer import TrainingSetup, build_datamodule, build_module, fit
+from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module
+from cifar_pipeline.training.trainer import fit
 
 torch.set_num_threads(1)
 dataset, config = Dataset.open(Path(sys.argv[1])), compose_config(sys.argv[2:])

@@ -273,13 +273,16 @@ def experiments() -> Iterator[ExperimentRecipe]:
             yield ExperimentRecipe(path.stem, overrides, values, float(target[1]) if target else None)
 
 
-def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | None = None) -> str:
+def fingerprint(
+    config: DictConfig, dataset_hash: str, sources: SourceTree | None = None, weights_hash: str = ""
+) -> str:
     """Return 16 hexadecimal digits that identify a training's configuration, data, code and packages.
 
     Args:
         config: the composed configuration.
         dataset_hash: the hash in dataset.json.
         sources: the code; None means the code of this process.
+        weights_hash: of the pretrained weights; empty without.
     """
     values = training_config(config)
     used = (sources or loaded_sources()).used("train", target_names(values))
@@ -287,6 +290,7 @@ def fingerprint(config: DictConfig, dataset_hash: str, sources: SourceTree | Non
         {
             "values": values,
             "data": dataset_hash,
+            **({"weights": weights_hash} if weights_hash else {}),
             "code": used.hashes,
             "versions": versions("train", used.packages),
             "variables": variables(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.utils.errors import UserError
@@ -66,6 +67,7 @@ def register_params() -> None:
 
     Raises UserError if params.yaml is missing, is not valid YAML, or has an unknown key.
     """
+    OmegaConf.register_new_resolver("network_size", network_size, replace=True)
     params = read_params()
     overrides = params.get("overrides") or {}
     store = ConfigStore.instance()
@@ -79,6 +81,20 @@ def register_params() -> None:
     defaults.append("_self_")
     values = {key: params[key] for key in TOP_LEVEL_KEYS if params.get(key) is not None}
     store.store("params", OmegaConf.create({"defaults": defaults, **overrides, **values}), package="_global_")
+
+
+def network_size(without_weights: int, *, _root_: DictConfig) -> int:
+    """Return the size in pixels of the images that suits the configured network: for `data.size` in conf/data/.
+
+    It is `model.input_size`, or the size at which the published weights of the network were trained, or
+    `without_weights`. Raises UserError if the network has no published weights.
+    """
+    model = _root_.model
+    if model.get("input_size") is not None:
+        return int(model.input_size)
+    if model.get("weights") is None or model.get("default_weights") is None:
+        return without_weights
+    return int(instantiate(model.default_weights, name=model.name).input_size)
 
 
 def read_params() -> dict[str, Any]:

@@ -48,7 +48,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
-    r"|strategy|images_per_step|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
+    r"|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
@@ -111,9 +111,13 @@ class Data(Options):
 class Normalization(Options):
     """Mean and standard deviation of the pixels."""
 
-    mean: Annotated[float | list[float] | None, Field(description="a number, or one for each channel, or null")]
+    mean: Annotated[
+        float | list[float] | Literal["model"] | None,
+        Field(description="a number, or one for each channel, or null, or model"),
+    ]
     std: Annotated[
-        Positive | list[Positive] | None, Field(description="a number above 0, or one for each channel, or null")
+        Positive | list[Positive] | Literal["model"] | None,
+        Field(description="a number above 0, or one for each channel, or null, or model"),
     ]
 
 
@@ -129,9 +133,26 @@ class Model(TargetOptions):
     """Network."""
 
     name: Text = ABSENT
+    weights: Annotated[
+        Text | None,
+        Field(description="null, default, a path, models:/NAME@ALIAS or runs:/RUN/best"),
+    ] = None
+    input_size: Count | None = None
+    max_upscaling: Annotated[float, Field(ge=1)] = ABSENT
+    min_input_size: Count = ABSENT
+    reset_classifier: bool = ABSENT
+    default_weights: TargetOptions = ABSENT
     depth: Count = ABSENT
     norm_momentum: Fraction = ABSENT
     widths: list[Count] = ABSENT
+
+
+class Finetune(Options):
+    """Layers of the network that train, and their learning rates."""
+
+    unfreeze_backbone_at_epoch: NonNegativeInt | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    cache_features: bool
 
 
 class Loss(TargetOptions):
@@ -200,9 +221,10 @@ class CallbackOptions(TargetOptions):
 class PrecisionOptions(Options):
     """Precision of the arithmetic on each device."""
 
-    cpu: Precision
+    cpu: Precision | Literal["auto"]
     cuda: Precision
     mps: Precision
+    cpu_bf16_min_parameters: Count = ABSENT
 
 
 class Trainer(Options):
@@ -283,6 +305,7 @@ class Runtime(Options):
     log_every_n_steps: Count | None
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
+    max_cached_features: NonNegativeInt
     auto_batch_gpu_memory: OpenUnit
     auto_batch_ram: OpenUnit
     auto_batch_min_steps: Count
@@ -370,6 +393,7 @@ class Config(Options):
     normalization: Normalization
     augmentation: Augmentation
     model: Model
+    finetune: Finetune
     loss: Loss
     optimizer: Optimizer
     scheduler: Scheduler

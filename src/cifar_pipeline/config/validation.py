@@ -125,13 +125,15 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 # Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.
 PIPELINE_KEYS: dict[str, set[str]] = {
+    "model": {"weights", "input_size", "max_upscaling", "min_input_size", "reset_classifier", "default_weights"},
     "optimizer": {"full_batch"},
     "loss": {"output_activation", "class_weights"},
     "callbacks.*": {"needs_single_batches"},
 }
 # Arguments that the pipeline passes itself, so that an option must not have them.
 INJECTED_ARGS: dict[str, set[str]] = {
-    "model": {"channels", "size", "classes"},
+    "model": {"channels", "size", "classes", "is_pretrained"},
+    "model.default_weights": {"name"},
     "optimizer": {"params"},
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},

@@ -4,6 +4,8 @@ An augmentation takes `images [B, H, W, C] uint8`, the `generator` to draw from 
 image is true in every other epoch, and on average for half of a batch.
 """
 
+from collections.abc import Callable
+
 from torch import Generator, Tensor, arange, randint, where
 
 from cifar_pipeline.utils.errors import UserError
@@ -12,6 +14,11 @@ from cifar_pipeline.utils.errors import UserError
 def no_augmentation(images: Tensor, generator: Generator, flip_mask: Tensor) -> Tensor:
     """Return the images `[B, H, W, C] uint8` unchanged."""
     return images
+
+
+def flip(images: Tensor, generator: Generator, flip_mask: Tensor, alternating_flip: bool = False) -> Tensor:
+    """Flip images `[B, H, W, C] uint8` horizontally with probability 1/2, or with `alternating_flip` by `flip_mask`."""
+    return flip_crop(images, generator, flip_mask, padding=0, alternating_flip=alternating_flip)
 
 
 def flip_crop(
@@ -47,6 +54,12 @@ def flip_crop(
     offsets = arange(batch, device=device).view(-1, 1, 1) * (height * width)
     pixels = offsets + rows[:, :, None] * width + columns[:, None, :]
     return images.reshape(-1, channels)[pixels.view(-1)].view(images.shape)
+
+
+def mirrors_only(augment: Callable[..., Tensor]) -> bool:
+    """Return whether an augmentation of this module returns each image or its mirror image, nothing else."""
+    function, options = getattr(augment, "func", augment), getattr(augment, "keywords", {})
+    return function in (no_augmentation, flip) or (function is flip_crop and options.get("padding") == 0)
 
 
 def _reflect(indices: Tensor, size: int) -> Tensor:

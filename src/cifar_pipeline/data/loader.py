@@ -87,6 +87,9 @@ class TensorLoader:
     the same augmentation: each rank augments the global batch. A rank without an image in the last batch gets the
     batch's first image as padding, because ranks that synchronize need the same number of batches.
 
+    `row_bytes` decides how many images are augmented at once, and thereby the random numbers of each; by default it is
+    the size of an image.
+
     Raises UserError if the batch size is below 1, larger than the data (only when shuffled), or smaller than
     `world_size`.
     """
@@ -102,6 +105,7 @@ class TensorLoader:
         augment: Augment | None = None,
         rank: int = 0,
         world_size: int = 1,
+        row_bytes: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} is not a positive number: set a whole number from 1 up.")
@@ -116,6 +120,7 @@ class TensorLoader:
         self.seed, self.shuffle = seed, shuffle
         self.augment = None if getattr(augment, "func", augment) is no_augmentation else augment
         self.rank, self.world_size = rank, world_size
+        self.rows_per_chunk = rows_per_chunk(row_bytes or self.images[:1].nbytes)
         self.epoch = 0
         self.batches_yielded = 0  # in this epoch
         self.resume_at = 0  # the batch at which the next pass begins; not 0 only after load_state_dict
@@ -138,7 +143,7 @@ class TensorLoader:
         if start >= total:
             return
         order = self._permutation()
-        per_chunk = max(1, min(GATHER_SIZE, rows_per_chunk(self.images[:1].nbytes)) // self.batch_size)
+        per_chunk = max(1, min(GATHER_SIZE, self.rows_per_chunk) // self.batch_size)
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
             global_indices = order[first * self.batch_size : last * self.batch_size]

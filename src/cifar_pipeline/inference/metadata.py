@@ -10,6 +10,7 @@ from typing import Any
 
 from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES
 from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
+from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.utils.errors import UserError
 
 # Key in the metadata properties of the ONNX file.
@@ -18,6 +19,8 @@ METADATA_KEY = "facts"
 FORMAT = 1
 # Fields copied from the training's metadata; the others describe the training itself.
 METADATA_FIELDS = ("fingerprint", "commit", "dataset", "classes", "shape", "resize_mode", "output_activation")
+# Copied where they are known.
+OPTIONAL_FIELDS = ("network", "weights")
 # By resize mode.
 RESIZE_DESCRIPTIONS = {
     CROP: "resize the shorter side (bicubic, antialiased), crop the center",
@@ -38,6 +41,7 @@ class ModelMetadata:
         dataset_hash: its content hash.
         fingerprint: of the training's configuration, code and data.
         commit: of the code; empty if unknown.
+        network: what the network is built for, size and channels of the images that it sees.
     """
 
     classes: tuple[str, ...]
@@ -48,6 +52,7 @@ class ModelMetadata:
     dataset_hash: str
     fingerprint: str
     commit: str
+    network: NetworkInput
 
     @property
     def title(self) -> str:
@@ -106,11 +111,12 @@ def to_onnx_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{key: metadata[key] for key in METADATA_FIELDS},
+        **{key: metadata[key] for key in OPTIONAL_FIELDS if key in metadata},
         "input": f"images [N, {height}, {width}, {channels}] uint8: {channel_names}, 0 to 255, not normalized",
         "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
         "preprocessing": (
             f"rotate by EXIF, composite transparency over white, {RESIZE_DESCRIPTIONS[metadata['resize_mode']]}; "
-            "normalization is in the model"
+            "resizing for the network and normalization are in the model"
         ),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
     }
@@ -137,6 +143,7 @@ def _parse_metadata(values: Mapping[str, Any]) -> ModelMetadata:
         dataset_hash=str(values["dataset"]["hash"]),
         fingerprint=str(values["fingerprint"]),
         commit=_commit(values),
+        network=NetworkInput.read(values, (height, width, channels)),
     )
 
 

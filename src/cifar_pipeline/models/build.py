@@ -7,33 +7,41 @@ Also builds the configured network, and saves and loads its weights. Imports no 
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.models.network_input import NetworkInput
+from cifar_pipeline.models.pretrained import PretrainedWeights, load_into, resolve_input
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
 WHITE = 255
+# `normalization.mean` and `normalization.std`: those of the pretrained weights.
+MODEL = "model"
 
 
 class NormalizedModel(nn.Module):
     """Normalize raw images on the device, before the network: `[N, H, W, C] uint8` in, logits `[N, K]` out.
 
     Args:
-        net: maps normalized images `[N, C, H, W] float` to logits.
+        net: maps normalized images `[N, C, S, S] float` to logits.
         mean: subtracted from the pixels scaled to [0, 1]; one number, or one for each of the C channels.
         std: divisor after the subtraction; one number, or one for each channel.
+        size: height and width of the raw images in pixels.
+        network_input: size and channels of the images that the network sees; None: those of the raw images.
 
     Raises:
         UserError: a standard deviation is not positive, or mean and std have different numbers of channels.
@@ -41,8 +49,16 @@ class NormalizedModel(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    resize: Tensor
 
-    def __init__(self, net: nn.Module, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        size: int = 0,
+        network_input: NetworkInput | None = None,
+    ) -> None:
         super().__init__()
         channel_mean, channel_std = _per_channel(mean), _per_channel(std)
         if not bool((channel_std > 0).all()):
@@ -54,20 +70,46 @@ class NormalizedModel(nn.Module):
                 f"normalization.mean={mean} and normalization.std={std} must have the same number of values."
             )
         self.net = net
+        self.network_input = network_input or NetworkInput(size, max(len(channel_mean), len(channel_std)), False)
         # (x / 255 - mean) / std as one multiplication and one addition, because overhead dominates at small batches.
         self.register_buffer("scale", (1 / (WHITE * channel_std)).to(torch.get_default_dtype()))
         self.register_buffer("shift", (-channel_mean / channel_std).to(torch.get_default_dtype()))
+        self.resizes = self.network_input.size != size
+        if self.resizes:
+            # Of every checkpoint the same, hence not saved with the weights.
+            self.register_buffer("resize", resize_matrix(size, self.network_input.size), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalize raw images `[N, H, W, C] uint8` to `[N, C, H, W] float`, channels_last in memory."""
+        """Normalize raw images `[N, H, W, C] uint8` to `[N, C, S, S] float`, channels_last in memory.
+
+        A network that sees colors gets gray images with equal channels.
+        """
         # Before the permutation, while the channels are last, so that one number per channel broadcasts.
         pixels = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
-        return pixels.permute(0, 3, 1, 2)
+        pixels = pixels.permute(0, 3, 1, 2)
+        if not self.resizes:
+            return pixels
+        # In full precision, because bfloat16 has fewer bits than a pixel.
+        with torch.autocast(pixels.device.type, enabled=False):
+            resized = self.resize @ (pixels.contiguous() @ self.resize.T)
+        return resized.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `[N, K]` of raw images `[N, H, W, C] uint8`."""
         logits: Tensor = self.net(self.normalize(images))
         return logits
+
+
+def resize_matrix(size: int, new_size: int) -> Tensor:
+    """Return the matrix `[new_size, size]` that resizes a column of pixels: bicubic, antialiased where it shrinks them.
+
+    Resizing is linear and acts on each axis alone, so an image is resized by `matrix @ image @ matrix.T`. Products of
+    matrices are exported to every format, and are as deterministic and differentiable on a GPU as on a CPU, which
+    torch's own resizing is not.
+    """
+    identity = torch.eye(size, dtype=torch.float64).view(1, 1, size, size)
+    options: dict[str, Any] = {"mode": "bicubic", "antialias": True, "align_corners": False}
+    return nn.functional.interpolate(identity, (new_size, size), **options)[0, 0].to(torch.get_default_dtype())
 
 
 def _per_channel(numbers: float | Sequence[float]) -> Tensor:
@@ -212,12 +254,28 @@ class DatasetShape(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
 
-def build_model(config: DictConfig, dataset: Dataset) -> NormalizedModel:
-    """Build the network with new weights, preceded by input normalization.
+def build_model(config: DictConfig, dataset: Dataset, weights: PretrainedWeights | None = None) -> NormalizedModel:
+    """Build the network with new or pretrained weights, preceded by input normalization.
 
     If the network has a method `initialize`, call it with the first training images, normalized: `[N, C, H, W] float`.
+
+    Args:
+        config: the composed configuration.
+        dataset: the processed dataset.
+        weights: those to start from.
+
+    Raises:
+        UserError: see `build_bare_model` and `load_into`.
     """
-    model = build_bare_model(config, dataset)
+    if weights is None and MODEL in (config.normalization.mean, config.normalization.std):
+        raise UserError(
+            "normalization=model means the mean and standard deviation of pretrained weights, but model.weights is "
+            "null: write model.weights=default, or choose normalization=half or per_channel."
+        )
+    model = build_untrained_model(config, dataset, weights)
+    if weights is not None:
+        load_into(model.net, weights, dataset.classes, config.model.get("reset_classifier", False))
+        return model
     initialize: Any = getattr(model.net, "initialize", None)
     if initialize is not None:
         images, _ = dataset.split("train")
@@ -225,31 +283,69 @@ def build_model(config: DictConfig, dataset: Dataset) -> NormalizedModel:
     return model
 
 
-def build_bare_model(config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
-    """Build the network preceded by input normalization, without calling its `initialize`: for weights to be loaded.
+def build_untrained_model(
+    config: DictConfig, dataset: DatasetShape, weights: PretrainedWeights | None
+) -> NormalizedModel:
+    """Build the network that fits `weights`, with random ones. Raises what `build_bare_model` raises."""
+    return build_bare_model(config, dataset, resolve_input(config.model, dataset.shape, weights), weights)
+
+
+def build_bare_model(
+    config: DictConfig, dataset: DatasetShape, network_input: NetworkInput, weights: PretrainedWeights | None = None
+) -> NormalizedModel:
+    """Build the network preceded by input normalization, with random weights: for weights to be loaded.
+
+    Args:
+        config: the composed configuration.
+        dataset: shape, classes and statistics of the images.
+        network_input: what the network is built for.
+        weights: those whose mean and standard deviation `normalization=model` means; None if a file of `save_weights`
+            is loaded, which has both.
 
     Raises:
         UserError: the images are not square, or the normalization has another number of channels.
     """
-    size, width, channels = dataset.shape
+    size, width, _ = dataset.shape
     if size != width:
         raise UserError(
             f"The images of {dataset.title} are {width} wide and {size} high, but the networks take square images. "
             "Let the data source yield images of equal height and width."
         )
-    net = instantiate(config.model, channels=channels, size=size, classes=len(dataset.classes))
-    mean = dataset.mean if config.normalization.mean is None else config.normalization.mean
-    std = dataset.std if config.normalization.std is None else config.normalization.std
-    for name, numbers in (("mean", mean), ("std", std)):
-        if isinstance(numbers, Sequence) and len(numbers) not in (1, channels):
+    values = target_config(config.model, "model")
+    if "is_pretrained" in inspect.signature(get_object(values["_target_"])).parameters:
+        values["is_pretrained"] = network_input.is_pretrained
+    net = instantiate(values, channels=network_input.channels, size=network_input.size, classes=len(dataset.classes))
+    mean, std = (_statistics(config, dataset, name, network_input.channels, weights) for name in ("mean", "std"))
+    return NormalizedModel(net, mean, std, size, network_input)
+
+
+def _statistics(
+    config: DictConfig, dataset: DatasetShape, name: str, channels: int, weights: PretrainedWeights | None
+) -> float | Sequence[float]:
+    """Return `mean` or `std` of conf/normalization, of the dataset where it is null, or of the weights."""
+    configured = config.normalization[name]
+    if configured is None:
+        configured = getattr(dataset, name)
+    elif configured == MODEL:
+        known: Sequence[float] | None = getattr(weights, name) if weights is not None else (0.5,)
+        if weights is not None and known is None:
             raise UserError(
-                f"normalization.{name}={list(numbers)} has {len(numbers)} numbers, but the images of {dataset.title} "
-                f"have {channels} channels. Write one number or {channels}."
+                f"normalization=model: the mean and standard deviation of {weights.title} are unknown; choose "
+                "normalization=per_channel, or write normalization.mean and normalization.std."
             )
-    return NormalizedModel(net, mean, std)
+        configured = known
+    if not isinstance(configured, Sequence):
+        return float(configured) if channels == dataset.shape[2] else [float(configured)] * channels
+    if len(configured) not in {1, channels, dataset.shape[2]}:
+        raise UserError(
+            f"normalization.{name}={list(configured)} has {len(configured)} numbers, but the images of {dataset.title} "
+            f"have {dataset.shape[2]} channels. Write one number or {dataset.shape[2]}."
+        )
+    expand = len(configured) == 1 and (channels != dataset.shape[2] or config.normalization[name] == MODEL)
+    return list(configured) * channels if expand else configured
 
 
-def build_inference_model(net: nn.Module, config: DictConfig, dataset: DatasetShape) -> NormalizedModel:
+def build_inference_model(net: nn.Module, config: DictConfig) -> NormalizedModel:
     """Copy the trained network and add the test-time augmentation of conf/tta, as it is exported.
 
     The copy has single precision, also after a training whose weights have another one.
@@ -257,6 +353,6 @@ def build_inference_model(net: nn.Module, config: DictConfig, dataset: DatasetSh
     inference_model = copy.deepcopy(net).float()
     assert isinstance(inference_model, NormalizedModel)
     if config.tta.flip or config.tta.shift:
-        size = min(dataset.shape[:2])
+        size = inference_model.network_input.size
         inference_model.net = TestTimeAugmentation(inference_model.net, config.tta.flip, config.tta.shift, size)
     return inference_model

@@ -1,12 +1,13 @@
-"""Build untrained networks of torchvision and timm by name, with the stem adapted to small images.
+"""Build networks of torchvision and timm by name, without their weights, with the stem adapted to small images.
 
 The stems of these networks divide height and width by four, which suits images of 224 pixels but not of 32. For small
 images the first convolution becomes 3x3 with stride 1 and the pooling after it is dropped, as in K. He et al., "Deep
-Residual Learning for Image Recognition", 2015, section 4.2.
+Residual Learning for Image Recognition", 2015, section 4.2. A network for pretrained weights keeps its stem.
 """
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,51 +24,62 @@ SMALL_PATCH = 4
 CANDIDATE_SIZES = (16, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384, 448)
 
 
-def torchvision_network(channels: int, size: int, classes: int, name: str) -> nn.Module:
+def torchvision_network(channels: int, size: int, classes: int, name: str, is_pretrained: bool = False) -> nn.Module:
     """Build a network of torchvision: normalized images `[N, channels, size, size]` to logits `[N, classes]`.
+
+    With `is_pretrained`, the stem is the library's own, for weights to be loaded.
 
     Raises:
         UserError: torchvision has no such network, or it accepts no images of this size; the message suggests one.
     """
     from torchvision import models
 
-    _require_known(name, models.list_models(module=models), "torchvision")
-    return _build_or_suggest_size(_build_torchvision, channels, size, classes, name)
+    require_known(name, models.list_models(module=models), "torchvision")
+    return _build_or_suggest_size(partial(_build_torchvision, is_pretrained), channels, size, classes, name)
 
 
-def timm_network(channels: int, size: int, classes: int, name: str) -> nn.Module:
+def timm_network(channels: int, size: int, classes: int, name: str, is_pretrained: bool = False) -> nn.Module:
     """Build a network of timm: normalized images `[N, channels, size, size]` to logits `[N, classes]`.
+
+    With `is_pretrained`, the stem is the library's own, for weights to be loaded.
 
     Raises:
         UserError: timm has no such network, or it does not accept images of this size; the message suggests one.
     """
     import timm
 
-    _require_known(name, timm.list_models(), "timm")
-    return _build_or_suggest_size(_build_timm, channels, size, classes, name)
+    require_known(name.partition(".")[0], timm.list_models(), "timm")
+    return _build_or_suggest_size(partial(_build_timm, is_pretrained), channels, size, classes, name)
 
 
-def _build_torchvision(channels: int, size: int, classes: int, name: str) -> nn.Module:
+def _build_torchvision(is_pretrained: bool, channels: int, size: int, classes: int, name: str) -> nn.Module:
     from torchvision import models
 
     options: dict[str, Any] = {}
     if name.startswith("vit"):
-        if size <= SMALL_IMAGE:
+        if size <= SMALL_IMAGE and not is_pretrained:
             return _check_forward(_vision_transformer(channels, size, classes, name), channels, size, classes, name)
         options = {"image_size": size}
     elif name in ("googlenet", "inception_v3"):
         # Given explicitly, because torchvision warns that the default of init_weights will change.
         options = {"aux_logits": False, "init_weights": True}
     net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
+    if is_pretrained:
+        return _check_forward(net, channels, size, classes, name)
     if name == "inception_v3" and size <= SMALL_IMAGE:
         net.maxpool1, net.maxpool2 = nn.Identity(), nn.Identity()
     return _check_forward(_adapt_stem(net, channels, size), channels, size, classes, name)
 
 
-def _build_timm(channels: int, size: int, classes: int, name: str) -> nn.Module:
+def _build_timm(is_pretrained: bool, channels: int, size: int, classes: int, name: str) -> nn.Module:
     import timm
 
-    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+    published = timm.get_pretrained_cfg(name) if is_pretrained else None
+    # Only networks with patches take, and need, the size.
+    options: dict[str, Any] = {"img_size": size} if published is not None and published.fixed_input_size else {}
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
+    if is_pretrained:
+        return _check_forward(net, channels, size, classes, name)
     return _check_forward(_adapt_stem(net, channels, size), channels, size, classes, name)
 
 
@@ -152,7 +164,7 @@ def _build_or_suggest_size(
         ) from error
 
 
-def _require_known(name: str, known: list[str], package: str) -> None:
+def require_known(name: str, known: list[str], package: str) -> None:
     if name not in known:
         close = get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""

@@ -17,6 +17,7 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
 from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threads_for
 from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
+from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.tracking.provenance import reject_foreign_run
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
@@ -54,7 +55,8 @@ def evaluate(config: DictConfig) -> None:
         """Build the model from the configuration and load its weights."""
         from cifar_pipeline.models.build import build_bare_model, build_inference_model, load_weights
 
-        model = build_inference_model(build_bare_model(config, dataset), config, dataset)
+        network_input = NetworkInput.read(trained.metadata, dataset.shape)
+        model = build_inference_model(build_bare_model(config, dataset, network_input), config)
         load_weights(model, weights, trained.model / WEIGHTS_FILE)
         return model
 

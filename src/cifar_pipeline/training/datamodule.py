@@ -1,11 +1,14 @@
 """Lightning data module over the processed dataset: batches gathered in memory, without worker processes."""
 
+from math import prod
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.loader import Augment, ChunkedLoader, TensorLoader
+from cifar_pipeline.training.features import FeatureCache, choose_variant
 from cifar_pipeline.utils.errors import UserError
 
 # A split is moved to the GPU if it takes less than this fraction (1 / divisor) of its free memory.
@@ -23,6 +26,7 @@ class ImageDataModule(LightningDataModule):
         seed: seeds the order of the training images and their augmentation.
         chunk: number of training batches stacked into one, `[S, N, H, W, C]` (0: none are).
         shuffle: whether the order of the training images changes in each epoch.
+        features: features to load in place of the images, `[B, ...] float32`; None: the images.
 
     Raises:
         UserError: a batch is larger than the train split.
@@ -37,6 +41,7 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         chunk: int = 0,
         shuffle: bool = True,
+        features: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         size = dataset.sizes["train"]
@@ -46,6 +51,7 @@ class ImageDataModule(LightningDataModule):
             )
         self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
         self.augment, self.seed, self.chunk, self.shuffle = augment, seed, chunk, shuffle
+        self.features = features
 
     @property
     def has_val(self) -> bool:
@@ -66,7 +72,8 @@ class ImageDataModule(LightningDataModule):
             self.batch_size,
             seed=self.seed,
             shuffle=self.shuffle,
-            augment=self.augment,
+            augment=choose_variant(self.augment) if self.features and self.features.is_mirrored else self.augment,
+            row_bytes=prod(self.dataset.shape),
             rank=rank,
             world_size=world_size,
         )
@@ -87,6 +94,8 @@ class ImageDataModule(LightningDataModule):
     def _split(self, name: str) -> tuple[Tensor, Tensor]:
         images, labels = map(torch.from_numpy, self.dataset.split(name))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if self.features is not None:
+            images = self.features.open(name, device)
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // GPU_MEMORY_DIVISOR:
             return images.to(device), labels.to(device)
         return images, labels

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
 from cifar_pipeline.training.module import Classifier
@@ -141,6 +143,7 @@ class Hardware:
         threads: torch's threads per rank.
         precision: Lightning's name of the precision, such as `bf16-mixed`.
         reason: why this accelerator was selected.
+        features_in_bfloat16: whether a frozen network computes its features in bfloat16.
     """
 
     accelerator: str
@@ -148,6 +151,7 @@ class Hardware:
     threads: int
     precision: str
     reason: str
+    features_in_bfloat16: bool = False
 
     @property
     def device(self) -> str:
@@ -174,6 +178,7 @@ def select_hardware(
     cores: int,
     images: int,
     distributed: DistributedContext = SINGLE_PROCESS,
+    network: Callable[[], nn.Module] | None = None,
 ) -> Hardware:
     """Select the hardware by conf/runtime and conf/precision, and set torch's number of threads.
 
@@ -185,12 +190,14 @@ def select_hardware(
         cores: available cores, shared by the ranks on this machine.
         images: images per micro-batch, shared by all ranks.
         distributed: the ranks.
+        network: builds the network, by whose layers the precision `auto` is decided; None: it is single precision.
 
     Raises:
         UserError: the requested accelerator is not available, or does not support the precision.
     """
     accelerator, reason = select_accelerator(str(runtime["accelerator"]))
-    key, requested = f"precision.{accelerator}", precision[accelerator]
+    key, configured = f"precision.{accelerator}", precision[accelerator]
+    requested = auto_precision(network, precision) if configured == "auto" else configured
     if (accelerator, requested) in UNSUPPORTED_PRECISIONS:
         why, instead = UNSUPPORTED_PRECISIONS[accelerator, requested]
         raise UserError(f"{key}={requested} is not supported: {why}; use {key}={instead}.")
@@ -201,7 +208,38 @@ def select_hardware(
     if requested == "32-true":
         # Otherwise convolutions on NVIDIA GPUs round their inputs to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
-    return Hardware(accelerator, distributed.world_size, threads, requested, reason)
+    features_in_bfloat16 = requested.startswith("bf16") or (configured == "auto" and has_bfloat16_units())
+    return Hardware(accelerator, distributed.world_size, threads, requested, reason, features_in_bfloat16)
+
+
+def auto_precision(network: Callable[[], nn.Module] | None, precision: Mapping[str, Any]) -> str:
+    """Return the precision of a training on a CPU that suits the network.
+
+    It follows from the processor and the layers, not from a measurement, so that repeated trainings are equal. Products
+    of bfloat16 are faster on processors with units for them, but gradients of grouped convolutions are not, and small
+    networks gain nothing.
+
+    Args:
+        network: builds the network.
+        precision: conf/precision.
+    """
+    if network is None or not has_bfloat16_units():
+        return "32-true"
+    try:
+        with torch.device("meta"):  # shapes only
+            built = network()
+    except Exception:
+        return "32-true"  # its own code makes tensors of values
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    is_grouped = any(getattr(layer, "groups", 1) > 1 for layer in built.modules() if isinstance(layer, _ConvNd))
+    is_faster = parameters >= precision["cpu_bf16_min_parameters"] and not is_grouped
+    return "bf16-mixed" if is_faster else "32-true"
+
+
+def has_bfloat16_units() -> bool:
+    """Return whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def select_accelerator(requested: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Lightning module for image classification, independent of the model, loss, optimizer and scheduler it is given."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from cifar_pipeline.data.loader import RandomStream, rank_batch_size, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
+from cifar_pipeline.training.finetuning import FineTuning, head_of
 from cifar_pipeline.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -26,10 +27,19 @@ NAN_CHECK_INTERVAL = 100
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Factory of the optimizer, and whether one step uses the whole train split (`full_batch`)."""
+    """How to build the optimizer.
 
-    build: Callable[[Iterable[nn.Parameter]], Optimizer]
+    Args:
+        build: takes the parameters, or groups of them.
+        full_batch: whether one step uses the whole train split.
+        weight_decay: the optimizer's own; None if it has none.
+        takes_network: whether `build` takes the network, from which it makes groups itself, instead of parameters.
+    """
+
+    build: Callable[..., Optimizer]
     full_batch: bool
+    weight_decay: float | None = None
+    takes_network: bool = False
 
 
 class Classifier(LightningModule):
@@ -44,6 +54,8 @@ class Classifier(LightningModule):
         seed: seeds the randomness inside the model (dropout), together with the epoch and the rank.
         metrics: of torchmetrics, for validation, each with a scalar value; None: loss and accuracy only.
         activation: maps logits to the probabilities that `metrics` take.
+        fine_tuning: which layers train in which epoch, and their learning rates.
+        takes_features: whether the batches are features of a frozen network instead of images.
 
     Raises:
         UserError: the loss became NaN or infinite.
@@ -58,12 +70,18 @@ class Classifier(LightningModule):
         seed: int,
         metrics: MetricCollection | None = None,
         activation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008
+        fine_tuning: FineTuning = FineTuning(),  # noqa: B008
+        takes_features: bool = False,
     ) -> None:
         super().__init__()
         # In a tuple, so that they are no layers of the model, in its summary and for FSDP.
         self.metrics_holder, self.activation = (metrics,), activation
         self.net = net.to(memory_format=torch.channels_last)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
+        self.fine_tuning, self.takes_features = fine_tuning, takes_features
+        if fine_tuning.is_head_only:
+            # Before the strategy looks for the parameters that have a gradient.
+            fine_tuning.apply(self.net, 0)
         self.train_sums = RunningMetrics()
         self.val_sums = RunningMetrics()
         self.resume_state: dict[str, Any] | None = None
@@ -86,10 +104,15 @@ class Classifier(LightningModule):
         self.load_state_dict(load_weights(path))
 
     def configure_optimizers(self) -> Optimizer:
-        optimizer = self.optimizer.build([p for p in self.net.parameters() if p.requires_grad])
+        optimizer = build_optimizer(self.optimizer, self.fine_tuning, self.net)
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = group["lr"] = group["lr"] * group.pop("lr_scale", 1.0)
         return optimizer
+
+    def compute_logits(self, inputs: Tensor) -> Tensor:
+        """Compute logits `[N, K]` of raw images, or of features if the batches have those."""
+        logits: Tensor = head_of(self.net, self.fine_tuning.head)(inputs) if self.takes_features else self.net(inputs)
+        return logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["epoch_so_far"] = self.mid_epoch_state()
@@ -120,6 +143,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         seed_torch(self.seed, RandomStream.NETWORK, self.current_epoch, self.trainer.global_rank)
+        self.fine_tuning.apply(self.net, self.current_epoch)
         self.train_sums = RunningMetrics()
         self.epoch_steps = self.steps_per_epoch()
         self.total_steps = self.epoch_steps * (self.trainer.max_epochs or 1)
@@ -147,7 +171,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         images, labels = batch
-        logits = self.net(images)
+        logits = self.compute_logits(images)
         loss: Tensor = self.loss(logits, labels)
         local = self.local_batch_size(
             len(labels), self.images_per_epoch - batch_index * self.micro_batch_size, self.micro_batch_size
@@ -175,7 +199,7 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         images, labels = batch
-        logits = self.net(images)
+        logits = self.compute_logits(images)
         loader: Any = self.trainer.val_dataloaders
         if self.local_batch_size(len(labels), len(loader.labels) - batch_index * loader.batch_size, loader.batch_size):
             self.val_sums.add(self.loss(logits, labels), logits, labels)
@@ -254,6 +278,13 @@ class Classifier(LightningModule):
                 f"Loss became NaN or infinite in epoch {self.current_epoch + 1} (lr {lr:g}). "
                 "Lower optimizer.lr or set trainer.gradient_clip_val."
             )
+
+
+def build_optimizer(config: OptimizerConfig, fine_tuning: FineTuning, model: nn.Module) -> Optimizer:
+    """Build the optimizer of a model's parameters that train in some epoch."""
+    if config.takes_network:
+        return config.build(getattr(model, "net", model))
+    return config.build(fine_tuning.parameters(model, config.weight_decay))
 
 
 def is_epoch_ending(trainer: Trainer) -> bool:

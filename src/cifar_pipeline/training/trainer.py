@@ -8,24 +8,23 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_pipeline.config.compose import output_root, training_config
-from cifar_pipeline.config.validation import target_config
+from cifar_pipeline.config.compose import training_config
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.models.build import build_model, get_activation
+from cifar_pipeline.models.build import NormalizedModel
+from cifar_pipeline.models.pretrained import PretrainedWeights
 from cifar_pipeline.training.callbacks import (
     EpochHistory,
     EpochProgressBar,
@@ -43,22 +42,17 @@ from cifar_pipeline.training.checkpoints import (
     checkpoint_callbacks,
     find_resume_checkpoint,
     read_checkpoint,
-    reports_history,
 )
-from cifar_pipeline.training.compiled.engine import EAGER, CompiledClassifier, Engine
-from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.distributed import (
-    SINGLE_PROCESS,
-    DistributedContext,
     RestoreSignalHandler,
     RunPlan,
     connect_ranks,
 )
-from cifar_pipeline.training.hardware import Hardware, RuntimeInfo, RuntimeReader, report_differences
+from cifar_pipeline.training.hardware import RuntimeInfo, RuntimeReader, report_differences
 from cifar_pipeline.training.loggers import KeyRecorder
-from cifar_pipeline.training.losses import build_loss, loss_to_build
-from cifar_pipeline.training.metrics import build_metrics
-from cifar_pipeline.training.module import Classifier, OptimizerConfig, Scheduler
+from cifar_pipeline.training.losses import loss_to_build
+from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.training.setup import TrainingSetup
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
 from cifar_pipeline.utils.text import one_line
@@ -76,48 +70,6 @@ TRAINER_KEYS = (
 )  # fmt: skip
 # Lightning's default, by which callbacks such as DeviceStatsMonitor go where runtime.log_every_n_steps is null.
 LOG_EVERY_N_STEPS = 50
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """Everything that `fit` needs to run one training.
-
-    Args:
-        module: the model with its loss, optimizer and scheduler.
-        datamodule: the batches.
-        options: the values of conf/trainer.
-        hardware: accelerator, threads and precision.
-        run_dir: where checkpoints are written, and from which a training resumes.
-        weight_averaging: callback whose average is validated and saved in place of the last weights, if any.
-        distributed: the ranks that share each batch; all of them have the same setup.
-        checkpoint_interval_seconds: seconds between two checkpoints within an epoch; None: only at an epoch's end.
-        profiler: a key of `PROFILERS`; the profile is written next to the checkpoints.
-        history_file: history.csv, which grows with each epoch; None: no file.
-        callbacks: those of conf/callbacks, by name.
-        monitor: the metric by which the best checkpoint is chosen.
-        mode: whether larger or smaller values of it are better, `max` or `min`.
-        log_every_n_steps: steps between two values of the training loss within an epoch; None: none.
-    """
-
-    module: Classifier
-    datamodule: ImageDataModule
-    options: Mapping[str, Any]
-    hardware: Hardware
-    run_dir: RunDir
-    weight_averaging: Callback | None = None
-    distributed: DistributedContext = SINGLE_PROCESS
-    checkpoint_interval_seconds: float | None = None
-    profiler: str | None = None
-    history_file: Path | None = None
-    callbacks: Mapping[str, Callback] = field(default_factory=dict)
-    monitor: str = "val/accuracy"
-    mode: str = "max"
-    log_every_n_steps: int | None = None
-
-    @property
-    def best_monitor(self) -> str | None:
-        """The metric of the best checkpoint; None if it is one of validation and there is no validation split."""
-        return None if self.monitor.startswith("val/") and not self.datamodule.has_val else self.monitor
 
 
 @dataclass(frozen=True)
@@ -345,158 +297,6 @@ def _micro_batches_per_step(options: Mapping[str, Any]) -> int:
     return max(1, int(options["batch_size"] // options["micro_batch_size"]))
 
 
-def build_training(
-    config: DictConfig,
-    dataset: Dataset,
-    hardware: Hardware,
-    engine: Engine,
-    run_dir: RunDir,
-    distributed: DistributedContext,
-    callbacks: Mapping[str, Callback],
-) -> TrainingSetup:
-    """Build the setup of a training: module, data module, callbacks.
-
-    Raises what `build_module`, `build_datamodule` and `build_weight_averaging` raise.
-    """
-    return TrainingSetup(
-        module=build_module(config, dataset, engine),
-        datamodule=build_datamodule(config, dataset, engine),
-        options=config.trainer,
-        hardware=hardware,
-        run_dir=run_dir,
-        weight_averaging=build_weight_averaging(config),
-        distributed=distributed,
-        checkpoint_interval_seconds=config.runtime.checkpoint_interval_seconds,
-        profiler=config.runtime.profiler,
-        history_file=reports_history(output_root()),
-        callbacks=callbacks,
-        monitor=config.monitor,
-        mode=config.mode,
-        log_every_n_steps=config.runtime.log_every_n_steps,
-    )
-
-
-def build_callbacks(options: Mapping[str, Any]) -> dict[str, Callback]:
-    """Build the callbacks of conf/callbacks, by name.
-
-    Raises:
-        UserError: one is no callback of Lightning, or two have the same key in a checkpoint.
-    """
-    callbacks: dict[str, Callback] = {}
-    for name, node in options.items():
-        callback = instantiate(target_config(node, f"callbacks.{name}"), _convert_="all")
-        if not isinstance(callback, Callback):
-            raise UserError(f"callbacks.{name}: {node['_target_']} is no lightning.pytorch.Callback.")
-        for other, existing in callbacks.items():
-            if existing.state_key == callback.state_key:
-                raise UserError(
-                    f"callbacks.{other} and callbacks.{name} are both {callback.state_key}, and a checkpoint can hold "
-                    "the state of one of them only: leave one out, or give its class a state_key of its own."
-                )
-        callbacks[name] = callback
-    return callbacks
-
-
-# Hooks of Lightning's callbacks that are called for single batches.
-BATCH_HOOKS = (
-    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step",
-)  # fmt: skip
-
-
-def find_batch_callback(options: Mapping[str, Any], callbacks: Mapping[str, Callback]) -> str:
-    """Return the name of a callback that needs single batches, which only the eager engine has; empty for none.
-
-    A callback needs them if it overrides such a hook, or by the key `needs_single_batches` of its options.
-    """
-    for name, callback in callbacks.items():
-        needs = options[name].get("needs_single_batches")
-        overrides = any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in BATCH_HOOKS)
-        if overrides if needs is None else needs:
-            return name
-    return ""
-
-
-def build_module(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> Classifier:
-    """Build the Lightning module: model with weights initialized from the seed, loss, optimizer and scheduler."""
-    seed_everything(config.seed, verbose=False)
-    classifier: Callable[..., Classifier] = Classifier
-    if engine.is_compiled:
-        classifier = partial(
-            CompiledClassifier, steps_per_block=engine.steps_per_block, steps_per_chunk=engine.steps_per_chunk
-        )
-    return classifier(
-        build_model(config, dataset),
-        build_loss(config.loss, dataset),
-        build_optimizer_config(config.optimizer),
-        build_scheduler(config),
-        config.seed,
-        build_metrics(config.metrics, len(dataset.classes)),
-        get_activation(config.loss.output_activation),
-    )
-
-
-def build_scheduler(config: DictConfig) -> Scheduler:
-    """Build the function (step, total steps) -> learning rate factor.
-
-    It is a plain partial, because each call of one made by Hydra takes a tenth of a millisecond. An object
-    may be a callback as well, which is called at each epoch's end.
-    """
-    values = target_config(config.scheduler, "scheduler")
-    if not values.get("_partial_"):
-        scheduler: Scheduler = instantiate(values, _convert_="all")
-        return scheduler
-    return partial(get_method(values.pop("_target_")), **{key: values[key] for key in values if key != "_partial_"})
-
-
-def build_weight_averaging(config: DictConfig) -> Callback | None:
-    """Build the callback of conf/weight_averaging; None for `weight_averaging=none`."""
-    if config.weight_averaging._target_ is None:
-        return None
-    callback: Callback = instantiate(config.weight_averaging)
-    return callback
-
-
-def micro_batch_size(config: DictConfig) -> int:
-    """Return how many images go through the model at once in training.
-
-    Raises:
-        UserError: `trainer.micro_batch_size` does not divide `trainer.batch_size`, or gradients are accumulated twice.
-    """
-    batch_size, micro_batch = config.trainer.batch_size, config.trainer.micro_batch_size
-    accumulated = config.trainer.accumulate_grad_batches
-    if accumulated > 1 and (micro_batch or config.optimizer.get("full_batch")):
-        other = f"trainer.micro_batch_size={micro_batch}" if micro_batch else "optimizer.full_batch"
-        raise UserError(
-            f"trainer.accumulate_grad_batches={accumulated} and {other} both accumulate gradients: set one."
-        )
-    if config.optimizer.get("full_batch"):
-        return int(micro_batch or config.trainer.eval_batch_size)
-    if micro_batch and batch_size > micro_batch and batch_size % micro_batch:
-        raise UserError(
-            f"trainer.micro_batch_size={micro_batch} does not divide trainer.batch_size={batch_size}: "
-            "set it to a divisor or to null."
-        )
-    return int(min(micro_batch or batch_size, batch_size))
-
-
-def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> ImageDataModule:
-    """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is."""
-    batch_size = micro_batch_size(config)
-    if config.optimizer.get("full_batch"):
-        batch_size = min(batch_size, dataset.sizes["train"])
-    chunk = engine.steps_per_chunk if engine.is_compiled else 0
-    return ImageDataModule(
-        dataset,
-        batch_size,
-        config.trainer.eval_batch_size,
-        instantiate(config.augmentation),
-        config.seed,
-        chunk,
-        shuffle=not config.trainer.overfit_batches,
-    )
-
-
 # Keys of `timing` that are measurements; the others name what it ran on, and become tags of the MLflow run.
 MEASUREMENT_KEYS = ("seconds", "images_per_second")
 
@@ -508,6 +308,7 @@ def training_metadata(
     options: Mapping[str, str],
     dataset: Dataset,
     commit: str,
+    weights: PretrainedWeights | None,
 ) -> dict[str, Any]:
     """Return the metadata saved with the models: config, data, meaning of the outputs, duration, runtime.
 
@@ -518,8 +319,10 @@ def training_metadata(
         options: the option chosen for each config group.
         dataset: the processed dataset.
         commit: the git commit of the code.
+        weights: those that the training started from.
     """
-    rows, values = result.rows, training_config(config)
+    rows, values, model = result.rows, training_config(config), setup.module.net
+    assert isinstance(model, NormalizedModel)
     return {
         "fingerprint": setup.run_dir.fingerprint,
         "dataset": {"name": dataset.name, "hash": dataset.hash},
@@ -530,6 +333,8 @@ def training_metadata(
         "loss": loss_to_build(config.loss, dataset),
         "choices": {key: option for key, option in options.items() if key in ("experiment", "data", *values)},
         "recipe": values,
+        "network": asdict(model.network_input),
+        **({"weights": weights.record()} if weights else {}),
         "parameters": sum(parameter.numel() for parameter in setup.module.net.parameters()),
         "epochs": len(rows),
         "best_epoch": _best_epoch(setup, len(rows)),
@@ -551,16 +356,12 @@ def run_tags(metadata: Mapping[str, Any]) -> dict[str, str]:
     """
     runtime = {key: str(value) for key, value in metadata["timing"].items() if key not in MEASUREMENT_KEYS}
     stopped = {"stopped": metadata["stopped"]} if "stopped" in metadata else {}
-    return runtime | stopped | {"experiment": str(metadata["choices"]["experiment"])}
+    weights = metadata.get("weights", {})
+    started_from = {"weights": weights["title"], "weights.sha256": weights["sha256"]} if weights else {}
+    return runtime | stopped | started_from | {"experiment": str(metadata["choices"]["experiment"])}
 
 
 def _best_epoch(setup: TrainingSetup, epochs: int) -> int:
     """Return the epoch of the best checkpoint, counted from 1; the last epoch where there is none."""
     path = setup.run_dir.checkpoint(BEST)
     return int(read_checkpoint(path)["epoch"]) + 1 if path.is_file() else epochs
-
-
-def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:
-    """Split the options of conf/optimizer into the constructor's arguments and `full_batch`."""
-    build = instantiate(target_config(options, "optimizer"), _convert_="all")
-    return OptimizerConfig(build, bool(options.get("full_batch", False)))

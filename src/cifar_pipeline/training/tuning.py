@@ -30,12 +30,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from cifar_pipeline.config.compose import available_cores, digest, fingerprint, is_sweep
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.models.pretrained import PretrainedWeights
 from cifar_pipeline.training.checkpoints import RunDir
 from cifar_pipeline.training.compiled.engine import EAGER
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
 from cifar_pipeline.training.hardware import Hardware, available_memory, select_hardware
 from cifar_pipeline.training.module import Batch, Classifier
-from cifar_pipeline.training.trainer import TrainingSetup, build_trainer, build_training, translate_errors
+from cifar_pipeline.training.setup import TrainingSetup, build_training
+from cifar_pipeline.training.trainer import build_trainer, translate_errors
 from cifar_pipeline.utils.atomic import atomic_write, exclusive_lock
 from cifar_pipeline.utils.console import progress_bar, status
 from cifar_pipeline.utils.errors import UserError
@@ -148,7 +150,15 @@ class RangeTestClassifier(Classifier):
     """
 
     def __init__(self, module: Classifier, lr: float, advance: Callable[[float], None]) -> None:
-        super().__init__(module.net, module.loss, module.optimizer, module.scheduler, module.seed)
+        super().__init__(
+            module.net,
+            module.loss,
+            module.optimizer,
+            module.scheduler,
+            module.seed,
+            fine_tuning=module.fine_tuning,
+            takes_features=module.takes_features,
+        )
         self.lr, self.advance, self.ratios = lr, advance, [1.0]
         self.losses: list[Tensor] = []
 
@@ -180,7 +190,11 @@ class RangeTestClassifier(Classifier):
 
 
 def resolve_batch_size(
-    config: DictConfig, dataset: Dataset, accelerator: str, processes: DistributedContext
+    config: DictConfig,
+    dataset: Dataset,
+    accelerator: str,
+    processes: DistributedContext,
+    weights: PretrainedWeights | None,
 ) -> DictConfig:
     """Return the configuration with the number that `trainer.batch_size=auto` stands for, the largest that fits.
 
@@ -192,6 +206,7 @@ def resolve_batch_size(
         dataset: the processed dataset.
         accelerator: `cpu` or `cuda`.
         processes: the ranks that share each batch.
+        weights: those that the training starts from.
 
     Raises:
         UserError: `auto` does not go together with other options, or not even the smallest batch fits.
@@ -200,14 +215,14 @@ def resolve_batch_size(
         return config
     _require_searchable(config, accelerator, processes)
     limits = {key: value for key, value in config.runtime.items() if str(key).startswith("auto_batch_")}
-    key = digest([fingerprint(config, dataset.hash), limits])
+    key = digest([fingerprint(config, dataset.hash, weights_hash=weights.sha256 if weights else ""), limits])
     path = runs_cache_dir().with_name("batch_sizes") / f"{key}.json"
     with exclusive_lock(path):
         if path.is_file():
             found, note = BatchSearch(**json.loads(path.read_text())), f", as found before ({path.name})"
         else:
             status("Searching the largest batch that fits")
-            found, note = _search_batch_size(config, dataset, accelerator, processes.world_size), ""
+            found, note = _search_batch_size(config, dataset, accelerator, processes.world_size, weights), ""
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as tmp:
                 tmp.write_text(json.dumps(asdict(found)) + "\n")
@@ -255,7 +270,9 @@ def _require_searchable(config: DictConfig, accelerator: str, processes: Distrib
         raise UserError(f"{auto} searches on one machine, and the training has {processes.num_nodes}: set a number.")
 
 
-def _search_batch_size(config: DictConfig, dataset: Dataset, accelerator: str, world_size: int) -> BatchSearch:
+def _search_batch_size(
+    config: DictConfig, dataset: Dataset, accelerator: str, world_size: int, weights: PretrainedWeights | None
+) -> BatchSearch:
     """Double the batch size until a step needs more than the memory that may be used, or an epoch has too few steps."""
     options = config.runtime
     largest = max(2, world_size, dataset.sizes["train"] // options.auto_batch_min_steps)
@@ -266,9 +283,8 @@ def _search_batch_size(config: DictConfig, dataset: Dataset, accelerator: str, w
     available = int(fraction * available_memory(accelerator))
     # The processes on a CPU share its memory.
     shared_by = world_size if accelerator == "cuda" else 1
-    estimate = (
-        CpuEstimator(config, dataset, hardware) if accelerator == "cpu" else CudaEstimator(config, dataset, hardware)
-    )
+    estimator = CpuEstimator if accelerator == "cpu" else CudaEstimator
+    estimate: Callable[[int], int] = estimator(config, dataset, hardware, weights)
     best: BatchSearch | None = None
     size = max(2, 2 ** math.ceil(math.log2(world_size)))
     while size <= min(largest, dataset.sizes["train"]):
@@ -289,14 +305,21 @@ def _search_batch_size(config: DictConfig, dataset: Dataset, accelerator: str, w
 class MemoryEstimator:
     """Train for some steps with a batch size, to measure the memory that they need."""
 
-    def __init__(self, config: DictConfig, dataset: Dataset, hardware: Hardware) -> None:
-        self.config, self.dataset, self.hardware = config, dataset, hardware
+    def __init__(
+        self, config: DictConfig, dataset: Dataset, hardware: Hardware, weights: PretrainedWeights | None = None
+    ) -> None:
+        # Without features that are computed before.
+        self.config = _merge(config, {"finetune": {"cache_features": False}})
+        self.dataset, self.hardware, self.weights = dataset, hardware, weights
 
     def run(self, batch_size: int, observer: "TensorMemory | None" = None) -> None:
         """Take two steps, because the first one creates the state of the optimizer."""
         config = _with_batch_size(self.config, batch_size)
         with TemporaryDirectory() as folder:
-            setup = build_training(config, self.dataset, self.hardware, EAGER, RunDir(Path(folder)), SINGLE_PROCESS, {})
+            run_dir = RunDir(Path(folder))
+            setup = build_training(
+                config, self.dataset, self.hardware, EAGER, run_dir, SINGLE_PROCESS, {}, self.weights
+            )
             setup = _test_setup(setup, Path(folder), max_epochs=2, max_steps=2)
             callbacks = [*([setup.weight_averaging] if setup.weight_averaging else [])]
             if observer:
@@ -331,8 +354,10 @@ class CpuEstimator(MemoryEstimator):
     # Batch sizes that are measured.
     SIZES = (2, 16, 64)
 
-    def __init__(self, config: DictConfig, dataset: Dataset, hardware: Hardware) -> None:
-        super().__init__(config, dataset, hardware)
+    def __init__(
+        self, config: DictConfig, dataset: Dataset, hardware: Hardware, weights: PretrainedWeights | None = None
+    ) -> None:
+        super().__init__(config, dataset, hardware, weights)
         self.measured: list[tuple[int, TensorMemory]] = []
 
     def __call__(self, batch_size: int) -> int:
@@ -404,6 +429,10 @@ def _test_setup(setup: TrainingSetup, folder: Path, module: Classifier | None = 
 
 
 def _with_batch_size(config: DictConfig, batch_size: int) -> DictConfig:
-    changed = OmegaConf.merge(config, {"trainer": {"batch_size": batch_size}})
+    return _merge(config, {"trainer": {"batch_size": batch_size}})
+
+
+def _merge(config: DictConfig, values: dict[str, Any]) -> DictConfig:
+    changed = OmegaConf.merge(config, values)
     assert isinstance(changed, DictConfig)
     return changed

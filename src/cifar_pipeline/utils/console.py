@@ -315,6 +315,8 @@ HIDDEN_WARNINGS = re.compile(
     r"|is smaller than the logging interval"
     # The batches are not shuffled then.
     r"|You requested to overfit but enabled"
+    # Those of a frozen network are (training/finetuning.py).
+    r"|Found \d+ module\(s\) in eval mode at the start of training"
     r"|Total length of `list` across ranks is zero"
     # Metrics are already reduced over all ranks when they are logged.
     r"|It is recommended to use `self\.log.*sync_dist=True"

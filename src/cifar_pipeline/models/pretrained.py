@@ -1,0 +1,289 @@
+"""Load pretrained weights into a network: those that a library publishes, a file's, or those of an earlier training.
+
+`model.weights` names them. Files are read as tensors; no code in them is executed.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from cifar_pipeline.models.default_weights import DefaultWeights
+from cifar_pipeline.models.network_input import NetworkInput
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.safe_io import parse_yaml, read_text
+from cifar_pipeline.utils.text import one_line
+
+DEFAULT = "default"
+# Files of a model folder that a training of this project writes.
+WEIGHTS_FILE, MLMODEL_FILE = "weights.safetensors", "MLmodel"
+MLFLOW_SCHEMES = ("models:/", "runs:/")
+# The number of tensors that a message lists.
+MAX_LISTED = 3
+WHITE = 255
+
+# Yields the folder of a model: address, revision in DVC, checkpoint.
+ResolveModel = Callable[[str, str, str], AbstractContextManager[Path]]
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """The tensors of an earlier training, and what is known about it.
+
+    Attributes:
+        address: `model.weights`, for messages.
+        title: what the weights are, such as `tf_efficientnet_lite0.in1k`.
+        sha256: of the file.
+        tensors: by the network's own names.
+        mean, std: of the pixels, one for each channel, scaled to [0, 1]; None if unknown.
+        input_size: height and width in pixels; None if unknown.
+        classes: names of a former training's classes; None for other weights.
+        is_pretrained: see `NetworkInput`.
+        maps_by_order: the tensors have the network's order, but maybe other names.
+    """
+
+    address: str
+    title: str
+    sha256: str
+    tensors: Mapping[str, Tensor]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = None
+    classes: tuple[str, ...] | None = None
+    is_pretrained: bool = True
+    maps_by_order: bool = False
+
+    @property
+    def channels(self) -> int | None:
+        """Color channels of the first convolution; None if there is none."""
+        return next((value.shape[1] for value in self.tensors.values() if value.ndim == 4), None)
+
+    def record(self) -> dict[str, str]:
+        """Return what metadata and run say about the weights."""
+        return {"address": self.address, "title": self.title, "sha256": self.sha256}
+
+
+def default_weights(model: Mapping[str, Any]) -> DefaultWeights:
+    """Return the published weights of the network that the configuration `model` names, without downloading them.
+
+    Raises:
+        UserError: the option has no published weights, or the network has none.
+    """
+    lookup = model.get("default_weights")
+    if lookup is None:
+        raise UserError(
+            f"{model['_target_']} has no published weights: choose model=timm or model=torchvision, or write the path "
+            "of a file or runs:/RUN/best as model.weights."
+        )
+    found: DefaultWeights = instantiate(lookup, name=model["name"])
+    return found
+
+
+def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> PretrainedWeights | None:
+    """Read the weights that `model.weights` names; None for `null`.
+
+    Args:
+        model: the configuration of the network.
+        resolve_model: opens the folder of a model of this project.
+
+    Raises:
+        UserError: there are no such weights, or the file is damaged or holds something else than tensors.
+    """
+    address = model.get("weights")
+    if address is None:
+        return None
+    if address == DEFAULT:
+        found = default_weights(model)
+        weights = _read_file(found.fetch(), address)
+        known = {"mean": found.mean, "std": found.std, "input_size": found.input_size}
+        return replace(weights, title=found.title, maps_by_order=True, **known)  # type: ignore[arg-type]
+    path = Path(address).expanduser()
+    if address.startswith(MLFLOW_SCHEMES) or path.is_dir():
+        with resolve_model(address, "", "best") as folder:
+            return _read_own(folder, address)
+    if not path.is_file():
+        raise UserError(
+            f"model.weights={address}: there is no such file or folder. Write default, a path, models:/NAME@ALIAS or "
+            "runs:/RUN/best."
+        )
+    return _read_file(path, address)
+
+
+def _read_file(path: Path, address: str) -> PretrainedWeights:
+    """Read a file of torch or safetensors that holds a state dict, maybe among other things."""
+    from timm.models import load_state_dict
+
+    try:
+        content = load_state_dict(str(path), weights_only=True)
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    except Exception as error:  # every kind of damage has an exception of its own
+        reason = one_line(error)[:150].rstrip(".")
+        if "Unsupported global" in str(error) or "Unsupported operand" in str(error):
+            reason = "it holds Python objects, which could execute code, instead of tensors only"
+        raise UserError(f"model.weights={address}: {path} can't be read as a file of weights ({reason}).") from None
+    if not tensors:
+        raise UserError(f"model.weights={address}: {path} holds no tensors.")
+    return PretrainedWeights(address, path.name, _sha256(path.read_bytes()), tensors)
+
+
+def _read_own(folder: Path, address: str) -> PretrainedWeights:
+    """Read the weights of a model that this project has made."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = (folder / WEIGHTS_FILE).read_bytes()
+        tensors = load(content)
+        metadata = parse_yaml(read_text(folder / MLMODEL_FILE))["metadata"]
+        scale, shift = (tensors.pop(name).double() for name in ("scale", "shift"))
+        classes = tuple(map(str, metadata["classes"]))
+        network = NetworkInput.read(metadata, tuple(map(int, metadata["shape"])))  # type: ignore[arg-type]
+        title = f"{address}, trained on {metadata['dataset']['name']}"
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"model.weights={address} is not a model of this project, or damaged ({one_line(error)[:100]})."
+        ) from None
+    std = 1 / (WHITE * scale)
+    return PretrainedWeights(
+        address,
+        title,
+        _sha256(content),
+        {name.removeprefix("net."): value for name, value in tensors.items()},
+        mean=tuple((-shift * std).tolist()),
+        std=tuple(std.tolist()),
+        input_size=network.size,
+        classes=classes,
+        is_pretrained=network.is_pretrained,
+    )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def resolve_input(
+    model: Mapping[str, Any], shape: tuple[int, int, int], weights: PretrainedWeights | None
+) -> NetworkInput:
+    """Return what the network is built for: `model.input_size`, or the size that suits weights and images.
+
+    Without `model.input_size` it is the size at which the weights were trained, but at most `model.max_upscaling` times
+    that of the images, and without weights that of the images.
+
+    Args:
+        model: the configuration of the network.
+        shape: of the images, `(H, W, C)`.
+        weights: those it starts from.
+
+    Raises:
+        UserError: the images have other channels than those that the weights were trained on.
+    """
+    size, _, channels = shape
+    if weights is None:
+        return NetworkInput(model.get("input_size") or size, channels, False)
+    trained = weights.input_size or size
+    largest = max(round(size * model["max_upscaling"]), model["min_input_size"]) if "max_upscaling" in model else size
+    expected = weights.channels or channels
+    if expected != channels and channels != 1:
+        raise UserError(
+            f"model.weights={weights.address} were trained on images of {expected} channel{'s' * (expected != 1)}, but "
+            f"these have {channels}: choose other weights or other data."
+        )
+    return NetworkInput(model.get("input_size") or min(trained, largest), expected, weights.is_pretrained)
+
+
+def load_into(net: nn.Module, weights: PretrainedWeights, classes: tuple[str, ...], reset_classifier: bool) -> None:
+    """Copy pretrained weights into `net`; its classifier becomes zero unless theirs has the same classes.
+
+    Args:
+        net: the network, without its normalization.
+        weights: the weights.
+        classes: names of the data's classes.
+        reset_classifier: whether the classifier becomes zero in any case.
+
+    Raises:
+        UserError: a tensor other than the classifier's does not fit, or the classes are others than those of the former
+            training.
+    """
+    state = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    tensors = {name: value for name, value in weights.tensors.items() if not name.endswith("num_batches_tracked")}
+    if weights.maps_by_order and not set(state) & set(tensors) and len(state) == len(tensors):
+        tensors = dict(zip(state, tensors.values(), strict=True))
+    tensors = _library_filter(net, tensors)
+    head = find_head(net, len(classes))
+    head_names = {name for name in {*state, *tensors} if head and name.startswith(f"{head}.")}
+    fits = all(name in state and name in tensors and state[name].shape == tensors[name].shape for name in head_names)
+    if weights.classes is not None and weights.classes != classes and not reset_classifier:
+        raise UserError(
+            f"model.weights={weights.address} has {_list_classes(weights.classes)}, but the data has "
+            f"{_list_classes(classes)}: write model.reset_classifier=true to start with a new classifier."
+        )
+    keeps_head = fits and not reset_classifier
+    skipped = set() if keeps_head else head_names
+    _require_fit(net, weights, state, tensors, skipped)
+    with torch.no_grad():
+        for name in state.keys() - skipped:
+            state[name].copy_(tensors[name])
+        if head and not keeps_head:
+            # As in A. Kolesnikov et al., "Big Transfer (BiT)", 2019: random logits would only have to be unlearned.
+            for parameter in net.get_submodule(head).parameters():
+                parameter.zero_()
+
+
+def _library_filter(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adapt tensors to a network of timm as timm does, such as position embeddings to another image size."""
+    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    return dict(filter_fn(tensors, net)) if filter_fn is not None and hasattr(net, "pretrained_cfg") else tensors
+
+
+def _require_fit(
+    net: nn.Module,
+    weights: PretrainedWeights,
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    skipped: set[str],
+) -> None:
+    """Raise UserError with the names of the tensors that only one side has, or whose shapes differ."""
+    problems = [
+        f"{name} is {list(tensors[name].shape)} instead of {list(state[name].shape)}"
+        for name in state
+        if name in tensors and name not in skipped and state[name].shape != tensors[name].shape
+    ]
+    problems += [f"{name} is missing" for name in state if name not in tensors and name not in skipped]
+    problems += [f"the network has no {name}" for name in tensors if name not in state and name not in skipped]
+    if problems:
+        more = f", and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise UserError(
+            f"model.weights={weights.address} ({weights.title}) does not fit this network: "
+            f"{'; '.join(problems[:MAX_LISTED])}{more}. Choose the network that the weights are of."
+        )
+
+
+def find_head(net: nn.Module, classes: int) -> str:
+    """Return the name of the layer that computes the logits; empty if it is not one linear layer or 1x1 convolution.
+
+    It is the classifier that timm names, or else the last layer with parameters.
+    """
+    modules = dict(net.named_modules())
+    if hasattr(net, "get_classifier"):
+        classifier: Any = net.get_classifier()  # type: ignore[operator]
+        candidates: Iterable[str] = [name for name, module in modules.items() if module is classifier]
+    else:
+        candidates = [name for name, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
+    name = next(reversed([*candidates]), "")
+    layer = modules.get(name)
+    is_linear = isinstance(layer, nn.Linear) and layer.out_features == classes
+    is_pointwise = isinstance(layer, nn.Conv2d) and layer.out_channels == classes and layer.kernel_size == (1, 1)
+    return name if is_linear or is_pointwise else ""
+
+
+def _list_classes(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
+    return f"{len(classes)} classes ({shown})"

@@ -1,0 +1,136 @@
+"""Fine-tune a pretrained network: which layers train in an epoch, and their learning rates.
+
+Which layers train is a pure function of the epoch, so that a resumed training trains the same ones. Lightning's
+BackboneFinetuning keeps it as a state of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cifar_pipeline.models.build import NormalizedModel
+from cifar_pipeline.models.pretrained import find_head
+from cifar_pipeline.utils.errors import UserError
+
+ParameterGroup = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Which layers of a network train, and how fast.
+
+    Args:
+        head: name of the layer that computes the logits, in the network; empty if all layers always train.
+        unfreeze_at: the epoch, counted from 0, from which all layers train; None: only the head ever does.
+        layer_decay: factor between the learning rates of a layer and the one before it.
+        caches_features: whether the features of a frozen network are computed once.
+    """
+
+    head: str = ""
+    unfreeze_at: int | None = 0
+    layer_decay: float = 1.0
+    caches_features: bool = False
+
+    @staticmethod
+    def of(options: Mapping[str, Any], model: NormalizedModel, classes: int, name: str) -> "FineTuning":
+        """Read conf/finetune for a model, whose configuration has the name `name` in messages.
+
+        Raises:
+            UserError: only the classifier is to train, and the network has no layer that is one.
+        """
+        unfreeze_at = options["unfreeze_backbone_at_epoch"]
+        if unfreeze_at == 0:
+            return FineTuning(layer_decay=options["layer_decay"])
+        head = find_head(model.net, classes)
+        if not head:
+            raise UserError(
+                f"finetune: {name} has no single linear layer as its classifier, which could train alone: choose "
+                "finetune=full or another network."
+            )
+        return FineTuning(head, unfreeze_at, options["layer_decay"], options["cache_features"])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some layers are frozen in some epoch."""
+        return bool(self.head)
+
+    @property
+    def is_head_only(self) -> bool:
+        """Whether only the head ever trains."""
+        return self.is_partial and self.unfreeze_at is None
+
+    def is_frozen(self, epoch: int) -> bool:
+        """Return whether only the head trains in an epoch, counted from 0."""
+        return self.is_partial and (self.unfreeze_at is None or epoch < self.unfreeze_at)
+
+    def apply(self, model: nn.Module, epoch: int) -> None:
+        """Freeze the layers that do not train in this epoch, and let all others train.
+
+        Frozen layers are in evaluation mode: without dropout, and with the running statistics of batch norm, which
+        would otherwise change.
+        """
+        if not self.is_partial:
+            return
+        head = head_of(model, self.head)
+        is_frozen = self.is_frozen(epoch)
+        model.requires_grad_(not is_frozen).train(not is_frozen)
+        head.requires_grad_(True).train()
+
+    def head_parameters(self, model: nn.Module) -> int:
+        """Return the number of the head's parameters."""
+        return sum(parameter.numel() for parameter in head_of(model, self.head).parameters())
+
+    def parameters(self, model: nn.Module, weight_decay: float | None) -> list[Any]:
+        """Return the parameters that train in some epoch: a list, or with a layer decay groups of an optimizer.
+
+        A group's `lr_scale` is the factor of its learning rate. Biases and the parameters of normalizations have no
+        weight decay in a group. Source: H. Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021.
+        """
+        if self.is_head_only:
+            return list(head_of(model, self.head).parameters())
+        if self.layer_decay == 1:
+            return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+
+        groups: list[ParameterGroup] = param_groups_layer_decay(
+            getattr(model, "net", model), weight_decay=weight_decay or 0.0, layer_decay=self.layer_decay
+        )
+        if weight_decay is None:
+            groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in groups]
+        return groups
+
+
+def head_of(model: nn.Module, head: str) -> nn.Module:
+    """Return the layer of a model that computes the logits."""
+    assert isinstance(model, NormalizedModel)
+    return model.net.get_submodule(head)
+
+
+def describe_model(
+    model: NormalizedModel, fine_tuning: FineTuning, name: str, weights: str, normalizes_as_weights: bool
+) -> str:
+    """Return the line about the network at the start of a training.
+
+    Args:
+        model: the network.
+        fine_tuning: which layers train.
+        name: of the network.
+        weights: what the pretrained weights are; empty without.
+        normalizes_as_weights: whether mean and standard deviation are those of the weights.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    parts = [name, f"weights {weights}" if weights else "random weights", f"{format_count(total)} parameters"]
+    if fine_tuning.is_frozen(0):
+        until = f" until epoch {fine_tuning.unfreeze_at}" if fine_tuning.unfreeze_at else ""
+        parts.append(f"{fine_tuning.head_parameters(model):,} trained{until}")
+    parts.append(f"{model.network_input.size} px")
+    if normalizes_as_weights:
+        parts.append("normalization of the weights")
+    return ", ".join(parts)
+
+
+def format_count(count: int) -> str:
+    """Format a number of parameters: 62,006, or 4.7 M."""
+    return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"
