@@ -31,7 +31,7 @@ def torchvision_network(channels: int, size: int, classes: int, name: str) -> nn
     """
     from torchvision import models
 
-    _require_known(name, models.list_models(module=models), "torchvision")
+    require_known(name, models.list_models(module=models), "torchvision")
     return _build_or_suggest_size(_build_torchvision, channels, size, classes, name)
 
 
@@ -43,7 +43,7 @@ def timm_network(channels: int, size: int, classes: int, name: str) -> nn.Module
     """
     import timm
 
-    _require_known(name, timm.list_models(), "timm")
+    require_known(name, timm.list_models(), "timm")
     return _build_or_suggest_size(_build_timm, channels, size, classes, name)
 
 
@@ -152,7 +152,8 @@ def _build_or_suggest_size(
         ) from error
 
 
-def _require_known(name: str, known: list[str], package: str) -> None:
+def require_known(name: str, known: list[str], package: str) -> None:
+    """Raise `UserError` with similar names if `name` is not among the networks of a package."""
     if name not in known:
         close = get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
