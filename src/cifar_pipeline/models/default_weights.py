@@ -32,16 +32,17 @@ Result = TypeVar("Result")
 
 # Seconds until a host must have sent its first answer, including name resolution and all of its addresses.
 ANSWER_SECONDS = 5.0
+# Timeout of that request's socket: longer, as it only ends a thread that is waited for no more.
+SOCKET_SECONDS = 30.0
 # Seconds without data after which a download is given up; huggingface_hub reconnects after 10.
 SILENCE_SECONDS = 15.0
-NO_ANSWER, NO_DATA = f"no answer within {ANSWER_SECONDS:g} s", f"no data for {SILENCE_SECONDS:g} s"
 MAX_BYTES = 1 << 36
 # Files of a repository of timm, in order of preference.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # The start of a file's SHA-256 in its name: `resnet18-f37072fd.pth`.
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
-# Packages whose errors mean that a transfer has failed.
-TRANSFER_PACKAGES = ("hf_xet", "httpx2", "huggingface_hub", "requests", "urllib3")
+# Packages whose errors mean that a transfer has failed. (hf_xet, which huggingface_hub uses, raises RuntimeError.)
+TRANSFER_PACKAGES = ("httpx2", "huggingface_hub", "requests")
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,9 @@ def _require_answer(url: str) -> None:
     """Raise `SourceError` if the host does not answer within `ANSWER_SECONDS`."""
     import requests
 
-    head = partial(requests.head, url, timeout=ANSWER_SECONDS, allow_redirects=False)
+    head = partial(requests.head, url, timeout=SOCKET_SECONDS, allow_redirects=False)
     with _transfer_errors(ANSWER_SECONDS):
-        _call_bounded(head, ANSWER_SECONDS, NO_ANSWER)
+        _call_bounded(head, ANSWER_SECONDS, "no answer within")
 
 
 def _check_sha256(file: Path, name: str) -> None:
@@ -234,8 +235,8 @@ def _download_from_hub(repository: str, files: Sequence[str], title: str, folder
         # One request without retries, because those of `hf_hub_download` take 23 seconds without a network.
         url = hf_hub_url(name, file, revision=revision or None)
         with _transfer_errors(ANSWER_SECONDS), suppress(RemoteEntryNotFoundError):
-            ask = partial(get_hf_file_metadata, url, timeout=ANSWER_SECONDS)
-            metadata = _call_bounded(ask, ANSWER_SECONDS, NO_ANSWER)
+            ask = partial(get_hf_file_metadata, url, timeout=SOCKET_SECONDS)
+            metadata = _call_bounded(ask, ANSWER_SECONDS, "no answer within")
             break
     else:
         raise SourceError(f"{name} has none of the files {', '.join(files)}")
@@ -257,7 +258,7 @@ def _download_from_hub(repository: str, files: Sequence[str], title: str, folder
             shown = done
             return done
 
-        return Path(_call_bounded(fetch, SILENCE_SECONDS, NO_DATA, received))
+        return Path(_call_bounded(fetch, SILENCE_SECONDS, "no progress for", received))
 
 
 def _call_bounded(
@@ -282,7 +283,7 @@ def _call_bounded(
         if progress() > done:
             done, since = progress(), time.monotonic()
         elif time.monotonic() - since > seconds:
-            raise SourceError(complaint)
+            raise SourceError(f"{complaint} {seconds:g} s")
     progress()
     return future.result()
 
@@ -293,9 +294,9 @@ def _transfer_errors(seconds: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # huggingface_hub raises a plain OSError, without errno, where a file has another size than announced.
-        is_incomplete = isinstance(error, OSError) and error.errno is None
-        if type(error).__module__.partition(".")[0] not in TRANSFER_PACKAGES and not is_incomplete:
+        # For a file of another size than announced, huggingface_hub raises an OSError without errno.
+        has_failed = isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
+        if type(error).__module__.partition(".")[0] not in TRANSFER_PACKAGES and not has_failed:
             raise
         raise SourceError(_describe(error, seconds)) from error
 
