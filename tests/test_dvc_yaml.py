@@ -20,8 +20,8 @@ USER_DEPENDENCIES = {
 }  # fmt: skip
 # Packages that download, store, display or check: they change no number, no image and no table.
 NOT_COMPUTING_PACKAGES = {
-    "filelock", "google", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil", "requests", "rich",
-    "safetensors", "yaml",
+    "filelock", "google", "huggingface_hub", "hydra", "jinja2", "markupsafe", "mlflow", "omegaconf", "pooch", "psutil",
+    "requests", "rich", "safetensors", "yaml",
 }  # fmt: skip
 # Packages that a stage imports, but which cannot change its outputs: the contact sheet and the list of skipped files
 # are made without torch and pandas; a training reads no image files, attributes nothing, and writes the same table of

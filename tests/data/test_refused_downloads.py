@@ -104,7 +104,7 @@ def hosts(server) -> dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], s
     return {
         "it hangs": (server.hang, "no data for 1 s"),
         "it sends half": (half, "connection closed by the host"),
-        "it sends a page": (page, "received a web page instead of an archive"),
+        "it sends a page": (page, "received a web page instead of the file"),
         "it sends one elsewhere for ever": (elsewhere, "redirects"),
     }
 

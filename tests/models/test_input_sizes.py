@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from cifar_pipeline.config.compose import compose_config
-from cifar_pipeline.config.validation import find_user_error
+from cifar_pipeline.config.validation import find_user_error, target_config
 from helpers.config_project import Project, options_of
 
 # Height and width in pixels of the smallest images of each.
@@ -16,7 +16,8 @@ TESTED_ELSEWHERE = {"torchvision", "timm"}  # test_zoo.py
 
 
 def network(model: str, channels: int, size: int) -> Any:
-    return instantiate(compose_config([f"model={model}"]).model, channels=channels, size=size, classes=3)
+    options = target_config(compose_config([f"model={model}"]).model, "model")
+    return instantiate(options, channels=channels, size=size, classes=3)
 
 
 @pytest.mark.parametrize("model", MIN_SIZES)

@@ -74,7 +74,9 @@ class Training:
     rates: tuple[float, ...] = ()
 
     def run(self, callbacks: Sequence[Callback] = ()) -> TrainingResult:
-        hardware = Hardware("cpu", 1, 1, self.config.precision.cpu, "test")
+        hardware = Hardware(
+            "cpu", 1, 1, "32-true" if self.config.precision.cpu == "auto" else self.config.precision.cpu, "test"
+        )
         averaging = build_weight_averaging(self.config)
         setup = TrainingSetup(
             self.module,

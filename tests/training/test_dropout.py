@@ -9,6 +9,7 @@ from small_training import start
 from torch import Tensor, nn
 
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.training.finetuning import FineTuning
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.setup import build_module
 from helpers.config_project import Project
@@ -52,7 +53,14 @@ def test_each_rank_draws_its_own_dropout_masks(project: Project, digits: Dataset
     def drawn(rank: int, epoch: int) -> tuple[float, ...]:
         # A stand-in for the trainer of that rank, without another process.
         trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch, max_epochs=3, max_steps=-1)
-        process = SimpleNamespace(seed=seed, current_epoch=epoch, trainer=trainer, steps_per_epoch=lambda: 1)
+        process = SimpleNamespace(
+            seed=seed,
+            current_epoch=epoch,
+            trainer=trainer,
+            steps_per_epoch=lambda: 1,
+            fine_tuning=FineTuning(),
+            net=nn.Identity(),
+        )
         Classifier.on_train_epoch_start(process)  # type: ignore[arg-type]
         return tuple(nn.functional.dropout(torch.ones(64), 0.5).tolist())
 

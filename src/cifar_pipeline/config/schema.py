@@ -141,7 +141,6 @@ class Model(TargetOptions):
     max_upscaling: Annotated[float, Field(ge=1)] = ABSENT
     min_input_size: Count = ABSENT
     reset_classifier: bool = ABSENT
-    default_weights: TargetOptions = ABSENT
     depth: Count = ABSENT
     norm_momentum: Fraction = ABSENT
     widths: list[Count] = ABSENT

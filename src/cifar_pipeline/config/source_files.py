@@ -219,7 +219,18 @@ def _hash(content: bytes) -> str:
 PACKAGES = {
     "preprocess": ("matplotlib", "numpy", "pillow"),
     "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchmetrics", "torchvision"),
-    "evaluate": ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pillow", "torch", "torchmetrics"),
+    "evaluate": (
+        "captum",
+        "matplotlib",
+        "numpy",
+        "onnxruntime",
+        "pandas",
+        "pillow",
+        "timm",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+    ),
 }
 # PyPI names of packages with another import name.
 IMPORTED_AS = {"PIL": "pillow", "onnx_ir": "onnx-ir", "pillow_heif": "pillow-heif", "sklearn": "scikit-learn"}

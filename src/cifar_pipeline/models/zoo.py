@@ -165,6 +165,7 @@ def _build_or_suggest_size(
 
 
 def require_known(name: str, known: list[str], package: str) -> None:
+    """Raise `UserError` with similar names if `name` is not among the networks of a package."""
     if name not in known:
         close = get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""

@@ -194,7 +194,7 @@ def resolve_batch_size(
     dataset: Dataset,
     accelerator: str,
     processes: DistributedContext,
-    weights: PretrainedWeights | None,
+    weights: PretrainedWeights | None = None,
 ) -> DictConfig:
     """Return the configuration with the number that `trainer.batch_size=auto` stands for, the largest that fits.
 

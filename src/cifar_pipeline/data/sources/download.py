@@ -27,7 +27,7 @@ from cifar_pipeline.utils.text import redact
 log = logging.getLogger(__name__)
 
 DOWNLOAD_CHUNK = 1 << 14  # bytes; an interrupted transfer loses at most the last chunk
-WEB_PAGE = "received a web page instead of an archive (a login page or an error page?)"
+WEB_PAGE = "received a web page instead of the file: a login page or an error page"
 
 
 class DownloadedSource(ABC):
