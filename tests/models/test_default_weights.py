@@ -33,6 +33,7 @@ XET_TOKEN = "/api/models/timm/resnet18.a1_in1k/xet-read-token/" + "c" * 40
 PUBLISHED = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
 # Seconds after which a host is given up in these tests, and within which a call must have ended on a busy machine.
 PATIENCE, MOST_SECONDS = 1.5, 15
+CHUNK = 1 << 16  # bytes
 Request = BaseHTTPRequestHandler
 
 
@@ -44,6 +45,7 @@ class Server:
         self.asked: list[tuple[str, str]] = []  # method and path of each request for a file
         self.answer: Callable[[Request], None] = self.send
         self.released = threading.Event()
+        self.pause = 0.0  # seconds after each chunk
         self.xet_port = 0  # of the host from which files are to be received by the protocol Xet
         server = self
 
@@ -75,16 +77,21 @@ class Server:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        request.send_response(200)
+        start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         request.send_header("X-Repo-Commit", "c" * 40)
         request.send_header("ETag", f'"{sha256(content).hexdigest()}"')
-        request.send_header("Content-Length", str(len(content)))
+        request.send_header("Content-Length", str(len(content) - start))
         if self.xet_port:
             request.send_header("X-Xet-Hash", "d" * 64)
             request.send_header("X-Xet-Refresh-Route", self.url + XET_TOKEN)
         request.end_headers()
         if request.command == "GET":
-            request.wfile.write(content[:length])
+            for part in range(start, len(content) if length is None else length, CHUNK):
+                request.wfile.write(content[part : part + CHUNK][: None if length is None else length - part])
+                time.sleep(self.pause)
 
     def send_xet_token(self, request: Request) -> None:
         request.send_response(200)
@@ -95,7 +102,16 @@ class Server:
         request.end_headers()
 
     def send_half(self, request: Request) -> None:
+        """Break off after half of the file, wherever it was asked to begin."""
+        del request.headers["Range"]
         self.send(request, len(CONTENT) // 2)
+
+    def break_off_once(self, request: Request) -> None:
+        if request.command == "GET":
+            self.answer = self.send
+            self.send_half(request)
+        else:
+            self.send(request)
 
     def send_half_and_stall(self, request: Request) -> None:
         self.send_half(request)
@@ -268,7 +284,27 @@ def test_a_network_of_timm_that_is_not_on_the_hub_has_a_url(
     assert path == caches / "torch" / "hub" / "checkpoints" / NAME and path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("find", [lambda: timm_weights("resnet18", {}), lambda: torchvision_weights("resnet18")])
+each_library = pytest.mark.parametrize(
+    "find", [lambda: timm_weights("resnet18", {}), lambda: torchvision_weights("resnet18")], ids=["timm", "torchvision"]
+)
+
+
+@each_library
+@pytest.mark.usefixtures("impatient")
+def test_a_slow_host_is_waited_for(find: Callable[[], DefaultWeights], server: Server) -> None:
+    """What counts is how long it is silent, not how long it takes."""
+    server.pause = 3 * PATIENCE / (len(CONTENT) / CHUNK)
+    assert find().fetch().read_bytes() == CONTENT
+
+
+@each_library
+def test_a_connection_that_breaks_off_is_tried_again(find: Callable[[], DefaultWeights], server: Server) -> None:
+    server.answer = server.break_off_once
+    assert find().fetch().read_bytes() == CONTENT
+    assert [method for method, _ in server.asked].count("GET") == 2
+
+
+@each_library
 def test_calls_at_the_same_time_download_a_file_once(find: Callable[[], DefaultWeights], server: Server) -> None:
     server.answer = lambda request: (time.sleep(0.3), server.send(request))[1]
     with ThreadPoolExecutor(3) as pool:
@@ -365,7 +401,7 @@ def test_without_a_connection_torchvision_needs_a_file(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("find", [lambda: timm_weights("resnet18", {}), lambda: torchvision_weights("resnet18")])
+@each_library
 def test_a_name_server_that_does_not_answer_is_given_up(
     find: Callable[[], DefaultWeights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +452,7 @@ def test_the_variables_of_the_hub_are_respected(server: Server, tmp_path: Path) 
     ("find", "message"),
     [
         (lambda: timm_weights("resnet81", {}), "timm has no classification network of this name. Did you mean resnet"),
-        (lambda: timm_weights("efficientnet_b6", {}), "no weights for it; choose efficientnet_b5 or"),
+        (lambda: timm_weights("efficientnet_b6", {}), "timm publishes none for it; choose efficientnet_b5 or"),
         (lambda: timm_weights("resnet18.a9_in1k", {}), "no weights of this name, but resnet18.a1_in1k, "),
         (lambda: torchvision_weights("resnet81"), "torchvision has no classification network of this name."),
     ],

@@ -122,8 +122,8 @@ def _pretrained_config(name: str) -> Any:
     tags = [title for title in published if title.partition(".")[0] == network]
     if not tags:
         others = get_close_matches(network, sorted({title.partition(".")[0] for title in published}), n=3)
-        choice = f"choose {' or '.join(others)}, which has some" if others else "choose another network"
-        raise UserError(f"model.name={name}: timm publishes no weights for it; {choice}, or set model.weights=null.")
+        choice = f"choose {' or '.join(others)}, which has weights" if others else "choose another network"
+        raise UserError(f"model.name={name}: timm publishes none for it; {choice}, or set model.weights=null.")
     if tag and name not in tags:
         raise UserError(f"model.name={name}: timm publishes no weights of this name, but {', '.join(tags)}.")
     return timm.get_pretrained_cfg(name)
@@ -216,19 +216,6 @@ def _download_from_hub(repository: str, files: Sequence[str], title: str, folder
     """Download the first of `files` that exists to the repository's `folder` in the cache of the Hugging Face Hub."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
-    from huggingface_hub.utils.tqdm import tqdm
-
-    bars: list[Any] = []
-
-    class Counter(tqdm):
-        """Count the received bytes without a bar of its own."""
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-            bars.append(self)
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
 
     name, _, revision = repository.partition("@")
     for file in files:
@@ -242,23 +229,63 @@ def _download_from_hub(repository: str, files: Sequence[str], title: str, folder
         raise SourceError(f"{name} has none of the files {', '.join(files)}")
     if not metadata.commit_hash:
         raise SourceError("the answer is not that of a Hugging Face Hub, but of a login page or a proxy")
-    fetch = partial(hf_hub_download, name, file, revision=revision or None, tqdm_class=Counter)
+    shown = 0.0
     with (
         _transfer_errors(SILENCE_SECONDS),
         _new_partial_files_removed(folder / "blobs"),
         progress_bar(f"Downloading {title}", metadata.size, is_bytes=True) as advance,
+        _received_bytes() as (count, counter),
     ):
-        shown = 0.0
 
-        def received() -> float:
+        def progress() -> float:
             nonlocal shown
-            # The protocol Xet has a bar for the bytes received and one for those written.
-            done = max((bar.n for bar in bars), default=0.0)
-            advance(done - shown)
-            shown = done
-            return done
+            advance(count() - shown)
+            shown = count()
+            return shown
 
-        return Path(_call_bounded(fetch, SILENCE_SECONDS, "no progress for", received))
+        fetch = partial(hf_hub_download, name, file, revision=revision or None, tqdm_class=counter)
+        return Path(_call_bounded(fetch, SILENCE_SECONDS, "no progress for", progress))
+
+
+@contextmanager
+def _received_bytes() -> Iterator[tuple[Callable[[], float], Any]]:
+    """Yield a function that counts what `hf_hub_download` has received of a file, and the `tqdm_class` that it needs.
+
+    The bars of huggingface_hub grow by 10 MB, for which a slow connection needs longer than `SILENCE_SECONDS`; the
+    bytes in between are those of the response. Only the protocol Xet, without a response, reports every byte.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils.tqdm import tqdm
+
+    bars: list[Any] = []
+    responses: list[tuple[Any, float]] = []  # with the position in the file at which each begins
+
+    class Counter(tqdm):
+        """Count without a bar on the terminal."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+
+    def in_bars() -> float:
+        return float(max((bar.n for bar in bars), default=0))
+
+    def note(response: Any) -> None:
+        responses.append((response, in_bars() if response.status_code == 206 else 0.0))
+
+    def count() -> float:
+        response, start = responses[-1] if responses else (None, 0.0)
+        return max(in_bars(), start + float(response.num_bytes_downloaded) if response is not None else 0.0)
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(note)
+    try:
+        yield count, Counter
+    finally:
+        hooks.remove(note)
 
 
 def _call_bounded(
@@ -280,8 +307,8 @@ def _call_bounded(
     Thread(target=run, daemon=True).start()
     done, since = 0.0, time.monotonic()
     while not wait([future], timeout=0.1).done:
-        if progress() > done:
-            done, since = progress(), time.monotonic()
+        if (now := progress()) > done:
+            done, since = now, time.monotonic()
         elif time.monotonic() - since > seconds:
             raise SourceError(f"{complaint} {seconds:g} s")
     progress()
@@ -320,7 +347,8 @@ def _new_partial_files_removed(folder: Path) -> Iterator[None]:
     before = set(folder.glob("*.incomplete"))
     try:
         yield
-    finally:
+    except BaseException:
         for file in set(folder.glob("*.incomplete")) - before:
             with suppress(OSError):  # Windows cannot remove open files
                 file.unlink()
+        raise
