@@ -40,6 +40,8 @@ def reject_outside(path: str, folder: Path, key: str) -> None:
         )
 
 
+# Files of weights to start from.
+PRETRAINED = Path("pretrained")
 # The package for a user's own code, for each stage that uses `_target_`s.
 PROJECT_PACKAGES = {"preprocess": f"{PROJECT}.data", "train": PROJECT}
 
@@ -49,11 +51,24 @@ def require_tracked_inputs(config: DictConfig) -> None:
     for folder in (CONF, SOURCE):
         reject_linked_folders(folder)
     _reject_untracked_values(config)
+    _reject_untracked_weights(config)
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in PROJECT_PACKAGES:
         dependencies = [Path(entry).resolve() for entry in stages[stage]["deps"] if isinstance(entry, str)]
         for target in stage_targets(config, stage):
             _require_tracked(target, stage, dependencies)
+
+
+def _reject_untracked_weights(config: DictConfig) -> None:
+    """Raise UserError for a file of weights outside of the folder that DVC tracks."""
+    address = OmegaConf.select(config, "model.weights")
+    if isinstance(address, str) and address != "default" and not address.startswith(("models:/", "runs:/")):
+        path = Path(address)
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] != PRETRAINED.parts:
+            raise UserError(
+                f"model.weights={address} is outside of {PRETRAINED}/, the folder that DVC tracks: move it there and "
+                f"write model.weights={PRETRAINED / path.name}."
+            )
 
 
 def _require_tracked(target: str, stage: str, dependencies: list[Path]) -> None:

@@ -53,12 +53,15 @@ def evaluate(config: DictConfig) -> None:
 
     def build_model() -> "NormalizedModel":
         """Build the model from the configuration and load its weights."""
+        import torch
+
         from cifar_pipeline.models.build import build_bare_model, build_inference_model, load_weights
 
         network_input = NetworkInput.read(trained.metadata, dataset.shape)
         model = build_inference_model(build_bare_model(config, dataset, network_input), config)
         load_weights(model, weights, trained.model / WEIGHTS_FILE)
-        return model
+        # Gradients of convolutions are faster in this layout: 1.5 times for EfficientNet-Lite0 on a CPU.
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     images, labels = dataset.split("test")
     with progress_bar("Test images", len(images), transient=True) as advance:
