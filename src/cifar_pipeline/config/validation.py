@@ -59,8 +59,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 
 def format_error(error: BaseException) -> str:
     """Format a UserError, or an error of Hydra, OmegaConf or YAML, as one sentence with the fix."""
-    if isinstance(error, UserError):
-        return str(error)
+    if user_error := find_user_error(error):
+        return str(user_error)
     if isinstance(error, YAMLError):
         return describe_yaml_error(error)
     if match := COULD_NOT_LOAD.search(str(error)):
