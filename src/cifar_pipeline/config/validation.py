@@ -51,9 +51,12 @@ def install_command(extra: str) -> str:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own."""
+    """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own.
+
+    OmegaConf wraps those of an interpolation, and names them as its context only.
+    """
     while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
+        error = error.__cause__ or (error.__context__ if isinstance(error, OmegaConfBaseException) else None)
     return error
 
 
