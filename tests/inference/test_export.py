@@ -65,6 +65,18 @@ def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_pat
     assert (tmp_path / "other" / MODEL_FILE).read_bytes() != (exported / MODEL_FILE).read_bytes()
 
 
+def test_a_classifier_that_was_zero_when_the_graph_was_exported_keeps_its_bias(tmp_path: Path) -> None:
+    net = network()
+    with torch.no_grad():
+        net.net.fc3.weight.zero_()
+        net.net.fc3.bias.zero_()
+    graph, trained = OnnxTemplate.of(net, SHAPE, "softmax"), network()
+    save_model(graph, trained, training_metadata(), tmp_path / "trained")
+    with torch.inference_mode():
+        expected = trained.eval()(torch.from_numpy(random_images(5)))
+    np.testing.assert_allclose(predict(tmp_path / "trained", random_images(5))[0], expected.numpy(), atol=1e-5)
+
+
 def test_the_weights_file_is_the_same_with_and_without_test_time_augmentation(exported: Path, tmp_path: Path) -> None:
     assert set(load_file(exported / WEIGHTS_FILE)) == set(network().state_dict())
     augmented = network()

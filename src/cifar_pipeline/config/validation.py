@@ -51,16 +51,19 @@ def install_command(extra: str) -> str:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own."""
+    """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own.
+
+    OmegaConf wraps those of an interpolation, and names them as its context only.
+    """
     while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
+        error = error.__cause__ or (error.__context__ if isinstance(error, OmegaConfBaseException) else None)
     return error
 
 
 def format_error(error: BaseException) -> str:
     """Format a UserError, or an error of Hydra, OmegaConf or YAML, as one sentence with the fix."""
-    if isinstance(error, UserError):
-        return str(error)
+    if user_error := find_user_error(error):
+        return str(user_error)
     if isinstance(error, YAMLError):
         return describe_yaml_error(error)
     if match := COULD_NOT_LOAD.search(str(error)):

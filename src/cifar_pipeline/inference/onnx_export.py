@@ -68,6 +68,7 @@ class OnnxTemplate:
             UserError: the network can't be exported, or ONNX Runtime's outputs differ from torch's.
         """
         network = _exportable(net, activation)
+        _vary_constant_tensors(network)
         try:
             graph = OnnxTemplate(_export(network, shape))
             checked = check_model(graph.model)
@@ -112,6 +113,18 @@ def _exportable(net: nn.Module, activation: str) -> ModelWithProbabilities:
     contiguous = copy.deepcopy(net).cpu().eval().to(memory_format=torch.contiguous_format)
     assert isinstance(contiguous, NormalizedModel)
     return ModelWithProbabilities(contiguous, activation)
+
+
+def _vary_constant_tensors(network: nn.Module) -> None:
+    """Add small positive numbers to weights that are all equal, in place.
+
+    The optimizer of the graph removes a bias of zeros, such as that of a new classifier; training would not bring it
+    back. And with a classifier of zeros, outputs are equal whatever the layers before it compute.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point() and bool((tensor == tensor.flatten()[:1]).all()):
+            tensor += 0.1 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
 
 
 def _program(network: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram:

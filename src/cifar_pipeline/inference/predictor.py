@@ -76,7 +76,7 @@ class Predictor:
 
     def probabilities(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
         """Compute probabilities `[N, K] float32` of raw images `[N, H, W, C] uint8`."""
-        return self.session.predict(images, batch_size)[1]
+        return self.session.predict(images, self.metadata.network.limit_batch(batch_size))[1]
 
     def top_k(self, images: np.ndarray, k: int) -> list[tuple[tuple[str, float], ...]]:
         """Return the `k` most probable classes with their probabilities, for each raw image."""
@@ -166,6 +166,7 @@ def compute_outputs(
     Raises:
         UserError: the outputs of the network on the GPU and of the file differ.
     """
+    batch_size = predictor.metadata.network.limit_batch(batch_size)
     if gpu_for_torch(accelerator):
         return compute_on_gpu(predictor, images, batch_size, on_progress, network(), "cuda")
     logits, probabilities = predictor.session.predict(images, batch_size, on_progress)

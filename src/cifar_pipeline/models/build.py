@@ -280,7 +280,8 @@ def build_model(config: DictConfig, dataset: Dataset, weights: PretrainedWeights
     initialize: Any = getattr(model.net, "initialize", None)
     if initialize is not None:
         images, _ = dataset.split("train")
-        initialize(model.normalize(torch.from_numpy(images[: config.trainer.eval_batch_size])))
+        count = model.network_input.limit_batch(config.trainer.eval_batch_size)
+        initialize(model.normalize(torch.from_numpy(images[:count])))
     return model
 
 

@@ -45,7 +45,8 @@ class PretrainedWeights:
         title: what the weights are, such as `tf_efficientnet_lite0.in1k`.
         sha256: of the file.
         tensors: by the network's own names.
-        mean, std: of the pixels, one for each channel, scaled to [0, 1]; None if unknown.
+        mean, std: of the pixels, one for each channel, scaled to [0, 1]; None if unknown. Those of a file are taken to
+            be those of the network's published weights.
         input_size: height and width in pixels; None if unknown.
         classes: names of a former training's classes; None for other weights.
         is_pretrained: see `NetworkInput`.
@@ -109,10 +110,9 @@ def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> Pretraine
         found = default_weights(model)
         path = found.fetch()
         weights = _read_file(path, address)
-        known = {"mean": found.mean, "std": found.std, "input_size": found.input_size}
         # Files of safetensors list their tensors by name.
         maps_by_order = path.suffix != ".safetensors"
-        return replace(weights, title=found.title, maps_by_order=maps_by_order, **known)  # type: ignore[arg-type]
+        return replace(weights, title=found.title, maps_by_order=maps_by_order, **_published_input(model))
     path = Path(address).expanduser()
     if address.startswith(MLFLOW_SCHEMES) or path.is_dir():
         with resolve_model(address, "", "best") as folder:
@@ -122,7 +122,16 @@ def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> Pretraine
             f"model.weights={address}: there is no such file or folder. Write default, a path, models:/NAME@ALIAS or "
             "runs:/RUN/best."
         )
-    return _read_file(path, address)
+    return replace(_read_file(path, address), **_published_input(model))
+
+
+def _published_input(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mean, standard deviation and size of the images that the network's published weights were trained on."""
+    try:
+        found = default_weights(model)
+    except UserError:
+        return {}  # it has none
+    return {"mean": found.mean, "std": found.std, "input_size": found.input_size}
 
 
 def _read_file(path: Path, address: str) -> PretrainedWeights:

@@ -164,6 +164,7 @@ def provenance_rows(evaluation: Evaluation) -> Rows:
         ("images", f"{sizes}{format_skipped(dataset)}; only this evaluation uses the test split"),
         ("data hash", str(dataset["hash"])[:16]),
         ("weights", _describe_weights(evaluation.checkpoint, metadata)),
+        *([("trained from", _describe_pretrained(metadata["weights"]))] if "weights" in metadata else []),
         ("parameters", f"{metadata['parameters']:,}"),
         ("training", f"{format_duration(timing['seconds'])} on {format_device(timing)}" if timing else ""),
         ("stopped early", str(metadata.get("stopped", ""))),
@@ -186,6 +187,11 @@ def recipe_rows(metadata: Mapping[str, Any]) -> Rows:
         settings = ", ".join(f"{key} {_plain(setting)}" for key, setting in _settings(value))
         rows.append((group, ": ".join(filter(None, (option, settings))) or "none"))
     return rows
+
+
+def _describe_pretrained(weights: Mapping[str, Any]) -> str:
+    """Name the pretrained weights that a training started from, with the beginning of their hash."""
+    return f"{weights['title']} (SHA-256 {str(weights['sha256'])[:16]})"
 
 
 def _describe_weights(checkpoint: str, metadata: Mapping[str, Any]) -> str:

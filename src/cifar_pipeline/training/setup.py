@@ -96,6 +96,8 @@ def build_training(
     """
     module = build_module(config, dataset, engine, weights)
     datamodule = build_datamodule(config, dataset, engine)
+    assert isinstance(module.net, NormalizedModel)
+    datamodule.eval_batch_size = module.net.network_input.limit_batch(config.trainer.eval_batch_size)
     if module.fine_tuning.is_partial:
         _require_freezable(module, distributed)
         hardware = use_cached_features(module, datamodule, config, hardware)
@@ -188,7 +190,7 @@ def use_cached_features(
         module.fine_tuning.head,
         dataset,
         is_mirrored=getattr(datamodule.augment, "func", datamodule.augment) is not no_augmentation,
-        batch_size=config.trainer.eval_batch_size,
+        batch_size=model.network_input.limit_batch(config.trainer.eval_batch_size),
         use_bfloat16=hardware.features_in_bfloat16,
         threads=hardware.threads,
         max_files=config.runtime.max_cached_features,
