@@ -114,9 +114,9 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
 
 
 def _per_channel(numbers: float | Sequence[float]) -> Tensor:
-    # Double precision until mean and std are folded.
+    # Double precision until mean and std are folded; with values also where a model is built for its shapes only.
     channels = [numbers] if isinstance(numbers, int | float) else list(numbers)
-    return torch.tensor(channels, dtype=torch.float64)
+    return torch.tensor(channels, dtype=torch.float64, device="cpu")
 
 
 class TestTimeAugmentation(nn.Module):
