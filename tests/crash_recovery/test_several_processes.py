@@ -14,6 +14,7 @@ import pytest
 from torture import TRAINING
 
 from helpers.source_tree import ROOT
+from helpers.tiny_networks import options, save_network, tiny_network
 from helpers.workspace import Command, Workspace, sentences
 
 TWO = ("trainer.devices=2",)
@@ -263,3 +264,19 @@ def test_the_slurm_job_file_requests_what_the_training_needs():
     assert int(options["ntasks-per-node"]) == int(options["gpus-per-node"])
     assert options["job-name"] not in ("bash", "interactive")
     assert options["signal"].startswith("TERM@")
+
+
+def test_a_frozen_network_has_the_same_head_from_two_processes(origin: Workspace, tmp_path: Path) -> None:
+    """One process trains it on features that are computed once, two of them on images."""
+    one = origin.copy(tmp_path / "one")
+    save_network(tiny_network(), one.root / "pretrained" / "net.safetensors")
+    two = one.copy(tmp_path / "two")
+    weights = options(Path("pretrained/net.safetensors"))
+    recipe = (*RECIPE, *weights, "model.input_size=32", "augmentation=flip", "finetune=head", "trainer.max_epochs=2")
+    one.train(*recipe)
+    said = two.train(*recipe, *TWO)
+    assert "Features are computed anew in each epoch: several processes share each batch." in said
+    assert "batch norm is not synchronized" not in said
+    assert_same_numbers(one, two)
+    refused = two.train(*recipe, *TWO, "finetune=gradual", code=2)
+    assert "finetune: freezing layers for some epochs" in sentences(refused)[-1]

@@ -14,8 +14,8 @@ from cifar_pipeline.inference.torch_model import predict_logits
 from cifar_pipeline.models.build import (
     OUTPUT_ACTIVATIONS,
     NormalizedModel,
-    build_bare_model,
     build_inference_model,
+    build_untrained_model,
     get_activation,
 )
 from helpers.config_project import Project, options_of
@@ -53,8 +53,7 @@ def randomize(net: nn.Module, shape: tuple[int, int, int]) -> None:
 
 def compare(project: Project, size: int, overrides: list[str], count: int = 1000, activation: str = "softmax") -> None:
     config = project.compose(*overrides)
-    net = build_bare_model(config, RandomDataset(size))
-    inference_model = build_inference_model(net, config, RandomDataset(size))
+    inference_model = build_inference_model(build_untrained_model(config, RandomDataset(size), None), config)
     # Exported before the training and filled after it, as `train` does.
     graph = OnnxTemplate.of(inference_model, (size, size, 3), activation)
     randomize(inference_model, (size, size, 3))
@@ -127,8 +126,8 @@ def test_test_time_augmentation_and_averaged_weights_are_in_the_file(project: Pr
 
 def test_channels_last_weights_are_exported_as_they_are(project: Project, tmp_path: Path) -> None:
     config = project.compose("model=airbench")
-    net = build_inference_model(build_bare_model(config, RandomDataset(32)), config, RandomDataset(32))
+    net = build_inference_model(build_untrained_model(config, RandomDataset(32), None), config)
     graph = OnnxTemplate.of(net, (32, 32, 3), "softmax")
-    other = build_inference_model(net, config, RandomDataset(32)).to(memory_format=torch.channels_last)
+    other = build_inference_model(net, config).to(memory_format=torch.channels_last)
     assert isinstance(other, NormalizedModel)
     assert graph.filled(net.state_dict(), {}) == graph.filled(other.state_dict(), {})

@@ -58,7 +58,7 @@ def test_a_network_of_timm_takes_small_gray_images() -> None:
         (
             timm_network,
             "vit_tiny_patch16_224",
-            r"does not accept images of 32x32 with 3 channels .*\. It accepts 224x224: use",
+            r"does not accept images of 32x32 with 3 channels .*\. It accepts 224x224: set model.input_size=224",
         ),
         (torchvision_network, "fcn_resnet50", "no classification network"),
     ],

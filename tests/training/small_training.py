@@ -1,7 +1,7 @@
 """Build a training of a few steps as the train stage does, without MLflow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.models.pretrained import load_pretrained
+from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.training.checkpoints import EpochMetrics, RunDir
 from cifar_pipeline.training.compiled.engine import EAGER, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
+from cifar_pipeline.training.distributed import SINGLE_PROCESS
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
-from cifar_pipeline.training.setup import TrainingSetup, build_datamodule, build_module, build_weight_averaging
+from cifar_pipeline.training.setup import TrainingSetup, build_training
 from cifar_pipeline.training.trainer import TrainingResult, fit
 from helpers.config_project import Project
 
@@ -65,43 +68,62 @@ class Training:
     """A training before it runs; it then counts optimizer steps and records their learning rates."""
 
     config: DictConfig
-    module: Classifier
-    datamodule: ImageDataModule
+    setup: TrainingSetup
     run_dir: RunDir
     logger: Logged
-    history_file: Path
     steps: int = 0
     rates: tuple[float, ...] = ()
 
+    @property
+    def module(self) -> Classifier:
+        return self.setup.module
+
+    @property
+    def datamodule(self) -> ImageDataModule:
+        return self.setup.datamodule
+
+    @property
+    def history_file(self) -> Path:
+        assert self.setup.history_file is not None
+        return self.setup.history_file
+
     def run(self, callbacks: Sequence[Callback] = ()) -> TrainingResult:
-        hardware = Hardware(
-            "cpu", 1, 1, "32-true" if self.config.precision.cpu == "auto" else self.config.precision.cpu, "test"
-        )
-        averaging = build_weight_averaging(self.config)
-        setup = TrainingSetup(
-            self.module,
-            self.datamodule,
-            self.config.trainer,
-            hardware,
-            self.run_dir,
-            averaging,
-            history_file=self.history_file,
-            callbacks={str(number): callback for number, callback in enumerate(callbacks)},
-            monitor=self.config.monitor,
-            mode=self.config.mode,
-            log_every_n_steps=self.config.runtime.log_every_n_steps,
-        )
-        return fit(setup, [self.logger])
+        by_name = {str(number): callback for number, callback in enumerate(callbacks)}
+        return fit(replace(self.setup, run_dir=self.run_dir, callbacks=by_name), [self.logger])
 
 
 def start(
-    project: Project, config: DictConfig, dataset: Dataset, folder: Path | None = None, engine: Engine = EAGER
+    project: Project,
+    config: DictConfig,
+    dataset: Dataset,
+    folder: Path | None = None,
+    engine: Engine = EAGER,
+    checkpoint_interval_seconds: float | None = None,
 ) -> Training:
-    """Build a training; it counts its optimizer steps in `steps` and records their learning rates in `rates`."""
+    """Build a training; it counts its optimizer steps in `steps` and records their learning rates in `rates`.
+
+    Features of a frozen network are computed in single precision.
+    """
     run_dir = RunDir(folder or project.folder / "training")
     run_dir.path.mkdir(exist_ok=True)
-    module, datamodule = build_module(config, dataset, engine), build_datamodule(config, dataset, engine)
-    training = Training(config, module, datamodule, run_dir, Logged(), project.folder / "reports" / "history.csv")
+    precision = "32-true" if config.precision.cpu == "auto" else config.precision.cpu
+    setup = build_training(
+        config,
+        dataset,
+        replace(CPU, precision=precision),
+        engine,
+        run_dir,
+        SINGLE_PROCESS,
+        {},
+        load_pretrained(config.model, resolve_model),
+    )
+    setup = replace(
+        setup,
+        history_file=project.folder / "reports" / "history.csv",
+        checkpoint_interval_seconds=checkpoint_interval_seconds,
+    )
+    training = Training(config, setup, run_dir, Logged())
+    module = setup.module
 
     def record(module: Classifier, *_: Any) -> None:
         optimizer: Any = module.optimizers(use_pl_optimizer=False)

@@ -1,10 +1,15 @@
 """Selection of accelerator, threads and precision; unavailable hardware is refused."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.models.build import build_untrained_model
 from cifar_pipeline.training import hardware
 from cifar_pipeline.training.hardware import select_hardware
 from cifar_pipeline.utils.errors import UserError
@@ -81,3 +86,80 @@ def test_a_gpu_that_torch_cannot_use_is_reported_with_the_reason(
         select_hardware(requested.runtime, requested.precision, **options)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"
+
+
+UNITS = {"avx512_bf16": True, "amx_bf16": False}
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Linear(3000, 3000))
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.Linear(3000, 3000))
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.Linear(300, 300))
+
+
+def own_values() -> nn.Module:
+    """A network that reads values of its weights when it is built, which is impossible without memory for them."""
+    layer = nn.Linear(3000, 3000)
+    assert float(layer.weight.detach().sum()) != 1e9
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("network", "units", "expected"),
+    [
+        (grouped, UNITS, "32-true"),
+        (dense, UNITS, "bf16-mixed"),
+        (dense, {"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        (dense, {"avx512_bf16": False, "amx_bf16": False}, "32-true"),
+        (dense, {}, "32-true"),
+        (small, UNITS, "32-true"),
+        (own_values, UNITS, "32-true"),
+        (None, UNITS, "32-true"),
+    ],
+)
+def test_a_processor_with_units_for_bfloat16_uses_it_where_it_is_faster(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    network: Callable[[], nn.Module] | None,
+    units: dict[str, bool],
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    config = project.compose("runtime.accelerator=cpu", "precision=auto")
+    selected = select_hardware(config.runtime, config.precision, cores=1, images=1000, network=network)
+    assert (selected.precision, selected.features_in_bfloat16) == (expected, any(units.values()))
+
+
+def test_the_precision_of_the_configuration_comes_before_the_rule(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: UNITS)
+    for option, expected, features in (("fp32", "32-true", False), ("bf16", "bf16-mixed", True)):
+        config = project.compose("runtime.accelerator=cpu", f"precision={option}")
+        selected = select_hardware(config.runtime, config.precision, cores=1, images=1000, network=dense)
+        assert (selected.precision, selected.features_in_bfloat16) == (expected, features)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=lenet"], "32-true"),
+        (["model=torchvision", "model.name=resnet18"], "bf16-mixed"),
+        (["model=torchvision", "model.name=resnet18", "model.input_size=128"], "bf16-mixed"),
+        (["model=timm", "model.name=efficientnet_b1"], "32-true"),
+        (["model=timm", "model.name=resnet18", "precision.cpu_bf16_min_parameters=100000000"], "32-true"),
+    ],
+)
+def test_the_rule_looks_at_the_configured_network(
+    project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: UNITS)
+    config = project.compose("precision=auto", *overrides)
+    network = partial(build_untrained_model, config, digits, None)
+    assert hardware.auto_precision(network, config.precision) == expected

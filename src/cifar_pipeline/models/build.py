@@ -9,6 +9,7 @@ Also builds the configured network, and saves and loads its weights. Imports no 
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,9 +114,9 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
 
 
 def _per_channel(numbers: float | Sequence[float]) -> Tensor:
-    # Double precision until mean and std are folded.
+    # Double precision until mean and std are folded; with values also where a model is built for its shapes only.
     channels = [numbers] if isinstance(numbers, int | float) else list(numbers)
-    return torch.tensor(channels, dtype=torch.float64)
+    return torch.tensor(channels, dtype=torch.float64, device="cpu")
 
 
 class TestTimeAugmentation(nn.Module):
@@ -287,8 +288,24 @@ def build_model(config: DictConfig, dataset: Dataset, weights: PretrainedWeights
 def build_untrained_model(
     config: DictConfig, dataset: DatasetShape, weights: PretrainedWeights | None
 ) -> NormalizedModel:
-    """Build the network that fits `weights`, with random ones. Raises what `build_bare_model` raises."""
-    return build_bare_model(config, dataset, resolve_input(config.model, dataset.shape, weights), weights)
+    """Build the network that fits `weights`, with random ones.
+
+    Raises:
+        UserError: what `build_bare_model` raises, or the images have other channels than those that the weights were
+            trained on and are not gray.
+    """
+    network_input = resolve_input(config.model, dataset.shape, weights)
+    model = build_bare_model(config, dataset, network_input, weights)
+    channels = network_input.channels
+    expected = (weights.channels(model.net) if weights is not None else None) or channels
+    if weights is None or expected == channels:
+        return model
+    if channels != 1:
+        raise UserError(
+            f"model.weights={weights.address} were trained on images of {expected} channel{'s' * (expected != 1)}, but "
+            f"these have {channels}: choose other weights or other data."
+        )
+    return build_bare_model(config, dataset, replace(network_input, channels=expected), weights)
 
 
 def build_bare_model(

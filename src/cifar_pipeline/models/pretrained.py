@@ -29,6 +29,8 @@ MLFLOW_SCHEMES = ("models:/", "runs:/")
 # The number of tensors that a message lists.
 MAX_LISTED = 3
 WHITE = 255
+# Parts of torch's and timm's messages about a pickle that holds more than tensors and plain values.
+PYTHON_OBJECT_ERRORS = ("Unsupported global", "Unsupported operand", "pickle globals")
 
 # Yields the folder of a model: address, revision in DVC, checkpoint.
 ResolveModel = Callable[[str, str, str], AbstractContextManager[Path]]
@@ -62,10 +64,13 @@ class PretrainedWeights:
     is_pretrained: bool = True
     maps_by_order: bool = False
 
-    @property
-    def channels(self) -> int | None:
-        """Color channels of the first convolution; None if there is none."""
-        return next((value.shape[1] for value in self.tensors.values() if value.ndim == 4), None)
+    def channels(self, net: nn.Module) -> int | None:
+        """Return the color channels of the images that the weights of `net` were trained on; None if unknown."""
+        stem = next((name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), "")
+        weight = self.tensors.get(f"{stem}.weight")
+        if weight is None and self.maps_by_order:
+            weight = next((value for value in self.tensors.values() if value.ndim == 4), None)
+        return weight.shape[1] if weight is not None and weight.ndim == 4 else None
 
     def record(self) -> dict[str, str]:
         """Return what metadata and run say about the weights."""
@@ -103,8 +108,11 @@ def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> Pretraine
         return None
     if address == DEFAULT:
         found = default_weights(model)
-        weights = _read_file(found.fetch(), address)
-        return replace(weights, title=found.title, maps_by_order=True, **_published_input(model))
+        path = found.fetch()
+        weights = _read_file(path, address)
+        # Files of safetensors list their tensors by name.
+        maps_by_order = path.suffix != ".safetensors"
+        return replace(weights, title=found.title, maps_by_order=maps_by_order, **_published_input(model))
     path = Path(address).expanduser()
     if address.startswith(MLFLOW_SCHEMES) or path.is_dir():
         with resolve_model(address, "", "best") as folder:
@@ -135,11 +143,14 @@ def _read_file(path: Path, address: str) -> PretrainedWeights:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # every kind of damage has an exception of its own
         reason = one_line(error)[:150].rstrip(".")
-        if "Unsupported global" in str(error) or "Unsupported operand" in str(error):
+        if any(sign in str(error) for sign in PYTHON_OBJECT_ERRORS):
             reason = "it holds Python objects, which could execute code, instead of tensors only"
         raise UserError(f"model.weights={address}: {path} can't be read as a file of weights ({reason}).") from None
     if not tensors:
         raise UserError(f"model.weights={address}: {path} holds no tensors.")
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"model.weights={address}: {name} has values that are not finite: choose other weights.")
     return PretrainedWeights(address, path.name, _sha256(path.read_bytes()), tensors)
 
 
@@ -190,22 +201,13 @@ def resolve_input(
         model: the configuration of the network.
         shape: of the images, `(H, W, C)`.
         weights: those it starts from.
-
-    Raises:
-        UserError: the images have other channels than those that the weights were trained on.
     """
     size, _, channels = shape
     if weights is None:
         return NetworkInput(model.get("input_size") or size, channels, False)
     trained = weights.input_size or size
     largest = max(round(size * model["max_upscaling"]), model["min_input_size"]) if "max_upscaling" in model else size
-    expected = weights.channels or channels
-    if expected != channels and channels != 1:
-        raise UserError(
-            f"model.weights={weights.address} were trained on images of {expected} channel{'s' * (expected != 1)}, but "
-            f"these have {channels}: choose other weights or other data."
-        )
-    return NetworkInput(model.get("input_size") or min(trained, largest), expected, weights.is_pretrained)
+    return NetworkInput(model.get("input_size") or min(trained, largest), channels, weights.is_pretrained)
 
 
 def load_into(net: nn.Module, weights: PretrainedWeights, classes: tuple[str, ...], reset_classifier: bool) -> None:

@@ -157,7 +157,8 @@ def _build_or_suggest_size(
         reason = one_line(error)[:120].rstrip(".!")
         candidates = sorted(CANDIDATE_SIZES, key=lambda candidate: abs(candidate - size))
         accepted = next((candidate for candidate in candidates if accepts(candidate)), None)
-        hint = f"It accepts {accepted}x{accepted}: use data of this size or another" if accepted else "Use another"
+        size_hint = f"It accepts {accepted}x{accepted}: set model.input_size={accepted} or choose another"
+        hint = size_hint if accepted else "Choose another"
         raise UserError(
             f"model.name={name} does not accept images of {size}x{size} with {channels} channels ({reason}). "
             f"{hint} network."

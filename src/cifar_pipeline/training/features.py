@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Width of the image that shows what a mirroring augmentation does: its two pixels change places.
 PROBE = torch.tensor([0, 1], dtype=torch.uint8).view(1, 1, 2, 1)
+DIGEST_BYTES = sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,14 @@ class FeatureCache:
         folder = runs_cache_dir().with_name("features")
         path = folder / f"{self._key(split)}.npy"
         with exclusive_lock(path):
+            if path.is_file() and not is_intact(path):
+                log.warning(f"{path} is damaged: computing the features again.")
+                path.unlink()
             if not path.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as tmp:
                     self._compute(split, device, tmp)
+                    append_digest(tmp)
             os.utime(path)
             features = torch.from_numpy(open_memmap(path))
         self._prune(folder)
@@ -127,9 +132,25 @@ class FeatureCache:
         output.flush()
 
     def _prune(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        # Not the hidden files that other processes are writing.
+        files = sorted(folder.glob("[!.]*.npy"), key=lambda path: path.stat().st_mtime)
         for path in files[: max(0, len(files) - self.max_files)]:
             path.unlink(missing_ok=True)
+
+
+def append_digest(path: Path) -> None:
+    """Append the SHA-256 of a file to it. NumPy ignores what follows the array in a file."""
+    digest_of_content = sha256(np.memmap(path, np.uint8, "r").data).digest()
+    with path.open("ab") as file:
+        file.write(digest_of_content)
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether a file ends with the digest that `append_digest` wrote for the content before it."""
+    if path.stat().st_size <= DIGEST_BYTES:
+        return False
+    content = np.memmap(path, np.uint8, "r")
+    return sha256(content[:-DIGEST_BYTES].data).digest() == content[-DIGEST_BYTES:].tobytes()
 
 
 def cache_obstacle(

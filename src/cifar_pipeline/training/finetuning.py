@@ -15,6 +15,8 @@ from cifar_pipeline.models.pretrained import find_head
 from cifar_pipeline.utils.errors import UserError
 
 ParameterGroup = dict[str, Any]
+# The method by which a network of timm names its layers.
+GROUP_MATCHER = "group_matcher"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class FineTuning:
     """Which layers of a network train, and how fast.
 
     Args:
-        head: name of the layer that computes the logits, in the network; empty if all layers always train.
+        head: name of the layer that computes the logits, in the network; empty if there is none.
         unfreeze_at: the epoch, counted from 0, from which all layers train; None: only the head ever does.
         layer_decay: factor between the learning rates of a layer and the one before it.
         caches_features: whether the features of a frozen network are computed once.
@@ -40,21 +42,24 @@ class FineTuning:
         Raises:
             UserError: only the classifier is to train, and the network has no layer that is one.
         """
-        unfreeze_at = options["unfreeze_backbone_at_epoch"]
-        if unfreeze_at == 0:
-            return FineTuning(layer_decay=options["layer_decay"])
+        unfreeze_at, layer_decay = options["unfreeze_backbone_at_epoch"], options["layer_decay"]
         head = find_head(model.net, classes)
-        if not head:
+        if not head and unfreeze_at != 0:
             raise UserError(
                 f"finetune: {name} has no single linear layer as its classifier, which could train alone: choose "
                 "finetune=full or another network."
             )
-        return FineTuning(head, unfreeze_at, options["layer_decay"], options["cache_features"])
+        if not head and layer_decay != 1 and not hasattr(model.net, GROUP_MATCHER):
+            raise UserError(
+                f"finetune.layer_decay={layer_decay:g}: {name} has no single linear layer as its classifier, before "
+                "which layers could be counted; set finetune.layer_decay=1 or choose another network."
+            )
+        return FineTuning(head, unfreeze_at, layer_decay, options["cache_features"])
 
     @property
     def is_partial(self) -> bool:
         """Whether some layers are frozen in some epoch."""
-        return bool(self.head)
+        return self.unfreeze_at != 0
 
     @property
     def is_head_only(self) -> bool:
@@ -85,8 +90,9 @@ class FineTuning:
     def parameters(self, model: nn.Module, weight_decay: float | None) -> list[Any]:
         """Return the parameters that train in some epoch: a list, or with a layer decay groups of an optimizer.
 
-        A group's `lr_scale` is the factor of its learning rate. Biases and the parameters of normalizations have no
-        weight decay in a group. Source: H. Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021.
+        A group's `lr_scale` is the factor of its learning rate. Biases, the parameters of normalizations and those that
+        a network of timm names, such as position embeddings, have no weight decay in a group.
+        Source: H. Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021.
         """
         if self.is_head_only:
             return list(head_of(model, self.head).parameters())
@@ -94,12 +100,30 @@ class FineTuning:
             return [parameter for parameter in model.parameters() if parameter.requires_grad]
         from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
+        net: Any = getattr(model, "net", model)
+        layers: Any = net if hasattr(net, GROUP_MATCHER) else CountedLayers(net, self.head)
         groups: list[ParameterGroup] = param_groups_layer_decay(
-            getattr(model, "net", model), weight_decay=weight_decay or 0.0, layer_decay=self.layer_decay
+            layers,
+            weight_decay=weight_decay or 0.0,
+            no_weight_decay_list=net.no_weight_decay() if hasattr(net, "no_weight_decay") else (),
+            layer_decay=self.layer_decay,
         )
         if weight_decay is None:
             groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in groups]
         return groups
+
+
+class CountedLayers:
+    """A network that is not timm's, as timm.optim groups its layers: several in a row are one, the head is the last.
+
+    Args:
+        net: the network.
+        head: name of its classifier.
+    """
+
+    def __init__(self, net: nn.Module, head: str) -> None:
+        self.named_parameters = net.named_parameters
+        self.pretrained_cfg = {"classifier": f"{head}."}
 
 
 def head_of(model: nn.Module, head: str) -> nn.Module:

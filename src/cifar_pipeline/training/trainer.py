@@ -106,7 +106,7 @@ def fit(setup: TrainingSetup, loggers: Sequence[Logger] = ()) -> TrainingResult:
     if distributed.is_rank_zero:
         checkpoint = find_resume_checkpoint(setup.run_dir.path, setup.module.state_dict(), setup.datamodule.chunk)
         run_plan = replace(run_plan, checkpoint=checkpoint)
-        if distributed.is_distributed and setup.hardware.accelerator == "cpu" and _has_batch_norm(setup.module):
+        if distributed.is_distributed and setup.hardware.accelerator == "cpu" and _trains_batch_norm(setup.module):
             log.warning(
                 "On CPUs batch norm is not synchronized: each rank normalizes its own share of a batch, so the result "
                 "differs from that of a single process."
@@ -271,8 +271,9 @@ def is_library_class(callback: Callback) -> bool:
     return type(callback).__module__.partition(".")[0] in ("lightning", "cifar_pipeline")
 
 
-def _has_batch_norm(module: Classifier) -> bool:
-    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+def _trains_batch_norm(module: Classifier) -> bool:
+    """Return whether the statistics of a batch are used; those of frozen layers are fixed."""
+    return not module.fine_tuning.is_head_only and any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def _grad_accum_steps(setup: TrainingSetup) -> int:
