@@ -38,7 +38,7 @@ $(SETUP): pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
 	@echo "Installing the pinned environment into .venv (once; two to five minutes and 6 GB) ..."
 	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
-	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers,pretrained]'
 	@test ! -f src/build_docs.py || python src/build_docs.py --schemas-only >/dev/null # the Dockerfile sets up without src/
 	@case "$$(LC_ALL=C git rev-parse --git-dir 2>&1)" in \
 		*"not a git repository (or any"* | *"not found"*) test -e .git || dvc config --local core.no_scm true ;; esac
