@@ -49,13 +49,13 @@ class Trial:
 
     images: int
     method: str
-    overrides: str
+    overrides: tuple[str, ...]
     seed: int
 
     @property
     def words(self) -> list[str]:
         """The words of its commands."""
-        return [*METHODS[self.method], *self.overrides.split(), f"seed={self.seed}"]
+        return [*METHODS[self.method], *self.overrides, f"seed={self.seed}"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def trials(images: Sequence[int], methods: Sequence[str], seeds: Sequence[int], 
     for count in images:
         for method in methods:
             by_key = {word.partition("=")[0]: word for word in (*OVERRIDES.get((method, count), ()), *more)}
-            listed += [Trial(count, method, " ".join(by_key.values()), seed) for seed in seeds]
+            listed += [Trial(count, method, tuple(by_key.values()), seed) for seed in seeds]
     return listed
 
 
@@ -132,7 +132,11 @@ def read_results(path: Path) -> list[Result]:
     """Read the results of earlier calls; none if there is no file."""
     if not path.is_file():
         return []
-    return [Result(Trial(**facts.pop("trial")), **facts) for facts in json.loads(path.read_text())]
+    results = []
+    for facts in json.loads(path.read_text()):
+        trial = facts.pop("trial")
+        results.append(Result(Trial(**trial | {"overrides": tuple(trial["overrides"])}), **facts))
+    return results
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
@@ -148,7 +152,7 @@ def row(results: Sequence[Result]) -> str:
     trial = results[0].trial
     cells = [
         f"{trial.images:,}",
-        f"`{' '.join((*METHODS[trial.method], *trial.overrides.split()))}`",
+        f"`{' '.join((*METHODS[trial.method], *trial.overrides))}`",
         accuracy_cell([result.accuracy for result in results]),
         time_cell([result.train for result in results]),
         f"{mean(result.training for result in results):.1f} s",
@@ -160,7 +164,7 @@ def row(results: Sequence[Result]) -> str:
 def table(results: Sequence[Result]) -> str:
     """Format the table of all results, with a row for each number of images, method and overrides."""
     order = list(METHODS)
-    rows: dict[tuple[int, int, str], list[Result]] = {}
+    rows: dict[tuple[int, int, tuple[str, ...]], list[Result]] = {}
     for result in sorted(results, key=lambda one: one.trial.seed):
         trial = result.trial
         rows.setdefault((trial.images, order.index(trial.method), trial.overrides), []).append(result)

@@ -30,7 +30,7 @@ from workload_sizes import TINY, Sizes
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.images import load_image
 
-TRIAL = Trial(10, "scratch", "trainer.max_epochs=3", 0)
+TRIAL = Trial(10, "scratch", ("trainer.max_epochs=3",), 0)
 SIZES = {"train": 130, "val": 20, "test": 30}
 RESULT = Result(TRIAL, 4.0, 20.0, 8.5, 2.0, 62.0, "abc", "abacus")
 
@@ -87,7 +87,7 @@ def test_without_cifar10_only_a_smoke_test_runs(tmp_path: Path) -> None:
 def test_the_command_line_overrides_the_table_of_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(finetuning.OVERRIDES, ("full", 10), ("trainer.max_epochs=20", "optimizer.lr=0.001"))
     first, second, other = trials([10], ["full", "head"], [3, 4], ["trainer.max_epochs=5"])[:3]
-    assert first == Trial(10, "full", "trainer.max_epochs=5 optimizer.lr=0.001", 3) and second.seed == 4
+    assert first == Trial(10, "full", ("trainer.max_epochs=5", "optimizer.lr=0.001"), 3) and second.seed == 4
     assert other.words == ["experiment=finetune", "finetune=head", "trainer.max_epochs=5", "seed=3"]
 
 
@@ -126,9 +126,9 @@ def test_a_trial_that_fails_does_not_stop_the_others_and_each_starts_without_cac
 def test_the_table_has_a_row_for_each_number_of_images_method_and_overrides() -> None:
     results = [
         RESULT,
-        replace(RESULT, trial=Trial(10, "head", "", 0), accuracy=70.5),
+        replace(RESULT, trial=Trial(10, "head", (), 0), accuracy=70.5),
         replace(RESULT, trial=replace(TRIAL, seed=1), train=24.0, training=9.5, evaluate=3.0, accuracy=63.0),
-        replace(RESULT, trial=Trial(2, "full", "", 0), preprocess=3.0),
+        replace(RESULT, trial=Trial(2, "full", (), 0), preprocess=3.0),
     ]
     _, _, *rows, _, preprocess, machine = table(results).splitlines()
     assert rows == [
