@@ -14,7 +14,8 @@ from workload_sizes import TINY, Sizes
 ROOT = Path(__file__).resolve().parents[1]
 # With everything that dvc.yaml depends on; of folders of the user's files only the README.
 COPIED_PATHS = (
-    "benchmarks", "conf", "src", "constraints.txt", "images/README.md", "dvc.yaml", ".dvcignore", ".dvc/config",
+    "benchmarks", "conf", "src", "constraints.txt", "images/README.md", "pretrained/README.md",
+    "dvc.yaml", ".dvcignore", ".dvc/config",
 )  # fmt: skip
 
 

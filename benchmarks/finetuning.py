@@ -3,8 +3,8 @@
     make bench-finetuning        (python benchmarks/finetuning.py --images 10 100 --methods head --append)
 
 CIFAR-10 as a user's own images: a folder of PNG files with the first images of each class of the train and the val
-split, and all test images. In a temporary copy of the project, `preprocess` runs once for each number of images, then
-`train` and `evaluate` for each method and seed, without cached features or compiled code. Each result is printed and
+split, and all test images. In a temporary copy of the project, `preprocess` runs once for each number of images and
+method, then `train` and `evaluate` for each seed, without cached features or compiled code. Each result is printed and
 written to the output file as soon as it is there; with --append the results in that file are not measured again.
 """
 
@@ -15,6 +15,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -28,18 +29,21 @@ from workload_sizes import TINY, Sizes
 
 from cifar_pipeline.data.dataset import Dataset
 
+# The images are stored as they are; a pretrained network enlarges them itself.
 METHODS = {
     "scratch": ("experiment=custom_images",),
-    "head": ("experiment=finetune", "finetune=head"),
-    "full": ("experiment=finetune", "finetune=full"),
+    "head": ("experiment=finetune", "finetune=head", "data.size=32"),
+    "full": ("experiment=finetune", "finetune=full", "data.size=32"),
 }
-# Overrides of a method for a number of training images of each class; none of `data`, which all methods share.
+# Overrides of a method for a number of training images of each class.
 OVERRIDES: dict[tuple[str, int], tuple[str, ...]] = {}
 IMAGES, SEEDS = (10, 100, 500, 4500), (0, 1, 2)
 MIN_VAL_IMAGES, TRAIN_IMAGES_PER_VAL_IMAGE = 5, 10
-WARM_UP_IMAGES = 5
+WARM_UP_IMAGES = 20  # of each class: more than a batch in all
 TINY_IMAGES, TINY_SEEDS = (5,), (0,)
-TINY_WORDS = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.batch_size=8")
+TINY_WORDS = (
+    "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.batch_size=8", "evaluation.num_attributions=0",
+)  # fmt: skip
 OUTPUT = ROOT / "reports" / "finetuning.json"
 
 
@@ -54,8 +58,8 @@ class Trial:
 
     @property
     def words(self) -> list[str]:
-        """The words of its commands."""
-        return [*METHODS[self.method], *self.overrides, f"seed={self.seed}"]
+        """The words of its commands, without the seed."""
+        return merge_overrides(METHODS[self.method], self.overrides)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Result:
     accuracy: float
     commit: str
     machine: str
+
+
+def merge_overrides(*groups: Iterable[str]) -> list[str]:
+    """Merge overrides; the last one of a key counts."""
+    return list({word.partition("=")[0]: word for words in groups for word in words}.values())
 
 
 def require_enough_images(dataset: Dataset, counts: Sequence[int]) -> None:
@@ -92,11 +101,16 @@ def write_image_folder(dataset: Dataset, folder: Path, count: int) -> None:
 
 
 def use_images(workspace: Workspace, folder: Path) -> None:
-    """Make a folder the images of the workspace, none of them resized before."""
+    """Make a folder the images of the workspace."""
     settings = f"experiment: custom_images\nseed: 0\nimage_dir: {json.dumps(str(folder))}\noverrides: {{}}\n"
     (workspace.root / "params.yaml").write_text(settings)
-    shutil.rmtree(workspace.root / ".cache" / "images", ignore_errors=True)
     workspace.run("python", "src/download.py")
+
+
+def preprocess(workspace: Workspace, words: Sequence[str]) -> float:
+    """Preprocess without cached images, and return the seconds."""
+    shutil.rmtree(workspace.root / ".cache" / "images", ignore_errors=True)
+    return workspace.run("python", "src/preprocess.py", *words).seconds
 
 
 def warm_up(workspace: Workspace, cifar10: Dataset, methods: Iterable[str]) -> None:
@@ -108,24 +122,24 @@ def warm_up(workspace: Workspace, cifar10: Dataset, methods: Iterable[str]) -> N
         prepare(workspace, METHODS[method])
 
 
-def measure(workspace: Workspace, trial: Trial, preprocess: float) -> Result:
+def measure(workspace: Workspace, trial: Trial, preprocess_seconds: float) -> Result:
     """Train and evaluate without cached features and compiled code."""
     shutil.rmtree(workspace.root / ".cache" / "features", ignore_errors=True)
     shutil.rmtree(workspace.variables["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
-    measured = train_and_evaluate(workspace, trial.words)
+    measured = train_and_evaluate(workspace, [*trial.words, f"seed={trial.seed}"])
     hardware = machine()
     where = f"{hardware['processor']}, {hardware['cores']} cores, torch {hardware['versions']['torch']}"
-    return Result(trial, preprocess, **asdict(measured), commit=commit(), machine=where)
+    return Result(trial, preprocess_seconds, **asdict(measured), commit=commit(), machine=where)
 
 
 def trials(images: Sequence[int], methods: Sequence[str], seeds: Sequence[int], more: Sequence[str]) -> list[Trial]:
     """List the trials, by number of images, method and seed; `more` overrides what OVERRIDES has."""
-    listed = []
+    listed: dict[Trial, None] = {}
     for count in images:
         for method in methods:
-            by_key = {word.partition("=")[0]: word for word in (*OVERRIDES.get((method, count), ()), *more)}
-            listed += [Trial(count, method, tuple(by_key.values()), seed) for seed in seeds]
-    return listed
+            overrides = tuple(merge_overrides(OVERRIDES.get((method, count), ()), more))
+            listed |= dict.fromkeys(Trial(count, method, overrides, seed) for seed in seeds)
+    return list(listed)
 
 
 def read_results(path: Path) -> list[Result]:
@@ -152,8 +166,9 @@ def row(results: Sequence[Result]) -> str:
     trial = results[0].trial
     cells = [
         f"{trial.images:,}",
-        f"`{' '.join((*METHODS[trial.method], *trial.overrides))}`",
+        f"`{' '.join(trial.words)}`",
         accuracy_cell([result.accuracy for result in results]),
+        time_cell(sorted({result.preprocess for result in results})),
         time_cell([result.train for result in results]),
         f"{mean(result.training for result in results):.1f} s",
         time_cell([result.evaluate for result in results]),
@@ -168,19 +183,28 @@ def table(results: Sequence[Result]) -> str:
     for result in sorted(results, key=lambda one: one.trial.seed):
         trial = result.trial
         rows.setdefault((trial.images, order.index(trial.method), trial.overrides), []).append(result)
-    preprocess = {
-        count: time_cell(sorted({result.preprocess for result in results if result.trial.images == count}))
-        for count in sorted({result.trial.images for result in results})
-    }
     lines = [
-        "| images of a class | overrides | test accuracy | time to the trained model | training alone | evaluation |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| images of a class | overrides | test accuracy | preprocess | train | training alone | evaluate |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(row(rows[key]) for key in sorted(rows)),
         "",
-        f"Before it, `preprocess`: {'; '.join(f'{cell} for {count:,}' for count, cell in preprocess.items())}.",
         *sorted({f"Measured at {result.commit} on {result.machine}." for result in results}),
     ]
     return "\n".join(lines)
+
+
+def run_row(workspace: Workspace, words: Sequence[str], seeds: Iterable[Trial]) -> Iterator[Result | CommandFailed]:
+    """Preprocess for trials that differ in the seed only, and yield the result or the failure of each."""
+    try:
+        seconds = preprocess(workspace, words)
+    except CommandFailed as failure:
+        yield failure
+        return
+    for trial in seeds:
+        try:
+            yield measure(workspace, trial, seconds)
+        except CommandFailed as failure:
+            yield failure
 
 
 def run_trials(workspace: Workspace, pending: Sequence[Trial], warm: bool) -> Iterator[Result | CommandFailed]:
@@ -189,17 +213,13 @@ def run_trials(workspace: Workspace, pending: Sequence[Trial], warm: bool) -> It
     require_enough_images(cifar10, [trial.images for trial in pending])
     if warm:
         warm_up(workspace, cifar10, dict.fromkeys(trial.method for trial in pending))
-    for count in dict.fromkeys(trial.images for trial in pending):
-        trials_of_count = [trial for trial in pending if trial.images == count]
+    for count, trials_of_count in groupby(pending, lambda trial: trial.images):
         folder = workspace.root.parent / f"cifar10-{count}"
         write_image_folder(cifar10, folder, count)
         use_images(workspace, folder)
-        preprocess = workspace.run("python", "src/preprocess.py", *trials_of_count[0].words).seconds
-        for trial in trials_of_count:
-            try:
-                yield measure(workspace, trial, preprocess)
-            except CommandFailed as failure:
-                yield failure
+        # The size of the images depends on the network.
+        for words, trials_of_row in groupby(trials_of_count, lambda trial: trial.words):
+            yield from run_row(workspace, words, trials_of_row)
 
 
 def parse_arguments() -> Namespace:

@@ -88,7 +88,12 @@ def test_the_command_line_overrides_the_table_of_overrides(monkeypatch: pytest.M
     monkeypatch.setitem(finetuning.OVERRIDES, ("full", 10), ("trainer.max_epochs=20", "optimizer.lr=0.001"))
     first, second, other = trials([10], ["full", "head"], [3, 4], ["trainer.max_epochs=5"])[:3]
     assert first == Trial(10, "full", ("trainer.max_epochs=5", "optimizer.lr=0.001"), 3) and second.seed == 4
-    assert other.words == ["experiment=finetune", "finetune=head", "trainer.max_epochs=5", "seed=3"]
+    assert other.words == ["experiment=finetune", "finetune=head", "data.size=32", "trainer.max_epochs=5"]
+
+
+def test_an_override_replaces_the_methods_own_value_and_repeated_trials_count_once() -> None:
+    (trial,) = trials([10, 10], ["head"], [0, 0], ["data.size=96"])
+    assert trial.words == ["experiment=finetune", "finetune=head", "data.size=96"]
 
 
 def test_a_trial_that_fails_does_not_stop_the_others_and_each_starts_without_caches(
@@ -109,17 +114,23 @@ def test_a_trial_that_fails_does_not_stop_the_others_and_each_starts_without_cac
             (workspace.root / "reports" / "metrics.json").write_text('{"test": {"accuracy": 0.75}}')
             for cache in caches:
                 cache.mkdir(parents=True)
+        if "src/preprocess.py" in words and "finetune=full" in words:
+            raise CommandFailed("disk full")
         return FinishedCommand(2.0, 0.1, "", [(1.5, "Test accuracy: 75.00%")])
 
     monkeypatch.setattr(Workspace, "run", run)
-    failure, *measured = run_trials(workspace, trials([2], ["head"], [0, 1, 2], []), warm=False)
-    assert isinstance(failure, CommandFailed)
+    wanted = trials([2], ["full", "head"], [0, 1, 2], [])
+    full_disk, out_of_memory, *measured = run_trials(workspace, wanted, warm=False)
+    assert [str(full_disk), str(out_of_memory)] == ["disk full", "out of memory"]
     expected = [(trial.seed, 2.0, 2.0, 0.5, 1.5, 75.0) for trial in trials([2], ["head"], [1, 2], [])]
     assert [
         (one.trial.seed, one.preprocess, one.train, one.training, one.evaluate, one.accuracy) for one in measured
     ] == expected
-    assert [command.split()[0] for command in commands[:3]] == ["src/download.py", "src/preprocess.py", "src/train.py"]
-    assert commands[-1] == "src/evaluate.py experiment=finetune finetune=head seed=2"
+    assert [command.split()[0].removeprefix("src/") for command in commands] == [
+        *("download.py", "preprocess.py", "preprocess.py", "train.py"),
+        *("train.py", "evaluate.py", "train.py", "evaluate.py"),
+    ]
+    assert commands[-1] == "src/evaluate.py experiment=finetune finetune=head data.size=32 seed=2"
     assert json.dumps(str(workspace.root.parent / "cifar10-2")) in (workspace.root / "params.yaml").read_text()
 
 
@@ -130,14 +141,14 @@ def test_the_table_has_a_row_for_each_number_of_images_method_and_overrides() ->
         replace(RESULT, trial=replace(TRIAL, seed=1), train=24.0, training=9.5, evaluate=3.0, accuracy=63.0),
         replace(RESULT, trial=Trial(2, "full", (), 0), preprocess=3.0),
     ]
-    _, _, *rows, _, preprocess, machine = table(results).splitlines()
+    _, _, *rows, _, machine = table(results).splitlines()
+    pretrained = "experiment=finetune finetune"
     assert rows == [
-        "| 2 | `experiment=finetune finetune=full` | 62.00 % of 1 seed (62.00) | 20.0 s | 8.5 s | 2.0 s |",
+        f"| 2 | `{pretrained}=full data.size=32` | 62.00 % of 1 seed (62.00) | 3.0 s | 20.0 s | 8.5 s | 2.0 s |",
         "| 10 | `experiment=custom_images trainer.max_epochs=3` | 62.50 ± 0.71 % of 2 seeds (62.00, 63.00) "
-        "| 22.0 s [20.0 - 24.0] | 9.0 s | 2.5 s [2.0 - 3.0] |",
-        "| 10 | `experiment=finetune finetune=head` | 70.50 % of 1 seed (70.50) | 20.0 s | 8.5 s | 2.0 s |",
+        "| 4.0 s | 22.0 s [20.0 - 24.0] | 9.0 s | 2.5 s [2.0 - 3.0] |",
+        f"| 10 | `{pretrained}=head data.size=32` | 70.50 % of 1 seed (70.50) | 4.0 s | 20.0 s | 8.5 s | 2.0 s |",
     ]
-    assert preprocess == "Before it, `preprocess`: 3.0 s for 2; 4.0 s for 10."
     assert machine == "Measured at abc on abacus."
 
 
