@@ -100,6 +100,11 @@ RECIPE ?= quick airbench94
 speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RECIPE=quick, SEEDS="0 1 2"; half an hour or more for both)
 	@python benchmarks/speedrun.py $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS))
 
+# More options of benchmarks/finetuning.py: `OPTIONS="--images 10 100 --methods head"`.
+.PHONY: bench-finetuning
+bench-finetuning: $(SETUP) ## measure accuracy and time by number of training images (hours; the same command continues)
+	@python benchmarks/finetuning.py --append $(OPTIONS)
+
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
 	@python src/report.py results-table
