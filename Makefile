@@ -38,7 +38,7 @@ $(SETUP): pyproject.toml constraints.txt $(MOVED)
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later was found: install one, or write make PYTHON=/path/to/it."; exit 2; }
 	@echo "Installing the pinned environment into .venv (once; two to five minutes and 6 GB) ..."
 	@"$(PYTHON)" -m venv $(if $(MOVED),--clear) .venv
-	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers]'
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development,launchers,pretrained]'
 	@test ! -f src/build_docs.py || python src/build_docs.py --schemas-only >/dev/null # the Dockerfile sets up without src/
 	@case "$$(LC_ALL=C git rev-parse --git-dir 2>&1)" in \
 		*"not a git repository (or any"* | *"not found"*) test -e .git || dvc config --local core.no_scm true ;; esac
@@ -99,6 +99,11 @@ RECIPE ?= quick airbench94
 .PHONY: speedrun
 speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RECIPE=quick, SEEDS="0 1 2"; half an hour or more for both)
 	@python benchmarks/speedrun.py $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS))
+
+# More options of benchmarks/finetuning.py: `OPTIONS="--images 10 100 --methods head"`.
+.PHONY: bench-finetuning
+bench-finetuning: $(SETUP) ## measure accuracy and time by number of training images (hours; the same command continues)
+	@python benchmarks/finetuning.py --append $(OPTIONS)
 
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database

@@ -12,7 +12,11 @@ from measure import Workspace
 from workload_sizes import TINY, Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED_PATHS = ("benchmarks", "conf", "src", "dvc.yaml", ".dvcignore", ".dvc/config")
+# With everything that dvc.yaml depends on; of folders of the user's files only the README.
+COPIED_PATHS = (
+    "benchmarks", "conf", "src", "constraints.txt", "images/README.md", "pretrained/README.md",
+    "dvc.yaml", ".dvcignore", ".dvc/config",
+)  # fmt: skip
 
 
 def with_a_model(workspace: Workspace) -> None:
@@ -36,7 +40,7 @@ def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, root / name)
         (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-        (root / "params.yaml").write_text("experiment: tutorial\nseed: 0\noverrides: {}\n")
+        (root / "params.yaml").write_text("experiment: tutorial\nseed: 0\nimage_dir: images\noverrides: {}\n")
         workspace = Workspace(root, {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "compiled")} | source())
         if sizes is not TINY and "CIFAR10_SOURCE" in workspace.variables:
             workspace.run("python", "src/download.py")

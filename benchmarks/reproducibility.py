@@ -8,7 +8,6 @@ the project. The table that it prints is in docs/guarantees.md.
 
 import csv
 import hashlib
-import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import torch
 from measure import Workspace, machine, say
-from run import TINY, Sizes, commit, copy_of_the_project, has_data
+from run import TINY, Sizes, commit, copy_of_the_project
+from train_and_evaluate import require_cifar10
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -62,9 +62,9 @@ def main() -> None:
     more = [*(["trainer.batch_size=8"] if options.tiny else []), *options.overrides]
     hardware = machine()
     cores = hardware["cores"]
-    with copy_of_the_project(TINY if options.tiny else Sizes()) as workspace:
-        if not has_data(workspace) and not options.tiny:
-            sys.exit("This takes the real CIFAR-10: `make cifar10` fetches it, or CIFAR10_SOURCE names a copy.")
+    sizes = TINY if options.tiny else Sizes()
+    with copy_of_the_project(sizes) as workspace:
+        require_cifar10(workspace, sizes)
         eager, eager_again, eager_threads = (train(workspace, "eager", threads, more) for threads in (1, 1, cores))
         compiled, compiled_again, compiled_threads = (
             train(workspace, "compiled", threads, more) for threads in (1, 1, cores)

@@ -7,16 +7,16 @@ command to the test accuracy: start-up, training, export and evaluation. docs/le
 logged to the project's own MLflow database, from which `make results-table` prints its table.
 """
 
-import json
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
+from statistics import mean
 
-from measure import CommandFailed, FinishedCommand, Workspace, machine, say
-from run import ROOT, TINY, Sizes, commit, copy_of_the_project, has_data
+from measure import CommandFailed, Workspace, machine, say
+from run import ROOT, TINY, Sizes, commit, copy_of_the_project
+from train_and_evaluate import accuracy_cell, prepare, require_cifar10, time_cell, train_and_evaluate
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ RECIPES = {
     ),
     "airbench96": Recipe(("experiment=airbench96", "data.val_fraction=0"), 95.5, 1, "a wider one, 40 epochs"),
 }
-ACCURACY_PREFIX = "Test accuracy: "
 
 
 @dataclass(frozen=True)
@@ -55,34 +54,20 @@ class SeedResult:
 
 def run_seed(workspace: Workspace, recipe: Recipe, seed: int, more: list[str]) -> SeedResult:
     """Train and evaluate with one seed, and measure the time until the test accuracy is printed."""
-    words = [*recipe.overrides, f"seed={seed}", *more]
-    trained = workspace.run("python", "src/train.py", *words, "rerun=true")
-    evaluated = workspace.run("python", "src/evaluate.py", *words)
-    facts = json.loads((workspace.root / "models" / "metadata.json").read_text())
-    accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text())["test"]["accuracy"]
-    return SeedResult(
-        seed, trained.seconds + seconds_to_accuracy(evaluated), facts["timing"]["seconds"], 100 * accuracy
-    )
-
-
-def seconds_to_accuracy(ended: FinishedCommand) -> float:
-    """Return the seconds from the command's start to the line with the number; figures are drawn after it."""
-    return next(seconds for seconds, line in ended.lines if line.startswith(ACCURACY_PREFIX))
+    measured = train_and_evaluate(workspace, [*recipe.overrides, f"seed={seed}", *more])
+    return SeedResult(seed, measured.train + measured.evaluate, measured.training, measured.accuracy)
 
 
 def row(name: str, recipe: Recipe, results: list[SeedResult]) -> str:
     """Format the row of the leaderboard."""
     values = [one.accuracy for one in results]
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    seconds = [one.seconds for one in results]
     outside = mean(1 - one.training / one.seconds for one in results)
-    each = ", ".join(f"{value:.2f}" for value in values)
     reached = "" if mean(values) >= recipe.target else f" (target missed: {recipe.target:g} %)"
     cells = [
         commit(),
         recipe.technique,
-        f"{mean(seconds):.1f} s [{min(seconds):.1f} - {max(seconds):.1f}], {outside:.0%} of it not training",
-        f"{mean(values):.2f}{spread} % of {len(results)} seeds ({each}){reached}",
+        f"{time_cell([one.seconds for one in results])}, {outside:.0%} of it not training",
+        f"{accuracy_cell(values)}{reached}",
         f"`make speedrun RECIPE={name}`",
     ]
     return f"| {' | '.join(cells)} |"
@@ -97,12 +82,6 @@ def with_project_runs(workspace: Workspace) -> Workspace:
     return replace(workspace, variables={**workspace.variables, **ours})
 
 
-def prepare(workspace: Workspace, recipe: Recipe) -> None:
-    """Create what persists between commands: the data set, the database, compiled bytecode."""
-    workspace.run("python", "src/preprocess.py", *recipe.overrides)
-    workspace.run("python", "src/train.py", *recipe.overrides, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
-
-
 def main() -> int:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("recipes", nargs="+", choices=RECIPES)
@@ -112,14 +91,14 @@ def main() -> int:
     hardware, start, rows = machine(), time.perf_counter(), []
     say(f"{hardware['processor']}, {hardware['cores']} cores, load {hardware['load_at_start']}, commit {commit()}")
     tiny = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.batch_size=8", "data.val_fraction=0.1"]
-    with copy_of_the_project(TINY if options.tiny else Sizes()) as workspace:
-        if not has_data(workspace) and not options.tiny:
-            sys.exit("A speedrun needs the real CIFAR-10: run `make cifar10`, or set CIFAR10_SOURCE to a copy.")
+    sizes = TINY if options.tiny else Sizes()
+    with copy_of_the_project(sizes) as workspace:
+        require_cifar10(workspace, sizes)
         for name in options.recipes:
             recipe, results = RECIPES[name], []
             try:
                 if not options.tiny:
-                    prepare(workspace, recipe)
+                    prepare(workspace, recipe.overrides)
                 for seed in options.seeds or range(recipe.seeds):
                     target = workspace if options.tiny else with_project_runs(workspace)
                     results.append(run_seed(target, recipe, seed, tiny if options.tiny else []))

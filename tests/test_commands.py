@@ -127,6 +127,9 @@ BY_FILE = {
     "tests/benchmarks/test_speedrun.py": {
         "test_every_recipe_runs": r"python benchmarks/speedrun.py .*",
     },
+    "tests/benchmarks/test_finetuning.py": {
+        "test_every_method_is_trained": r"python benchmarks/finetuning.py.*",
+    },
     "tests/benchmarks/test_reproducibility.py": {
         "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",
     },

@@ -4,9 +4,14 @@ import json
 import resource
 
 import pytest
+import yaml
+from copied_project import copy_of_the_project
 from measure import CommandFailed, Row, Workspace, alternate, write_report
 from run import SECTIONS
 from scripts import output_of
+from workload_sizes import TINY
+
+from helpers.config_project import ROOT
 
 
 @pytest.fixture
@@ -70,6 +75,15 @@ def test_the_report_has_every_row_and_the_rows_not_measured(tmp_path):
     assert "- fast: extrapolated\n- jax: jax is not installed\n" in text
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["rows"][0]["ours"] == [1.0, 2.0, 4.0] and kept["rows"][0]["ratio"] == 10 and kept["rows"][0]["met"]
+
+
+def test_the_copy_of_the_project_has_what_the_stages_depend_on():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    outputs = {name for stage in stages for out in stage["outs"] for name in out}
+    with copy_of_the_project(TINY) as copied:
+        image_dir = yaml.safe_load((copied.root / "params.yaml").read_text())["image_dir"]
+        dependencies = {path.replace("${image_dir}", image_dir) for stage in stages for path in stage["deps"]}
+        assert [path for path in dependencies - outputs if not (copied.root / path).exists()] == []
 
 
 @pytest.mark.long

@@ -3,7 +3,8 @@
 import pytest
 from measure import FinishedCommand
 from scripts import output_of
-from speedrun import RECIPES, Recipe, SeedResult, row, seconds_to_accuracy
+from speedrun import RECIPES, Recipe, SeedResult, row
+from train_and_evaluate import seconds_to_accuracy
 
 RESULTS = [SeedResult(0, 20.0, 8.0, 62.0), SeedResult(1, 24.0, 12.0, 63.0)]
 

@@ -149,7 +149,8 @@ def describe_model(
     if fine_tuning.is_frozen(0):
         until = f" until epoch {fine_tuning.unfreeze_at}" if fine_tuning.unfreeze_at else ""
         parts.append(f"{fine_tuning.head_parameters(model):,} trained{until}")
-    parts.append(f"{model.network_input.size} px")
+    resized = f" from {model.resize.shape[1]}" if model.resizes else ""
+    parts.append(f"{model.network_input.size} px{resized}")
     if normalizes_as_weights:
         parts.append("normalization of the weights")
     return ", ".join(parts)
