@@ -1,8 +1,10 @@
 """Fine-tune a tiny pretrained network: which layers train in which epoch, learning rates, cached features, resuming."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.pretrained import load_pretrained
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.training import features
 from cifar_pipeline.training.checkpoints import RunDir
@@ -498,3 +501,29 @@ def stop_at(training: Training, step: int) -> None:
         original(batch, index)
 
     training.module.on_train_batch_start = begin  # type: ignore[method-assign]
+
+
+# The file of weights in the `train` stage.
+
+
+def test_a_training_is_identified_by_the_content_of_its_file_of_weights(ready: Project) -> None:
+    file = Path("pretrained/net.safetensors")
+    arguments = ("data=digits", *BASE, f"model.weights={file}", "finetune=head", "runtime.accelerator=cpu")
+
+    def run(seed: int) -> tuple[str, dict[str, Any]]:
+        save_network(tiny_network(seed=seed), file)
+        ended = ready.start(train, *arguments)
+        assert ended.code == 0, ended.err
+        return ended.out, json.loads(Path("models/metadata.json").read_text())
+
+    (first_said, first), (again_said, again), (other_said, other) = run(0), run(0), run(1)
+    net = tiny_network(classes=10)
+    total, trained = (sum(value.numel() for value in layer.parameters()) for layer in (net, net.get_submodule("fc")))
+    line = f"Model:  test_resnet, weights net.safetensors, {total:,} parameters, {trained:,} trained, 32 px"
+    assert line in first_said.splitlines()
+    assert "has already finished: its weights are reused" in again_said and again == first
+    assert "has already finished" not in other_said
+    assert other["fingerprint"] != first["fingerprint"]
+    assert first["weights"]["address"] == str(file) and first["weights"]["title"] == file.name
+    assert len({first["weights"]["sha256"], other["weights"]["sha256"]}) == 2
+    assert other["weights"]["sha256"] == sha256(file.read_bytes()).hexdigest()
