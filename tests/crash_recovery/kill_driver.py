@@ -102,6 +102,7 @@ EVENTS: dict[str, tuple[Callable[[str, Countdown], None], str]] = {
     "copy": (after, "shutil.copystat"),
     "raw array": (after, "numpy.save"),
     "array": (after, "cifar_pipeline.data.preprocessing._write"),
+    "features": (before, "cifar_pipeline.training.features.head_input"),
     "figure": (after, "matplotlib.figure.Figure.savefig"),
 }
 
