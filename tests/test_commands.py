@@ -54,12 +54,20 @@ BY_FILE = {
     "tests/crash_recovery/test_killed_stages.py": {
         "test_evaluate_leaves_every_report_as_it_was": "python src/train.py experiment=debug",
     },
+    "tests/models/test_pretrained.py": {
+        "test_a_training_starts_where_an_earlier_one_has_ended": (
+            r"python src/train.py experiment=finetune finetune=\w+ model.weights=models/best( optimizer.lr=\S+)?"
+        ),
+    },
     "tests/pipeline/test_training_by_hand.py": {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
     },
     "tests/crash_recovery/test_several_processes.py": {
         "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
             r"python src/train.py trainer.devices=2"
+        ),
+        "test_a_frozen_network_has_the_same_head_from_two_processes": (
+            r"python src/train.py experiment=finetune finetune=\w+( model.name=\w+)?( optimizer.lr=\S+)?"
         ),
     },
     "tests/training/test_finders.py": {

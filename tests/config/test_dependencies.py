@@ -85,3 +85,16 @@ def test_untracked_values_are_refused(started_by_dvc: Project, monkeypatch: pyte
     started_by_dvc.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: ${oc.decode:${oc.env:RATE}}")
     started_by_dvc.start(configure).assert_refused("optimizer.lr=", "reads an environment variable", "the value itself")
     assert started_by_dvc.start(configure, "optimizer=adam").code == 0
+
+
+@pytest.mark.parametrize("path", ["net.pth", "data/net.pth", "pretrained/../net.pth", "/tmp/net.pth", "models/best"])
+def test_weights_outside_of_the_tracked_folder_are_refused(
+    started_by_dvc: Project, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    started_by_dvc.start(configure, f"model.weights={path}").assert_refused(
+        f"model.weights={path} is outside of pretrained/", f"write model.weights=pretrained/{Path(path).name}."
+    )
+    for tracked in ("pretrained/net.pth", "runs:/abc/best"):
+        assert started_by_dvc.start(configure, f"model.weights={tracked}").code == 0
+    monkeypatch.delenv("DVC_STAGE")
+    assert started_by_dvc.start(configure, f"model.weights={path}").code == 0

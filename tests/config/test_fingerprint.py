@@ -91,6 +91,11 @@ def test_values_that_decide_no_result_leave_the_fingerprint(sources: Path, overr
     assert fingerprint_of(sources, override) == fingerprint_of(sources)
 
 
+def test_other_weights_change_the_fingerprint(sources: Path) -> None:
+    digests = {fingerprint(published(), "1234", SourceTree(sources), weights) for weights in ("", "aa", "bb")}
+    assert len(digests) == 3
+
+
 def test_other_data_changes_the_fingerprint(sources: Path) -> None:
     assert fingerprint_of(sources, data="5678") != fingerprint_of(sources)
 
