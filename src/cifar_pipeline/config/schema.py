@@ -151,6 +151,7 @@ class Finetune(Options):
 
     unfreeze_backbone_at_epoch: NonNegativeInt | None
     layer_decay: Annotated[float, Field(gt=0, le=1)]
+    freeze_batch_norm: bool
     cache_features: bool
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.models.pretrained import find_head
@@ -27,12 +28,14 @@ class FineTuning:
         head: name of the layer that computes the logits, in the network; empty if there is none.
         unfreeze_at: the epoch, counted from 0, from which all layers train; None: only the head ever does.
         layer_decay: factor between the learning rates of a layer and the one before it.
+        freezes_batch_norm: whether batch norm normalizes by its running statistics and keeps them, in every layer.
         caches_features: whether the features of a frozen network are computed once.
     """
 
     head: str = ""
     unfreeze_at: int | None = 0
     layer_decay: float = 1.0
+    freezes_batch_norm: bool = False
     caches_features: bool = False
 
     @staticmethod
@@ -54,7 +57,7 @@ class FineTuning:
                 f"finetune.layer_decay={layer_decay:g}: {name} has no single linear layer as its classifier, before "
                 "which layers could be counted; set finetune.layer_decay=1 or choose another network."
             )
-        return FineTuning(head, unfreeze_at, layer_decay, options["cache_features"])
+        return FineTuning(head, unfreeze_at, layer_decay, options["freeze_batch_norm"], options["cache_features"])
 
     @property
     def is_partial(self) -> bool:
@@ -76,12 +79,14 @@ class FineTuning:
         Frozen layers are in evaluation mode: without dropout, and with the running statistics of batch norm, which
         would otherwise change.
         """
-        if not self.is_partial:
-            return
-        head = head_of(model, self.head)
-        is_frozen = self.is_frozen(epoch)
-        model.requires_grad_(not is_frozen).train(not is_frozen)
-        head.requires_grad_(True).train()
+        if self.is_partial:
+            head, is_frozen = head_of(model, self.head), self.is_frozen(epoch)
+            model.requires_grad_(not is_frozen).train(not is_frozen)
+            head.requires_grad_(True).train()
+        if self.freezes_batch_norm:
+            for layer in model.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
 
     def head_parameters(self, model: nn.Module) -> int:
         """Return the number of the head's parameters."""

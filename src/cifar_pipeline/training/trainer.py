@@ -273,7 +273,9 @@ def is_library_class(callback: Callback) -> bool:
 
 def _trains_batch_norm(module: Classifier) -> bool:
     """Return whether the statistics of a batch are used; those of frozen layers are fixed."""
-    return not module.fine_tuning.is_head_only and any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    fine_tuning = module.fine_tuning
+    is_frozen = fine_tuning.is_head_only or fine_tuning.freezes_batch_norm
+    return not is_frozen and any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def _grad_accum_steps(setup: TrainingSetup) -> int:

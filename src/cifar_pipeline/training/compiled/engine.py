@@ -111,7 +111,8 @@ def _unsupported_reason(config: DictConfig, hardware: Hardware, batch_callback: 
         return f"compiled steps need precision {' or '.join(precisions)}, not {hardware.precision}"
     if config.optimizer.get("full_batch"):
         return "optimizer.full_batch accumulates gradients over micro-batches"
-    if config.finetune.unfreeze_backbone_at_epoch != 0 or config.finetune.layer_decay != 1:
+    finetune = config.finetune
+    if finetune.unfreeze_backbone_at_epoch != 0 or finetune.layer_decay != 1 or finetune.freeze_batch_norm:
         return "fine-tuning takes no compiled steps"
     for key, default in EAGER_KEYS.items():
         if trainer[key] != default:
