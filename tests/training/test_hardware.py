@@ -146,6 +146,12 @@ def test_the_precision_of_the_configuration_comes_before_the_rule(
         assert (selected.precision, selected.features_in_bfloat16) == (expected, features)
 
 
+def test_the_rule_needs_its_number_of_parameters(project: Project) -> None:
+    config = project.compose("runtime.accelerator=cpu", "precision=fp32", "precision.cpu=auto")
+    with pytest.raises(UserError, match=r"^precision\.cpu=auto also needs .*: choose precision=auto\.$"):
+        select_hardware(config.runtime, config.precision, cores=1, images=1000, network=dense)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

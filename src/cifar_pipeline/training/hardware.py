@@ -222,7 +222,12 @@ def auto_precision(network: Callable[[], nn.Module] | None, precision: Mapping[s
     Args:
         network: builds the network.
         precision: conf/precision.
+
+    Raises:
+        UserError: the rule's smallest number of parameters is not configured.
     """
+    if "cpu_bf16_min_parameters" not in precision:
+        raise UserError("precision.cpu=auto also needs precision.cpu_bf16_min_parameters: choose precision=auto.")
     if network is None or not has_bfloat16_units():
         return "32-true"
     try:
