@@ -37,10 +37,10 @@ METHODS = {
 }
 # Overrides of a method for a number of training images of each class.
 OVERRIDES: dict[tuple[str, int], tuple[str, ...]] = {
-    ("full", 10): ("trainer.max_epochs=20", "trainer.batch_size=16", "optimizer.lr=0.001", "model.input_size=96"),
-    ("full", 100): ("trainer.max_epochs=8", "trainer.batch_size=32", "optimizer.lr=0.001", "model.input_size=96"),
-    ("full", 500): ("trainer.max_epochs=8", "trainer.batch_size=32", "optimizer.lr=0.001", "model.input_size=96"),
-    ("full", 4500): ("trainer.max_epochs=2", "optimizer.lr=0.001", "model.input_size=96"),
+    ("full", 10): ("trainer.max_epochs=20", "model.input_size=96"),
+    ("full", 100): ("trainer.max_epochs=8", "model.input_size=96"),
+    ("full", 500): ("trainer.max_epochs=8", "model.input_size=96"),
+    ("full", 4500): ("trainer.max_epochs=2", "model.input_size=96"),
 }
 IMAGES, SEEDS = (10, 100, 500, 4500), (0, 1, 2)
 MIN_VAL_IMAGES, TRAIN_IMAGES_PER_VAL_IMAGE = 5, 10
