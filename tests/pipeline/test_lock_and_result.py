@@ -59,7 +59,7 @@ def test_new_pins_run_configure_alone_and_other_versions_what_depends_on_them(sh
     assert stages_that(said, "ran") == ["configure"] and "up to date" in shared.dvc("status")
     # As `configure` writes it where another torch is installed.
     shared.write("composed.yaml", before["composed.yaml"].replace("    timm: ", "    timm: 0."))
-    assert set(json.loads(shared.dvc("status", "--json"))) == {"configure", "train"}
+    assert set(json.loads(shared.dvc("status", "--json"))) == {"configure", "train", "evaluate"}
     said = shared.run("dvc", "repro", "--force", "--single-item", "train", code=FAILED)
     assert "is installed, but composed.yaml, which DVC records, has 0." in said and "`dvc repro -f configure`" in said
     for path, text in before.items():
