@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES
-from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
+from cifar_pipeline.inference.onnx_session import OnnxSession
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE
 
 # Key in the metadata properties of the ONNX file.
 METADATA_KEY = "facts"
@@ -116,7 +117,7 @@ def to_onnx_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
         "preprocessing": (
             f"rotate by EXIF, composite transparency over white, {RESIZE_DESCRIPTIONS[metadata['resize_mode']]}; "
-            "resizing for the network and normalization are in the model"
+            "normalization is in the model, and so is resizing to the size of its network"
         ),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
     }
