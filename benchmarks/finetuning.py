@@ -28,6 +28,7 @@ from train_and_evaluate import accuracy_cell, prepare, require_cifar10, time_cel
 from workload_sizes import TINY, Sizes
 
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.utils.atomic import atomic_write
 
 # The images are stored as they are; a pretrained network enlarges them itself.
 METHODS = {
@@ -159,11 +160,10 @@ def read_results(path: Path) -> list[Result]:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write all results, by a rename, so that an interruption leaves the file whole."""
+    """Write all results, so that an interruption leaves the file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    partial.replace(path)
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 
 
 def row(results: Sequence[Result]) -> str:

@@ -8,9 +8,9 @@ import torch
 from small_model import CLASSES, SHAPE, network, random_images
 from torch import Tensor, nn
 
-from cifar_pipeline.inference.onnx_session import WEIGHTS_FILE
 from cifar_pipeline.inference.torch_model import attributions
 from cifar_pipeline.models.build import NormalizedModel, load_weights, softmax
+from cifar_pipeline.utils.paths import WEIGHTS_FILE
 
 GRAY = [0.5, 0.4, 0.3]
 CLASS_INDICES = np.array([3, 0, 7])

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
-from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE, OnnxSession
+from cifar_pipeline.inference.onnx_session import OnnxSession
 from cifar_pipeline.models.build import NormalizedModel, TestTimeAugmentation, load_weights
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 from helpers.config_project import ROOT
 
 

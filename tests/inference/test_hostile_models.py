@@ -27,8 +27,9 @@ from small_model import CLASSES, SHAPE, training_metadata
 
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
 from cifar_pipeline.inference.onnx_check import MAX_VALUE_BYTES, NUM_IMAGES, UnsafeModel, check_content, check_model
-from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession, open_checked
+from cifar_pipeline.inference.onnx_session import OnnxSession, open_checked
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE
 from helpers.config_project import ROOT, Project, run
 from predict import predict
 

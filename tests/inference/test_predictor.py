@@ -15,9 +15,10 @@ from small_model import CLASSES, network, random_images, training_metadata
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.image_paths import count_image_files, iter_image_files
 from cifar_pipeline.inference.metadata import ModelMetadata
-from cifar_pipeline.inference.onnx_session import MODEL_FILE, OnnxSession
+from cifar_pipeline.inference.onnx_session import OnnxSession
 from cifar_pipeline.inference.predictor import Predictor, threads_for
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ NON_RESULT_KEYS = (
     "trainer.inference_mode",
     "trainer.reload_dataloaders_every_n_epochs",
     "trainer.enable_autolog_hparams",
-    # How the weights are found; what they are is in the fingerprint.
+    # The lookup of the weights; their hash is in the fingerprint.
     "model.default_weights",
 )
 # Groups and top-level keys that cannot change a training; all others decide it, a user's new group among them.

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS, stage_targets
-from cifar_pipeline.config.params import CONF
+from cifar_pipeline.config.params import CONF, DEFAULT_WEIGHTS, MLFLOW_SCHEMES
 from cifar_pipeline.config.source_files import PACKAGE, PROJECT, SOURCE, loaded_sources
 from cifar_pipeline.utils.errors import UserError
 
@@ -62,9 +62,9 @@ def require_tracked_inputs(config: DictConfig) -> None:
 def _reject_untracked_weights(config: DictConfig) -> None:
     """Raise UserError for a file of weights outside of the folder that DVC tracks."""
     address = OmegaConf.select(config, "model.weights")
-    if isinstance(address, str) and address != "default" and not address.startswith(("models:/", "runs:/")):
+    if isinstance(address, str) and address != DEFAULT_WEIGHTS and not address.startswith(MLFLOW_SCHEMES):
         path = Path(address)
-        if path.is_absolute() or ".." in path.parts or path.parts[:1] != PRETRAINED.parts:
+        if ".." in path.parts or not path.is_relative_to(PRETRAINED):
             raise UserError(
                 f"model.weights={address} is outside of {PRETRAINED}/, the folder that DVC tracks: move it there and "
                 f"write model.weights={PRETRAINED / path.name}."

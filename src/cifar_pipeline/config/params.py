@@ -17,6 +17,8 @@ from cifar_pipeline.utils.text import one_line
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
+# `model.weights`: those that the network's library publishes; and how the address of a model in MLflow begins.
+DEFAULT_WEIGHTS, MLFLOW_SCHEMES = "default", ("models:/", "runs:/")
 # Groups that only a sweep (`-m`) reads: its trials, and the launcher that runs them.
 SWEEP_GROUPS = ("sweep", "launcher")
 # Groups that are not part of a training's configuration. params.yaml has a key of its own for `experiment`.

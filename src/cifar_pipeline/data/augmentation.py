@@ -56,10 +56,15 @@ def flip_crop(
     return images.reshape(-1, channels)[pixels.view(-1)].view(images.shape)
 
 
+def changes_nothing(augment: Callable[..., Tensor]) -> bool:
+    """Return whether an augmentation is `no_augmentation`."""
+    return getattr(augment, "func", augment) is no_augmentation
+
+
 def mirrors_only(augment: Callable[..., Tensor]) -> bool:
     """Return whether an augmentation of this module returns each image or its mirror image, nothing else."""
     function, options = getattr(augment, "func", augment), getattr(augment, "keywords", {})
-    return function in (no_augmentation, flip) or (function is flip_crop and options.get("padding") == 0)
+    return changes_nothing(augment) or function is flip or (function is flip_crop and options.get("padding") == 0)
 
 
 def _reflect(indices: Tensor, size: int) -> Tensor:

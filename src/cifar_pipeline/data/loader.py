@@ -19,7 +19,7 @@ import torch
 from numpy.random import SeedSequence
 from torch import Generator, Tensor
 
-from cifar_pipeline.data.augmentation import no_augmentation
+from cifar_pipeline.data.augmentation import changes_nothing
 from cifar_pipeline.data.dataset import rows_per_chunk
 from cifar_pipeline.utils.errors import UserError
 
@@ -118,9 +118,9 @@ class TensorLoader:
             raise UserError(f"A batch of {batch_size} cannot be split among {world_size} processes: start fewer.")
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.shuffle = seed, shuffle
-        self.augment = None if getattr(augment, "func", augment) is no_augmentation else augment
+        self.augment = None if augment is None or changes_nothing(augment) else augment
         self.rank, self.world_size = rank, world_size
-        self.rows_per_chunk = rows_per_chunk(row_bytes or self.images[:1].nbytes)
+        self.row_bytes = row_bytes
         self.epoch = 0
         self.batches_yielded = 0  # in this epoch
         self.resume_at = 0  # the batch at which the next pass begins; not 0 only after load_state_dict
@@ -143,7 +143,9 @@ class TensorLoader:
         if start >= total:
             return
         order = self._permutation()
-        per_chunk = max(1, min(GATHER_SIZE, self.rows_per_chunk) // self.batch_size)
+        per_chunk = max(
+            1, min(GATHER_SIZE, rows_per_chunk(self.row_bytes or self.images[:1].nbytes)) // self.batch_size
+        )
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
             global_indices = order[first * self.batch_size : last * self.batch_size]

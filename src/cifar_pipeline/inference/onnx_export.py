@@ -19,17 +19,11 @@ from torch.export import Dim, ExportedProgram
 
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
 from cifar_pipeline.inference.onnx_check import CorruptModel, UnsafeModel, check_model
-from cifar_pipeline.inference.onnx_session import (
-    INPUT_NAME,
-    LOGITS_NAME,
-    MODEL_FILE,
-    PROBABILITIES_NAME,
-    WEIGHTS_FILE,
-    open_checked,
-)
+from cifar_pipeline.inference.onnx_session import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, open_checked
 from cifar_pipeline.models.build import NormalizedModel, get_activation, save_weights
 from cifar_pipeline.utils.console import propagate_library_logs
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 
 # torch.export treats sizes of 1 as constants.
 EXAMPLE_BATCH = 2

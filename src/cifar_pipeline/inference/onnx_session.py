@@ -10,9 +10,9 @@ import onnxruntime
 
 from cifar_pipeline.inference.onnx_check import CheckedGraph, CorruptModel, UnsafeModel, check_file
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE
 from cifar_pipeline.utils.text import one_line
 
-MODEL_FILE, WEIGHTS_FILE = "model.onnx", "weights.safetensors"
 INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME = "images", "logits", "probabilities"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Limit of ONNX Runtime's CPU memory for weights and values, for any model.

@@ -10,11 +10,11 @@ import torch
 
 from cifar_pipeline.inference.metadata import METADATA_KEY
 from cifar_pipeline.inference.onnx_export import exported_program
-from cifar_pipeline.inference.onnx_session import MODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.utils.atomic import atomic_update_dir, atomic_write
 from cifar_pipeline.utils.console import status
+from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 
 PAGE, PT2 = "index.html", "model.pt2"
 TEMPLATE = Path(__file__).with_name("browser.html")

@@ -17,8 +17,9 @@ import onnxruntime
 
 from cifar_pipeline.data.images import UnreadableImage, load_image
 from cifar_pipeline.inference.metadata import ModelMetadata
-from cifar_pipeline.inference.onnx_session import CUDA, MODEL_FILE, OnnxSession
+from cifar_pipeline.inference.onnx_session import CUDA, OnnxSession
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MODEL_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

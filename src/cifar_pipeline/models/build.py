@@ -25,11 +25,10 @@ from torch.nn.functional import logsigmoid
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.network_input import NetworkInput
-from cifar_pipeline.models.pretrained import PretrainedWeights, load_into, resolve_input
+from cifar_pipeline.models.pretrained import WHITE, PretrainedWeights, load_into, resolve_input
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
-WHITE = 255
 # `normalization.mean` and `normalization.std`: those of the pretrained weights.
 MODEL = "model"
 

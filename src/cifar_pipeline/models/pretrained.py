@@ -16,16 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from cifar_pipeline.config.params import DEFAULT_WEIGHTS, MLFLOW_SCHEMES
 from cifar_pipeline.models.default_weights import DefaultWeights
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.paths import MLMODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.utils.safe_io import parse_yaml, read_text
 from cifar_pipeline.utils.text import one_line
 
-DEFAULT = "default"
-# Files of a model folder that a training of this project writes.
-WEIGHTS_FILE, MLMODEL_FILE = "weights.safetensors", "MLmodel"
-MLFLOW_SCHEMES = ("models:/", "runs:/")
 # The number of tensors that a message lists.
 MAX_LISTED = 3
 WHITE = 255
@@ -106,13 +104,13 @@ def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> Pretraine
     address = model.get("weights")
     if address is None:
         return None
-    if address == DEFAULT:
+    if address == DEFAULT_WEIGHTS:
         found = default_weights(model)
         path = found.fetch()
         weights = _read_file(path, address)
         # Files of safetensors list their tensors by name.
         maps_by_order = path.suffix != ".safetensors"
-        return replace(weights, title=found.title, maps_by_order=maps_by_order, **_published_input(model))
+        return replace(weights, title=found.title, maps_by_order=maps_by_order, **_input_of(found))
     path = Path(address).expanduser()
     if address.startswith(MLFLOW_SCHEMES) or path.is_dir():
         with resolve_model(address, "", "best") as folder:
@@ -122,15 +120,15 @@ def load_pretrained(model: DictConfig, resolve_model: ResolveModel) -> Pretraine
             f"model.weights={address}: there is no such file or folder. Write default, a path, models:/NAME@ALIAS or "
             "runs:/RUN/best."
         )
-    return replace(_read_file(path, address), **_published_input(model))
-
-
-def _published_input(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mean, standard deviation and size of the images that the network's published weights were trained on."""
+    weights = _read_file(path, address)
     try:
-        found = default_weights(model)
+        return replace(weights, **_input_of(default_weights(model)))
     except UserError:
-        return {}  # it has none
+        return weights  # the network has no published ones, so that nothing is known
+
+
+def _input_of(found: DefaultWeights) -> dict[str, Any]:
+    """Return mean, standard deviation and size of the images that published weights were trained on."""
     return {"mean": found.mean, "std": found.std, "input_size": found.input_size}
 
 

@@ -35,7 +35,9 @@ def torchvision_network(channels: int, size: int, classes: int, name: str, is_pr
     from torchvision import models
 
     require_known(name, models.list_models(module=models), "torchvision")
-    return _build_or_suggest_size(partial(_build_torchvision, is_pretrained), channels, size, classes, name)
+    return _build_or_suggest_size(
+        partial(_build_torchvision, is_pretrained=is_pretrained), channels, size, classes, name
+    )
 
 
 def timm_network(channels: int, size: int, classes: int, name: str, is_pretrained: bool = False) -> nn.Module:
@@ -49,38 +51,37 @@ def timm_network(channels: int, size: int, classes: int, name: str, is_pretraine
     import timm
 
     require_known(name.partition(".")[0], timm.list_models(), "timm")
-    return _build_or_suggest_size(partial(_build_timm, is_pretrained), channels, size, classes, name)
+    build = partial(_build_timm, is_pretrained=is_pretrained)
+    return _build_or_suggest_size(build, channels, size, classes, name)
 
 
-def _build_torchvision(is_pretrained: bool, channels: int, size: int, classes: int, name: str) -> nn.Module:
+def _build_torchvision(channels: int, size: int, classes: int, name: str, is_pretrained: bool) -> nn.Module:
     from torchvision import models
 
     options: dict[str, Any] = {}
     if name.startswith("vit"):
         if size <= SMALL_IMAGE and not is_pretrained:
-            return _check_forward(_vision_transformer(channels, size, classes, name), channels, size, classes, name)
+            return _vision_transformer(channels, size, classes, name)
         options = {"image_size": size}
     elif name in ("googlenet", "inception_v3"):
         # Given explicitly, because torchvision warns that the default of init_weights will change.
         options = {"aux_logits": False, "init_weights": True}
     net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
     if is_pretrained:
-        return _check_forward(net, channels, size, classes, name)
+        return net
     if name == "inception_v3" and size <= SMALL_IMAGE:
         net.maxpool1, net.maxpool2 = nn.Identity(), nn.Identity()
-    return _check_forward(_adapt_stem(net, channels, size), channels, size, classes, name)
+    return _adapt_stem(net, channels, size)
 
 
-def _build_timm(is_pretrained: bool, channels: int, size: int, classes: int, name: str) -> nn.Module:
+def _build_timm(channels: int, size: int, classes: int, name: str, is_pretrained: bool) -> nn.Module:
     import timm
 
     published = timm.get_pretrained_cfg(name) if is_pretrained else None
     # Only networks with patches take, and need, the size.
     options: dict[str, Any] = {"img_size": size} if published is not None and published.fixed_input_size else {}
     net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **options)
-    if is_pretrained:
-        return _check_forward(net, channels, size, classes, name)
-    return _check_forward(_adapt_stem(net, channels, size), channels, size, classes, name)
+    return net if is_pretrained else _adapt_stem(net, channels, size)
 
 
 def _adapt_stem(net: nn.Module, channels: int, size: int) -> nn.Module:
@@ -141,16 +142,19 @@ def _build_or_suggest_size(
 ) -> nn.Module:
     """Call `build`. Raises `UserError` with the nearest accepted size if the network does not accept such images."""
 
+    def checked(candidate: int) -> nn.Module:
+        return _check_forward(build(channels, candidate, classes, name), channels, candidate, classes, name)
+
     def accepts(candidate: int) -> bool:
         try:
             with torch.device("meta"):  # computes shapes only
-                build(channels, candidate, classes, name)
+                checked(candidate)
         except Exception:
             return False
         return True
 
     try:
-        return build(channels, size, classes, name)
+        return checked(size)
     except UserError:
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from cifar_pipeline.config.compose import available_cores, chosen_options, finge
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.data.dataset import Dataset, require_matching_config
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
-from cifar_pipeline.models.build import NormalizedModel, build_inference_model, build_untrained_model
+from cifar_pipeline.models.build import build_inference_model, build_untrained_model
 from cifar_pipeline.models.pretrained import PretrainedWeights, load_pretrained
 from cifar_pipeline.sweeps.job import cached_objective, current_trial, objective, require_validation_split
 from cifar_pipeline.tracking import provenance
@@ -29,14 +29,12 @@ from cifar_pipeline.training.distributed import SINGLE_PROCESS, detect_distribut
 from cifar_pipeline.training.finetuning import describe_model
 from cifar_pipeline.training.hardware import select_accelerator, select_hardware
 from cifar_pipeline.training.loggers import ResumableMLFlowLogger, build_loggers, close_loggers, log_rows
-from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.setup import (
     TrainingSetup,
     build_callbacks,
     build_training,
     find_batch_callback,
     micro_batch_size,
-    network_name,
 )
 from cifar_pipeline.training.trainer import (
     TrainingResult,
@@ -161,21 +159,9 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
         log.info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
         if weights or setup.module.fine_tuning.is_partial:
-            log.info(f"Model:  {describe(setup.module, config, weights)}")
+            log.info(f"Model:  {describe_model(setup.module.net, setup.module.fine_tuning, config, weights)}")
         log.info(f"Device: {setup.hardware}; engine: {engine}")
     return Plan(config, dataset, weights, trial, name, setup, has_auto_batch)
-
-
-def describe(module: Classifier, config: DictConfig, weights: PretrainedWeights | None) -> str:
-    """Return the line about the network at the start of a training."""
-    assert isinstance(module.net, NormalizedModel)
-    return describe_model(
-        module.net,
-        module.fine_tuning,
-        network_name(config.model),
-        weights.title if weights else "",
-        config.normalization.mean == "model",
-    )
 
 
 def run_training(plan: Plan) -> None:
@@ -239,9 +225,8 @@ def write_result(plan: Plan, result: TrainingResult, exported: OnnxTemplate) -> 
     with run_dir.write_result(metadata, result.rows) as result_dir:
         for checkpoint in run_dir.checkpoints():
             setup.module.load_checkpoint(run_dir.checkpoint(checkpoint))
-            save_model(
-                exported, build_inference_model(setup.module.net, plan.config), metadata, result_dir / checkpoint
-            )
+            model = build_inference_model(setup.module.net, plan.config)
+            save_model(exported, model, metadata, result_dir / checkpoint)
         require_unchanged()
 
 

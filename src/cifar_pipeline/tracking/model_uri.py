@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cifar_pipeline.config.params import MLFLOW_SCHEMES
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, folder_in_repository
+from cifar_pipeline.utils.paths import MLMODEL_FILE
 from cifar_pipeline.utils.text import one_line
 
 # MLflow's error codes for a missing run, model or alias; all others are failures of the store.
 NOT_FOUND = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-MLFLOW_SCHEMES = ("models:/", "runs:/")
 
 
 def download_model(uri: str, directory: Path) -> Path:
@@ -39,7 +40,7 @@ def download_model(uri: str, directory: Path) -> Path:
             raise
         reason = one_line(error).rstrip(".")
         raise UserError(f"MLflow has no {uri} ({reason}): `make list-models` lists the registered models.") from None
-    if not (folder / "MLmodel").is_file():
+    if not (folder / MLMODEL_FILE).is_file():
         raise UserError(f"{uri} is not a model: write runs:/RUN/last or models:/NAME/VERSION.")
     return folder
 
@@ -72,7 +73,7 @@ def resolve_model(address: str, revision: str, checkpoint: str) -> Iterator[Path
 def _find_checkpoint(folder: Path, name: str, checkpoint: str) -> Path:
     """Return the folder itself if it is a model, or the checkpoint in it; `last` if there is no `best`."""
     for candidate in (folder, folder / checkpoint, folder / "last"):
-        if (candidate / "MLmodel").is_file():
+        if (candidate / MLMODEL_FILE).is_file():
             return candidate
     raise UserError(
         f"There is no model in {name}: `dvc repro train` makes one; --model takes another folder, or an address "

@@ -23,7 +23,7 @@ from cifar_pipeline.data.augmentation import mirrors_only
 from cifar_pipeline.data.dataset import Dataset, open_memmap
 from cifar_pipeline.data.loader import Augment
 from cifar_pipeline.models.build import NormalizedModel
-from cifar_pipeline.training.finetuning import FineTuning, head_of
+from cifar_pipeline.training.finetuning import head_of
 from cifar_pipeline.utils.atomic import atomic_write, exclusive_lock
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.paths import runs_cache_dir
@@ -153,19 +153,13 @@ def is_intact(path: Path) -> bool:
     return sha256(content[:-DIGEST_BYTES].data).digest() == content[-DIGEST_BYTES:].tobytes()
 
 
-def cache_obstacle(
-    model: NormalizedModel, fine_tuning: FineTuning, augment: Augment, processes: int, shape: tuple[int, ...]
-) -> str:
-    """Return why the features of images `[H, W, C]` cannot be computed once; empty if they can."""
-    if not fine_tuning.is_head_only:
-        return "the whole network trains"
-    if not fine_tuning.caches_features:
-        return "finetune.cache_features=false"
+def cache_obstacle(model: NormalizedModel, head: str, augment: Augment, processes: int, shape: tuple[int, ...]) -> str:
+    """Return why a frozen network's features of images `[H, W, C]` cannot be computed once; empty if they can."""
     if not mirrors_only(augment):
         return "the augmentation does more than mirror images"
     if processes > 1:
         return "several processes share each batch"
-    return "" if _ends_with_head(model, fine_tuning.head, shape) else "the classifier is not the last operation"
+    return "" if _ends_with_head(model, head, shape) else "the classifier is not the last operation"
 
 
 def _ends_with_head(model: NormalizedModel, head: str, shape: tuple[int, ...]) -> bool:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cifar_pipeline.models.build import NormalizedModel
-from cifar_pipeline.models.pretrained import find_head
+from cifar_pipeline.models.build import MODEL, NormalizedModel
+from cifar_pipeline.models.pretrained import PretrainedWeights, find_head
 from cifar_pipeline.utils.errors import UserError
 
-ParameterGroup = dict[str, Any]
 # The method by which a network of timm names its layers.
 GROUP_MATCHER = "group_matcher"
 
@@ -67,11 +67,11 @@ class FineTuning:
     @property
     def is_head_only(self) -> bool:
         """Whether only the head ever trains."""
-        return self.is_partial and self.unfreeze_at is None
+        return self.unfreeze_at is None
 
     def is_frozen(self, epoch: int) -> bool:
         """Return whether only the head trains in an epoch, counted from 0."""
-        return self.is_partial and (self.unfreeze_at is None or epoch < self.unfreeze_at)
+        return self.unfreeze_at is None or epoch < self.unfreeze_at
 
     def apply(self, model: nn.Module, epoch: int) -> None:
         """Freeze the layers that do not train in this epoch, and let all others train.
@@ -107,7 +107,7 @@ class FineTuning:
 
         net: Any = getattr(model, "net", model)
         layers: Any = net if hasattr(net, GROUP_MATCHER) else CountedLayers(net, self.head)
-        groups: list[ParameterGroup] = param_groups_layer_decay(
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
             layers,
             weight_decay=weight_decay or 0.0,
             no_weight_decay_list=net.no_weight_decay() if hasattr(net, "no_weight_decay") else (),
@@ -137,26 +137,32 @@ def head_of(model: nn.Module, head: str) -> nn.Module:
     return model.net.get_submodule(head)
 
 
+def network_name(model: Mapping[str, Any]) -> str:
+    """Return a network's name for messages: that in its library, or that of its class."""
+    return str(model.get("name") or str(model["_target_"]).rpartition(".")[2])
+
+
 def describe_model(
-    model: NormalizedModel, fine_tuning: FineTuning, name: str, weights: str, normalizes_as_weights: bool
+    model: nn.Module, fine_tuning: FineTuning, config: DictConfig, weights: PretrainedWeights | None
 ) -> str:
     """Return the line about the network at the start of a training.
 
     Args:
         model: the network.
         fine_tuning: which layers train.
-        name: of the network.
-        weights: what the pretrained weights are; empty without.
-        normalizes_as_weights: whether mean and standard deviation are those of the weights.
+        config: the composed configuration.
+        weights: those that the training starts from.
     """
+    assert isinstance(model, NormalizedModel)
     total = sum(parameter.numel() for parameter in model.parameters())
-    parts = [name, f"weights {weights}" if weights else "random weights", f"{format_count(total)} parameters"]
+    start = f"weights {weights.title}" if weights else "random weights"
+    parts = [network_name(config.model), start, f"{format_count(total)} parameters"]
     if fine_tuning.is_frozen(0):
         until = f" until epoch {fine_tuning.unfreeze_at}" if fine_tuning.unfreeze_at else ""
         parts.append(f"{fine_tuning.head_parameters(model):,} trained{until}")
     resized = f" from {model.resize.shape[1]}" if model.resizes else ""
     parts.append(f"{model.network_input.size} px{resized}")
-    if normalizes_as_weights:
+    if config.normalization.mean == MODEL:
         parts.append("normalization of the weights")
     return ", ".join(parts)
 

@@ -18,16 +18,17 @@ from omegaconf import DictConfig
 
 from cifar_pipeline.config.compose import output_root
 from cifar_pipeline.config.validation import target_config
-from cifar_pipeline.data.augmentation import no_augmentation
+from cifar_pipeline.data.augmentation import changes_nothing
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import NormalizedModel, build_model, get_activation
+from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.models.pretrained import PretrainedWeights
 from cifar_pipeline.training.checkpoints import RunDir, reports_history
 from cifar_pipeline.training.compiled.engine import EAGER, CompiledClassifier, Engine
 from cifar_pipeline.training.datamodule import ImageDataModule
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
 from cifar_pipeline.training.features import FeatureCache, cache_obstacle
-from cifar_pipeline.training.finetuning import FineTuning
+from cifar_pipeline.training.finetuning import FineTuning, network_name
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.training.metrics import build_metrics
@@ -95,9 +96,8 @@ def build_training(
     Raises what `build_module`, `build_datamodule` and `build_weight_averaging` raise.
     """
     module = build_module(config, dataset, engine, weights)
-    datamodule = build_datamodule(config, dataset, engine)
     assert isinstance(module.net, NormalizedModel)
-    datamodule.eval_batch_size = module.net.network_input.limit_batch(config.trainer.eval_batch_size)
+    datamodule = build_datamodule(config, dataset, engine, module.net.network_input)
     if module.fine_tuning.is_partial:
         _require_freezable(module, distributed)
         hardware = use_cached_features(module, datamodule, config, hardware)
@@ -177,20 +177,20 @@ def use_cached_features(
     Returns the hardware with the number of threads that then suits the training: with `runtime.threads=auto` one,
     because a step is one small product of matrices.
     """
-    model, dataset = module.net, datamodule.dataset
+    model, fine_tuning, dataset = module.net, module.fine_tuning, datamodule.dataset
     assert isinstance(model, NormalizedModel)
-    obstacle = cache_obstacle(model, module.fine_tuning, datamodule.augment, hardware.devices, dataset.shape)
-    if obstacle:
-        if module.fine_tuning.is_head_only and module.fine_tuning.caches_features:
-            log.info(f"Features are computed anew in each epoch: {obstacle}.")
+    if not (fine_tuning.is_head_only and fine_tuning.caches_features):
+        return hardware
+    if obstacle := cache_obstacle(model, fine_tuning.head, datamodule.augment, hardware.devices, dataset.shape):
+        log.info(f"Features are computed anew in each epoch: {obstacle}.")
         return hardware
     module.takes_features = True
     datamodule.features = FeatureCache(
         model,
-        module.fine_tuning.head,
+        fine_tuning.head,
         dataset,
-        is_mirrored=getattr(datamodule.augment, "func", datamodule.augment) is not no_augmentation,
-        batch_size=model.network_input.limit_batch(config.trainer.eval_batch_size),
+        is_mirrored=not changes_nothing(datamodule.augment),
+        batch_size=datamodule.eval_batch_size,
         use_bfloat16=hardware.features_in_bfloat16,
         threads=hardware.threads,
         max_files=config.runtime.max_cached_features,
@@ -228,11 +228,6 @@ def build_module(
         get_activation(config.loss.output_activation),
         fine_tuning,
     )
-
-
-def network_name(model: Mapping[str, Any]) -> str:
-    """Return a network's name for messages: that in its library, or that of its class."""
-    return str(model.get("name") or str(model["_target_"]).rpartition(".")[2])
 
 
 def _require_layer_decay(optimizer: OptimizerConfig, fine_tuning: FineTuning, model: NormalizedModel) -> None:
@@ -295,8 +290,16 @@ def micro_batch_size(config: DictConfig) -> int:
     return int(min(micro_batch or batch_size, batch_size))
 
 
-def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGER) -> ImageDataModule:
-    """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is."""
+def build_datamodule(
+    config: DictConfig, dataset: Dataset, engine: Engine = EAGER, network_input: NetworkInput | None = None
+) -> ImageDataModule:
+    """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is.
+
+    `network_input`, if it is given, limits the batches of validation.
+    """
+    eval_batch_size = config.trainer.eval_batch_size
+    if network_input is not None:
+        eval_batch_size = network_input.limit_batch(eval_batch_size)
     batch_size = micro_batch_size(config)
     if config.optimizer.get("full_batch"):
         batch_size = min(batch_size, dataset.sizes["train"])
@@ -304,15 +307,12 @@ def build_datamodule(config: DictConfig, dataset: Dataset, engine: Engine = EAGE
     return ImageDataModule(
         dataset,
         batch_size,
-        config.trainer.eval_batch_size,
+        eval_batch_size,
         instantiate(config.augmentation),
         config.seed,
         chunk,
         shuffle=not config.trainer.overfit_batches,
     )
-
-
-# Keys of `timing` that are measurements; the others name what it ran on, and become tags of the MLflow run.
 
 
 def build_optimizer_config(options: Mapping[str, Any]) -> OptimizerConfig:

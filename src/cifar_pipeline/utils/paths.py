@@ -1,4 +1,4 @@
-"""Paths in the main workspace, which a DVC experiment in a temporary copy shares, and the workspace's id."""
+"""Paths in the main workspace, which a DVC experiment in a temporary copy shares; its id; file names in models."""
 
 import json
 import os
@@ -8,6 +8,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from cifar_pipeline.utils.atomic import atomic_write, is_locked
+
+# Files in the folder of a model: the graph, the weights, MLflow's description.
+MODEL_FILE, WEIGHTS_FILE, MLMODEL_FILE = "model.onnx", "weights.safetensors", "MLmodel"
 
 
 def main_workspace() -> Path:
