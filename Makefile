@@ -105,6 +105,10 @@ speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (REC
 bench-finetuning: $(SETUP) ## measure accuracy and time by number of training images (hours; the same command continues)
 	@python benchmarks/finetuning.py --append $(OPTIONS)
 
+.PHONY: bench-augmentation
+bench-augmentation: $(SETUP) ## time the augmentations, and photo at 224 pixels against torchvision's usual loader
+	@python benchmarks/augmentation_speed.py $(OPTIONS)
+
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
 	@python src/report.py results-table

@@ -1,4 +1,4 @@
-"""Stage preprocess: read data/raw, and write data/processed (arrays and dataset.json) and reports/samples.png.
+"""Stage preprocess: read data/raw, and write data/processed (arrays and dataset.json).
 
 Also writes reports/skipped.csv, a list of the skipped image files with the reasons.
 """
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
-SAMPLES, SKIPPED = Path("reports/samples.png"), Path("reports/skipped.csv")
+SKIPPED = Path("reports/skipped.csv")
 
 
 def preprocess(config: DictConfig) -> None:
-    """Split the images into train, val and test, and draw ten of each class."""
+    """Split the images into train, val and test."""
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.entrypoint import hash_stats, require_unchanged, watch
@@ -26,14 +26,11 @@ def preprocess(config: DictConfig) -> None:
     from cifar_pipeline.data.preprocessing import require_usable, train_val_split, write_dataset
     from cifar_pipeline.data.sources.base import available_source
     from cifar_pipeline.data.sources.image_files import UNLABELED
-    from cifar_pipeline.reporting.image_figures import contact_sheet
-    from cifar_pipeline.reporting.style import save
     from cifar_pipeline.reporting.tables import write_skipped
     from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock, require_writable
     from cifar_pipeline.utils.console import status
 
     require_writable(PROCESSED)
-    require_writable(SAMPLES, is_file=True)
     require_writable(SKIPPED, is_file=True)
     requested_source, fallback = instantiate(config.data.source), instantiate(config.data.fallback)
     watch(str(RAW), lambda: hash_stats(RAW))
@@ -65,12 +62,9 @@ def preprocess(config: DictConfig) -> None:
             )
             require_unchanged()
 
-    status("Drawing the contact sheet")
     dataset = Dataset.open(PROCESSED)
     for sentence in dataset.describe_duplicates():
         log.warning(sentence)
-    images, labels = dataset.split("train")
-    save(contact_sheet(images, labels, dataset.classes, dataset.caption), SAMPLES)
     log.info(
         f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images."
     )

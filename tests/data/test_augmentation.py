@@ -1,7 +1,5 @@
 """Augmentation against an image-by-image reference."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -73,10 +71,16 @@ def test_a_padding_beyond_the_image_is_refused(padding):
         flip_crop(pictures(), generator(), padding=padding)
 
 
-def test_no_augmentation_leaves_the_images_as_they_are():
+def test_without_shifts_and_flips_the_images_stay_as_they_are():
     images = pictures()
-    assert augmentation.no_augmentation(images, generator(), torch.zeros(len(images))) is images
-    assert torch.equal(partial(flip_crop, padding=0, flip=False)(images, generator()), images)
+    assert torch.equal(flip_crop(images, generator(), padding=0, flip=False), images)
+
+
+@pytest.mark.parametrize("alternating", [True, False])
+def test_flip_is_flip_crop_without_shifts(alternating):
+    images, turns = pictures(), torch.arange(64) % 3 == 0
+    expected = flip_crop(images, generator(), turns, padding=0, alternating_flip=alternating)
+    assert torch.equal(augmentation.flip(images, generator(), turns, alternating_flip=alternating), expected)
 
 
 def test_alternating_flip_follows_the_mask():

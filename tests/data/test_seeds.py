@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.random import MT19937, SeedSequence
 
-from cifar_pipeline.data.loader import RandomStream, TensorLoader, generator, seed_torch
+from cifar_pipeline.data.loader import TensorLoader
+from cifar_pipeline.data.random_streams import RandomStream, generator, seed_torch
+from cifar_pipeline.data.transforms import Augmentation
 
 SEEDS = (0, 1, 4096, 8192, 2**32 - 1)
 
@@ -57,9 +59,8 @@ def test_augmentation_uses_all_bits_of_its_seed(monkeypatch: pytest.MonkeyPatch)
         seen.append(chance.get_state()[24 : 24 + 624 * 8].view(torch.int64).clone())
         return images
 
-    batches = TensorLoader(
-        torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.zeros(8), 4, seed=0, shuffle=True, augment=keep
-    )
+    pixels = torch.zeros(8, 2, 2, 1, dtype=torch.uint8)
+    batches = TensorLoader(pixels, torch.zeros(8), 4, seed=0, shuffle=True, augmentation=Augmentation.of(keep))
     list(batches)
     # A generator seeded by a number computes its words from it: the second word tells the first.
     (words,) = seen

@@ -154,6 +154,55 @@ def test_the_exported_model_resizes_too(size: int, new_size: int) -> None:
         np.testing.assert_allclose(session.predict(images.numpy()[:count], count)[1], expected[:count], atol=1e-4)
 
 
+def cropping(net: nn.Module, size: int, crop: int, new_size: int) -> NormalizedModel:
+    return NormalizedModel(net, MEAN, STD, size, NetworkInput(new_size, 3, True, crop))
+
+
+@pytest.mark.parametrize(("size", "crop", "new_size"), [(40, 32, 32), (41, 32, 32), (64, 51, 32), (280, 224, 96)])
+def test_the_network_sees_the_centre_of_larger_images(size: int, crop: int, new_size: int) -> None:
+    images = random_images(3, size=size)
+    margin = (size - crop) // 2
+    centre = images[:, margin : margin + crop, margin : margin + crop]
+    expected = resizing(nn.Identity(), crop, new_size)(centre)
+    assert torch.equal(cropping(nn.Identity(), size, crop, new_size)(images), expected)
+
+
+def test_images_that_an_augmentation_has_cut_to_the_networks_size_are_seen_whole() -> None:
+    images = random_images(3, size=32)
+    expected = NormalizedModel(nn.Identity(), MEAN, STD, 32)(images)
+    assert torch.equal(cropping(nn.Identity(), 64, 51, 32)(images), expected)
+
+
+def test_the_exported_model_crops_too() -> None:
+    model = cropping(tiny_network(classes=5), 40, 36, 32).eval()
+    template = OnnxTemplate.of(model, (40, 40, 3), "softmax")
+    session = open_checked(check_model(template.filled(model.state_dict(), {})), threads=1)
+    images = random_images(9, size=40)
+    with torch.inference_mode():
+        expected = model(images).softmax(1).numpy()
+    np.testing.assert_allclose(session.predict(images.numpy(), 9)[1], expected, atol=1e-4)
+
+
+CROPS: list[tuple[dict[str, Any], int, int, int | None]] = [
+    # Options of the model, size of the images, expected size that the network sees, and of the crop (None: all).
+    ({"input_size": 224, "crop_fraction": 0.8}, 280, 224, 224),
+    ({"input_size": 224, "crop_fraction": 0.8}, 256, 224, 224),
+    ({"input_size": 224, "crop_fraction": 0.8}, 224, 224, None),
+    ({"input_size": 224, "crop_fraction": 0.8}, 32, 224, None),
+    ({"input_size": 96, "crop_fraction": 0.8}, 280, 96, 224),
+    ({"input_size": 96, "crop_fraction": 1.0}, 280, 96, None),
+    ({"input_size": 96}, 280, 96, None),
+    ({"input_size": None, "crop_fraction": 0.8}, 40, 40, None),
+]
+
+
+@pytest.mark.parametrize(("options", "size", "seen", "crop"), CROPS)
+def test_the_crop_is_a_part_of_the_image_and_at_least_what_the_network_sees(
+    options: dict[str, Any], size: int, seen: int, crop: int | None
+) -> None:
+    assert resolve_input(options, (size, size, 3), None) == NetworkInput(seen, 3, False, crop)
+
+
 SIZES: list[tuple[dict[str, Any], int, int | None, int]] = [
     # Options of the model, size of the images, size that the weights were trained at, expected size.
     ({}, 32, 224, 128),

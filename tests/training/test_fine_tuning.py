@@ -297,8 +297,8 @@ def compare_with_uncached(tuned: Callable[..., Training], *overrides: str) -> tu
     [
         ("augmentation=none",),
         ("augmentation=flip",),
-        ("augmentation=flip", "augmentation.alternating_flip=true"),
-        ("augmentation=flip_crop", "augmentation.padding=0"),
+        ("augmentation=flip", "augmentation.flip.alternating_flip=true"),
+        ("augmentation=flip_crop", "augmentation.flip_crop.padding=0"),
         ("augmentation=flip", "trainer.accumulate_grad_batches=2", "weight_averaging=ema"),
     ],
     ids=["none", "flip", "alternating", "no crop", "accumulated"],

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from cifar_pipeline.config.validation import target_config
-from cifar_pipeline.training.losses import BinaryCrossEntropy, FocalLoss, MeanSquaredError
+from cifar_pipeline.training.losses import BinaryCrossEntropy, ClassWeightedLoss, FocalLoss, MeanSquaredError
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 
@@ -144,3 +144,44 @@ def test_half_precision_logits_are_summed_in_single_precision(loss: nn.Module, c
     actual = loss(logits, labels)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual.double(), loss(logits.double(), labels), rtol=1e-5, atol=1e-6)
+
+
+def mixed() -> tuple[Array, Array]:
+    """Logits `[7, 10] float64`, and labels of two classes for each image, `[7, 10] float32`."""
+    logits, y = batch()
+    share = np.linspace(0.1, 1.0, IMAGES)[:, None]
+    return logits, (share * one_hot(y) + (1 - share) * one_hot(np.roll(y, 1))).astype(np.float32)
+
+
+def expected_of_mixed(name: str, z: Array, t: Array) -> float:
+    p, sigmoid = np.exp(z) / np.exp(z).sum(1, keepdims=True), 1 / (1 + np.exp(-z))
+    binary = -(t * np.log(sigmoid) + (1 - t) * np.log1p(-sigmoid))
+    hit = sigmoid * t + (1 - sigmoid) * (1 - t)
+    return float(
+        {
+            "cross_entropy": -(t * np.log(p)).sum(1).mean(),
+            "label_smoothing": -((0.9 * t + 0.1 / CLASSES) * np.log(p)).sum(1).mean(),
+            "binary_cross_entropy": binary.sum(1).mean(),
+            "mse": ((z - t) ** 2).sum(1).mean(),
+            "focal": ((1 - hit) ** 2 * binary).sum(1).mean(),
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", options_of("loss"))
+def test_mixed_labels_give_the_formula_with_shares_as_targets(name: str) -> None:
+    z, t = mixed()
+    z = z.clip(-8, 8)  # The formulas above overflow beyond.
+    actual = build(name)(torch.from_numpy(z), torch.from_numpy(t).double())
+    assert float(actual) == pytest.approx(expected_of_mixed(name, z, t.astype(float)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", options_of("loss"))
+def test_class_weights_of_mixed_labels_are_the_mean_weight(name: str) -> None:
+    z, t = mixed()
+    weights = np.arange(1, CLASSES + 1).tolist()
+    options: Any = OmegaConf.load(ROOT / "conf" / "loss" / f"{name}.yaml")
+    each = hydra.utils.instantiate(target_config(options, "loss") | {"reduction": "none"})
+    logits, labels = torch.from_numpy(z).float(), torch.from_numpy(t)
+    expected = np.mean((t @ weights) * each(logits, labels).numpy())
+    assert float(ClassWeightedLoss(each, weights)(logits, labels)) == pytest.approx(float(expected), rel=1e-5)

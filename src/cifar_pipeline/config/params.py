@@ -25,8 +25,9 @@ SWEEP_GROUPS = ("sweep", "launcher")
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.
 SHARED_GROUPS = {"trainer", "data"}
-# Groups from which several options can be chosen; each file holds one entry, which has the file's name.
-LIST_GROUPS = ("callbacks", "metrics", "logger")
+# Groups from which several options can be chosen. Each file holds one entry, which has the file's name; one of
+# augmentation may hold several, in their order.
+LIST_GROUPS = ("augmentation", "callbacks", "metrics", "logger")
 # Keys without a group that params.yaml sets directly.
 TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
 # Arguments of Lightning's Trainer that the pipeline sets itself, and its MLflow logger, with what to use instead.
@@ -69,7 +70,7 @@ def register_params() -> None:
 
     Raises UserError if params.yaml is missing, is not valid YAML, or has an unknown key.
     """
-    OmegaConf.register_new_resolver("network_size", network_size, replace=True)
+    OmegaConf.register_new_resolver("stored_size", stored_size, replace=True)
     params = read_params()
     overrides = params.get("overrides") or {}
     store = ConfigStore.instance()
@@ -85,18 +86,18 @@ def register_params() -> None:
     store.store("params", OmegaConf.create({"defaults": defaults, **overrides, **values}), package="_global_")
 
 
-def network_size(without_weights: int, *, _root_: DictConfig) -> int:
-    """Return the size in pixels of the images that suits the configured network: for `data.size` in conf/data/.
+def stored_size(default: int, margin: float, *, _root_: DictConfig) -> int:
+    """Return the size in pixels at which images are stored for the configured network: for `data.size` in conf/data/.
 
-    It is `model.input_size`, or the size at which the published weights of the network were trained, or
-    `without_weights`. Raises UserError if the network has no published weights.
+    It is `margin` times `model.input_size`, or times the size at which the published weights of the network were
+    trained; with neither it is `default`. Raises UserError if the network has no published weights.
     """
     model = _root_.model
     if model.get("input_size") is not None:
-        return int(model.input_size)
+        return round(model.input_size * margin)
     if model.get("weights") is None or model.get("default_weights") is None:
-        return without_weights
-    return int(instantiate(model.default_weights, name=model.name).input_size)
+        return default
+    return round(instantiate(model.default_weights, name=model.name).input_size * margin)
 
 
 def read_params() -> dict[str, Any]:

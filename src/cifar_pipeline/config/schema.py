@@ -102,7 +102,7 @@ class Data(Options):
     root: Text = ABSENT
     csv_file: Text = ABSENT
     size: Count = ABSENT
-    resize_mode: Literal["crop", "pad"] = ABSENT
+    resize_mode: Literal["crop", "pad", "stretch"] = ABSENT
     test_fraction: OpenUnit = ABSENT
     max_unreadable: NonNegativeInt = ABSENT
     max_megapixels: Positive = ABSENT
@@ -121,12 +121,11 @@ class Normalization(Options):
     ]
 
 
-class Augmentation(TargetOptions):
-    """Random changes of the training images."""
+class TransformOptions(TargetOptions):
+    """Transform of the training images."""
 
-    padding: NonNegativeInt = ABSENT
-    flip: bool = ABSENT
-    alternating_flip: bool = ABSENT
+    per_batch: bool | None = None
+    mixes_labels: bool | None = None
 
 
 class Model(TargetOptions):
@@ -138,6 +137,7 @@ class Model(TargetOptions):
         Field(description="null, default, a path, models:/NAME@ALIAS or runs:/RUN/best"),
     ] = None
     input_size: Count | None = None
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = ABSENT
     max_upscaling: Annotated[float, Field(ge=1)] = ABSENT
     min_input_size: Count = ABSENT
     reset_classifier: bool = ABSENT
@@ -391,7 +391,7 @@ class Config(Options):
     rerun: bool
     data: Data
     normalization: Normalization
-    augmentation: Augmentation
+    augmentation: dict[str, TransformOptions]
     model: Model
     finetune: Finetune
     loss: Loss
@@ -423,7 +423,7 @@ def validate(config: DictConfig, group: str = "") -> None:
         if key not in known:
             raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
     for name in LIST_GROUPS:
-        if plain.get(name):
+        if plain.get(name) and name != "augmentation":
             check_entry_names(name)
     try:
         Config.model_validate(plain)

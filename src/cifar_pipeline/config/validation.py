@@ -128,10 +128,19 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 # Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.
 PIPELINE_KEYS: dict[str, set[str]] = {
-    "model": {"weights", "input_size", "max_upscaling", "min_input_size", "reset_classifier", "default_weights"},
+    "model": {
+        "weights",
+        "input_size",
+        "crop_fraction",
+        "max_upscaling",
+        "min_input_size",
+        "reset_classifier",
+        "default_weights",
+    },
     "optimizer": {"full_batch"},
     "loss": {"output_activation", "class_weights"},
     "callbacks.*": {"needs_single_batches"},
+    "augmentation.*": {"per_batch", "mixes_labels"},
 }
 # Arguments that the pipeline passes itself, so that an option must not have them.
 INJECTED_ARGS: dict[str, set[str]] = {
@@ -140,7 +149,7 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "optimizer": {"params"},
     "loss": {"reduction"},
     "scheduler": {"step", "steps"},
-    "augmentation": {"images", "generator", "flip_mask"},
+    "augmentation.*": {"images", "generator", "flip_mask"},
     "metrics.*": {"num_classes"},
 }
 # Values that are names, with the function that looks them up and rejects unknown ones.
@@ -159,8 +168,8 @@ def target_config(options: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def _rule_key(key: str) -> str:
     """Return the key of this module's tables: `callbacks.*` for `callbacks.early_stopping`."""
-    group = key.partition(".")[0]
-    return f"{group}.*" if group in LIST_GROUPS else key
+    group, _, entry = key.partition(".")
+    return f"{group}.*" if group in LIST_GROUPS and "." not in entry else key
 
 
 def check_targets(config: DictConfig) -> None:
@@ -207,6 +216,9 @@ def _suggestion(name: str, allowed: list[str]) -> str:
 
 def _smoke_build(key: str, node: Mapping[str, Any]) -> None:
     """Build and use the target once, because a class checks its arguments itself."""
+    if key.startswith("augmentation.") and node.get("size", 1) is None:
+        # The size that the network sees, which is known later.
+        node = {**node, "size": 1}
     try:
         SMOKE_BUILDS[_rule_key(key)](instantiate(node, _convert_="all"))
     except Exception as error:
@@ -235,6 +247,7 @@ SMOKE_BUILDS: dict[str, Callable[[Any], Any]] = {
     "data.source": lambda source: source,
     "data.fallback": lambda source: source,
     "callbacks.*": lambda callback: callback,
+    "augmentation.*": lambda transform: transform,
 }
 
 
@@ -279,7 +292,10 @@ def target_names(node: Any) -> Iterator[str]:
 
 
 def _targets(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the options with a `_target_`, also those in lists, each with its key: `a.b`, or `a.b.0` in a list."""
     for key, value in node.items():
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
             if isinstance(value.get("_target_"), str):
                 yield f"{prefix}{key}", value

@@ -1,24 +1,26 @@
-"""Augment batches of images on the device they are on.
+"""Flip and shift a whole chunk of images at once, on the device they are on.
 
-An augmentation takes `images [B, H, W, C] uint8`, the `generator` to draw from and `flip_mask [B] bool`. The mask of an
-image is true in every other epoch, and on average for half of a batch.
+Each function takes `images [B, H, W, C] uint8`, the `generator` to draw from and `flip_mask [B] bool`. The mask of an
+image is true in every other epoch, and on average for half of the images.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Generator, Tensor, arange, randint, where
 
 from cifar_pipeline.utils.errors import UserError
 
 
-def no_augmentation(images: Tensor, generator: Generator, flip_mask: Tensor) -> Tensor:
-    """Return the images `[B, H, W, C] uint8` unchanged."""
-    return images
-
-
 def flip(images: Tensor, generator: Generator, flip_mask: Tensor, alternating_flip: bool = False) -> Tensor:
-    """Flip images `[B, H, W, C] uint8` horizontally with probability 1/2, or with `alternating_flip` by `flip_mask`."""
-    return flip_crop(images, generator, flip_mask, padding=0, alternating_flip=alternating_flip)
+    """Flip images `[B, H, W, C] uint8` horizontally with probability 1/2, or with `alternating_flip` by `flip_mask`.
+
+    Draws the same random numbers as `flip_crop` without shifts.
+    """
+    _, random_flip = _draw(len(images), 0, generator, images.device)
+    flipped = flip_mask if alternating_flip else random_flip
+    return where(flipped.view(-1, 1, 1, 1), images.flip(2), images)
 
 
 def flip_crop(
@@ -41,13 +43,12 @@ def flip_crop(
     batch, height, width, channels = images.shape
     if not 0 <= padding < min(height, width):
         raise UserError(
-            f"augmentation.padding={padding} is out of range for images of {height}x{width} pixels: set a number from "
-            f"0 to {min(height, width) - 1}."
+            f"The augmentation's padding={padding} is out of range for images of {height}x{width} pixels: set a number "
+            f"from 0 to {min(height, width) - 1}."
         )
     device = images.device
-    down, right = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)
-    random_flip = randint(0, 2, (batch, 1), generator=generator, device=device).bool()
-    flipped = (flip_mask.unsqueeze(1) if alternating_flip else random_flip) & flip
+    (down, right), random_flip = _draw(batch, padding, generator, device)
+    flipped = (flip_mask if alternating_flip else random_flip).unsqueeze(1) & flip
     rows = _reflect(arange(height, device=device) - down, height)
     columns = _reflect(arange(width, device=device) - right, width)
     columns = where(flipped, width - 1 - columns, columns)
@@ -56,15 +57,16 @@ def flip_crop(
     return images.reshape(-1, channels)[pixels.view(-1)].view(images.shape)
 
 
-def changes_nothing(augment: Callable[..., Tensor]) -> bool:
-    """Return whether an augmentation is `no_augmentation`."""
-    return getattr(augment, "func", augment) is no_augmentation
+def only_mirrors(function: Callable[..., Any]) -> bool:
+    """Return whether a function, or a partial of one, is of this module and returns images or their mirror images."""
+    base, options = getattr(function, "func", function), getattr(function, "keywords", {})
+    return base is flip or (base is flip_crop and options.get("padding") == 0)
 
 
-def mirrors_only(augment: Callable[..., Tensor]) -> bool:
-    """Return whether an augmentation of this module returns each image or its mirror image, nothing else."""
-    function, options = getattr(augment, "func", augment), getattr(augment, "keywords", {})
-    return changes_nothing(augment) or function is flip or (function is flip_crop and options.get("padding") == 0)
+def _draw(batch: int, padding: int, generator: Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Draw the shifts down and right `[2, B, 1] int64`, and whether to flip `[B] bool`, of a batch of images."""
+    shifts = randint(-padding, padding + 1, (2, batch, 1), generator=generator, device=device)
+    return shifts, randint(0, 2, (batch, 1), generator=generator, device=device).bool()[:, 0]
 
 
 def _reflect(indices: Tensor, size: int) -> Tensor:

@@ -50,7 +50,7 @@ class Dataset:
         name, title, source: names and origin of the data in use, which may be the fallback.
         requested_title: the title of the source that the configuration requests.
         shape: [H, W, C].
-        resize_mode: how image files were resized: "crop" or "pad".
+        resize_mode: how image files were resized: "crop", "pad" or "stretch".
         sizes: the number of images in each split.
         mean, std: of the training split, one number per channel, pixels scaled to [0, 1].
         hashes: the SHA-256 of each array.

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from cifar_pipeline.data.sources.base import CROP
+from cifar_pipeline.data.sources.base import CROP, STRETCH
 from cifar_pipeline.utils.safe_io import NotRegularFile, open_regular
 
 # Formats of cameras, browsers and drawing programs. Pillow's other formats are disabled: one of them starts a program.
@@ -71,7 +71,7 @@ def load_image(file: Path | BytesIO, shape: tuple[int, int, int], resize_mode: s
     """Decode and resize an image file, or its content, to `[H, W, C] uint8` of `shape`; C is 1 or 3.
 
     "crop" scales the shorter side to the target size and crops the center; "pad" scales the longer side and pads with
-    black. The first frame of an animation is used.
+    black; "stretch" scales each side to its own size. The first frame of an animation is used.
 
     Raises:
         UnreadableImage: the file is missing, not a regular file, not an image, damaged, or above the size limit.
@@ -131,6 +131,8 @@ def _to_resizable(image: Image.Image, channels: int, converter: "ColorConverter"
 def _resize(image: Image.Image, size: tuple[int, int], resize_mode: str) -> Image.Image:
     if resize_mode == CROP:
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    if resize_mode == STRETCH:
+        return image.resize(size, Image.Resampling.BICUBIC)
     black: dict[str, int | tuple[int, ...]] = {
         "L": 0, "RGB": (0, 0, 0), "RGBA": (0, 0, 0, WHITE), "CMYK": (0, 0, 0, WHITE),
     }  # fmt: skip

@@ -1,91 +1,36 @@
 """Load batches from tensors in memory: an epoch is a permutation, a batch is a view of it.
 
 Source of the idea: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (airbench's loader).
-
-All random numbers come from generators that follow from a seed, a purpose and counters, and never share a stream. torch
-seeds its CPU generator (a Mersenne Twister) with only the low 32 bits of a number, so that two of several thousand such
-seeds are likely to be equal (the birthday problem). Therefore its whole state, 624 words, is set from NumPy's
-`SeedSequence`, which hashes the seed, the purpose and the counters into 128 bits. CUDA and MPS have counter-based
-generators (Philox) with 64-bit keys, which `SeedSequence` fills.
 """
 
-from collections.abc import Callable, Iterator
-from enum import IntEnum
+from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.random import SeedSequence
-from torch import Generator, Tensor
+from torch import Tensor
 
-from cifar_pipeline.data.augmentation import changes_nothing
 from cifar_pipeline.data.dataset import rows_per_chunk
+from cifar_pipeline.data.random_streams import RandomStream, generator
+from cifar_pipeline.data.transforms import Augmentation, Chunk
 from cifar_pipeline.utils.errors import UserError
-
-# The beginning of `Generator.get_state()` on a CPU: `CPUGeneratorImplStateLegacy` in ATen/CPUGeneratorImpl.cpp. The
-# rest, a cached normal number, is empty in a new generator. tests/data/test_seeds.py compares it with NumPy.
-CPU_STATE = np.dtype([("seed", "u8"), ("left", "i4"), ("seeded", "i4"), ("next", "u8"), ("words", "u8", 624)])
 
 # Images that are gathered and augmented at once, so that a batch of 4 costs a view, not a kernel; fewer if large.
 GATHER_SIZE = 4096
-
-Augment = Callable[[Tensor, Generator, Tensor], Tensor]
-
-
-class RandomStream(IntEnum):
-    """Purposes of random numbers; each has its own streams."""
-
-    ORDER = 0
-    AUGMENTATION = 1
-    FLIP = 2
-    NETWORK = 3
-
-
-def generator(device: torch.device | str, seed: int, purpose: RandomStream, *counters: int) -> Generator:
-    """Create a generator on `device`; `counters` (epoch, rank; each below 2^32) distinguish streams of a purpose."""
-    sequence = _sequence(seed, purpose, counters)
-    result = Generator(device)
-    if result.device.type == "cpu":
-        return result.set_state(_cpu_state(sequence))
-    return result.manual_seed(_uint64(sequence))
-
-
-def seed_torch(seed: int, purpose: RandomStream, *counters: int) -> None:
-    """Seed torch's default generators, of the CPU and each GPU, like `generator`; layers such as dropout use them."""
-    sequence = _sequence(seed, purpose, counters)
-    torch.manual_seed(_uint64(sequence))
-    torch.set_rng_state(_cpu_state(sequence))
-
-
-def _sequence(seed: int, purpose: RandomStream, counters: tuple[int, ...]) -> SeedSequence:
-    # A spawn key, because a list with the seed is padded with zeros: [7] and [7, 0] give the same sequence.
-    return SeedSequence(seed, spawn_key=(purpose, *counters))
-
-
-def _uint64(sequence: SeedSequence) -> int:
-    return int(sequence.generate_state(1, np.uint64)[0])
-
-
-def _cpu_state(sequence: SeedSequence) -> Tensor:
-    """Return the state of a CPU generator before it mixes its words for the first time."""
-    state = Generator().get_state()
-    content = state.numpy()[: CPU_STATE.itemsize].view(CPU_STATE)
-    content["left"], content["seeded"], content["next"] = 1, 1, 0
-    content["words"] = sequence.generate_state(624)
-    content["words"][0, 0] = 2**31  # as in NumPy's MT19937: only this bit is used, and not all words may be 0
-    return state
 
 
 class TensorLoader:
     """Iterate over `(images [B, H, W, C] uint8, labels [B] int64)` on the device of the tensors.
 
+    With an augmentation that mixes labels they are `[B, K] float32`, the fraction of each class.
+
     The batches of an epoch depend only on `seed`, the epoch (`set_epoch`) and the position in it, so that a resumed
     training sees the same batches as an uninterrupted one. The last batch may be smaller.
 
     With `world_size` processes, each `rank` gets its share of the batches of a single process (`rank_batch_size`), with
-    the same augmentation: each rank augments the global batch. A rank without an image in the last batch gets the
-    batch's first image as padding, because ranks that synchronize need the same number of batches.
+    the same augmentation: a rank augments its own images, and the whole batch for transforms that take batches. A rank
+    without an image in the last batch gets the batch's first image as padding, because ranks that synchronize need the
+    same number of batches.
 
     `row_bytes` decides how many images are augmented at once, and thereby the random numbers of each; by default it is
     the size of an image.
@@ -102,7 +47,7 @@ class TensorLoader:
         *,
         seed: int,
         shuffle: bool,
-        augment: Augment | None = None,
+        augmentation: Augmentation | None = None,
         rank: int = 0,
         world_size: int = 1,
         row_bytes: int | None = None,
@@ -118,7 +63,7 @@ class TensorLoader:
             raise UserError(f"A batch of {batch_size} cannot be split among {world_size} processes: start fewer.")
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.shuffle = seed, shuffle
-        self.augment = None if augment is None or changes_nothing(augment) else augment
+        self.augmentation = augmentation if augmentation and augmentation.transforms else None
         self.rank, self.world_size = rank, world_size
         self.row_bytes = row_bytes
         self.epoch = 0
@@ -149,14 +94,24 @@ class TensorLoader:
         for chunk in range(start // per_chunk, ceil(total / per_chunk)):
             first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, total)
             global_indices = order[first * self.batch_size : last * self.batch_size]
-            own, sizes = self._rank_indices([self.global_batch_size(batch) for batch in range(first, last)])
+            global_sizes = [self.global_batch_size(batch) for batch in range(first, last)]
+            own, sizes = self._rank_indices(global_sizes)
             rank_indices = global_indices if own is None else global_indices[own]
-            images = self.images.index_select(0, global_indices if self.augment else rank_indices)
-            labels = self.labels[rank_indices]
-            if self.augment is not None:
-                random = generator(images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, chunk)
-                images = self.augment(images, random, self._alternating_flip(global_indices))
-                images = images if own is None else images[own]
+            images = self.images.index_select(0, global_indices if self.augmentation else rank_indices)
+            labels = self.labels[global_indices if self.augmentation else rank_indices]
+            if self.augmentation is not None:
+                gathered = Chunk(
+                    images,
+                    labels,
+                    self._alternating_flip(global_indices),
+                    global_sizes,
+                    list(range(first * self.batch_size, first * self.batch_size + len(images))),
+                    seed=self.seed,
+                    epoch=self.epoch,
+                    index=chunk,
+                    first_batch=first,
+                )
+                images, labels = self.augmentation.apply(gathered, own, sizes)
             skip = max(0, start - first)
             batches = zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
             for batch in list(batches)[skip:]:

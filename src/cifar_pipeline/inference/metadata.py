@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES
+from cifar_pipeline.data.sources.base import CROP, PAD, RESIZE_MODES, STRETCH
 from cifar_pipeline.inference.onnx_session import OnnxSession
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.utils.errors import UserError
@@ -26,6 +26,7 @@ OPTIONAL_FIELDS = ("network", "weights")
 RESIZE_DESCRIPTIONS = {
     CROP: "resize the shorter side (bicubic, antialiased), crop the center",
     PAD: "resize the longer side (bicubic, antialiased), pad with black",
+    STRETCH: "resize each side to its own size (bicubic, antialiased)",
 }
 
 
@@ -36,7 +37,7 @@ class ModelMetadata:
     Attributes:
         classes: names of the classes, in the order of the outputs.
         shape: of an image, `(H, W, C)`.
-        resize_mode: how images of other sizes are resized, CROP or PAD.
+        resize_mode: how images of other sizes are resized, CROP, PAD or STRETCH.
         output_activation: name of the function from logits to probabilities (models/build.py).
         dataset: name of the dataset of the training.
         dataset_hash: its content hash.
@@ -117,7 +118,7 @@ def to_onnx_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "output": f"logits and probabilities, each [N, {classes}] float32, in the order of the classes",
         "preprocessing": (
             f"rotate by EXIF, composite transparency over white, {RESIZE_DESCRIPTIONS[metadata['resize_mode']]}; "
-            "normalization is in the model, and so is resizing to the size of its network"
+            "normalization is in the model, and so are cropping and resizing to the size of its network"
         ),
         "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
     }

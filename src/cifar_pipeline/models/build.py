@@ -74,20 +74,27 @@ class NormalizedModel(nn.Module):
         # (x / 255 - mean) / std as one multiplication and one addition, because overhead dominates at small batches.
         self.register_buffer("scale", (1 / (WHITE * channel_std)).to(torch.get_default_dtype()))
         self.register_buffer("shift", (-channel_mean / channel_std).to(torch.get_default_dtype()))
-        self.resizes = self.network_input.size != size
+        self.crop = self.network_input.crop or size
+        self.margin = (size - self.crop) // 2
+        self.resizes = self.network_input.size != self.crop
         if self.resizes:
             # Of every checkpoint the same, hence not saved with the weights.
-            self.register_buffer("resize", resize_matrix(size, self.network_input.size), persistent=False)
+            self.register_buffer("resize", resize_matrix(self.crop, self.network_input.size), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize raw images `[N, H, W, C] uint8` to `[N, C, S, S] float`, channels_last in memory.
 
-        A network that sees colors gets gray images with equal channels.
+        Images that have the network's size already, as some augmentations make them, are neither cropped nor resized. A
+        network that sees colors gets gray images with equal channels.
         """
+        is_seen = images.shape[1] == self.network_input.size
+        if self.margin and not is_seen:
+            end = self.margin + self.crop
+            images = images[:, self.margin : end, self.margin : end]
         # Before the permutation, while the channels are last, so that one number per channel broadcasts.
         pixels = torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale)
         pixels = pixels.permute(0, 3, 1, 2)
-        if not self.resizes:
+        if is_seen or not self.resizes:
             return pixels
         # In full precision, because bfloat16 has fewer bits than a pixel.
         with torch.autocast(pixels.device.type, enabled=False):

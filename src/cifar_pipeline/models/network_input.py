@@ -17,11 +17,14 @@ class NetworkInput:
         size: height and width in pixels that the network sees.
         channels: color channels that the network sees.
         is_pretrained: whether the network keeps the first layers that its library gives it, as published weights need.
+        crop: height and width in pixels of the central square of the dataset's images that is resized to `size`; None:
+            the whole image.
     """
 
     size: int
     channels: int
     is_pretrained: bool
+    crop: int | None = None
 
     def limit_batch(self, batch_size: int) -> int:
         """Return how many images can go through the network at once without a gradient, at most `batch_size`."""
@@ -34,4 +37,6 @@ class NetworkInput:
         Older models record nothing: their networks see the images as they are.
         """
         values = metadata.get("network") or asdict(NetworkInput(shape[0], shape[2], False))
-        return NetworkInput(int(values["size"]), int(values["channels"]), bool(values["is_pretrained"]))
+        return NetworkInput(
+            int(values["size"]), int(values["channels"]), bool(values["is_pretrained"]), values.get("crop")
+        )

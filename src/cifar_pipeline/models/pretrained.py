@@ -193,7 +193,8 @@ def resolve_input(
     """Return what the network is built for: `model.input_size`, or the size that suits weights and images.
 
     Without `model.input_size` it is the size at which the weights were trained, but at most `model.max_upscaling` times
-    that of the images, and without weights that of the images.
+    that of the images, and without weights that of the images. Of larger images it sees the central part,
+    `model.crop_fraction` of their size or more.
 
     Args:
         model: the configuration of the network.
@@ -201,11 +202,15 @@ def resolve_input(
         weights: those it starts from.
     """
     size, _, channels = shape
-    if weights is None:
-        return NetworkInput(model.get("input_size") or size, channels, False)
-    trained = weights.input_size or size
+    seen = model.get("input_size") or (size if weights is None else _suitable_size(model, size, weights))
+    crop = min(size, max(seen, round(size * model.get("crop_fraction", 1))))
+    return NetworkInput(seen, channels, weights is not None and weights.is_pretrained, crop if crop < size else None)
+
+
+def _suitable_size(model: Mapping[str, Any], size: int, weights: PretrainedWeights) -> int:
+    """Return the size at which the weights were trained, but at most what images of `size` make sensible."""
     largest = max(round(size * model["max_upscaling"]), model["min_input_size"]) if "max_upscaling" in model else size
-    return NetworkInput(model.get("input_size") or min(trained, largest), channels, weights.is_pretrained)
+    return min(weights.input_size or size, largest)
 
 
 def load_into(net: nn.Module, weights: PretrainedWeights, classes: tuple[str, ...], reset_classifier: bool) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cifar_pipeline.reporting.image_figures import AttributionMaps, error_figure, first_layer_figure
+from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.data.transforms import build_augmentation
+from cifar_pipeline.models.network_input import NetworkInput
+from cifar_pipeline.reporting.image_figures import AttributionMaps, contact_sheet, error_figure, first_layer_figure
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.reporting.plots import confusion_figure, learning_curves
 from cifar_pipeline.reporting.style import save
@@ -77,6 +80,17 @@ def write_numbers(reports: Path, evaluation: Evaluation) -> list[Path]:
     write_confusion(paths[3], labels, predicted, classes)
     write_predictions(paths[4], labels, predicted, predictions.confidence, classes)
     return paths
+
+
+def write_samples(reports: Path, dataset: Dataset, metadata: Mapping[str, Any]) -> Path:
+    """Draw training images of each class, beside the augmented ones that the network was trained on."""
+    network_input = NetworkInput.read(metadata, dataset.shape)
+    transforms = metadata.get("recipe", {}).get("augmentation") or {}
+    augmentation = build_augmentation(transforms, network_input.size, len(dataset.classes))
+    images, labels = dataset.split("train")
+    augment = augmentation.preview if augmentation.transforms else None
+    save(contact_sheet(images, labels, dataset.classes, dataset.caption, augment=augment), reports / "samples.png")
+    return reports / "samples.png"
 
 
 def write_figures(reports: Path, evaluation: Evaluation, num_error_images: int) -> list[Path]:

@@ -3,12 +3,13 @@
 Many small images are joined into one array before drawing: a hundred times faster than an axes per image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cifar_pipeline.reporting.metrics import sort_by_confidence
 from cifar_pipeline.reporting.style import FONT, MUTED, SMALL, TEXT, TEXT_COLOR, image_axes, message_figure, new_figure
@@ -72,8 +73,9 @@ def contact_sheet(
     title: str,
     samples: int = 10,
     max_rows: int = 20,
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Figure:
-    """Draw the first images of each class, one class per row.
+    """Draw the first images of each class, one class per row; with `augment` the originals beside the augmented ones.
 
     Args:
         images: `[N, H, W, 1 or 3] uint8`, memory-mapped or not; only the images drawn are read.
@@ -82,17 +84,22 @@ def contact_sheet(
         title: names the data set.
         samples: images per class; a class with fewer leaves cells empty.
         max_rows: rows per panel; more classes continue in further panels to the right.
+        augment: maps some of the images and their labels to augmented images `[M, H', W', C] uint8`, of which as many
+            are drawn as originals, half of `samples`.
     """
     classes = [escape_control(label) for label in classes]
     largest_class = int(np.bincount(labels, minlength=1).max())
-    samples = max(1, min(samples, largest_class))
+    originals = max(1, min(samples if augment is None else samples // 2, largest_class))
+    samples = originals if augment is None else 2 * originals + 1
     panels = -(-len(classes) // max_rows)
     rows = min(len(classes), max_rows)
     cell = 0.72 if panels == 1 else 0.5
     label_width = 0.1 * max(len(label) for label in classes)
     figure = new_figure(max(6.0, panels * (samples * cell + label_width + 0.4)), rows * cell + 0.9, title)
-    class_images = [_first_images(images, labels, k, samples) for k in range(len(classes))]
+    class_images = [_first_images(images, labels, k, originals) for k in range(len(classes))]
     blank = np.full_like(to_rgb(np.asarray(images[:1]))[0], 255)
+    if augment is not None:
+        class_images = _with_augmented(class_images, images, labels, augment)
     for panel, axes in enumerate(figure.subplots(1, panels, squeeze=False)[0]):
         class_indices = range(panel * max_rows, panel * max_rows + rows)
         cells = [image for k in class_indices for image in (class_images[k] if k < len(class_images) else [])]
@@ -100,7 +107,36 @@ def contact_sheet(
         draw_grid(axes, image_grid(cells, samples), rows, samples)
         names = [classes[k] for k in class_indices if k < len(classes)]
         axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=TEXT, family=FONT, parse_math=False)
+        if augment is not None:
+            axes.xaxis.tick_top()
+            axes.set_xticks([originals / 2, originals * 1.5 + 1], ["original", "augmented"], fontsize=TEXT, family=FONT)
     return figure
+
+
+def _with_augmented(
+    class_images: list[list[np.ndarray | None]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    augment: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> list[list[np.ndarray | None]]:
+    """Return the rows of originals, each continued by an empty cell and the same images augmented."""
+    count, size = len(class_images[0]), images.shape[2]
+    indices = [np.flatnonzero(labels == label)[:count] for label in range(len(class_images))]
+    joint = np.concatenate(indices)
+    augmented = iter(_resized(to_rgb(augment(np.asarray(images[joint]), labels[joint])), size))
+    rows: list[list[np.ndarray | None]] = []
+    for row, of_class in zip(class_images, indices, strict=True):
+        drawn = [next(augmented) for _ in of_class]
+        rows.append([*row, None, *drawn, *[None] * (count - len(drawn))])
+    return rows
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize square images `[N, H, W, 3] uint8` for display."""
+    if images.shape[2] == size:
+        return images
+    pillow = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in pillow])
 
 
 def _first_images(images: np.ndarray, labels: np.ndarray, label: int, count: int) -> list[np.ndarray | None]:

@@ -78,7 +78,7 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.inference.predictor import require_same_outputs
     from cifar_pipeline.inference.torch_model import attributions
     from cifar_pipeline.models.build import get_activation
-    from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers
+    from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers, write_samples
     from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps
     from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
@@ -122,7 +122,7 @@ def evaluate(config: DictConfig) -> None:
         written.append(
             write_report(tmp / "report.html", evaluation, options.calibration_bins, options.num_error_images)
         )
-        written += write_numbers(tmp, evaluation)
+        written += [*write_numbers(tmp, evaluation), write_samples(tmp, dataset, trained.metadata)]
         require_unchanged()
 
     status("Uploading the results to MLflow")

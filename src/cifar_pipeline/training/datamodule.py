@@ -7,7 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from cifar_pipeline.data.dataset import Dataset
-from cifar_pipeline.data.loader import Augment, ChunkedLoader, TensorLoader
+from cifar_pipeline.data.loader import ChunkedLoader, TensorLoader
+from cifar_pipeline.data.transforms import Augmentation
 from cifar_pipeline.training.features import FeatureCache, choose_variant
 from cifar_pipeline.utils.errors import UserError
 
@@ -22,7 +23,7 @@ class ImageDataModule(LightningDataModule):
         dataset: the processed dataset; its arrays stay memory-mapped.
         batch_size: images per batch of training.
         eval_batch_size: images per batch of validation.
-        augment: augmentation of the training images.
+        augmentation: of the training images.
         seed: seeds the order of the training images and their augmentation.
         chunk: number of training batches stacked into one, `[S, N, H, W, C]` (0: none are).
         shuffle: whether the order of the training images changes in each epoch.
@@ -37,7 +38,7 @@ class ImageDataModule(LightningDataModule):
         dataset: Dataset,
         batch_size: int,
         eval_batch_size: int,
-        augment: Augment,
+        augmentation: Augmentation,
         seed: int,
         chunk: int = 0,
         shuffle: bool = True,
@@ -50,7 +51,7 @@ class ImageDataModule(LightningDataModule):
                 f"trainer.batch_size={batch_size} is larger than the {size} training images of {dataset.title}."
             )
         self.dataset, self.batch_size, self.eval_batch_size = dataset, batch_size, eval_batch_size
-        self.augment, self.seed, self.chunk, self.shuffle = augment, seed, chunk, shuffle
+        self.augmentation, self.seed, self.chunk, self.shuffle = augmentation, seed, chunk, shuffle
         self.features = features
 
     @property
@@ -72,7 +73,9 @@ class ImageDataModule(LightningDataModule):
             self.batch_size,
             seed=self.seed,
             shuffle=self.shuffle,
-            augment=choose_variant(self.augment) if self.features and self.features.is_mirrored else self.augment,
+            augmentation=choose_variant(self.augmentation)
+            if self.features and self.features.is_mirrored
+            else self.augmentation,
             row_bytes=prod(self.dataset.shape),
             rank=rank,
             world_size=world_size,

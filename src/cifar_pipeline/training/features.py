@@ -19,9 +19,8 @@ from torch import Generator, Tensor, nn
 
 from cifar_pipeline.config.compose import digest
 from cifar_pipeline.config.source_files import loaded_sources
-from cifar_pipeline.data.augmentation import mirrors_only
 from cifar_pipeline.data.dataset import Dataset, open_memmap
-from cifar_pipeline.data.loader import Augment
+from cifar_pipeline.data.transforms import Augmentation
 from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.training.finetuning import head_of
 from cifar_pipeline.utils.atomic import atomic_write, exclusive_lock
@@ -153,9 +152,11 @@ def is_intact(path: Path) -> bool:
     return sha256(content[:-DIGEST_BYTES].data).digest() == content[-DIGEST_BYTES:].tobytes()
 
 
-def cache_obstacle(model: NormalizedModel, head: str, augment: Augment, processes: int, shape: tuple[int, ...]) -> str:
+def cache_obstacle(
+    model: NormalizedModel, head: str, augmentation: Augmentation, processes: int, shape: tuple[int, ...]
+) -> str:
     """Return why a frozen network's features of images `[H, W, C]` cannot be computed once; empty if they can."""
-    if not mirrors_only(augment):
+    if not augmentation.only_mirrors:
         return "the augmentation does more than mirror images"
     if processes > 1:
         return "several processes share each batch"
@@ -209,12 +210,13 @@ def head_input(model: NormalizedModel, head: str, images: Tensor) -> Tensor:
     return captured[0]
 
 
-def choose_variant(augment: Augment) -> Augment:
+def choose_variant(augmentation: Augmentation) -> Augmentation:
     """Return the augmentation of cached features `[B, V, ...]`, which draws the same numbers as that of the images."""
 
     def choose(features: Tensor, generator: Generator, flip_mask: Tensor) -> Tensor:
-        probes = PROBE.to(features.device).expand(len(features), -1, -1, -1)
-        mirrored = augment(probes, generator, flip_mask)[:, 0, 0, 0].long()
-        return features[torch.arange(len(features), device=features.device), mirrored]
+        images = PROBE.to(features.device).expand(len(features), -1, -1, -1)
+        for transform in augmentation.transforms:
+            images = transform.function(images, generator, flip_mask)
+        return features[torch.arange(len(features), device=features.device), images[:, 0, 0, 0].long()]
 
-    return choose
+    return Augmentation.of(choose)

@@ -1,4 +1,4 @@
-"""Losses on one-hot targets, summed over the classes and averaged over the images, and class weights.
+"""Losses on one-hot or mixed targets, summed over the classes and averaged over the images, and class weights.
 
 (torch's own means also divide by the number of classes, which makes the gradients of ten classes ten times smaller.)
 """
@@ -41,8 +41,11 @@ class OneHotLoss(nn.Module):
         raise NotImplementedError
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar (`[N]` with reduction "none"), of logits `[N, K]` and labels `[N] int64`."""
-        terms = self.elementwise_loss(*_one_hot(logits, labels))
+        """Return the loss, a scalar (`[N]` with reduction "none"), of logits `[N, K]` and labels.
+
+        The labels are `[N] int64`, or `[N, K] float` if mixed.
+        """
+        terms = self.elementwise_loss(*_targets(logits, labels))
         return terms.sum(1) if self.reduction == "none" else terms.sum() / len(labels)
 
 
@@ -92,17 +95,19 @@ class FocalLoss(OneHotLoss):
         return terms
 
 
-def _one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits and one-hot targets, both `[N, K]`, in at least single precision."""
+def _targets(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits and the one-hot or mixed targets, both `[N, K]`, in at least single precision."""
     # Under bf16 autocast logits have 8 bits of mantissa, too few to sum the terms of a batch.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if labels.ndim == 2:
+        return logits, labels.to(logits.dtype)
     # Not torch's one_hot, which reads the values of the labels: tracing (`compiled.step`) has none.
     classes = torch.arange(logits.shape[1], device=labels.device)
     return logits, (labels.unsqueeze(1) == classes).to(logits.dtype)
 
 
 class ClassWeightedLoss(nn.Module):
-    """Weight the loss of each image by its class, `J = 1/N * sum_i w[y_i] * J_i`.
+    """Weight the loss of each image by its class, `J = 1/N * sum_i w[y_i] * J_i`; of mixed labels by their mean weight.
 
     It divides by the number of images, not by the sum of their weights as torch's `weight` does, with which the weights
     cancel out in a small batch of a single class.
@@ -121,8 +126,9 @@ class ClassWeightedLoss(nn.Module):
         self.register_buffer("weights", torch.tensor(list(weights)), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar, of logits `[N, K]` and labels `[N] int64`."""
-        losses: Tensor = self.weights[labels] * self.loss(logits, labels)
+        """Return the loss, a scalar, of logits `[N, K]` and labels `[N] int64`, or `[N, K] float` if mixed."""
+        weights = labels @ self.weights if labels.ndim == 2 else self.weights[labels]
+        losses: Tensor = weights * self.loss(logits, labels)
         return losses.mean()
 
 

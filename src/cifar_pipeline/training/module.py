@@ -13,7 +13,8 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
-from cifar_pipeline.data.loader import RandomStream, rank_batch_size, seed_torch
+from cifar_pipeline.data.loader import rank_batch_size
+from cifar_pipeline.data.random_streams import RandomStream, seed_torch
 from cifar_pipeline.training.checkpoints import load_weights
 from cifar_pipeline.training.finetuning import FineTuning, head_of
 from cifar_pipeline.utils.errors import UserError
@@ -43,7 +44,7 @@ class OptimizerConfig:
 
 
 class Classifier(LightningModule):
-    """Train `net` on batches of raw images `[N, H, W, C] uint8` and labels `[N] int64`.
+    """Train `net` on batches of raw images `[N, H, W, C] uint8` and labels `[N] int64`, or `[N, K] float32` if mixed.
 
     Args:
         net: maps raw images to logits `[N, K]`.
@@ -305,6 +306,11 @@ def set_random_state(device: torch.device, states: list[Tensor]) -> None:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
+def largest_share(labels: Tensor) -> Tensor:
+    """Return labels `[N] int64`: of mixed labels `[N, K] float` the one with the largest share."""
+    return labels.argmax(1) if labels.ndim == 2 else labels
+
+
 class RunningMetrics:
     """Sums of loss and correct predictions, kept as tensors on the device so that no step waits for a number."""
 
@@ -314,9 +320,12 @@ class RunningMetrics:
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch, given its mean loss (scalar), logits `[N, K]` and labels `[N]`."""
+        """Add a batch, given its mean loss (scalar), logits `[N, K]` and labels `[N]`, or `[N, K]` if mixed.
+
+        Of mixed labels the one with the largest share counts as the correct one.
+        """
         self.loss = self.loss + loss.detach().double() * len(labels)
-        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
+        self.correct = self.correct + (logits.detach().argmax(1) == largest_share(labels)).sum()
         self.images += len(labels)
 
     def update_sums(self, loss: Tensor, correct: Tensor, images: int) -> None:

@@ -15,11 +15,12 @@ import torch
 from hydra.utils import get_method, get_object, instantiate
 from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
+from torch import nn
 
 from cifar_pipeline.config.compose import output_root
 from cifar_pipeline.config.validation import target_config
-from cifar_pipeline.data.augmentation import changes_nothing
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.data.transforms import build_augmentation
 from cifar_pipeline.models.build import NormalizedModel, build_model, get_activation
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.models.pretrained import PretrainedWeights
@@ -98,6 +99,8 @@ def build_training(
     module = build_module(config, dataset, engine, weights)
     assert isinstance(module.net, NormalizedModel)
     datamodule = build_datamodule(config, dataset, engine, module.net.network_input)
+    if datamodule.augmentation.mixes_labels:
+        require_mixed_labels(module.loss, len(dataset.classes))
     if module.fine_tuning.is_partial:
         _require_freezable(module, distributed)
         hardware = use_cached_features(module, datamodule, config, hardware)
@@ -117,6 +120,23 @@ def build_training(
         mode=config.mode,
         log_every_n_steps=config.runtime.log_every_n_steps,
     )
+
+
+def require_mixed_labels(loss: nn.Module, classes: int) -> None:
+    """Raise UserError if a loss does not take mixed labels `[N, K] float32`."""
+    logits, labels = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
+    try:
+        value = loss(logits, labels)
+    except Exception as error:
+        raise UserError(
+            f"The augmentation mixes labels, and {type(loss).__name__} does not take them ({one_line(error)[:150]}): "
+            "choose loss=cross_entropy or another one of conf/loss, or an augmentation that keeps the labels."
+        ) from None
+    if value.ndim or not bool(torch.isfinite(value)):
+        raise UserError(
+            f"The augmentation mixes labels, for which {type(loss).__name__} gives no finite number: choose "
+            "loss=cross_entropy or another one of conf/loss, or an augmentation that keeps the labels."
+        )
 
 
 def build_callbacks(options: Mapping[str, Any]) -> dict[str, Callback]:
@@ -181,7 +201,7 @@ def use_cached_features(
     assert isinstance(model, NormalizedModel)
     if not (fine_tuning.is_head_only and fine_tuning.caches_features):
         return hardware
-    if obstacle := cache_obstacle(model, fine_tuning.head, datamodule.augment, hardware.devices, dataset.shape):
+    if obstacle := cache_obstacle(model, fine_tuning.head, datamodule.augmentation, hardware.devices, dataset.shape):
         log.info(f"Features are computed anew in each epoch: {obstacle}.")
         return hardware
     module.takes_features = True
@@ -189,7 +209,7 @@ def use_cached_features(
         model,
         fine_tuning.head,
         dataset,
-        is_mirrored=not changes_nothing(datamodule.augment),
+        is_mirrored=bool(datamodule.augmentation.transforms),
         batch_size=datamodule.eval_batch_size,
         use_bfloat16=hardware.features_in_bfloat16,
         threads=hardware.threads,
@@ -295,8 +315,11 @@ def build_datamodule(
 ) -> ImageDataModule:
     """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is.
 
-    `network_input`, if it is given, limits the batches of validation.
+    `network_input`, if it is given, limits the batches of validation. Raises UserError if a transform fails.
     """
+    network_size = network_input.size if network_input else dataset.shape[0]
+    augmentation = build_augmentation(config.augmentation, network_size, len(dataset.classes))
+    augmentation.check(dataset.shape, network_size)
     eval_batch_size = config.trainer.eval_batch_size
     if network_input is not None:
         eval_batch_size = network_input.limit_batch(eval_batch_size)
@@ -308,7 +331,7 @@ def build_datamodule(
         dataset,
         batch_size,
         eval_batch_size,
-        instantiate(config.augmentation),
+        augmentation,
         config.seed,
         chunk,
         shuffle=not config.trainer.overfit_batches,

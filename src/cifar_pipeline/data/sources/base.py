@@ -24,7 +24,7 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]
 
-CROP, PAD = RESIZE_MODES = ("crop", "pad")
+CROP, PAD, STRETCH = RESIZE_MODES = ("crop", "pad", "stretch")
 
 
 class LazyImages(Protocol):

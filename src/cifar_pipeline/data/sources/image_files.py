@@ -93,7 +93,7 @@ class Listing:
 class ImageFilesSource(ABC):
     """Base class of sources that read image files from a folder; a subclass lists them.
 
-    `root` is the folder; images are resized to `size` x `size` pixels by `resize_mode` ("crop" or "pad").
+    `root` is the folder; images are resized to `size` x `size` pixels by `resize_mode` ("crop", "pad" or "stretch").
     Without a given test split, `test_fraction` of each class is drawn by `split_seed`.
     Up to `max_unreadable` unreadable files are skipped; an image may have up to `max_megapixels`.
     `skipped` lists the files that the last `read` skipped, with the reasons.

@@ -211,7 +211,7 @@ class CompiledClassifier(Classifier):
             clear_status()
             self.compiled_steps = compiled_steps
         loss, correct = self.compiled_steps(images, labels, lrs)
-        self.train_sums.update_sums(loss * labels.shape[1], correct, labels.numel())
+        self.train_sums.update_sums(loss * labels.shape[1], correct, labels.shape[0] * labels.shape[1])
         self.steps_done += len(labels)
         for group, lr in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = lr * factors[-1]

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from cifar_pipeline.training.compiled.small_conv import compiled_cache, use_small_convolutions
+from cifar_pipeline.training.module import largest_share
 
 # Takes tensors, changes some in place, and returns scalars.
 StepFunction = Callable[..., tuple[Tensor, ...]]
@@ -125,7 +126,7 @@ class CompiledSteps:
 
         Args:
             images: `[S, B, H, W, C] uint8`; S is a multiple of `steps`.
-            labels: `[S, B] int64`.
+            labels: `[S, B] int64`, or `[S, B, K] float32` if mixed.
             lrs: learning rate of each step and parameter group, `[S, groups] float`.
         """
         if self.compiled_fn is None:
@@ -183,7 +184,7 @@ class CompiledSteps:
                 group["lr"] = lrs[step, index]
             update(optimizer)
             total = total + loss
-            correct = correct + (logits.argmax(1) == labels[step]).sum()
+            correct = correct + (logits.argmax(1) == largest_share(labels[step])).sum()
         return total, correct
 
     def _functional_optimizer(self, weights: Sequence[Tensor], state: Sequence[Sequence[Tensor]]) -> Optimizer:

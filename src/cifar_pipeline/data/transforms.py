@@ -1,0 +1,349 @@
+"""Apply the transforms of conf/augmentation to batches of images, with random numbers that follow from the position.
+
+A transform is one of torchvision.transforms.v2, or any other callable. Those draw once for each call, so each image
+gets a call of its own, with its own stream of random numbers; `per_batch` and `mixes_labels` transforms get one for
+each batch. Functions of `cifar_pipeline.data.augmentation` draw for each image of a whole chunk at once.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
+
+from cifar_pipeline.config.validation import target_config, target_names
+from cifar_pipeline.data.augmentation import only_mirrors
+from cifar_pipeline.data.random_streams import DrawFrom, RandomStream, generator, preserved_generators, seed_all
+from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import one_line
+
+# Its transforms draw from torch's generators alone.
+TORCHVISION = "torchvision.transforms.v2."
+# Smaller images are transformed on one thread: several would wait for each other more than they compute.
+MIN_PIXELS_FOR_THREADS = 96 * 96
+# Images and draws of the check before a training.
+PROBE_IMAGES, PROBE_EPOCHS = 4, 4
+
+ChunkFunction = Callable[[Tensor, Generator, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some batches of an epoch, which are gathered and augmented at once.
+
+    Attributes:
+        images: `[N, H, W, C] uint8`, a copy of the dataset's.
+        labels: `[N] int64`, or `[N, K] float32` once they are mixed.
+        flip_mask: `[N] bool`, true for an image in every other epoch.
+        sizes: number of images in each batch.
+        positions: position in the epoch of each image.
+        seed, epoch: of the training.
+        index: of the chunk in the epoch.
+        first_batch: position in the epoch of the first batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flip_mask: Tensor
+    sizes: list[int]
+    positions: list[int]
+    seed: int
+    epoch: int
+    index: int
+    first_batch: int
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The generator of the functions that draw for the whole chunk."""
+        return generator(self.images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, self.index)
+
+    def select(self, indices: Tensor, sizes: list[int]) -> "Chunk":
+        """Return some of the images, in batches of these sizes."""
+        return replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            flip_mask=self.flip_mask[indices],
+            sizes=sizes,
+            positions=[self.positions[index] for index in indices.tolist()],
+        )
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A transform and how it is called.
+
+    Attributes:
+        name: its name in conf/augmentation.
+        function: what is called.
+        for_chunk: with the images `[N, H, W, C] uint8` of a chunk, a generator and the flip mask.
+        per_batch: with the images `[N, C, H, W] uint8` of each batch; otherwise with each image `[C, H, W] uint8`.
+        mixes_labels: with the images `[N, C, H, W] float32`, 0 to 255, and the labels `[N, K] float32` of each batch.
+        draws_from_torch: whether it draws from torch's generators alone.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    for_chunk: bool = False
+    per_batch: bool = False
+    mixes_labels: bool = False
+    draws_from_torch: bool = False
+
+    @property
+    def for_image(self) -> bool:
+        """Whether it is called with single images."""
+        return not (self.for_chunk or self.per_batch or self.mixes_labels)
+
+    def call(self, images: Tensor, *labels: Tensor) -> Any:
+        """Call the function, and check the images that it returns. Raises UserError if it fails on them."""
+        try:
+            result = self.function(images, *labels)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = one_line(error)[:200].rstrip(".")
+            raise UserError(f"augmentation.{self.name} fails on {describe(images)}: {reason}.{self._hint()}") from error
+        changed = result[0] if self.mixes_labels and isinstance(result, tuple | list) and result else result
+        if not isinstance(changed, Tensor):
+            raise UserError(
+                f"augmentation.{self.name} turns {describe(images)} into {type(changed).__name__}: a transform must "
+                "return a tensor."
+            )
+        if changed.dtype != images.dtype or changed.ndim != images.ndim or changed.shape[-3] != images.shape[-3]:
+            raise UserError(
+                f"augmentation.{self.name} turns {describe(images)} into {describe(changed)}: a transform must keep "
+                "the type and the number of channels; scaling and normalization are in the model (normalization=...)."
+            )
+        return result
+
+    def _hint(self) -> str:
+        return (
+            " Transforms get tensors, not PIL images; one that needs a batch has `per_batch: true`, and one that mixes "
+            "labels `mixes_labels: true`."
+            if self.for_image
+            else ""
+        )
+
+
+class Augmentation:
+    """The transforms of the training images, in their order.
+
+    Args:
+        transforms: the transforms.
+        classes: number of classes, for labels that are mixed.
+    """
+
+    def __init__(self, transforms: Sequence[Transform] = (), classes: int = 0) -> None:
+        self.transforms, self.classes = tuple(transforms), classes
+
+    @staticmethod
+    def of(*functions: ChunkFunction) -> "Augmentation":
+        """Return the augmentation by functions that take the images of a chunk, a generator and the flip mask."""
+        return Augmentation([Transform("function", function, for_chunk=True) for function in functions])
+
+    @property
+    def mixes_labels(self) -> bool:
+        """Whether the labels become `[N, K] float32`."""
+        return any(transform.mixes_labels for transform in self.transforms)
+
+    @property
+    def only_mirrors(self) -> bool:
+        """Whether each image at most becomes its mirror image."""
+        return all(only_mirrors(transform.function) for transform in self.transforms)
+
+    def apply(self, chunk: Chunk, own: Tensor | None, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the augmented images `[M, H, W, C] uint8` and labels of this process.
+
+        Transforms of single images see only those. Earlier ones see all images wherever a later one takes a batch.
+
+        Args:
+            chunk: the images of all processes.
+            own: indices of the images of this process; None: all.
+            sizes: number of images of this process in each batch.
+        """
+        last_joint = max((i for i, transform in enumerate(self.transforms) if not transform.for_image), default=-1)
+        stage = 0
+        for for_image, group in groupby(self.transforms, lambda transform: transform.for_image):
+            transforms = list(group)
+            if own is not None and stage > last_joint:
+                chunk, own = chunk.select(own, sizes), None
+            if for_image:
+                chunk = replace(chunk, images=transform_images(chunk, transforms, stage))
+            else:
+                for number, transform in enumerate(transforms, stage):
+                    chunk = self._transform_batches(chunk, transform, number)
+            stage += len(transforms)
+        return (chunk.images, chunk.labels) if own is None else (chunk.images[own], chunk.labels[own])
+
+    def _transform_batches(self, chunk: Chunk, transform: Transform, stage: int) -> Chunk:
+        """Apply a transform that takes the whole chunk or whole batches."""
+        if transform.for_chunk:
+            return replace(chunk, images=transform.function(chunk.images, chunk.generator, chunk.flip_mask))
+        labels = chunk.labels
+        if transform.mixes_labels and labels.ndim == 1:
+            labels = one_hot(labels, self.classes).float()
+        images, mixed = [], []
+        with preserved_generators(labels.device):
+            batches = zip(chunk.images.split(chunk.sizes), labels.split(chunk.sizes), strict=True)
+            for number, (batch, batch_labels) in enumerate(batches, chunk.first_batch):
+                seed_all(chunk.seed, RandomStream.TRANSFORM, chunk.epoch, stage, number)
+                channels_first = batch.permute(0, 3, 1, 2)
+                if transform.mixes_labels:
+                    result, batch_labels = _mix(transform, channels_first, batch_labels)
+                else:
+                    result = transform.call(channels_first)
+                images.append(result.permute(0, 2, 3, 1))
+                mixed.append(batch_labels)
+        return replace(chunk, images=torch.cat(images).contiguous(), labels=torch.cat(mixed))
+
+    def preview(self, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Return images `[N, H, W, C] uint8` augmented as one batch: `[N, H', W', C] uint8`."""
+        tensor, count = torch.from_numpy(images).clone(), len(images)
+        mask = torch.arange(count) % 2 == 0
+        targets = torch.from_numpy(labels).long()
+        chunk = Chunk(tensor, targets, mask, [count], list(range(count)), seed, epoch=0, index=0, first_batch=0)
+        augmented: np.ndarray = self.apply(chunk, None, [count])[0].numpy()
+        return augmented
+
+    def check(self, shape: tuple[int, int, int], network_size: int) -> None:
+        """Raise UserError if a transform fails on the dataset's images, or gives others than the network takes.
+
+        Args:
+            shape: of the dataset's images, `(H, W, C)`.
+            network_size: height and width of the images that the network sees.
+        """
+        if not self.transforms:
+            return
+        random = Generator().manual_seed(0)
+        for epoch in range(PROBE_EPOCHS):
+            images = torch.randint(0, 256, (PROBE_IMAGES, *shape), generator=random).to(torch.uint8)
+            labels = torch.arange(PROBE_IMAGES) % max(1, self.classes)
+            mask, positions = labels > 0, list(range(PROBE_IMAGES))
+            chunk = Chunk(images, labels, mask, [PROBE_IMAGES], positions, seed=0, epoch=epoch, index=0, first_batch=0)
+            result, result_labels = self.apply(chunk, None, [PROBE_IMAGES])
+            height, width = result.shape[1:3]
+            if (height, width) not in (shape[:2], (network_size, network_size)):
+                seen = f"{network_size}x{network_size}"
+                names = ", ".join(transform.name for transform in self.transforms)
+                raise UserError(
+                    f"augmentation ({names}) turns images of {shape[0]}x{shape[1]} pixels into {height}x{width}, but "
+                    f"the network sees {seen}: write `size: null` in a transform that resizes or crops, or set its "
+                    f"size to {network_size}."
+                )
+            if self.mixes_labels and result_labels.shape != (PROBE_IMAGES, self.classes):
+                raise UserError(
+                    f"augmentation turns labels {[PROBE_IMAGES, self.classes]} into {[*result_labels.shape]}: "
+                    "a transform that mixes labels must keep their shape."
+                )
+
+
+def build_augmentation(options: Mapping[str, Any], network_size: int, classes: int) -> Augmentation:
+    """Build the augmentation of conf/augmentation.
+
+    Args:
+        options: the transforms by name.
+        network_size: height and width of the images that the network sees, which `size: null` means.
+        classes: number of classes.
+    """
+    return Augmentation([_build(name, node, network_size) for name, node in options.items()], classes)
+
+
+def _build(name: str, node: Mapping[str, Any], network_size: int) -> Transform:
+    values = target_config(node, f"augmentation.{name}")
+    if "size" in values and values["size"] is None:
+        values["size"] = network_size
+    function = instantiate(values, _convert_="all")
+    parameters = inspect.signature(function).parameters
+    return Transform(
+        name,
+        function,
+        for_chunk={"generator", "flip_mask"} <= parameters.keys(),
+        per_batch=bool(node.get("per_batch")),
+        mixes_labels=bool(node.get("mixes_labels")),
+        draws_from_torch=all(target.startswith(TORCHVISION) for target in target_names(values)),
+    )
+
+
+def _mix(transform: Transform, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix the images `[N, C, H, W] uint8` and labels `[N, K] float32` of a batch; pixels are rounded."""
+    result = transform.call(images.float(), labels)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise UserError(
+            f"augmentation.{transform.name} returns {type(result).__name__}, but with `mixes_labels: true` it must "
+            "return the images and the labels."
+        )
+    mixed, mixed_labels = result
+    return mixed.round().clamp(0, 255).to(torch.uint8), mixed_labels.float()
+
+
+def transform_images(chunk: Chunk, transforms: Sequence[Transform], stage: int) -> Tensor:
+    """Apply transforms to each image of a chunk with random numbers of its own, and return the images.
+
+    Raises UserError if a transform fails, or if the images get different sizes.
+    """
+    images = chunk.images
+    if not len(images):
+        return images
+    on_threads = all(transform.draws_from_torch for transform in transforms)
+
+    def transformed(index: int) -> Tensor:
+        image, key = images[index].permute(2, 0, 1), (chunk.epoch, stage, chunk.positions[index])
+        if not on_threads:
+            seed_all(chunk.seed, RandomStream.TRANSFORM, *key)
+        with DrawFrom(chunk.seed, RandomStream.TRANSFORM, *key) if on_threads else nullcontext():
+            for transform in transforms:
+                image = transform.call(image)
+        return image.permute(1, 2, 0)
+
+    with nullcontext() if on_threads else preserved_generators(images.device):
+        first = transformed(0)
+        output = first.new_empty((len(images), *first.shape))
+
+        def store(index: int) -> None:
+            image = first if index == 0 else transformed(index)
+            if image.shape != first.shape:
+                names = " or ".join(transform.name for transform in transforms)
+                raise UserError(
+                    f"augmentation: {names} gives images of different sizes, {describe_size(first)} and "
+                    f"{describe_size(image)} pixels: set a fixed size."
+                )
+            output[index] = image
+
+        threads = torch.get_num_threads() if on_threads and images.device.type == "cpu" else 1
+        if threads == 1 or images[0, ..., 0].numel() < MIN_PIXELS_FOR_THREADS:
+            for index in range(len(images)):
+                store(index)
+        else:
+            _run_on_threads(store, len(images), threads)
+    return output
+
+
+def _run_on_threads(job: Callable[[int], None], count: int, threads: int) -> None:
+    """Call `job` with each index below `count` on several threads, each of which computes on a single core."""
+    try:
+        # The number holds for the calling thread and for threads that have not computed yet.
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(job, range(count)):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def describe(images: Tensor) -> str:
+    """Describe a tensor of images, such as `a tensor [3, 32, 32] uint8`."""
+    return f"a tensor {[*images.shape]} {str(images.dtype).removeprefix('torch.')}"
+
+
+def describe_size(image: Tensor) -> str:
+    """Describe the size of an image `[H, W, C]`, such as `32x32`."""
+    return f"{image.shape[0]}x{image.shape[1]}"
