@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from cifar_pipeline.data.loader import TensorLoader  # noqa: E402
 from cifar_pipeline.data.transforms import build_augmentation  # noqa: E402
+from cifar_pipeline.utils.process import disable_malloc_trim  # noqa: E402
 
 STORED, SEEN, PHOTO = 280, 224, (500, 375)
 SMALL, SMALL_IMAGES = 32, 8192
@@ -39,11 +40,10 @@ def options(name: str) -> dict[str, Any]:
     """Return the transforms of a file of conf/augmentation and of the files in its defaults, by name."""
     content = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "augmentation" / f"{name}.yaml")) or {}
     assert isinstance(content, dict)
-    parents = [parent for parent in content.pop("defaults", []) if parent != "_self_"]
     merged: dict[str, Any] = {}
-    for parent in parents:
-        merged |= options(parent)
-    return merged | content
+    for parent in content.pop("defaults", ["_self_"]):
+        merged |= content if parent == "_self_" else options(parent)
+    return merged
 
 
 def photographs(count: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def seconds(batches: Iterable[Any]) -> float:
 def ours(images: np.ndarray, name: str, network_size: int, batch_size: int) -> TensorLoader:
     """Return our loader over images in memory."""
     labels = torch.arange(len(images)) % 10
-    augmentation = build_augmentation(options(name), network_size, 10)
+    augmentation = build_augmentation(options(name), network_size, 10, torch.get_num_threads())
     return TensorLoader(torch.from_numpy(images), labels, batch_size, seed=0, shuffle=True, augmentation=augmentation)
 
 
@@ -117,6 +117,11 @@ def photo_at_224(count: int, repetitions: int) -> None:
             ),
         }
         rates: dict[str, list[float]] = {name: [] for name in sides}
+        for name, batches in sides.items():
+            if name != "ours":
+                seconds(batches)
+        # As `train` does; the workers of the others have started, and keep their defaults.
+        disable_malloc_trim()
         for repetition in range(repetitions + 1):
             for name, batches in sides.items():
                 rate = count / seconds(batches)

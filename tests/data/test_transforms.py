@@ -1,11 +1,17 @@
 """Transforms of conf/augmentation: what each image gets, in which order, after an interruption and on several ranks."""
 
+import gc
+import multiprocessing
+import os
 import random
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -15,7 +21,7 @@ from torchvision.transforms import v2
 from cifar_pipeline.data import loader as loader_module
 from cifar_pipeline.data import transforms as module
 from cifar_pipeline.data.loader import TensorLoader
-from cifar_pipeline.data.random_streams import DrawFrom, RandomStream
+from cifar_pipeline.data.random_streams import RandomStream, Streams
 from cifar_pipeline.data.transforms import Augmentation, build_augmentation
 from cifar_pipeline.utils.errors import UserError
 
@@ -33,19 +39,16 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def options(name: str) -> dict[str, Any]:
     """Return the transforms of an option, as Hydra composes them."""
-    content = OmegaConf.load(CONF / f"{name}.yaml") if (CONF / f"{name}.yaml").read_text().strip() else {}
-    transforms: dict[str, Any] = {}
-    for key, value in (content or {}).items():
-        if key != "defaults":
-            transforms[str(key)] = OmegaConf.to_container(value)
-    for parent in (content or {}).get("defaults", []):
-        if parent != "_self_":
-            transforms |= options(parent)
-    return transforms
+    content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) or {}
+    assert isinstance(content, dict)
+    merged: dict[str, Any] = {}
+    for parent in content.pop("defaults", ["_self_"]):
+        merged |= content if parent == "_self_" else options(parent)
+    return merged
 
 
-def build(transforms: Mapping[str, Any], network_size: int = NETWORK_SIZE) -> Augmentation:
-    return build_augmentation(transforms, network_size, CLASSES)
+def build(transforms: Mapping[str, Any], network_size: int = NETWORK_SIZE, processes: int = 1) -> Augmentation:
+    return build_augmentation(transforms, network_size, CLASSES, processes)
 
 
 def one(target: str, **values: Any) -> Augmentation:
@@ -115,21 +118,71 @@ def test_ranks_share_the_batches_of_a_single_process(option: str, world_size: in
         assert torch.equal(joined, expected) and torch.equal(joined_labels, labels)
 
 
-@pytest.mark.parametrize("option", ["photo", "color_jitter", "rand_augment"])
-def test_the_pixels_do_not_depend_on_the_number_of_threads(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    augmentation, threads = build(options(option), 96), torch.get_num_threads()
-    jobs = []
-    run = module._run_on_threads
-    monkeypatch.setattr(module, "_run_on_threads", lambda job, count, n: (jobs.append(n), run(job, count, n)))
-    try:
-        torch.set_num_threads(1)
-        expected = epoch(augmentation, size=120)
-        assert not jobs
-        torch.set_num_threads(3)
-        assert equal(epoch(augmentation, size=120), expected)
-        assert set(jobs) == {3} and torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
+@pytest.fixture
+def few_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let several processes share even a few images."""
+    monkeypatch.setattr(module, "MIN_IMAGES_FOR_WORKERS", 2)
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+@pytest.mark.parametrize("size", [SIZE, 120])
+@pytest.mark.parametrize("option", ["photo", "color_jitter", "rand_augment", "random_erasing"])
+def test_several_processes_give_the_pixels_of_one(option: str, size: int, few_are_shared: None) -> None:
+    before = children()
+    expected = epoch(build(options(option)), size=size)
+    assert children() <= before
+    augmentation = build(options(option), processes=3)
+    assert equal(epoch(augmentation, size=size), expected)
+    assert len(children() - before) == 3
+
+
+def mine(name: str) -> Augmentation:
+    return build({"mine": {"_target_": f"{__name__}.{name}", "_partial_": True}}, processes=2)
+
+
+def test_own_code_in_several_processes_is_reproducible(few_are_shared: None) -> None:
+    assert equal(epoch(mine("draws_everywhere")), epoch(mine("draws_everywhere")))
+
+
+def fails_on_dark_images(image: Tensor) -> Tensor:
+    if int(image.max()) < 9:
+        raise ValueError("too dark")
+    return image
+
+
+def test_an_error_in_a_process_is_told_as_in_one(few_are_shared: None) -> None:
+    batches = loader(mine("fails_on_dark_images"))
+    batches.images[17] = 0
+    with pytest.raises(UserError, match=r"augmentation.mine fails on a tensor .3, 40, 40. uint8: too dark"):
+        list(batches)
+
+
+def kills_its_process(image: Tensor) -> Tensor:
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return image
+
+
+def test_a_process_that_is_killed_ends_the_training_with_a_sentence(few_are_shared: None) -> None:
+    with pytest.raises(UserError, match="was killed, possibly for lack of memory: runtime.threads=1"):
+        epoch(mine("kills_its_process"))
+
+
+def test_the_processes_end_with_the_augmentation(few_are_shared: None) -> None:
+    before = children()
+    augmentation = build(options("random_resized_crop"), processes=2)
+    epoch(augmentation)
+    assert len(children() - before) == 2
+    del augmentation
+    gc.collect()
+    for _ in range(100):
+        if children() <= before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("processes are left")
 
 
 def test_each_image_gets_a_draw_of_its_own() -> None:
@@ -145,8 +198,8 @@ def test_each_image_gets_a_draw_of_its_own() -> None:
 def test_an_image_is_what_torchvision_makes_of_it() -> None:
     (augmented, _), *_ = epoch(one(f"{V2}.RandomResizedCrop", size=NETWORK_SIZE), 2, shuffle=False)
     for position in range(5):
-        with DrawFrom(0, RandomStream.TRANSFORM, 2, 0, position):
-            expected = v2.RandomResizedCrop(NETWORK_SIZE)(images()[position].permute(2, 0, 1))
+        Streams.of(0, RandomStream.TRANSFORM, 2, 0).seed_torch(torch.device("cpu"), position)
+        expected = v2.RandomResizedCrop(NETWORK_SIZE)(images()[position].permute(2, 0, 1))
         assert torch.equal(augmented[position], expected.permute(1, 2, 0))
 
 
@@ -164,13 +217,13 @@ TORCHVISION: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_every_transform_of_torchvision_draws_from_its_own_stream(name: str) -> None:
+def test_every_transform_of_torchvision_is_reproducible(name: str) -> None:
     augmentation = one(f"{V2}.{name}", **TORCHVISION[name])
     augmentation.check((SIZE, SIZE, 3), NETWORK_SIZE)
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = epoch(augmentation)
-    assert torch.equal(torch.get_rng_state(), state), "it draws from torch's default generator"
+    assert torch.equal(torch.get_rng_state(), state), "the default generator has moved"
     torch.manual_seed(2)
     assert equal(epoch(augmentation), first)
     assert any(not torch.equal(a, b) for (a, _), (b, _) in zip(first, epoch(build({})), strict=True))
@@ -247,10 +300,17 @@ def test_cutmix_mixes_labels_by_the_area() -> None:
     assert mixed > 5
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pil_images_are_converted_back_and_forth(channels: int) -> None:
+    image = images(1, 21, channels)[0].permute(2, 0, 1)
+    for tensor in (image, image.contiguous()):
+        assert torch.equal(module.to_tensor(module.to_pil(tensor)).permute(2, 0, 1), image)
+
+
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        ({"_target_": f"{V2}.PILToTensor"}, "augmentation.mine fails on a tensor .*not PIL images"),
+        ({"_target_": "torchvision.transforms.PILToTensor"}, "augmentation.mine fails on a tensor .*not PIL images"),
         ({"_target_": f"{V2}.ToDtype", "dtype": {"_target_": "hydra.utils.get_object", "path": "torch.float32"}},
          "into a tensor .3, 40, 40. float32: a transform must keep the type"),
         ({"_target_": f"{V2}.ToPILImage"}, "into Image: a transform must return a tensor"),
@@ -258,6 +318,8 @@ def test_cutmix_mixes_labels_by_the_area() -> None:
         ({"_target_": f"{V2}.RandomCrop", "size": 64}, "mine fails on a tensor .*larger than input image size"),
         ({"_target_": f"{V2}.Resize", "size": 20}, "40x40 pixels into 20x20, but the network sees 32x32.*size: null"),
         ({"_target_": f"{V2}.RandomCrop", "size": [32, 40]}, "into 32x40"),
+        ({"_target_": f"{V2}.GaussianNoise", "pil_on_cpu": True}, "fails on a PIL image: .*Without .pil_on_cpu"),
+        ({"_target_": f"{V2}.PILToTensor", "pil_on_cpu": True}, "does not return a PIL image of mode RGB"),
         ({"_target_": f"{V2}.MixUp"}, "mixes labels .mixes_labels: true"),
         ({"_target_": f"{V2}.RandomResize", "min_size": 20, "max_size": 50}, "images of different sizes"),
     ],

@@ -227,7 +227,7 @@ SIZES: list[tuple[dict[str, Any], int, int | None, int]] = [
 def test_the_size_that_a_network_sees(
     project: Project, changes: dict[str, Any], size: int, trained: int | None, expected: int
 ) -> None:
-    options = {**project.compose("model=timm").model, **changes}
+    options = {**project.compose("model=timm", "model.crop_fraction=1.0").model, **changes}
     weights = PretrainedWeights("default", "drawn", "0", {}, input_size=trained)
     assert resolve_input(options, (size, size, 3), weights) == NetworkInput(expected, 3, True)
 
@@ -245,17 +245,19 @@ def test_a_network_without_pretrained_weights_sees_the_images_as_they_are(
     [
         ([], 32),
         (["model=timm"], 32),
-        (["model=timm", "model.weights=default"], 224),
-        (["model=timm", "model.name=efficientnet_b0", "model.weights=default"], 224),
-        (["model=torchvision", "model.name=efficientnet_b4", "model.weights=default"], 380),
-        (["model=timm", "model.weights=default", "model.input_size=96"], 96),
-        (["model=timm", "model.input_size=64"], 64),
+        (["model=timm", "model.weights=default"], 280),
+        (["model=timm", "model.name=efficientnet_b0", "model.weights=default"], 280),
+        (["model=torchvision", "model.name=efficientnet_b4", "model.weights=default"], 475),
+        (["model=timm", "model.weights=default", "model.input_size=96"], 120),
+        (["model=timm", "model.input_size=64"], 80),
         (["model=lenet", "model.weights=net.pth"], 32),
-        (["experiment=finetune"], 224),
+        (["experiment=finetune"], 280),
         (["experiment=finetune", "data.size=100"], 100),
     ],
 )
-def test_pictures_are_stored_at_the_size_of_the_network(project: Project, overrides: list[str], size: int) -> None:
+def test_images_are_stored_a_fourth_larger_than_the_network_sees_them(
+    project: Project, overrides: list[str], size: int
+) -> None:
     assert project.compose("data=image_folder", *overrides).data.size == size
 
 

@@ -184,4 +184,6 @@ def test_class_weights_of_mixed_labels_are_the_mean_weight(name: str) -> None:
     each = hydra.utils.instantiate(target_config(options, "loss") | {"reduction": "none"})
     logits, labels = torch.from_numpy(z).float(), torch.from_numpy(t)
     expected = np.mean((t @ weights) * each(logits, labels).numpy())
-    assert float(ClassWeightedLoss(each, weights)(logits, labels)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(ClassWeightedLoss(each, list(map(float, weights)))(logits, labels)) == pytest.approx(
+        float(expected), rel=1e-5
+    )

@@ -94,10 +94,12 @@ def stored_size(default: int, margin: float, *, _root_: DictConfig) -> int:
     """
     model = _root_.model
     if model.get("input_size") is not None:
-        return round(model.input_size * margin)
+        return round(int(model.input_size) * margin)
     if model.get("weights") is None or model.get("default_weights") is None:
         return default
-    return round(instantiate(model.default_weights, name=model.name).input_size * margin)
+    weights: Any = instantiate(model.default_weights, name=model.name)
+    size: int = weights.input_size
+    return round(size * margin)
 
 
 def read_params() -> dict[str, Any]:

@@ -126,6 +126,7 @@ class TransformOptions(TargetOptions):
 
     per_batch: bool | None = None
     mixes_labels: bool | None = None
+    pil_on_cpu: bool | None = None
 
 
 class Model(TargetOptions):

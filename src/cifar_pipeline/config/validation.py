@@ -140,7 +140,7 @@ PIPELINE_KEYS: dict[str, set[str]] = {
     "optimizer": {"full_batch"},
     "loss": {"output_activation", "class_weights"},
     "callbacks.*": {"needs_single_batches"},
-    "augmentation.*": {"per_batch", "mixes_labels"},
+    "augmentation.*": {"per_batch", "mixes_labels", "pil_on_cpu"},
 }
 # Arguments that the pipeline passes itself, so that an option must not have them.
 INJECTED_ARGS: dict[str, set[str]] = {
@@ -164,6 +164,11 @@ def target_config(options: Mapping[str, Any], group: str) -> dict[str, Any]:
     assert isinstance(plain, Mapping)
     pipeline_keys = PIPELINE_KEYS.get(_rule_key(group), set())
     return {str(key): value for key, value in plain.items() if key not in pipeline_keys}
+
+
+def instantiate_option(options: Mapping[str, Any], group: str, **changed: Any) -> Any:
+    """Build what an option's `_target_` names, with the option's other keys and `changed` as arguments."""
+    return instantiate({**target_config(options, group), **changed}, _convert_="all")
 
 
 def _rule_key(key: str) -> str:

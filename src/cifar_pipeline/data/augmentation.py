@@ -20,7 +20,11 @@ def flip(images: Tensor, generator: Generator, flip_mask: Tensor, alternating_fl
     """
     _, random_flip = _draw(len(images), 0, generator, images.device)
     flipped = flip_mask if alternating_flip else random_flip
-    return where(flipped.view(-1, 1, 1, 1), images.flip(2), images)
+    if images.device.type != "cpu":
+        return where(flipped.view(-1, 1, 1, 1), images.flip(2), images)
+    result = images.clone()
+    result[flipped] = images[flipped].flip(2)
+    return result
 
 
 def flip_crop(

@@ -7,16 +7,16 @@ counter-based generators (Philox) with 64-bit keys, which `SeedSequence` fills.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.random import SeedSequence
 from torch import Generator, Tensor
-from torch.overrides import TorchFunctionMode
 
 # The beginning of `Generator.get_state()` on a CPU: `CPUGeneratorImplStateLegacy` in ATen/CPUGeneratorImpl.cpp. The
 # rest, a cached normal number, is empty in a new generator. tests/data/test_seeds.py compares it with NumPy.
@@ -38,7 +38,7 @@ def generator(device: torch.device | str, seed: int, purpose: RandomStream, *cou
     sequence = _sequence(seed, purpose, counters)
     result = Generator(device)
     if result.device.type == "cpu":
-        return result.set_state(_cpu_state(sequence))
+        return result.set_state(_cpu_state(sequence.generate_state(624)))
     return result.manual_seed(_uint64(sequence))
 
 
@@ -46,15 +46,7 @@ def seed_torch(seed: int, purpose: RandomStream, *counters: int) -> None:
     """Seed torch's default generators, of the CPU and each GPU, like `generator`; layers such as dropout use them."""
     sequence = _sequence(seed, purpose, counters)
     torch.manual_seed(_uint64(sequence))
-    torch.set_rng_state(_cpu_state(sequence))
-
-
-def seed_all(seed: int, purpose: RandomStream, *counters: int) -> None:
-    """Seed the default generators of torch, NumPy and Python."""
-    seed_torch(seed, purpose, *counters)
-    words = _sequence(seed, purpose, counters).generate_state(8)
-    np.random.seed(words[:4])
-    random.seed(words[4:].tobytes())
+    torch.set_rng_state(_cpu_state(sequence.generate_state(624)))
 
 
 @contextmanager
@@ -69,44 +61,44 @@ def preserved_generators(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-class DrawFrom(TorchFunctionMode):
-    """Let torch's random functions in this block, on this thread, draw from own generators instead of the default ones.
+@dataclass(frozen=True)
+class Streams:
+    """Streams of one key, one for each index: of the images or batches of an epoch.
+
+    The words of a stream come from a block of the output of Philox, which is numbered by the index: cheaper than a
+    `SeedSequence` for each image. Source: J. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
 
     Args:
-        seed, purpose, counters: see `generator`.
+        key: two words, the hash of a seed, a purpose and counters.
     """
 
-    def __init__(self, seed: int, purpose: RandomStream, *counters: int) -> None:
-        super().__init__()
-        self.key = (seed, purpose, *counters)
-        self.generators: dict[torch.device, Generator] = {}
+    key: tuple[int, int]
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function not in RANDOM_FUNCTIONS or kwargs.get("generator") is not None:
-            return function(*args, **kwargs)
-        like = args[0] if args and isinstance(args[0], Tensor) else None
-        device = torch.device(kwargs.get("device") or (like.device if like is not None else "cpu"))
-        if device not in self.generators:
-            self.generators[device] = generator(device, *self.key)
-        if (sample := RANDOM_LIKE.get(function)) is not None:
-            assert like is not None
-            options = {"dtype": like.dtype, "device": device, **kwargs}
-            return sample(like.shape, generator=self.generators[device], **options)
-        return function(*args, **kwargs, generator=self.generators[device])
+    @staticmethod
+    def of(seed: int, purpose: RandomStream, *counters: int) -> "Streams":
+        """Return the streams of a seed, a purpose and counters."""
+        first, second = _sequence(seed, purpose, counters).generate_state(2, np.uint64).tolist()
+        return Streams((first, second))
 
+    def seed_torch(self, device: torch.device, index: int) -> None:
+        """Seed torch's default generators, of the CPU and of `device`."""
+        torch.set_rng_state(_cpu_state(self._words(index)))
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(self._uint64(index))
 
-# torch's functions that take no generator, with those that do.
-RANDOM_LIKE: dict[Callable[..., Any], Callable[..., Any]] = {torch.rand_like: torch.rand, torch.randn_like: torch.randn}
-# torch's functions that draw from a default generator unless they are given one.
-RANDOM_FUNCTIONS: set[Callable[..., Any]] = {
-    torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial,
-    torch.poisson, Tensor.bernoulli, Tensor.multinomial, Tensor.uniform_, Tensor.normal_, Tensor.random_,
-    Tensor.bernoulli_, Tensor.exponential_, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_,
-    torch._sample_dirichlet, torch._standard_gamma, *RANDOM_LIKE,
-}  # fmt: skip
+    def seed_all(self, device: torch.device, index: int) -> None:
+        """Seed the default generators of torch, NumPy and Python."""
+        self.seed_torch(device, index)
+        words = self._words(index)
+        np.random.seed(words[:4])
+        random.seed(words[4:8].tobytes())
+
+    def _words(self, index: int) -> np.ndarray:
+        raw: np.ndarray = np.random.Philox(key=self.key, counter=[0, index, 0, 0]).random_raw(312)
+        return raw.view(np.uint32)
+
+    def _uint64(self, index: int) -> int:
+        return int(self._words(index)[:2].view(np.uint64)[0])
 
 
 def _sequence(seed: int, purpose: RandomStream, counters: tuple[int, ...]) -> SeedSequence:
@@ -118,11 +110,16 @@ def _uint64(sequence: SeedSequence) -> int:
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
-def _cpu_state(sequence: SeedSequence) -> Tensor:
-    """Return the state of a CPU generator before it mixes its words for the first time."""
-    state = Generator().get_state()
+@cache
+def _new_cpu_state() -> Tensor:
+    return Generator().get_state()
+
+
+def _cpu_state(words: np.ndarray) -> Tensor:
+    """Return the state of a CPU generator of 624 words before it mixes them for the first time."""
+    state = _new_cpu_state().clone()
     content = state.numpy()[: CPU_STATE.itemsize].view(CPU_STATE)
     content["left"], content["seeded"], content["next"] = 1, 1, 0
-    content["words"] = sequence.generate_state(624)
+    content["words"] = words
     content["words"][0, 0] = 2**31  # as in NumPy's MT19937: only this bit is used, and not all words may be 0
     return state

@@ -6,9 +6,8 @@ each batch. Functions of `cifar_pipeline.data.augmentation` draw for each image 
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -16,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from PIL import Image
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from cifar_pipeline.config.validation import target_config, target_names
+from cifar_pipeline.config.validation import instantiate_option, target_config, target_names
 from cifar_pipeline.data.augmentation import only_mirrors
-from cifar_pipeline.data.random_streams import DrawFrom, RandomStream, generator, preserved_generators, seed_all
+from cifar_pipeline.data.random_streams import RandomStream, Streams, generator, preserved_generators
+from cifar_pipeline.data.workers import ImageWorkers
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
 # Its transforms draw from torch's generators alone.
 TORCHVISION = "torchvision.transforms.v2."
-# Smaller images are transformed on one thread: several would wait for each other more than they compute.
-MIN_PIXELS_FOR_THREADS = 96 * 96
+# Fewer images are transformed in one process.
+MIN_IMAGES_FOR_WORKERS = 32
 # Images and draws of the check before a training.
 PROBE_IMAGES, PROBE_EPOCHS = 4, 4
 
@@ -89,6 +89,7 @@ class Transform:
         per_batch: with the images `[N, C, H, W] uint8` of each batch; otherwise with each image `[C, H, W] uint8`.
         mixes_labels: with the images `[N, C, H, W] float32`, 0 to 255, and the labels `[N, K] float32` of each batch.
         draws_from_torch: whether it draws from torch's generators alone.
+        pil_on_cpu: with a PIL image instead, on a CPU.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Transform:
     per_batch: bool = False
     mixes_labels: bool = False
     draws_from_torch: bool = False
+    pil_on_cpu: bool = False
 
     @property
     def for_image(self) -> bool:
@@ -125,6 +127,19 @@ class Transform:
             )
         return result
 
+    def call_pil(self, image: Image.Image) -> Image.Image:
+        """Call the function with a PIL image. Raises UserError if it fails or returns another kind of image."""
+        try:
+            result = self.function(image)
+        except Exception as error:
+            reason = one_line(error)[:200].rstrip(".")
+            raise UserError(
+                f"augmentation.{self.name} fails on a PIL image: {reason}. Without `pil_on_cpu: true` it gets tensors."
+            ) from error
+        if not isinstance(result, Image.Image) or result.mode != image.mode:
+            raise UserError(f"augmentation.{self.name} does not return a PIL image of mode {image.mode}.")
+        return result
+
     def _hint(self) -> str:
         return (
             " Transforms get tensors, not PIL images; one that needs a batch has `per_batch: true`, and one that mixes "
@@ -140,10 +155,17 @@ class Augmentation:
     Args:
         transforms: the transforms.
         classes: number of classes, for labels that are mixed.
+        processes: number of processes that share transforms of single images on a CPU.
     """
 
-    def __init__(self, transforms: Sequence[Transform] = (), classes: int = 0) -> None:
+    def __init__(self, transforms: Sequence[Transform] = (), classes: int = 0, processes: int = 1) -> None:
         self.transforms, self.classes = tuple(transforms), classes
+        # Transforms of single images are applied together.
+        self.steps: list[Transform | ImageTransforms] = []
+        for for_image, group in groupby(transforms, lambda transform: transform.for_image):
+            members = list(group)
+            self.steps += [ImageTransforms(members, len(self.steps), processes)] if for_image else members
+        self.last_joint = max((i for i, step in enumerate(self.steps) if isinstance(step, Transform)), default=-1)
 
     @staticmethod
     def of(*functions: ChunkFunction) -> "Augmentation":
@@ -170,18 +192,13 @@ class Augmentation:
             own: indices of the images of this process; None: all.
             sizes: number of images of this process in each batch.
         """
-        last_joint = max((i for i, transform in enumerate(self.transforms) if not transform.for_image), default=-1)
-        stage = 0
-        for for_image, group in groupby(self.transforms, lambda transform: transform.for_image):
-            transforms = list(group)
-            if own is not None and stage > last_joint:
+        for number, step in enumerate(self.steps):
+            if own is not None and number > self.last_joint:
                 chunk, own = chunk.select(own, sizes), None
-            if for_image:
-                chunk = replace(chunk, images=transform_images(chunk, transforms, stage))
+            if isinstance(step, ImageTransforms):
+                chunk = replace(chunk, images=step(chunk))
             else:
-                for number, transform in enumerate(transforms, stage):
-                    chunk = self._transform_batches(chunk, transform, number)
-            stage += len(transforms)
+                chunk = self._transform_batches(chunk, step, number)
         return (chunk.images, chunk.labels) if own is None else (chunk.images[own], chunk.labels[own])
 
     def _transform_batches(self, chunk: Chunk, transform: Transform, stage: int) -> Chunk:
@@ -192,10 +209,11 @@ class Augmentation:
         if transform.mixes_labels and labels.ndim == 1:
             labels = one_hot(labels, self.classes).float()
         images, mixed = [], []
+        streams = Streams.of(chunk.seed, RandomStream.TRANSFORM, chunk.epoch, stage)
         with preserved_generators(labels.device):
-            batches = zip(chunk.images.split(chunk.sizes), labels.split(chunk.sizes), strict=True)
+            batches = zip(torch.split(chunk.images, chunk.sizes), torch.split(labels, chunk.sizes), strict=True)
             for number, (batch, batch_labels) in enumerate(batches, chunk.first_batch):
-                seed_all(chunk.seed, RandomStream.TRANSFORM, chunk.epoch, stage, number)
+                streams.seed_all(labels.device, number)
                 channels_first = batch.permute(0, 3, 1, 2)
                 if transform.mixes_labels:
                     result, batch_labels = _mix(transform, channels_first, batch_labels)
@@ -246,30 +264,31 @@ class Augmentation:
                 )
 
 
-def build_augmentation(options: Mapping[str, Any], network_size: int, classes: int) -> Augmentation:
+def build_augmentation(options: Mapping[str, Any], network_size: int, classes: int, processes: int = 1) -> Augmentation:
     """Build the augmentation of conf/augmentation.
 
     Args:
         options: the transforms by name.
         network_size: height and width of the images that the network sees, which `size: null` means.
         classes: number of classes.
+        processes: see `Augmentation`.
     """
-    return Augmentation([_build(name, node, network_size) for name, node in options.items()], classes)
+    return Augmentation([_build(name, node, network_size) for name, node in options.items()], classes, processes)
 
 
 def _build(name: str, node: Mapping[str, Any], network_size: int) -> Transform:
-    values = target_config(node, f"augmentation.{name}")
-    if "size" in values and values["size"] is None:
-        values["size"] = network_size
-    function = instantiate(values, _convert_="all")
-    parameters = inspect.signature(function).parameters
+    size = {"size": network_size} if "size" in node and node["size"] is None else {}
+    function = instantiate_option(node, f"augmentation.{name}", **size)
     return Transform(
         name,
         function,
-        for_chunk={"generator", "flip_mask"} <= parameters.keys(),
+        for_chunk={"generator", "flip_mask"} <= inspect.signature(function).parameters.keys(),
         per_batch=bool(node.get("per_batch")),
         mixes_labels=bool(node.get("mixes_labels")),
-        draws_from_torch=all(target.startswith(TORCHVISION) for target in target_names(values)),
+        draws_from_torch=all(
+            target.startswith(TORCHVISION) for target in target_names(target_config(node, f"augmentation.{name}"))
+        ),
+        pil_on_cpu=bool(node.get("pil_on_cpu")),
     )
 
 
@@ -285,65 +304,106 @@ def _mix(transform: Transform, images: Tensor, labels: Tensor) -> tuple[Tensor, 
     return mixed.round().clamp(0, 255).to(torch.uint8), mixed_labels.float()
 
 
-def transform_images(chunk: Chunk, transforms: Sequence[Transform], stage: int) -> Tensor:
-    """Apply transforms to each image of a chunk with random numbers of its own, and return the images.
+@dataclass
+class ImageTransforms:
+    """Consecutive transforms of single images.
 
-    Raises UserError if a transform fails, or if the images get different sizes.
+    Args:
+        transforms: the transforms.
+        stage: position in the augmentation.
+        processes: number of processes that share the images of a chunk.
     """
-    images = chunk.images
-    if not len(images):
-        return images
-    on_threads = all(transform.draws_from_torch for transform in transforms)
 
-    def transformed(index: int) -> Tensor:
-        image, key = images[index].permute(2, 0, 1), (chunk.epoch, stage, chunk.positions[index])
-        if not on_threads:
-            seed_all(chunk.seed, RandomStream.TRANSFORM, *key)
-        with DrawFrom(chunk.seed, RandomStream.TRANSFORM, *key) if on_threads else nullcontext():
-            for transform in transforms:
-                image = transform.call(image)
-        return image.permute(1, 2, 0)
+    transforms: Sequence[Transform]
+    stage: int
+    processes: int = 1
+    workers: ImageWorkers | None = None
 
-    with nullcontext() if on_threads else preserved_generators(images.device):
-        first = transformed(0)
-        output = first.new_empty((len(images), *first.shape))
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Apply the transforms to each image of a chunk with random numbers of its own, and return the images.
 
-        def store(index: int) -> None:
-            image = first if index == 0 else transformed(index)
-            if image.shape != first.shape:
-                names = " or ".join(transform.name for transform in transforms)
-                raise UserError(
-                    f"augmentation: {names} gives images of different sizes, {describe_size(first)} and "
-                    f"{describe_size(image)} pixels: set a fixed size."
-                )
-            output[index] = image
+        Raises UserError if a transform fails, or if the images get different sizes.
+        """
+        images = chunk.images
+        if not len(images):
+            return images
+        key = Streams.of(chunk.seed, RandomStream.TRANSFORM, chunk.epoch, self.stage).key
+        with preserved_generators(images.device):
+            first = self.transform(images[0], chunk.positions[0], key)
+            workers = self._find_workers(images, first)
+            if workers is not None:
+                return workers(images, chunk.positions, key)
+            output = first.new_empty((len(images), *first.shape))
+            output[0] = first
+            for index, position in enumerate(chunk.positions[1:], 1):
+                image = self.transform(images[index], position, key)
+                self._require_size(image, first.shape)
+                output[index] = image
+        return output
 
-        threads = torch.get_num_threads() if on_threads and images.device.type == "cpu" else 1
-        if threads == 1 or images[0, ..., 0].numel() < MIN_PIXELS_FOR_THREADS:
-            for index in range(len(images)):
-                store(index)
+    def transform(self, image: Tensor, position: int, key: tuple[int, int]) -> Tensor:
+        """Apply the transforms to an image `[H, W, C] uint8`; its random numbers follow from position and key."""
+        streams = Streams(key)
+        if all(transform.draws_from_torch for transform in self.transforms):
+            streams.seed_torch(image.device, position)
         else:
-            _run_on_threads(store, len(images), threads)
-    return output
+            streams.seed_all(image.device, position)
+        return _transform_image(image, self.transforms)
+
+    def _find_workers(self, images: Tensor, first: Tensor) -> ImageWorkers | None:
+        """Return processes for many images on a CPU; None where there are few, or a GPU has them."""
+        is_cpu = images.device.type == "cpu" and sys.platform == "linux"
+        if self.processes == 1 or len(images) < MIN_IMAGES_FOR_WORKERS or not is_cpu:
+            return None
+        if self.workers is None or not self.workers.fits(images):
+            shape = first.shape
+
+            def transform(image: Tensor, position: int, key: tuple[int, int]) -> Tensor:
+                transformed = self.transform(image, position, key)
+                self._require_size(transformed, shape)
+                return transformed
+
+            self.workers = ImageWorkers(transform, self.processes, len(images), images.shape[1:], shape)
+        return self.workers
+
+    def _require_size(self, image: Tensor, shape: tuple[int, ...]) -> None:
+        if image.shape != shape:
+            names = " or ".join(transform.name for transform in self.transforms)
+            raise UserError(
+                f"augmentation: {names} gives images of different sizes, {shape[0]}x{shape[1]} and {image.shape[0]}x"
+                f"{image.shape[1]} pixels: set a fixed size."
+            )
 
 
-def _run_on_threads(job: Callable[[int], None], count: int, threads: int) -> None:
-    """Call `job` with each index below `count` on several threads, each of which computes on a single core."""
-    try:
-        # The number holds for the calling thread and for threads that have not computed yet.
-        torch.set_num_threads(1)
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(job, range(count)):
-                pass
-    finally:
-        torch.set_num_threads(threads)
+def _transform_image(image: Tensor, transforms: Sequence[Transform]) -> Tensor:
+    """Apply transforms to an image `[H, W, C] uint8`."""
+    current: Tensor | Image.Image = image.permute(2, 0, 1)
+    for transform in transforms:
+        if transform.pil_on_cpu and image.device.type == "cpu":
+            current = current if isinstance(current, Image.Image) else to_pil(current)
+            current = transform.call_pil(current)
+        else:
+            current = transform.call(current if isinstance(current, Tensor) else to_tensor(current).permute(2, 0, 1))
+    return to_tensor(current) if isinstance(current, Image.Image) else current.permute(1, 2, 0)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Convert an image `[1 or 3, H, W] uint8` to a PIL image of mode L or RGB."""
+    pixels = image.numpy()
+    if len(pixels) == 1:
+        return Image.fromarray(pixels[0])
+    if image.is_contiguous():
+        # Several times as fast as to interleave the channels first.
+        return Image.merge("RGB", [Image.fromarray(channel) for channel in pixels])
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Convert a PIL image of mode L or RGB to `[H, W, 1 or 3] uint8`."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels if pixels.ndim == 3 else pixels.unsqueeze(2)
 
 
 def describe(images: Tensor) -> str:
     """Describe a tensor of images, such as `a tensor [3, 32, 32] uint8`."""
     return f"a tensor {[*images.shape]} {str(images.dtype).removeprefix('torch.')}"
-
-
-def describe_size(image: Tensor) -> str:
-    """Describe the size of an image `[H, W, C]`, such as `32x32`."""
-    return f"{image.shape[0]}x{image.shape[1]}"

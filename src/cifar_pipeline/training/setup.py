@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 
-from cifar_pipeline.config.compose import output_root
+from cifar_pipeline.config.compose import available_cores, output_root
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.transforms import build_augmentation
@@ -318,7 +318,11 @@ def build_datamodule(
     `network_input`, if it is given, limits the batches of validation. Raises UserError if a transform fails.
     """
     network_size = network_input.size if network_input else dataset.shape[0]
-    augmentation = build_augmentation(config.augmentation, network_size, len(dataset.classes))
+    threads, ranks = config.runtime.threads, config.trainer.devices
+    processes = available_cores() if threads == "auto" else threads
+    if isinstance(ranks, int):
+        processes = max(1, processes // ranks)
+    augmentation = build_augmentation(config.augmentation, network_size, len(dataset.classes), processes)
     augmentation.check(dataset.shape, network_size)
     eval_batch_size = config.trainer.eval_batch_size
     if network_input is not None:
