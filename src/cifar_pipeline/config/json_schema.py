@@ -120,7 +120,8 @@ def _option_schema(group: Group) -> Schema:
     """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
     if group.name in LIST_GROUPS:
-        return {"title": title} | _entries_schema(group) | {"minProperties": 1}
+        # conf/augmentation/none.yaml has no entry.
+        return {"title": title} | _entries_schema(group) | {"minProperties": int(group.name != "augmentation")}
     targets: list[str | None] = [*sorted({option.target for option in group.options if option.target})]
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})

@@ -217,7 +217,7 @@ def _hash(content: bytes) -> str:
 
 # Packages that can change a stage's result, by their names on PyPI.
 PACKAGES = {
-    "preprocess": ("matplotlib", "numpy", "pillow"),
+    "preprocess": ("numpy", "pillow"),
     "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchmetrics", "torchvision"),
     "evaluate": (
         "captum",
