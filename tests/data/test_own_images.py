@@ -106,7 +106,7 @@ def test_without_a_test_folder_a_fraction_of_the_training_images_is_the_test_spl
     assert len(train_val_split(official, 0.5, 0)[1]) == 6
 
 
-@pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0))])
+@pytest.mark.parametrize(("fit", "top"), [("crop", (200, 0, 0)), ("pad", (0, 0, 0)), ("stretch", (200, 0, 0))])
 def test_images_are_padded_or_cropped(fit, top):
     tree()
     picture("ant/0.png", (200, 0, 0), (40, 10))
@@ -116,6 +116,22 @@ def test_images_are_padded_or_cropped(fit, top):
     everything |= zip(official.test_names, pixels(official, "test"), strict=True)
     assert tuple(everything["ant/0.png"][0, 4]) == top
     assert everything["ant/0.png"][4, 4].tolist() == [200, 0, 0]
+
+
+def test_stretched_images_keep_everything_and_change_their_proportions():
+    tree()
+    half = Image.new("RGB", (40, 10), (200, 0, 0))
+    half.paste((0, 0, 200), (20, 0, 40, 10))
+    half.save(picture("ant/0.png"))
+    shown = {}
+    for mode in ("crop", "pad", "stretch"):
+        official = read(resize_mode=mode)
+        everything = dict(zip(official.train_names, pixels(official, "train"), strict=True))
+        everything |= zip(official.test_names, pixels(official, "test"), strict=True)
+        shown[mode] = everything["ant/0.png"]
+    stretched = shown["stretch"]
+    assert (stretched[:, 0] == (200, 0, 0)).all() and (stretched[:, -1] == (0, 0, 200)).all()
+    assert (shown["pad"][0] == 0).all() and not (stretched == shown["crop"]).all()
 
 
 class Counted:

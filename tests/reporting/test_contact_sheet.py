@@ -32,6 +32,20 @@ def test_the_first_ten_of_each_class_in_order() -> None:
     assert names(figure) == ["cat", "dog", "ship"]
 
 
+def test_augmented_images_stand_beside_their_originals() -> None:
+    images, labels = numbered(22, 3)
+    seen = []
+
+    def augment(originals: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        seen.append(classes.tolist())
+        return np.repeat(np.repeat(originals + 100, 2, axis=1), 2, axis=2)
+
+    figure = contact_sheet(images, labels, ["cat", "dog", "ship"], "digits", samples=4, augment=augment)
+    assert levels(figure, 3, 5) == [[k, k + 3, 255, k + 100, k + 103] for k in range(3)]
+    assert seen == [[0, 0, 1, 1, 2, 2]]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["original", "augmented"]
+
+
 def test_a_class_with_few_images_leaves_cells_white() -> None:
     images, _ = numbered(4, 2)
     figure = contact_sheet(images, np.array([0, 0, 0, 2]), ["cat", "dog", "ship"], "digits")

@@ -160,6 +160,10 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
         log.info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
         if weights or setup.module.fine_tuning.is_partial:
             log.info(f"Model:  {describe_model(setup.module.net, setup.module.fine_tuning, config, weights)}")
+        if transforms := setup.datamodule.augmentation.transforms:
+            mixed = "; train/accuracy counts the label with the largest share"
+            names = ", ".join(transform.name for transform in transforms)
+            log.info(f"Augmentation: {names}{mixed if setup.datamodule.augmentation.mixes_labels else ''}")
         log.info(f"Device: {setup.hardware}; engine: {engine}")
     return Plan(config, dataset, weights, trial, name, setup, has_auto_batch)
 
