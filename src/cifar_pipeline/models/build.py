@@ -74,7 +74,7 @@ class NormalizedModel(nn.Module):
         # (x / 255 - mean) / std as one multiplication and one addition, because overhead dominates at small batches.
         self.register_buffer("scale", (1 / (WHITE * channel_std)).to(torch.get_default_dtype()))
         self.register_buffer("shift", (-channel_mean / channel_std).to(torch.get_default_dtype()))
-        self.crop = self.network_input.crop or size
+        self.size, self.crop = size, self.network_input.crop or size
         self.margin = (size - self.crop) // 2
         self.resizes = self.network_input.size != self.crop
         if self.resizes:

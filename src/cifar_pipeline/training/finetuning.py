@@ -160,8 +160,9 @@ def describe_model(
     if fine_tuning.is_frozen(0):
         until = f" until epoch {fine_tuning.unfreeze_at}" if fine_tuning.unfreeze_at else ""
         parts.append(f"{fine_tuning.head_parameters(model):,} trained{until}")
-    resized = f" from {model.resize.shape[1]}" if model.resizes else ""
-    parts.append(f"{model.network_input.size} px{resized}")
+    resized = f" from {model.crop}" if model.resizes else ""
+    centre = f", the centre of {model.size}" if model.margin else ""
+    parts.append(f"{model.network_input.size} px{resized}{centre}")
     if config.normalization.mean == MODEL:
         parts.append("normalization of the weights")
     return ", ".join(parts)
