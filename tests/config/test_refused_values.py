@@ -49,7 +49,11 @@ COMMANDS = {
     "augmentation=foto": ["augmentation=foto", "`photo`"],
     "augmentation=[flip,colour_jitter]": ["augmentation=colour_jitter", "`color_jitter`"],
     "augmentation=mixup augmentation.mixup.alfa=1": ["augmentation.mixup.alfa", "`augmentation.mixup.alpha`"],
-    "augmentation=random_erasing augmentation.random_erasing.p=2": ["augmentation.random_erasing", "rejects p=2", "interval"],
+    "augmentation=random_erasing augmentation.random_erasing.p=2": [
+        "augmentation.random_erasing",
+        "rejects p=2",
+        "interval",
+    ],
     "augmentation=flip +augmentation.flip.per_batch=2": ["augmentation.flip.per_batch=2"],
     "+augmentation.a._target_=torchvision.transforms.v2.RandomInvrt": ["augmentation.a", "`RandomInvert`"],
     "augmentation.flip.alternating_flip=true": ["this option is not chosen", "augmentation=[flip]"],

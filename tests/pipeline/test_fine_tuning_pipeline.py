@@ -127,6 +127,7 @@ def test_it_becomes_the_champion(workspace: Workspace) -> None:
     assert json.loads(answer.out.splitlines()[-1])["class"] in {f"digit {label}" for label in range(CLASSES)}
 
 
+@pytest.mark.long
 def test_modes_of_fine_tuning_are_swept(tuned: tuple[Workspace, str], tmp_path: Path) -> None:
     workspace = tuned[0].copy(tmp_path / "copy")
     output = workspace.train("-m", "finetune=head,full", "trainer.max_epochs=1", "optimizer.lr=0.0003")
