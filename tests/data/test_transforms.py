@@ -265,6 +265,26 @@ def test_the_transforms_are_applied_in_their_order() -> None:
     assert (first == 0).float().mean() > 0.4 and (last == 255).float().mean() > 0.4
 
 
+def test_two_functions_of_a_chunk_draw_different_numbers() -> None:
+    twice = build({"one": options("flip")["flip"], "two": options("flip")["flip"]})
+    mirrored = [
+        torch.equal(image.flip(1), new)
+        for (augmented, _), (plain, _) in zip(epoch(twice), epoch(build({})), strict=True)
+        for image, new in zip(plain, augmented, strict=True)
+    ]
+    assert 8 < sum(mirrored) < 35
+
+
+def darkened(images: Tensor, generator: torch.Generator, flip_mask: Tensor) -> Tensor:
+    return images / 2
+
+
+def test_a_function_of_a_chunk_must_keep_the_type() -> None:
+    augmentation = build({"mine": {"_target_": f"{__name__}.darkened", "_partial_": True}})
+    with pytest.raises(UserError, match=r"into a tensor .4, 40, 40, 3. float32: it must keep the type"):
+        augmentation.check((SIZE, SIZE, 3), NETWORK_SIZE)
+
+
 def test_a_transform_of_whole_batches_draws_once_for_each() -> None:
     augmentation = build({"invert": {"_target_": f"{V2}.RandomInvert", "per_batch": True}})
     inverted = []

@@ -17,7 +17,7 @@ def test_a_stage_fills_a_mounted_folder_and_one_behind_a_link(copy, tmp_path):
     output = copy.run(*OWN_MOUNTS, "sh", "-c", f"{mounted} && {stage} && {kept}")
     assert "is a mountpoint" in output
     assert content_of(copy.root / "kept") == before
-    assert (copy.root / "reports").is_symlink() and (tmp_path / "elsewhere" / "samples.png").is_file()
+    assert (copy.root / "reports").is_symlink() and (tmp_path / "elsewhere" / "skipped.csv").is_file()
 
 
 def test_a_file_where_a_folder_goes_is_refused_before_training(copy):

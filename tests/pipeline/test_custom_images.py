@@ -90,7 +90,7 @@ def test_report_run_and_registry_have_the_classes(trained) -> None:
     assert (run.info.status, run.data.tags["dataset"]) == ("FINISHED", "image_folder")
     assert [model.name for model in workspace.mlflow.search_registered_models()].count("image_folder") == 1
     metadata = workspace.json("models/metadata.json")
-    assert (metadata["classes"], metadata["shape"], metadata["resize_mode"]) == (list(COLORS), [224, 224, 3], "crop")
+    assert (metadata["classes"], metadata["shape"], metadata["resize_mode"]) == (list(COLORS), [280, 280, 3], "crop")
 
 
 def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> None:
@@ -110,7 +110,7 @@ def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> No
 def test_one_more_image_reruns_what_depends_on_it_and_is_the_only_one_read(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     assert stages_that(workspace.dvc("repro", "--dry"), "ran") == []
-    (cache,) = (workspace.root / ".cache/images").glob("*/224x224x3-crop")
+    (cache,) = (workspace.root / ".cache/images").glob("*/280x280x3-crop")
     before = {path.name for path in cache.glob("*.npy")}
     draw(workspace.root / "images" / "fish" / "new.png", COLORS["fish"], np.random.default_rng(8))
     output = workspace.dvc("repro", "preprocess")

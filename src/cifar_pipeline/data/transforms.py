@@ -9,7 +9,6 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -61,10 +60,10 @@ class Chunk:
     index: int
     first_batch: int
 
-    @cached_property
-    def generator(self) -> Generator:
-        """The generator of the functions that draw for the whole chunk."""
-        return generator(self.images.device, self.seed, RandomStream.AUGMENTATION, self.epoch, self.index)
+    def generator(self, stage: int) -> Generator:
+        """Create the generator of a function that draws for the whole chunk; `stage` is its position in the chain."""
+        counters = (self.epoch, self.index, stage) if stage else (self.epoch, self.index)
+        return generator(self.images.device, self.seed, RandomStream.AUGMENTATION, *counters)
 
     def select(self, indices: Tensor, sizes: list[int]) -> "Chunk":
         """Return some of the images, in batches of these sizes."""
@@ -204,7 +203,7 @@ class Augmentation:
     def _transform_batches(self, chunk: Chunk, transform: Transform, stage: int) -> Chunk:
         """Apply a transform that takes the whole chunk or whole batches."""
         if transform.for_chunk:
-            return replace(chunk, images=transform.function(chunk.images, chunk.generator, chunk.flip_mask))
+            return replace(chunk, images=transform.function(chunk.images, chunk.generator(stage), chunk.flip_mask))
         labels = chunk.labels
         if transform.mixes_labels and labels.ndim == 1:
             labels = one_hot(labels, self.classes).float()
@@ -248,7 +247,12 @@ class Augmentation:
             mask, positions = labels > 0, list(range(PROBE_IMAGES))
             chunk = Chunk(images, labels, mask, [PROBE_IMAGES], positions, seed=0, epoch=epoch, index=0, first_batch=0)
             result, result_labels = self.apply(chunk, None, [PROBE_IMAGES])
-            height, width = result.shape[1:3]
+            height, width, channels = result.shape[1:]
+            if result.dtype != torch.uint8 or channels != shape[2]:
+                raise UserError(
+                    f"augmentation turns {describe(images)} into {describe(result)}: it must keep the type and the "
+                    "number of channels."
+                )
             if (height, width) not in (shape[:2], (network_size, network_size)):
                 seen = f"{network_size}x{network_size}"
                 names = ", ".join(transform.name for transform in self.transforms)
