@@ -33,7 +33,7 @@ from cifar_pipeline.data.transforms import build_augmentation  # noqa: E402
 from cifar_pipeline.utils.process import disable_malloc_trim  # noqa: E402
 
 STORED, SEEN, PHOTO = 280, 224, (500, 375)
-SMALL, SMALL_IMAGES = 32, 8192
+SMALL = 32
 
 
 def options(name: str) -> dict[str, Any]:
@@ -134,25 +134,26 @@ def photo_at_224(count: int, repetitions: int) -> None:
         print(f"| {name} | {median(values):,.0f} [{min(values):,.0f} - {max(values):,.0f}] | {ratio:.2f} |")
 
 
-def small_images(repetitions: int) -> None:
+def small_images(count: int, repetitions: int) -> None:
     """Print the time per image of each augmentation on images of 32 pixels."""
-    pixels = np.random.default_rng(0).integers(0, 256, (SMALL_IMAGES, SMALL, SMALL, 3)).astype(np.uint8)
-    print(f"\n{SMALL_IMAGES:,} images of {SMALL} pixels, batches of 128\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SMALL, SMALL, 3)).astype(np.uint8)
+    print(f"\n{count:,} images of {SMALL} pixels, batches of 128\n")
     print("| augmentation | microseconds per image, median [range] |\n| --- | --- |")
     for path in sorted((ROOT / "conf" / "augmentation").glob("*.yaml")):
         batches = ours(pixels, path.stem, SMALL, 128)
         seconds(batches)
-        times = [1e6 * seconds(batches) / SMALL_IMAGES for _ in range(repetitions)]
+        times = [1e6 * seconds(batches) / count for _ in range(repetitions)]
         print(f"| {path.stem} | {median(times):,.2f} [{min(times):,.2f} - {max(times):,.2f}] |")
 
 
 def main() -> None:
     arguments = ArgumentParser(description=__doc__)
-    arguments.add_argument("--images", type=int, default=1024, help="photographs at 224 pixels")
+    arguments.add_argument("--images", type=int, default=512, help="photographs at 224 pixels")
+    arguments.add_argument("--small-images", type=int, default=8192, help="images of 32 pixels")
     arguments.add_argument("--repetitions", type=int, default=5)
     given = arguments.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    small_images(given.repetitions)
+    small_images(given.small_images, given.repetitions)
     photo_at_224(given.images, given.repetitions)
 
 

