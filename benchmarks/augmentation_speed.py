@@ -11,7 +11,8 @@ in memory, without reading and decoding.
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import chdir
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from cifar_pipeline.config.compose import compose_config  # noqa: E402
 from cifar_pipeline.data.loader import TensorLoader  # noqa: E402
 from cifar_pipeline.data.transforms import build_augmentation  # noqa: E402
 from cifar_pipeline.utils.process import disable_malloc_trim  # noqa: E402
@@ -36,14 +37,11 @@ STORED, SEEN, PHOTO = 280, 224, (500, 375)
 SMALL = 32
 
 
-def options(name: str) -> dict[str, Any]:
-    """Return the transforms of a file of conf/augmentation and of the files in its defaults, by name."""
-    content = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "augmentation" / f"{name}.yaml")) or {}
-    assert isinstance(content, dict)
-    merged: dict[str, Any] = {}
-    for parent in content.pop("defaults", ["_self_"]):
-        merged |= content if parent == "_self_" else options(parent)
-    return merged
+def options(name: str) -> Mapping[str, Any]:
+    """Return the transforms of a file of conf/augmentation by name."""
+    with chdir(ROOT):
+        transforms: Mapping[str, Any] = compose_config([f"augmentation={name}"]).augmentation
+    return transforms
 
 
 def photographs(count: int) -> np.ndarray:
@@ -76,11 +74,11 @@ def pil_transforms() -> v2.Compose:
     crop, erasing = values["random_resized_crop"], values["random_erasing"]
     return v2.Compose(
         [
-            v2.RandomResizedCrop(SEEN, scale=crop["scale"], ratio=crop["ratio"]),
+            v2.RandomResizedCrop(SEEN, scale=list(crop["scale"]), ratio=list(crop["ratio"])),
             v2.RandomHorizontalFlip(),
             v2.TrivialAugmentWide(),
             v2.PILToTensor(),
-            v2.RandomErasing(p=erasing["p"], scale=erasing["scale"], ratio=erasing["ratio"]),
+            v2.RandomErasing(p=erasing["p"], scale=list(erasing["scale"]), ratio=list(erasing["ratio"])),
         ]
     )
 

@@ -7,26 +7,27 @@ import random
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import chdir
+from functools import cache
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.data import loader as loader_module
 from cifar_pipeline.data import transforms as module
 from cifar_pipeline.data.loader import TensorLoader
 from cifar_pipeline.data.random_streams import RandomStream, Streams
 from cifar_pipeline.data.transforms import Augmentation, build_augmentation
 from cifar_pipeline.utils.errors import UserError
+from helpers.config_project import ROOT, options_of
 
-CONF = Path(__file__).parents[2] / "conf" / "augmentation"
-OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml"))
+OPTIONS = options_of("augmentation")
 SIZE, NETWORK_SIZE, CLASSES = 40, 32, 5
 V2 = "torchvision.transforms.v2"
 
@@ -37,14 +38,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_module, "GATHER_SIZE", 16)
 
 
-def options(name: str) -> dict[str, Any]:
+@cache
+def options(name: str) -> Mapping[str, Any]:
     """Return the transforms of an option, as Hydra composes them."""
-    content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")) or {}
-    assert isinstance(content, dict)
-    merged: dict[str, Any] = {}
-    for parent in content.pop("defaults", ["_self_"]):
-        merged |= content if parent == "_self_" else options(parent)
-    return merged
+    with chdir(ROOT):
+        transforms: Mapping[str, Any] = compose_config([f"augmentation={name}"]).augmentation
+    return transforms
 
 
 def build(transforms: Mapping[str, Any], network_size: int = NETWORK_SIZE, processes: int = 1) -> Augmentation:
@@ -198,7 +197,7 @@ def test_each_image_gets_a_draw_of_its_own() -> None:
 def test_an_image_is_what_torchvision_makes_of_it() -> None:
     (augmented, _), *_ = epoch(one(f"{V2}.RandomResizedCrop", size=NETWORK_SIZE), 2, shuffle=False)
     for position in range(5):
-        Streams.of(0, RandomStream.TRANSFORM, 2, 0).seed_torch(torch.device("cpu"), position)
+        Streams.of(0, RandomStream.TRANSFORM, 2, 0).seed_defaults(position, torch.device("cpu"))
         expected = v2.RandomResizedCrop(NETWORK_SIZE)(images()[position].permute(2, 0, 1))
         assert torch.equal(augmented[position], expected.permute(1, 2, 0))
 

@@ -7,7 +7,13 @@ the comments. An option whose `_target_` occurs in no file of conf/ may have any
 from pathlib import Path
 from typing import Any
 
-from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SWEEP_GROUPS, TOP_LEVEL_KEYS
+from cifar_pipeline.config.params import (
+    LIST_GROUPS,
+    NON_PARAM_GROUPS,
+    SINGLE_ENTRY_GROUPS,
+    SWEEP_GROUPS,
+    TOP_LEVEL_KEYS,
+)
 from cifar_pipeline.config.reference import Group, read_groups
 from cifar_pipeline.config.schema import JsonSchema as Schema
 from cifar_pipeline.config.schema import describe_allowed, field_schemas
@@ -120,8 +126,7 @@ def _option_schema(group: Group) -> Schema:
     """Return the schema of a group's files: a known `_target_` allows only the keys that conf/ has for it."""
     title = f"An option of conf/{group.name}/"
     if group.name in LIST_GROUPS:
-        # conf/augmentation/none.yaml has no entry.
-        return {"title": title} | _entries_schema(group) | {"minProperties": int(group.name != "augmentation")}
+        return {"title": title} | _entries_schema(group) | {"minProperties": int(group.name in SINGLE_ENTRY_GROUPS)}
     targets: list[str | None] = [*sorted({option.target for option in group.options if option.target})]
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})

@@ -25,9 +25,9 @@ SWEEP_GROUPS = ("sweep", "launcher")
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.
 SHARED_GROUPS = {"trainer", "data"}
-# Groups from which several options can be chosen. Each file holds one entry, which has the file's name; one of
-# augmentation may hold several, in their order.
-LIST_GROUPS = ("augmentation", "callbacks", "metrics", "logger")
+# Groups from which several options can be chosen, and those of them whose files hold one entry with the file's name.
+SINGLE_ENTRY_GROUPS = ("callbacks", "metrics", "logger")
+LIST_GROUPS = ("augmentation", *SINGLE_ENTRY_GROUPS)
 # Keys without a group that params.yaml sets directly.
 TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
 # Arguments of Lightning's Trainer that the pipeline sets itself, and its MLflow logger, with what to use instead.

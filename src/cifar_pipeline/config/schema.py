@@ -19,6 +19,7 @@ from cifar_pipeline.config.params import (
     CONF,
     LIST_GROUPS,
     OTHER_PLACES,
+    SINGLE_ENTRY_GROUPS,
     check_entry_names,
     groups,
     options,
@@ -423,8 +424,8 @@ def validate(config: DictConfig, group: str = "") -> None:
     for key in plain:
         if key not in known:
             raise UserError(f"{key}: unknown key in {CONF}/; {suggest(key, known)}")
-    for name in LIST_GROUPS:
-        if plain.get(name) and name != "augmentation":
+    for name in SINGLE_ENTRY_GROUPS:
+        if plain.get(name):
             check_entry_names(name)
     try:
         Config.model_validate(plain)

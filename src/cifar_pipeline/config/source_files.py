@@ -218,7 +218,18 @@ def _hash(content: bytes) -> str:
 # Packages that can change a stage's result, by their names on PyPI.
 PACKAGES = {
     "preprocess": ("numpy", "pillow"),
-    "train": ("lightning", "numpy", "onnx", "onnx-ir", "onnxscript", "timm", "torch", "torchmetrics", "torchvision"),
+    "train": (
+        "lightning",
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "pillow",
+        "timm",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+    ),
     "evaluate": (
         "captum",
         "matplotlib",

@@ -152,6 +152,8 @@ INJECTED_ARGS: dict[str, set[str]] = {
     "augmentation.*": {"images", "generator", "flip_mask"},
     "metrics.*": {"num_classes"},
 }
+# Arguments for which null stands for what the pipeline knows later, and a value that suits as well for a smoke build.
+FILLED_LATER: dict[str, dict[str, Any]] = {"augmentation.*": {"size": 1}}
 # Values that are names, with the function that looks them up and rejects unknown ones.
 NAME_LOOKUPS = {"loss.output_activation": "cifar_pipeline.models.build.get_activation"}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
@@ -221,9 +223,8 @@ def _suggestion(name: str, allowed: list[str]) -> str:
 
 def _smoke_build(key: str, node: Mapping[str, Any]) -> None:
     """Build and use the target once, because a class checks its arguments itself."""
-    if key.startswith("augmentation.") and node.get("size", 1) is None:
-        # The size that the network sees, which is known later.
-        node = {**node, "size": 1}
+    later = FILLED_LATER.get(_rule_key(key), {})
+    node = {name: later.get(name) if value is None else value for name, value in node.items()}
     try:
         SMOKE_BUILDS[_rule_key(key)](instantiate(node, _convert_="all"))
     except Exception as error:

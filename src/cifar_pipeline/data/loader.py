@@ -97,8 +97,8 @@ class TensorLoader:
             global_sizes = [self.global_batch_size(batch) for batch in range(first, last)]
             own, sizes = self._rank_indices(global_sizes)
             rank_indices = global_indices if own is None else global_indices[own]
-            images = self.images.index_select(0, global_indices if self.augmentation else rank_indices)
-            labels = self.labels[global_indices if self.augmentation else rank_indices]
+            indices = global_indices if self.augmentation else rank_indices
+            images, labels = self.images.index_select(0, indices), self.labels[indices]
             if self.augmentation is not None:
                 gathered = Chunk(
                     images,

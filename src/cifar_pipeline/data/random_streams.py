@@ -80,25 +80,16 @@ class Streams:
         first, second = _sequence(seed, purpose, counters).generate_state(2, np.uint64).tolist()
         return Streams((first, second))
 
-    def seed_torch(self, device: torch.device, index: int) -> None:
-        """Seed torch's default generators, of the CPU and of `device`."""
-        torch.set_rng_state(_cpu_state(self._words(index)))
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(self._uint64(index))
-
-    def seed_all(self, device: torch.device, index: int) -> None:
-        """Seed the default generators of torch, NumPy and Python."""
-        self.seed_torch(device, index)
-        words = self._words(index)
-        np.random.seed(words[:4])
-        random.seed(words[4:8].tobytes())
-
-    def _words(self, index: int) -> np.ndarray:
+    def seed_defaults(self, index: int, device: torch.device, torch_only: bool = False) -> None:
+        """Seed torch's default generators, on the CPU and `device`, and unless `torch_only` NumPy's and Python's."""
         raw: np.ndarray = np.random.Philox(key=self.key, counter=[0, index, 0, 0]).random_raw(312)
-        return raw.view(np.uint32)
-
-    def _uint64(self, index: int) -> int:
-        return int(self._words(index)[:2].view(np.uint64)[0])
+        words = raw.view(np.uint32)
+        torch.set_rng_state(_cpu_state(words))
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(int(raw[0]))
+        if not torch_only:
+            np.random.seed(words[:4])
+            random.seed(words[4:8].tobytes())
 
 
 def _sequence(seed: int, purpose: RandomStream, counters: tuple[int, ...]) -> SeedSequence:

@@ -101,18 +101,16 @@ class Transform:
 
     @property
     def for_image(self) -> bool:
-        """Whether it is called with single images."""
+        """Return whether it is called with single images."""
         return not (self.for_chunk or self.per_batch or self.mixes_labels)
 
     def call(self, images: Tensor, *labels: Tensor) -> Any:
         """Call the function, and check the images that it returns. Raises UserError if it fails on them."""
-        try:
-            result = self.function(images, *labels)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = one_line(error)[:200].rstrip(".")
-            raise UserError(f"augmentation.{self.name} fails on {describe(images)}: {reason}.{self._hint()}") from error
+        hint = (
+            " Transforms get tensors, not PIL images; one that needs a batch has `per_batch: true`, and one that mixes "
+            "labels `mixes_labels: true`."
+        )
+        result = self._call(describe(images), hint if self.for_image else "", images, *labels)
         changed = result[0] if self.mixes_labels and isinstance(result, tuple | list) and result else result
         if not isinstance(changed, Tensor):
             raise UserError(
@@ -128,24 +126,19 @@ class Transform:
 
     def call_pil(self, image: Image.Image) -> Image.Image:
         """Call the function with a PIL image. Raises UserError if it fails or returns another kind of image."""
-        try:
-            result = self.function(image)
-        except Exception as error:
-            reason = one_line(error)[:200].rstrip(".")
-            raise UserError(
-                f"augmentation.{self.name} fails on a PIL image: {reason}. Without `pil_on_cpu: true` it gets tensors."
-            ) from error
+        result = self._call("a PIL image", " Without `pil_on_cpu: true` it gets tensors.", image)
         if not isinstance(result, Image.Image) or result.mode != image.mode:
             raise UserError(f"augmentation.{self.name} does not return a PIL image of mode {image.mode}.")
         return result
 
-    def _hint(self) -> str:
-        return (
-            " Transforms get tensors, not PIL images; one that needs a batch has `per_batch: true`, and one that mixes "
-            "labels `mixes_labels: true`."
-            if self.for_image
-            else ""
-        )
+    def _call(self, description: str, hint: str, *arguments: Any) -> Any:
+        try:
+            return self.function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = one_line(error)[:200].rstrip(".")
+            raise UserError(f"augmentation.{self.name} fails on {description}: {reason}.{hint}") from error
 
 
 class Augmentation:
@@ -173,12 +166,12 @@ class Augmentation:
 
     @property
     def mixes_labels(self) -> bool:
-        """Whether the labels become `[N, K] float32`."""
+        """Return whether the labels become `[N, K] float32`."""
         return any(transform.mixes_labels for transform in self.transforms)
 
     @property
     def only_mirrors(self) -> bool:
-        """Whether each image at most becomes its mirror image."""
+        """Return whether each image at most becomes its mirror image."""
         return all(only_mirrors(transform.function) for transform in self.transforms)
 
     def apply(self, chunk: Chunk, own: Tensor | None, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -212,7 +205,7 @@ class Augmentation:
         with preserved_generators(labels.device):
             batches = zip(torch.split(chunk.images, chunk.sizes), torch.split(labels, chunk.sizes), strict=True)
             for number, (batch, batch_labels) in enumerate(batches, chunk.first_batch):
-                streams.seed_all(labels.device, number)
+                streams.seed_defaults(number, labels.device)
                 channels_first = batch.permute(0, 3, 1, 2)
                 if transform.mixes_labels:
                     result, batch_labels = _mix(transform, channels_first, batch_labels)
@@ -222,14 +215,19 @@ class Augmentation:
                 mixed.append(batch_labels)
         return replace(chunk, images=torch.cat(images).contiguous(), labels=torch.cat(mixed))
 
-    def preview(self, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    def preview(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return images `[N, H, W, C] uint8` augmented as one batch: `[N, H', W', C] uint8`."""
-        tensor, count = torch.from_numpy(images).clone(), len(images)
-        mask = torch.arange(count) % 2 == 0
-        targets = torch.from_numpy(labels).long()
-        chunk = Chunk(tensor, targets, mask, [count], list(range(count)), seed, epoch=0, index=0, first_batch=0)
-        augmented: np.ndarray = self.apply(chunk, None, [count])[0].numpy()
+        augmented: np.ndarray = self._augment(torch.from_numpy(images).clone(), torch.from_numpy(labels).long())[
+            0
+        ].numpy()
         return augmented
+
+    def _augment(self, images: Tensor, labels: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images and labels augmented as the only batch of an epoch."""
+        count = len(images)
+        mask, positions = torch.arange(count) % 2 == 0, list(range(count))
+        chunk = Chunk(images, labels, mask, [count], positions, seed=0, epoch=epoch, index=0, first_batch=0)
+        return self.apply(chunk, None, [count])
 
     def check(self, shape: tuple[int, int, int], network_size: int) -> None:
         """Raise UserError if a transform fails on the dataset's images, or gives others than the network takes.
@@ -244,9 +242,7 @@ class Augmentation:
         for epoch in range(PROBE_EPOCHS):
             images = torch.randint(0, 256, (PROBE_IMAGES, *shape), generator=random).to(torch.uint8)
             labels = torch.arange(PROBE_IMAGES) % max(1, self.classes)
-            mask, positions = labels > 0, list(range(PROBE_IMAGES))
-            chunk = Chunk(images, labels, mask, [PROBE_IMAGES], positions, seed=0, epoch=epoch, index=0, first_batch=0)
-            result, result_labels = self.apply(chunk, None, [PROBE_IMAGES])
+            result, result_labels = self._augment(images, labels, epoch)
             height, width, channels = result.shape[1:]
             if result.dtype != torch.uint8 or channels != shape[2]:
                 raise UserError(
@@ -332,11 +328,13 @@ class ImageTransforms:
         if not len(images):
             return images
         key = Streams.of(chunk.seed, RandomStream.TRANSFORM, chunk.epoch, self.stage).key
+        if self.workers is not None and self.workers.fits(images):
+            return self.workers(images, chunk.positions, key)
         with preserved_generators(images.device):
             first = self.transform(images[0], chunk.positions[0], key)
-            workers = self._find_workers(images, first)
-            if workers is not None:
-                return workers(images, chunk.positions, key)
+            if self._needs_workers(images):
+                self.workers = self._start_workers(images, first.shape)
+                return self.workers(images, chunk.positions, key)
             output = first.new_empty((len(images), *first.shape))
             output[0] = first
             for index, position in enumerate(chunk.positions[1:], 1):
@@ -347,28 +345,24 @@ class ImageTransforms:
 
     def transform(self, image: Tensor, position: int, key: tuple[int, int]) -> Tensor:
         """Apply the transforms to an image `[H, W, C] uint8`; its random numbers follow from position and key."""
-        streams = Streams(key)
-        if all(transform.draws_from_torch for transform in self.transforms):
-            streams.seed_torch(image.device, position)
-        else:
-            streams.seed_all(image.device, position)
+        torch_only = all(transform.draws_from_torch for transform in self.transforms)
+        Streams(key).seed_defaults(position, image.device, torch_only)
         return _transform_image(image, self.transforms)
 
-    def _find_workers(self, images: Tensor, first: Tensor) -> ImageWorkers | None:
-        """Return processes for many images on a CPU; None where there are few, or a GPU has them."""
-        is_cpu = images.device.type == "cpu" and sys.platform == "linux"
-        if self.processes == 1 or len(images) < MIN_IMAGES_FOR_WORKERS or not is_cpu:
-            return None
-        if self.workers is None or not self.workers.fits(images):
-            shape = first.shape
+    def _needs_workers(self, images: Tensor) -> bool:
+        """Return whether several processes are worth it: for many images, and where a process can be forked safely."""
+        is_linux_cpu = images.device.type == "cpu" and sys.platform == "linux"
+        return self.processes > 1 and len(images) >= MIN_IMAGES_FOR_WORKERS and is_linux_cpu
 
-            def transform(image: Tensor, position: int, key: tuple[int, int]) -> Tensor:
-                transformed = self.transform(image, position, key)
-                self._require_size(transformed, shape)
-                return transformed
+    def _start_workers(self, images: Tensor, shape: tuple[int, ...]) -> ImageWorkers:
+        """Start processes for at most as many images; each becomes one of `shape`."""
 
-            self.workers = ImageWorkers(transform, self.processes, len(images), images.shape[1:], shape)
-        return self.workers
+        def transform(image: Tensor, position: int, key: tuple[int, int]) -> Tensor:
+            transformed = self.transform(image, position, key)
+            self._require_size(transformed, shape)
+            return transformed
+
+        return ImageWorkers(transform, self.processes, len(images), images.shape[1:], shape)
 
     def _require_size(self, image: Tensor, shape: tuple[int, ...]) -> None:
         if image.shape != shape:

@@ -71,7 +71,6 @@ class ImageWorkers:
         """
         number = len(images)
         self.input[:number] = images
-        # Interleaved, because neighbors may differ in their cost as little as distant images.
         parts = [list(range(start, number, self.count)) for start in range(min(self.count, number))]
         calls = [self.pool.submit(_run, part, [positions[index] for index in part], key) for part in parts]
         try:

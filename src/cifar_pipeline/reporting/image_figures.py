@@ -96,10 +96,15 @@ def contact_sheet(
     cell = 0.72 if panels == 1 else 0.5
     label_width = 0.1 * max(len(label) for label in classes)
     figure = new_figure(max(6.0, panels * (samples * cell + label_width + 0.4)), rows * cell + 0.9, title)
-    class_images = [_first_images(images, labels, k, originals) for k in range(len(classes))]
-    blank = np.full_like(to_rgb(np.asarray(images[:1]))[0], 255)
+    indices = [np.flatnonzero(labels == k)[:originals] for k in range(len(classes))]
+    counts, first = [len(of_class) for of_class in indices], np.concatenate(indices)
+    pixels = to_rgb(np.asarray(images[first]))
+    class_images = _padded_rows(pixels, counts, originals)
+    blank = np.full_like(pixels[0], 255)
     if augment is not None:
-        class_images = _with_augmented(class_images, images, labels, augment)
+        augmented = _resized(to_rgb(augment(np.asarray(images[first]), labels[first])), images.shape[2])
+        beside = _padded_rows(augmented, counts, originals)
+        class_images = [[*row, None, *other] for row, other in zip(class_images, beside, strict=True)]
     for panel, axes in enumerate(figure.subplots(1, panels, squeeze=False)[0]):
         class_indices = range(panel * max_rows, panel * max_rows + rows)
         cells = [image for k in class_indices for image in (class_images[k] if k < len(class_images) else [])]
@@ -113,22 +118,10 @@ def contact_sheet(
     return figure
 
 
-def _with_augmented(
-    class_images: list[list[np.ndarray | None]],
-    images: np.ndarray,
-    labels: np.ndarray,
-    augment: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> list[list[np.ndarray | None]]:
-    """Return the rows of originals, each continued by an empty cell and the same images augmented."""
-    count, size = len(class_images[0]), images.shape[2]
-    indices = [np.flatnonzero(labels == label)[:count] for label in range(len(class_images))]
-    joint = np.concatenate(indices)
-    augmented = iter(_resized(to_rgb(augment(np.asarray(images[joint]), labels[joint])), size))
-    rows: list[list[np.ndarray | None]] = []
-    for row, of_class in zip(class_images, indices, strict=True):
-        drawn = [next(augmented) for _ in of_class]
-        rows.append([*row, None, *drawn, *[None] * (count - len(drawn))])
-    return rows
+def _padded_rows(images: np.ndarray, counts: Sequence[int], columns: int) -> list[list[np.ndarray | None]]:
+    """Split images into rows of these numbers of images, each filled up with None."""
+    rows = np.split(images, np.cumsum(counts)[:-1])
+    return [[*row, *[None] * (columns - len(row))] for row in rows]
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:
@@ -137,12 +130,6 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
         return images
     pillow = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(image) for image in pillow])
-
-
-def _first_images(images: np.ndarray, labels: np.ndarray, label: int, count: int) -> list[np.ndarray | None]:
-    indices = np.flatnonzero(labels == label)[:count]
-    first: list[np.ndarray | None] = list(to_rgb(np.asarray(images[indices])))
-    return first + [None] * (count - len(first))
 
 
 def error_figure(

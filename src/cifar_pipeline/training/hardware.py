@@ -144,6 +144,7 @@ class Hardware:
         precision: Lightning's name of the precision, such as `bf16-mixed`.
         reason: why this accelerator was selected.
         features_in_bfloat16: whether a frozen network computes its features in bfloat16.
+        cores: number of cores that a rank may keep busy, with `runtime.threads` as many as that.
     """
 
     accelerator: str
@@ -152,6 +153,7 @@ class Hardware:
     precision: str
     reason: str
     features_in_bfloat16: bool = False
+    cores: int = 1
 
     @property
     def device(self) -> str:
@@ -203,13 +205,14 @@ def select_hardware(
         raise UserError(f"{key}={requested} is not supported: {why}; use {key}={instead}.")
     max_useful_threads = max(1, images // distributed.world_size // int(runtime["min_images_per_thread"]))
     cores_per_rank = max(1, cores // distributed.local_world_size)
-    threads = min(cores_per_rank, max_useful_threads) if runtime["threads"] == "auto" else int(runtime["threads"])
+    usable_cores = cores_per_rank if runtime["threads"] == "auto" else int(runtime["threads"])
+    threads = min(usable_cores, max_useful_threads) if runtime["threads"] == "auto" else usable_cores
     torch.set_num_threads(threads)
     if requested == "32-true":
         # Otherwise convolutions on NVIDIA GPUs round their inputs to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
     features_in_bfloat16 = requested.startswith("bf16") or (configured == "auto" and has_bfloat16_units())
-    return Hardware(accelerator, distributed.world_size, threads, requested, reason, features_in_bfloat16)
+    return Hardware(accelerator, distributed.world_size, threads, requested, reason, features_in_bfloat16, usable_cores)
 
 
 def auto_precision(network: Callable[[], nn.Module] | None, precision: Mapping[str, Any]) -> str:

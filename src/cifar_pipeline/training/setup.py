@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 
-from cifar_pipeline.config.compose import available_cores, output_root
+from cifar_pipeline.config.compose import output_root
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.data.transforms import build_augmentation
@@ -98,7 +98,7 @@ def build_training(
     """
     module = build_module(config, dataset, engine, weights)
     assert isinstance(module.net, NormalizedModel)
-    datamodule = build_datamodule(config, dataset, engine, module.net.network_input)
+    datamodule = build_datamodule(config, dataset, engine, module.net.network_input, hardware.cores)
     if datamodule.augmentation.mixes_labels:
         require_mixed_labels(module.loss, len(dataset.classes))
     if module.fine_tuning.is_partial:
@@ -311,17 +311,18 @@ def micro_batch_size(config: DictConfig) -> int:
 
 
 def build_datamodule(
-    config: DictConfig, dataset: Dataset, engine: Engine = EAGER, network_input: NetworkInput | None = None
+    config: DictConfig,
+    dataset: Dataset,
+    engine: Engine = EAGER,
+    network_input: NetworkInput | None = None,
+    processes: int = 1,
 ) -> ImageDataModule:
     """Build the data module; its batches are micro-batches where a step's batch is split, as a full batch always is.
 
-    `network_input`, if it is given, limits the batches of validation. Raises UserError if a transform fails.
+    `network_input`, if it is given, limits the batches of validation; `processes` share transforms of single images.
+    Raises UserError if a transform fails.
     """
     network_size = network_input.size if network_input else dataset.shape[0]
-    threads, ranks = config.runtime.threads, config.trainer.devices
-    processes = available_cores() if threads == "auto" else threads
-    if isinstance(ranks, int):
-        processes = max(1, processes // ranks)
     augmentation = build_augmentation(config.augmentation, network_size, len(dataset.classes), processes)
     augmentation.check(dataset.shape, network_size)
     eval_batch_size = config.trainer.eval_batch_size
