@@ -44,6 +44,7 @@ from cifar_pipeline.config.compose import (
 )
 from cifar_pipeline.config.params import (
     CONF,
+    PARAMS,
     SWEEP_GROUPS,
     register_params,
     reject_invalid_group_overrides,
@@ -176,7 +177,7 @@ def _changes(start: StageStart) -> Iterator[str]:
     if file := start.used.changed():
         yield f"{file} was edited"
     try:
-        now = _values(start.stage, compose_config(start.overrides))
+        now = _values(start.stage, _compose_again(start.overrides))
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         yield f"params.yaml or conf/ was edited ({format_error(error).rstrip('.')})"
         return
@@ -190,6 +191,18 @@ def _changes(start: StageStart) -> Iterator[str]:
     for name, (hash_input, before) in start.inputs.items():
         if _hash_or_error(hash_input) != before:
             yield f"{name} was changed"
+
+
+_composed: tuple[list[str], str, DictConfig] | None = None
+
+
+def _compose_again(overrides: list[str]) -> DictConfig:
+    """Compose the configuration; the last one is returned again where the overrides and the files are the same."""
+    global _composed
+    content = _hash_or_error(lambda: hash_content(CONF, PARAMS))
+    if _composed is None or _composed[:2] != (overrides, content):
+        _composed = overrides, content, compose_config(overrides)
+    return _composed[2]
 
 
 def _require_recorded(start: StageStart) -> None:
