@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil
@@ -27,7 +27,6 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.utils.console import clear_status
 from cifar_pipeline.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -88,12 +87,12 @@ class GpuPool:
         try:
             yield gpu
         finally:
-            if "torch" in sys.modules:
-                sys.modules["torch"].cuda.empty_cache()  # for the trials of other processes; nothing without CUDA
+            with suppress(RuntimeError):  # CUDA fails in all calls after an error of a kernel
+                if "torch" in sys.modules:
+                    sys.modules["torch"].cuda.empty_cache()  # for other processes; does nothing without CUDA
             lock.release()
 
     def _wait(self) -> tuple[str, FileLock]:
-        clear_status()
         log.info(f"Waiting for a GPU: other trials use {', '.join(self._candidates())}.")
         while not (taken := self._take()):
             time.sleep(POLL_SECONDS)
