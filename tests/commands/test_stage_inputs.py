@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cifar_pipeline.cli.entrypoint import hash_content, hash_stats, require_unchanged, watch
+from cifar_pipeline.cli.entrypoint import require_unchanged, watch
 from cifar_pipeline.config import source_files
+from cifar_pipeline.utils.file_hashes import hash_content, hash_stats
 from configure import configure
 from helpers.config_project import Project
 

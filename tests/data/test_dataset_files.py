@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cifar_pipeline.data.dataset import CHUNK_BYTES, Dataset, rows_per_chunk
-from cifar_pipeline.data.preprocessing import channel_mean_std, require_usable, stratified_split, write_dataset
+from cifar_pipeline.data.preprocessing import channel_mean_std, require_usable, write_dataset
 from cifar_pipeline.data.sources.base import SPLITS, RawDataset
 from cifar_pipeline.data.sources.digits import Digits
+from cifar_pipeline.data.splits import stratified_split
 from cifar_pipeline.utils.errors import UserError
 from helpers.dir_snapshot import content_of
 

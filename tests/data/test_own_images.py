@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from cifar_pipeline.data import images as decoding
-from cifar_pipeline.data.preprocessing import train_val_split
 from cifar_pipeline.data.sources import image_files
 from cifar_pipeline.data.sources.base import RawDataset
 from cifar_pipeline.data.sources.csv_table import CsvTable
 from cifar_pipeline.data.sources.image_folder import ImageFolder
+from cifar_pipeline.data.splits import train_val_split
 from cifar_pipeline.utils.errors import UserError
 
 OPTIONS = {
@@ -549,7 +549,7 @@ def test_a_table_of_a_spreadsheet_is_read_with_its_quotes_and_other_columns(caps
     rows = [row.replace(', "', ',"') for row in rows]
     Path("mine/labels.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["path, label ,remark", *rows, "", ""]).encode())
     assert read_table().classes == ("ant, big", "bee, big", "cat, big")
-    assert "read the columns path, label and split, ignored remark" in capsys.readouterr().out
+    assert "read the columns path and label, ignored remark" in capsys.readouterr().out
 
 
 def test_labels_that_differ_only_in_case_are_warned_about(capsys):
@@ -581,3 +581,80 @@ def test_the_cache_index_has_each_content_once(monkeypatch):
     read()
     kept = [digest for path in Path(".cache/images").rglob("*.json") for digest in json.loads(path.read_text())]
     assert len(kept) - len(set(kept)) <= 1 and len(set(kept)) == 24
+
+
+def patient_images() -> None:
+    """Write 4 images of each of 6 patients, two of each class; the files have the patients in their names."""
+    for patient in range(6):
+        for number in range(4):
+            picture(f"{'ant' if number < 2 else 'bee'}/p{patient}_{number}.png", (40 * patient, 60 * number, 0))
+
+
+def of_patients(names) -> set[str]:
+    return {Path(name).name.partition("_")[0] for name in names}
+
+
+@pytest.mark.parametrize("group", [r"/(p\d+)_", r"p\d+"])
+def test_a_regular_expression_keeps_the_files_of_a_patient_in_one_split(group):
+    patient_images()
+    official = read(group=group, test_fraction=0.3)
+    train, val = train_val_split(official, 0.25, 0)
+    names = official.train_names
+    splits = [of_patients(names[index] for index in split) for split in (train, val)] + [
+        of_patients(official.test_names)
+    ]
+    assert sorted(patient for split in splits for patient in split) == [f"p{number}" for number in range(6)]
+    assert {group.strip("/_") for group in official.train_groups} == splits[0] | splits[1]
+    folds = [train_val_split(official, 0.1, 0, folds=4, fold=fold)[1] for fold in range(4)]
+    assert sorted(patient for val in folds for patient in of_patients(names[index] for index in val)) == sorted(
+        splits[0] | splits[1]
+    )
+
+
+def test_a_column_of_a_table_names_the_patients():
+    patient_images()
+    paths = sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    table(*(f"{path},{path[:3]},{of_patients([path]).pop()}" for path in paths), head="path,label,patient")
+    official = read_table(group="patient", test_fraction=0.3)
+    assert not of_patients(official.train_names) & of_patients(official.test_names)
+    assert official.train_groups == tuple(Path(name).name.partition("_")[0] for name in official.train_names)
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "group", "message"),
+    [
+        (
+            ["a.png,ant,p1"],
+            "path,label,patient",
+            "person",
+            r"no column person, which data\.group names.*path,label,patient",
+        ),
+        (["a.png,ant, "], "path,label,patient", "patient", r"line 2: patient \(data\.group\) is empty"),
+        (
+            ["a.png,ant,train,p1", "b.png,bee,train,p2", "c.png,ant,test,p3", "d.png,bee,test,p1"],
+            "path,label,split,patient",
+            "patient",
+            r"The group p1 \(data\.group\) has images in the train and in the test split",
+        ),
+    ],
+)
+def test_a_table_without_usable_groups_is_refused_when_it_is_fetched(rows, head, group, message, tmp_path):
+    for name in "abcd":
+        picture(f"{name}.png")
+    table(*rows, head=head)
+    source = CsvTable(csv_file="labels.csv", **OPTIONS, group=group)
+    with pytest.raises(UserError, match=message):
+        source.fetch(tmp_path / "raw", [], 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (r"(\d", r"data\.group=\(\\d is not a regular expression"),
+        (r"q\d", r"data\.group=q\\d does not match ant/p0_0\.png"),
+    ],
+)
+def test_an_expression_that_does_not_suit_the_files_is_refused(group, message):
+    patient_images()
+    with pytest.raises(UserError, match=message):
+        read(group=group)

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from sweep_runs import rows, sweeps, trained, trials
 
 from cifar_pipeline.config import source_files
+from cifar_pipeline.config.compose import stage_config
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.sweeps.job import SweepBasis
 from cifar_pipeline.utils.errors import UserError
@@ -64,8 +65,14 @@ def edit_adam(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.edit("conf/optimizer/adam.yaml", "lr: 0.001", "lr: 0.002")
 
 
+def write_data(project: Project, content: str, *overrides: str) -> None:
+    """Write dataset.json of a dataset with this hash, made with the project's `data` and `overrides`."""
+    requested = stage_config(project.compose(*overrides), "preprocess")["data"]
+    project.write("data/processed/dataset.json", json.dumps({"hash": content, "requested": requested}))
+
+
 def other_data(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.write("data/processed/dataset.json", json.dumps({"hash": "two"}))
+    write_data(project, "two")
 
 
 def other_torch(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +96,23 @@ CHANGES: dict[str, tuple[Callable[[Project, pytest.MonkeyPatch], Any], str]] = {
 def test_each_change_makes_another_sweep_and_is_an_error_in_this_one(
     project: Project, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    project.write("data/processed/dataset.json", json.dumps({"hash": "one"}))
+    write_data(project, "one")
     basis, (apply, message) = SweepBasis.now(project.compose()), CHANGES[change]
     basis.require_same(project.compose())
     apply(project, monkeypatch)
     assert SweepBasis.now(project.compose()).fingerprint != basis.fingerprint
     with pytest.raises(UserError, match=message):
         basis.require_same(project.compose())
+
+
+def test_data_processed_with_other_values_is_nothing_that_the_trials_use(project: Project) -> None:
+    """They have their own datasets; see test_data_of_trials.py."""
+    write_data(project, "one")
+    basis = SweepBasis.now(project.compose())
+    basis.require_same(project.compose("data.fold=1"))
+    write_data(project, "two", "data.val_fraction=0.3")
+    basis.require_same(project.compose())
+    assert SweepBasis.now(project.compose()).data == "" != basis.data
 
 
 def test_a_process_with_other_code_trains_no_trial(project: Project) -> None:

@@ -9,7 +9,6 @@ run, so a change in the meantime would be recorded in dvc.lock with a result tha
 
 import argparse
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -134,34 +133,6 @@ def require_unchanged() -> None:
         raise EnvironmentFailure(
             f"{change} while this ran, so nothing was published: run {command} to use the change{hint}."
         )
-
-
-def hash_stats(*paths: Path) -> str:
-    """Hash the names, sizes and modification times of files and folders, without reading their content."""
-    states = []
-    for path in _files(*paths):
-        state = path.stat() if path.exists() else None
-        states.append(f"{path} {(state.st_size, state.st_mtime_ns, state.st_ino) if state else ''}")
-    return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def hash_content(*paths: Path) -> str:
-    """Hash the names and the content of files and folders."""
-    total = hashlib.sha256()
-    for path in _files(*paths):
-        total.update(str(path).encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def _files(*paths: Path) -> Iterator[Path]:
-    for path in paths:
-        if not path.is_dir():
-            yield path
-        for folder, subfolders, names in os.walk(path):
-            subfolders.sort()
-            yield from (Path(folder, name) for name in sorted(names))
 
 
 def _hash_or_error(hash_input: Callable[[], str]) -> str:

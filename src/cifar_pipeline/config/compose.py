@@ -54,7 +54,14 @@ NON_TRAINING_GROUPS = (*NON_RESULT_GROUPS, "evaluation")
 # The keys of the other stages. composed.yaml has a section for each stage, which dvc.yaml names.
 STAGE_KEYS = {
     "download": ("data.source", "data.fallback", "data.mirrors", "data.timeout"),
-    "preprocess": ("data.source", "data.fallback", "data.val_fraction", "data.split_seed"),
+    "preprocess": (
+        "data.source",
+        "data.fallback",
+        "data.val_fraction",
+        "data.folds",
+        "data.fold",
+        "data.split_seed",
+    ),
     "evaluate": ("evaluation", "metrics", "model", "normalization", "tta"),
 }
 # Values of another stage that a stage may read, because they do not change its result: the objective of a sweep.

@@ -100,7 +100,10 @@ class Data(Options):
     mirrors: Annotated[list[str], Field(description="a list of URLs")]
     timeout: Positive
     val_fraction: HalfOpenUnit
+    folds: Annotated[int, Field(ge=2)]
+    fold: NonNegativeInt | None
     split_seed: Seed
+    group: Text | None = ABSENT
     root: Text = ABSENT
     csv_file: Text = ABSENT
     size: Count = ABSENT
@@ -309,6 +312,7 @@ class Runtime(Options):
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
     max_cached_features: NonNegativeInt
+    max_cached_datasets: Count
     auto_batch_gpu_memory: OpenUnit
     auto_batch_ram: OpenUnit
     auto_batch_min_steps: Count
@@ -441,6 +445,16 @@ def validate(config: DictConfig, group: str = "") -> None:
         errors = [entry for entry in error.errors(include_url=False) if group in ("", entry["loc"][0])]
         if errors:
             raise UserError(_describe_error(errors[0], plain)) from None
+    if group in ("", "data"):
+        _check_fold(plain["data"])
+
+
+def _check_fold(data: Mapping[str, Any]) -> None:
+    fold, folds = data["fold"], data["folds"]
+    if fold is not None and fold >= folds:
+        raise UserError(
+            f"data.fold={fold} is out of range: the folds of data.folds={folds} are numbered from 0 to {folds - 1}."
+        )
 
 
 def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:

@@ -217,7 +217,7 @@ def _hash(content: bytes) -> str:
 
 # Packages that can change a stage's result, by their names on PyPI.
 PACKAGES = {
-    "preprocess": ("numpy", "pillow"),
+    "preprocess": ("numpy", "pillow", "scikit-learn"),
     "train": (
         "lightning",
         "numpy",

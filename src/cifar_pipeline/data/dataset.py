@@ -216,18 +216,24 @@ def effective_dataset_config(requested: dict[str, Any], by_fallback: bool) -> di
     return {**requested, "source": requested["fallback"] if by_fallback else requested["source"]}
 
 
-def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
-    """Raise UserError if `dataset` was made with other values than those of the configuration's `data`."""
-    requested, made = dataset_config(data), dict(dataset.requested)
+def differing_values(requested: dict[str, Any], made: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each key of `data` whose value differs from that with which a dataset was made, and both values."""
+    requested, made = dict(requested), dict(made)
     for role in ("source", "fallback"):
         if _target(requested[role]) != _target(made.get(role)):  # then its other values need no comparison
             requested[role], made[role] = _option_name(requested[role]), _option_name(made.get(role))
     requested, made = flatten_dict(requested), flatten_dict(made)
-    differing = [key for key in dict.fromkeys([*requested, *made]) if requested.get(key) != made.get(key)]
-    if not differing:
+    for key in dict.fromkeys([*requested, *made]):
+        if requested.get(key) != made.get(key):
+            yield key, requested.get(key), made.get(key)
+
+
+def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
+    """Raise UserError if `dataset` was made with other values than those of the configuration's `data`."""
+    difference = next(differing_values(dataset_config(data), dataset.requested), None)
+    if difference is None:
         return
-    key = differing[0]
-    value = requested.get(key)
+    key, value, before = difference
     if key == "source":
         remedy = f"`data: {value}`"
     elif key == "fallback" and value is not None:
@@ -235,7 +241,7 @@ def require_matching_config(dataset: Dataset, data: DictConfig) -> None:
     else:
         remedy = f"`overrides: {_nested_yaml('data.' + key, value)}`"
     raise UserError(
-        f"{dataset.folder} was made with data.{key}={to_yaml_inline(made.get(key))}, but this configuration has "
+        f"{dataset.folder} was made with data.{key}={to_yaml_inline(before)}, but this configuration has "
         f"data.{key}={to_yaml_inline(value)}: set {remedy} in params.yaml and run `dvc repro preprocess`, or train "
         "with the former value."
     )

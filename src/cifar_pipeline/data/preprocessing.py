@@ -6,7 +6,7 @@ are recorded, because memorized images do not measure anything.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b, sha256
 from itertools import combinations
 from math import sqrt
@@ -14,10 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from omegaconf import DictConfig
 
-from cifar_pipeline.data.dataset import checksum, content_hash, open_memmap, row_slices
-from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Images, Indices, Labels, LazyImages, RawDataset, Source
+from cifar_pipeline.config.validation import instantiate_option
+from cifar_pipeline.data.dataset import (
+    checksum,
+    content_hash,
+    dataset_config,
+    effective_dataset_config,
+    open_memmap,
+    row_slices,
+)
+from cifar_pipeline.data.image_paths import SkippedFile
+from cifar_pipeline.data.sources.base import (
+    TEST,
+    TRAIN,
+    VAL,
+    Images,
+    Indices,
+    LazyImages,
+    RawDataset,
+    Source,
+    available_source,
+)
+from cifar_pipeline.data.sources.image_files import UNLABELED
+from cifar_pipeline.data.splits import train_val_split
+from cifar_pipeline.utils.console import status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import escape_control_json
 
@@ -25,6 +47,56 @@ from cifar_pipeline.utils.text import escape_control_json
 DIGEST_BYTES = 16
 MAX_LISTED_DUPLICATES = 10
 MAX_LISTED_CLASSES = 10
+
+
+def process(
+    folder: Path,
+    raw_dir: Path,
+    data: DictConfig,
+    skipped_table: Path,
+    write_skipped: Callable[[Sequence[SkippedFile], Path], None],
+) -> None:
+    """Read the raw files that `data` asks for, split them, and write them as a dataset into the empty `folder`.
+
+    The skipped image files are written to `skipped_table` by `write_skipped`, also if reading fails.
+    Only one process at a time may do this with image files, because they share `image_files.CACHE`.
+    """
+    requested_source, fallback = sources(data)
+    source = available_source(raw_dir, requested_source, fallback)
+    status(f"Reading {source.title}")
+    try:
+        raw = read(source, raw_dir, skipped_table)
+    finally:
+        skipped = getattr(source, "skipped", ())
+        write_skipped(skipped, skipped_table)
+    train, val = train_val_split(raw, data.val_fraction, data.split_seed, data.folds, data.fold)
+    require_usable(raw, train, source.title)
+    status("Writing the arrays")
+    requested = dataset_config(data)
+    write_dataset(
+        folder,
+        raw,
+        train,
+        val,
+        source=source,
+        requested_title=requested_source.title,
+        requested=requested,
+        effective=effective_dataset_config(requested, by_fallback=source is fallback),
+        skipped=sum(reason not in UNLABELED for _, reason in skipped),
+    )
+
+
+def sources(data: DictConfig) -> tuple[Source, Source | None]:
+    """Build the source that `data` asks for, and its fallback."""
+    fallback = None if data.fallback is None else instantiate_option(data.fallback, "data.fallback")
+    return instantiate_option(data.source, "data.source"), fallback
+
+
+def read(source: Source, raw_dir: Path, skipped_table: Path) -> RawDataset:
+    """Read the files of a source in `raw_dir`; its messages name `skipped_table` as the list of the skipped files."""
+    if hasattr(source, "skipped_table"):
+        source.skipped_table = str(skipped_table)
+    return source.read(raw_dir / source.name)
 
 
 def write_dataset(
@@ -151,17 +223,6 @@ def _duplicates(splits: dict[str, Images]) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def train_val_split(raw: RawDataset, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Split the training images into training and validation, as two ascending arrays of indices.
-
-    Uses the source's own validation images if it has any, else `stratified_split` by `data.val_fraction`.
-    """
-    labels, val = raw.train_labels, raw.val_indices
-    if val is None:
-        return stratified_split(labels, fraction, seed, raw.classes, "data.val_fraction")
-    return np.setdiff1d(np.arange(len(labels)), val), val
-
-
 def require_usable(raw: RawDataset, train: Indices, title: str) -> None:
     """Raise UserError if a network cannot be trained or tested on the data; `train` are the training indices.
 
@@ -185,39 +246,3 @@ def require_usable(raw: RawDataset, train: Indices, title: str) -> None:
         )
     if not len(raw.test_labels):
         raise UserError(f"{title} has no test images: `evaluate` needs some.")
-
-
-def stratified_split(
-    labels: Labels, fraction: float, seed: int, classes: Sequence[str] = (), option: str = "the fraction"
-) -> tuple[Indices, Indices]:
-    """Split `labels` `[N] int64` at random into a large part and `fraction`, as two ascending arrays of indices.
-
-    The second array has `fraction` of each class, rounded so that the sum is `fraction` of all, with at least one image
-    of each class and not all of them; it is empty for 0. `classes` are the names and `option` the key of the fraction,
-    for error messages. Raises UserError if the fraction is not in [0, 1) or a class has a single image.
-    """
-    if not 0 <= fraction < 1:
-        raise UserError(f"{option} is {fraction:g}: set a number from 0 up to, but not including, 1.")
-    selected = np.zeros(len(labels), bool)
-    if fraction > 0:
-        present, counts = np.unique(labels, return_counts=True)
-        single = [str(classes[label] if classes else label) for label in present[counts < 2]]
-        if single:
-            raise UserError(
-                f"Class {', '.join(single)} has a single image left, which cannot be in two splits: add images, remove "
-                f"the class, or set {option} to 0."
-            )
-        # The stream of RandomState is frozen (NEP 19): the split does not depend on the version of NumPy.
-        random = np.random.RandomState(seed)
-        for label, count in zip(present, _per_class_counts(counts, fraction), strict=True):
-            selected[random.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return np.flatnonzero(~selected), np.flatnonzero(selected)
-
-
-def _per_class_counts(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
-    """Return `fraction` of each count, rounded by largest remainder to keep the sum, and clipped to [1, count - 1]."""
-    exact = counts * fraction
-    result: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    remaining = round(float(exact.sum())) - int(result.sum())
-    result[np.argsort(-(exact - result), kind="stable")[:remaining]] += 1
-    return np.clip(result, 1, counts - 1)

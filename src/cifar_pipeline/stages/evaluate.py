@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from cifar_pipeline.cli.entrypoint import hash_content, require_unchanged, watch
+from cifar_pipeline.cli.entrypoint import require_unchanged, watch
 from cifar_pipeline.config.compose import available_cores
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threads_for
@@ -21,6 +21,7 @@ from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.tracking.provenance import reject_foreign_run
 from cifar_pipeline.utils.atomic import atomic_update_dir, exclusive_lock, require_writable
 from cifar_pipeline.utils.console import progress_bar, propagate_library_logs, status
+from cifar_pipeline.utils.file_hashes import hash_content
 from cifar_pipeline.utils.paths import WEIGHTS_FILE
 from cifar_pipeline.utils.process import disable_malloc_trim
 from cifar_pipeline.utils.text import flatten_dict

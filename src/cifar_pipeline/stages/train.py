@@ -97,10 +97,8 @@ def train(config: DictConfig) -> float | None:
     check_targets(config)
     require_writable(output_root() / "models")
     require_writable(reports_history(output_root()), is_file=True)
-    dataset = Dataset.open(PROCESSED)
-    watch(str(PROCESSED), lambda: Dataset.open(PROCESSED).hash)
-    dataset.verify()
-    require_matching_config(dataset, config.data)
+    dataset = open_dataset(config)
+    watch(str(dataset.folder), lambda: Dataset.open(dataset.folder).hash)
     plan = plan_training(config, dataset)
     config, setup, trial, run_dir = plan.config, plan.setup, plan.trial, plan.run_dir
     processes = setup.distributed
@@ -125,6 +123,19 @@ def train(config: DictConfig) -> float | None:
         return None
     run_training(plan)
     return objective(run_dir.rows(), config) if trial else None
+
+
+def open_dataset(config: DictConfig) -> Dataset:
+    """Open and verify data/processed; for a trial with other values of `data`, the dataset made with those."""
+    if trial := current_trial():
+        # Imported here: only trials need what reads raw files.
+        from cifar_pipeline.sweeps.datasets import open_trial_dataset
+
+        return open_trial_dataset(config, trial.overrides)
+    dataset = Dataset.open(PROCESSED)
+    dataset.verify()
+    require_matching_config(dataset, config.data)
+    return dataset
 
 
 def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
@@ -155,9 +166,12 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
         require_validation_split(dataset.sizes["val"], config.monitor)
     setup = build_training(config, dataset, hardware, engine, run_dir, processes, callbacks, weights)
     find_monitors(setup)  # Raises before there is a run.
-    if not processes.needs_launch and (not trial or trial.number == 0):
+    has_own_data = dataset.folder != PROCESSED
+    if not processes.needs_launch and (not trial or trial.number == 0 or has_own_data):
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
-        log.info(f"Data:   {dataset.caption}, {train_size:,} training images, {val_size:,} for validation")
+        fold = "" if config.data.fold is None else f", fold {config.data.fold} of {config.data.folds}"
+        log.info(f"Data:   {dataset.caption}{fold}, {train_size:,} training images, {val_size:,} for validation")
+    if not processes.needs_launch and (not trial or trial.number == 0):
         if weights or setup.module.fine_tuning.is_partial:
             log.info(f"Model:  {describe_model(setup.module.net, setup.module.fine_tuning, config, weights)}")
         if transforms := setup.datamodule.augmentation.transforms:

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5
 EXPERIMENT_KEY = "mlflow.experiment_name"
+# Groups and keys on which the data of a trial depend: the size of stored images follows the network's.
+DATA_GROUPS = ("data", "image_dir", "experiment", "model")
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -110,6 +114,7 @@ class SweepCallback(Callback):
         set_direction(config, composed.mode)
         search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         base = stage_config(composed, "train")
+        check_data(config, fixed)
         if EXPERIMENT_KEY in swept:
             raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
         validate(composed, "mlflow")
@@ -214,6 +219,27 @@ def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]
         if override.is_sweep_override()
     }
     return fixed, swept
+
+
+def check_data(config: DictConfig, fixed: Sequence[str]) -> None:
+    """Raise UserError if trials of a multirun have values of `data` that do not suit their data.
+
+    Values that a search draws from an interval are not known in advance, so the trial itself reports them.
+    """
+    axes = []
+    for override in _last_overrides(config).values():
+        if override.is_sweep_override() and override.key_or_group.partition(".")[0].partition("/")[0] in DATA_GROUPS:
+            with suppress(HydraException):
+                axes.append([str(text) for text in _sweep_texts(override)])
+    if axes:
+        status("Checking the data of the trials")
+        from cifar_pipeline.sweeps.datasets import check_trial_datasets
+
+        check_trial_datasets([*fixed, *combination] for combination in product(*axes))
+
+
+def _sweep_texts(override: Override) -> Iterator[str]:
+    yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 def num_trials(config: DictConfig) -> int:

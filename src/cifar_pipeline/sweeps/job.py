@@ -57,7 +57,7 @@ class SweepBasis:
         values: content of each file of conf/ and of params.yaml, without what cannot affect a training.
         versions: of each package that the training uses.
         variables: environment variables that affect numbers.
-        data: hash of the processed dataset; empty if there is none.
+        data: hash of data/processed, if it has the values of `data` that all trials share; empty otherwise.
         ranking: `monitor`, `mode` and `evaluation.checkpoint`, by which the trials are compared.
     """
 
@@ -78,7 +78,7 @@ class SweepBasis:
             values=values,
             versions=versions("train", used.packages),
             variables=variables(),
-            data=_data_hash(),
+            data=_data_hash(config),
             ranking={key: str(OmegaConf.select(config, key)) for key in RANKING_KEYS},
         )
 
@@ -110,7 +110,8 @@ class SweepBasis:
         yield from (f"{name} was edited" for name in _differing(self.values, now.values))
         yield from (f"The version of {name} changed" for name in _differing(self.versions, now.versions))
         yield from (f"The environment variable {name} changed" for name in _differing(self.variables, now.variables))
-        if now.data != self.data:
+        # A trial with other values of `data` has its own dataset.
+        if self.data and now.data and now.data != self.data:
             yield "data/processed was changed"
 
 
@@ -139,10 +140,12 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
 
 
-def _data_hash() -> str:
-    """Read the hash of the processed dataset; empty if there is none, which the trials report."""
+def _data_hash(config: DictConfig) -> str:
+    """Read the hash of data/processed; empty if there is none, or it was made with other values of `data`."""
+    from cifar_pipeline.sweeps.datasets import matches_processed
+
     try:
-        return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"])
+        return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"]) if matches_processed(config) else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -50,6 +50,7 @@ class RawDataset:
         train_labels, test_labels: `[N] int64`.
         val_indices: the training images of the validation split, if the source defines one.
         train_names, test_names: the names of the image files, if the images come from files.
+        train_groups: the group of each training image, none of which may be in two splits; empty without groups.
         resize_mode: how the image files were resized.
 
     Raises UserError if a custom source passes anything else.
@@ -63,6 +64,7 @@ class RawDataset:
     val_indices: Indices | None = None
     train_names: tuple[str, ...] = ()
     test_names: tuple[str, ...] = ()
+    train_groups: tuple[str, ...] = ()
     resize_mode: str = CROP
 
     def __post_init__(self) -> None:
@@ -86,6 +88,11 @@ class RawDataset:
                     f"The {split} labels range from {labels.min()} to {labels.max()}: a source with "
                     f"{len(self.classes)} classes must number them from 0 to {len(self.classes) - 1}."
                 )
+        if self.train_groups and len(self.train_groups) != len(self.train_labels):
+            raise UserError(
+                f"There are {len(self.train_groups)} groups for {len(self.train_labels)} training images: a source "
+                "must return one for each image, or none."
+            )
 
 
 class Source(Protocol):
@@ -147,10 +154,10 @@ def fetch_or_fallback(
     Raises UserError, and leaves `raw_dir` unchanged, if both fail.
     """
     try:
-        _fetch_into(raw_dir, source, mirrors, timeout, cache, last_check)
+        fetch(raw_dir, source, mirrors, timeout, cache, last_check)
         return source
     except AllSourcesFailed as failure:
-        _log_failure(failure)
+        log_failure(failure)
         if fallback is None:
             raise UserError(
                 f"{source.title} could not be fetched and data.fallback is null: set {source.name.upper()}_SOURCE to "
@@ -158,9 +165,9 @@ def fetch_or_fallback(
             ) from failure
     log.warning(f"Continuing with {fallback.title} instead of {source.title} (data.fallback).")
     try:
-        _fetch_into(raw_dir, fallback, [], timeout, cache, last_check)
+        fetch(raw_dir, fallback, [], timeout, cache, last_check)
     except AllSourcesFailed as failure:
-        _log_failure(failure)
+        log_failure(failure)
         raise UserError(
             f"Neither {source.title} nor {fallback.title} could be fetched: see the lines above."
         ) from failure
@@ -182,9 +189,15 @@ def available_source(raw_dir: Path, source: Source, fallback: Source | None) -> 
     )
 
 
-def _fetch_into(
-    raw_dir: Path, source: Source, mirrors: list[str], timeout: float, cache: Path, last_check: Callable[[], None]
+def fetch(
+    raw_dir: Path,
+    source: Source,
+    mirrors: list[str],
+    timeout: float,
+    cache: Path,
+    last_check: Callable[[], None] = lambda: None,
 ) -> None:
+    """Fetch `source` into `raw_dir`, without a fallback; valid files are kept. Raises AllSourcesFailed."""
     if _is_present(raw_dir, source):
         return
     with exclusive_lock(raw_dir):
@@ -206,7 +219,8 @@ def _is_present(raw_dir: Path, source: Source) -> bool:
     return True
 
 
-def _log_failure(failure: AllSourcesFailed) -> None:
+def log_failure(failure: AllSourcesFailed) -> None:
+    """Log which mirrors and paths failed, and why."""
     log.warning(
         f"{failure.title} could not be fetched:"
         if failure.reasons

@@ -42,8 +42,8 @@ class CsvRow(NamedTuple):
 class CsvTable(ImageFilesSource):
     """Read the images that a CSV file lists; `csv_file` and the paths in it are relative to the root.
 
-    The first line has the column names: path, label and optionally split (train, val or test). Other columns are
-    ignored, with a message.
+    The first line has the column names: path, label and optionally split (train, val or test). `group` names another
+    column: images with the same text in it are never in two splits. Other columns are ignored, with a message.
     """
 
     name = "csv_table"
@@ -83,12 +83,19 @@ class CsvTable(ImageFilesSource):
                 f"{self.csv_path} has no column {' and no column '.join(missing)}: its first line must contain path "
                 f"and label (and may contain split), but is {','.join(columns) or 'empty'}."
             )
-        others = [name for name in columns if name not in (*REQUIRED_COLUMNS, SPLIT_COLUMN)]
+        if self.group is not None and self.group not in columns:
+            raise UserError(
+                f"{self.csv_path} has no column {self.group}, which data.group names: its first line is "
+                f"{','.join(columns)}; set data.group to one of these, or to null."
+            )
+        known = (*REQUIRED_COLUMNS, SPLIT_COLUMN, *([self.group] if self.group is not None else []))
+        others = [name for name in columns if name not in known]
         similar = next((name for name in others if name.strip().lower() in (*REQUIRED_COLUMNS, SPLIT_COLUMN)), None)
         if similar is not None:
             raise UserError(f"{self.csv_path}, line 1: write {similar.strip().lower()} instead of {similar}.")
         if others:
-            log.info(f"{self.csv_path}: read the columns path, label and split, ignored {', '.join(others)}.")
+            *first, last = [name for name in columns if name in known]
+            log.info(f"{self.csv_path}: read the columns {', '.join(first)} and {last}, ignored {', '.join(others)}.")
 
     def _read_images(self, columns: list[str], rows: Iterator[CsvRow]) -> Iterator[ImageEntry]:
         seen: dict[str, tuple[str, int]] = {}
@@ -121,7 +128,10 @@ class CsvTable(ImageFilesSource):
             raise UserError(
                 f"{location}: split is {split or 'empty'}; it must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}."
             )
-        return ImageEntry(parsed.as_posix(), label, split)
+        group = row[self.group].strip() if self.group is not None else ""
+        if self.group is not None and not group:
+            raise UserError(f"{location}: {self.group} (data.group) is empty; each image must belong to a group.")
+        return ImageEntry(parsed.as_posix(), label, split, group)
 
 
 def read_csv_rows(path: Path) -> tuple[list[str], Iterator[CsvRow]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_pipeline.data.preprocessing import stratified_split
 from cifar_pipeline.data.sources.base import AllSourcesFailed, Images, RawDataset
+from cifar_pipeline.data.splits import stratified_split
 from cifar_pipeline.utils.atomic import atomic_replace_dir
 from cifar_pipeline.utils.errors import UserError
 

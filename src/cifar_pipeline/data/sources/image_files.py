@@ -34,8 +34,8 @@ from cifar_pipeline.config.source_files import loaded_sources
 from cifar_pipeline.data.dataset import rows_per_chunk
 from cifar_pipeline.data.image_paths import HIDDEN, NOT_A_FILE, SkipCounts, SkippedFile
 from cifar_pipeline.data.images import UnreadableImage, decoders, load_image, read_bytes, set_max_megapixels
-from cifar_pipeline.data.preprocessing import stratified_split
-from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Indices, RawDataset
+from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL, Indices, Labels, RawDataset
+from cifar_pipeline.data.splits import grouped_split, require_separate_groups, stratified_split
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
@@ -52,8 +52,6 @@ MARKER_TEXT = "The images stay in the folder that `image_dir` in params.yaml nam
 CHANNELS = 3
 MAX_SHARD_IMAGES = 512
 MAX_LISTED = 10
-# Written by `preprocess` from `ImageFilesSource.skipped`.
-SKIPPED_TABLE = "reports/skipped.csv"
 NO_IMAGES_OUTSIDE = "outside of the class folders and not named like an image"
 # Reasons that are only counted on the screen, because the file was not meant as an image.
 UNLABELED = (HIDDEN, NO_IMAGES_OUTSIDE)
@@ -61,11 +59,12 @@ UNLABELED = (HIDDEN, NO_IMAGES_OUTSIDE)
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """The path of an image relative to the root, its class, and its split ("" if not specified)."""
+    """The path of an image relative to the root, its class, its split and its group ("" if not specified)."""
 
     path: str
     label: str
     split: str = ""
+    group: str = ""
 
 
 class Group(NamedTuple):
@@ -95,8 +94,10 @@ class ImageFilesSource(ABC):
 
     `root` is the folder; images are resized to `size` x `size` pixels by `resize_mode` ("crop", "pad" or "stretch").
     Without a given test split, `test_fraction` of each class is drawn by `split_seed`.
+    With `group`, which a subclass interprets, images of one group are never in two splits.
     Up to `max_unreadable` unreadable files are skipped; an image may have up to `max_megapixels`.
-    `skipped` lists the files that the last `read` skipped, with the reasons.
+    `skipped` lists the files that the last `read` skipped, with the reasons; `skipped_table` is where the caller writes
+    them, for the messages.
     """
 
     name: str
@@ -111,10 +112,13 @@ class ImageFilesSource(ABC):
         split_seed: int,
         max_unreadable: int,
         max_megapixels: float,
+        group: str | None = None,
     ) -> None:
         self.root, self.shape, self.resize_mode = Path(root).expanduser(), (size, size, CHANNELS), resize_mode
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.max_unreadable, self.max_megapixels = max_unreadable, max_megapixels
+        self.group = group
+        self.skipped_table = "reports/skipped.csv"
         self.skipped: list[SkippedFile] = []
 
     @property
@@ -159,7 +163,7 @@ class ImageFilesSource(ABC):
         unreadable = [SkippedFile(image.path, row) for image, row in results if isinstance(row, str)]
         readable = [(image, row) for image, row in results if isinstance(row, ShardRow)]
         self.skipped += self._with_root(unreadable)
-        report_skipped(self.skipped, SKIPPED_TABLE)
+        report_skipped(self.skipped, self.skipped_table)
         # Before the limit on unreadable files, because this message is more specific.
         require_usable_images(listing, (image for image, _ in readable), unreadable)
         self._check_unreadable(len(unreadable))
@@ -182,6 +186,8 @@ class ImageFilesSource(ABC):
             raise UserError(f"{self.root} contains {only}: {self.expected_layout}")
         reject_similar_names(classes)
         require_usable_images(listing, listing.images, [])
+        if self.group is not None:
+            require_separate_groups(_groups_by_split(listing.images))
         return listing
 
     def _with_root(self, skipped: Sequence[SkippedFile]) -> list[SkippedFile]:
@@ -205,10 +211,7 @@ class ImageFilesSource(ABC):
         train = np.flatnonzero(splits != TEST)
         if not len(test):
             candidates = np.flatnonzero(splits != VAL)
-            _, drawn = stratified_split(
-                labels[candidates], self.test_fraction, self.split_seed, classes, "data.test_fraction"
-            )
-            test = candidates[drawn]
+            test = candidates[self._draw_test(labels[candidates], [images[index] for index in candidates], classes)]
             train = np.setdiff1d(train, test)
         val = np.flatnonzero(splits[train] == VAL)
         self._check_classes(classes, labels[train][splits[train] != VAL])
@@ -230,8 +233,16 @@ class ImageFilesSource(ABC):
             val_indices=val if len(val) else None,
             train_names=train_names,
             test_names=test_names,
+            train_groups=() if self.group is None else tuple(images[index].group for index in train),
             resize_mode=self.resize_mode,
         )
+
+    def _draw_test(self, labels: Labels, images: Sequence[ImageEntry], classes: Sequence[str]) -> Indices:
+        """Return the indices of the images that become the test split."""
+        fraction, seed, option = self.test_fraction, self.split_seed, "data.test_fraction"
+        if self.group is None:
+            return stratified_split(labels, fraction, seed, classes, option)[1]
+        return grouped_split(labels, [image.group for image in images], fraction, seed, option)[1]
 
     def _check_classes(self, classes: Sequence[str], train_labels: np.ndarray) -> None:
         present = set(train_labels.tolist())
@@ -241,6 +252,14 @@ class ImageFilesSource(ABC):
                 f"{self.root} has no training images of {', '.join(missing)}: add some, or remove the class from the "
                 "other splits."
             )
+
+
+def _groups_by_split(images: Iterable[ImageEntry]) -> dict[str, list[str]]:
+    """Return the groups of the images of each given split, in order."""
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        groups.setdefault(image.split or TRAIN, []).append(image.group)
+    return groups
 
 
 def require_usable_images(listing: Listing, readable: Iterable[ImageEntry], unreadable: Sequence[SkippedFile]) -> None:

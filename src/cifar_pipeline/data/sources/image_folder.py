@@ -1,7 +1,9 @@
 """List the images of a folder with a subfolder for each class, optionally below train, val and test."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from cifar_pipeline.data.image_paths import HIDDEN, NOT_A_FILE, SkippedFile, is_hidden, iter_files, skip_reason
 from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL
@@ -21,13 +23,24 @@ OUTSIDE = "outside of the class folders"
 
 
 class ImageFolder(ImageFilesSource):
-    """Read a folder of class folders. The folder's name is the class; images may be at any depth below it."""
+    """Read a folder of class folders. The folder's name is the class; images may be at any depth below it.
+
+    `group` is a regular expression: images in whose path it matches the same text are never in two splits. The path is
+    relative to the root; what a pair of parentheses matches is the group, or else the whole match.
+    """
 
     name = "image_folder"
     expected_layout = (
         "put the images of each class into a folder named after it, at least two of them, either in this folder or "
         "below `train` (and `val`, `test`)."
     )
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        try:
+            self._pattern = None if self.group is None else re.compile(self.group)
+        except re.error as error:
+            raise UserError(f"data.group={self.group} is not a regular expression ({error}).") from None
 
     def list_images(self) -> Listing:
         """List the images of every class by name.
@@ -63,7 +76,19 @@ class ImageFolder(ImageFilesSource):
                 if reason:
                     listing.skipped.append(SkippedFile(self._relative(path), reason))
                 else:
-                    listing.images.append(ImageEntry(self._relative(path), folder.name, split))
+                    name = self._relative(path)
+                    listing.images.append(ImageEntry(name, folder.name, split, self._group_of(name)))
+
+    def _group_of(self, path: str) -> str:
+        if self._pattern is None:
+            return ""
+        match = self._pattern.search(path)
+        group = match[1 if match.re.groups else 0] if match else None
+        if not group:
+            raise UserError(
+                f"data.group={self._pattern.pattern} does not match {path}: it must match the path of each image."
+            )
+        return group
 
     def _outside(self, folder: Path) -> list[SkippedFile]:
         """List the files in a folder of class folders that are not in any of these."""
