@@ -190,6 +190,26 @@ def test_reused_trials_are_marked() -> None:
     assert "finished, reused" in to_markdown(comparison)
 
 
+def test_a_pruned_trial_has_no_rank_and_its_epoch_as_status() -> None:
+    reason = "Pruned after epoch 2 of 10 with validation accuracy 31.00 % (MedianPruner)."
+    comparison = sweep(
+        trial("a", 0.9, "PRUNED", optimizer="a", reason=reason), trial("b", 0.5, optimizer="b"),
+        trial("c", status="FAILED", reason="The loss is NaN.", optimizer="c"),
+    )  # fmt: skip
+    assert list(leaderboard(comparison)["optimizer"]) == ["b", "a", "c"]
+    assert list(leaderboard(comparison)["failed"]) == [0, 0, 1]
+    lines = to_markdown(comparison).splitlines()
+    assert lines[5] == "|  | a |  |  |  | 1 min 00 s | pruned after epoch 2 of 10 with … |".replace("1 min 00 s", "")
+    assert lines[-1] == "- c failed: The loss is NaN."
+    page = sweep_page(comparison, {}, "")
+    assert page.count('<tr class="failed">') == 1 and "a was" not in page
+    one_of_two = sweep(
+        trial("a", status="PRUNED", optimizer="a", seed="0", reason=reason), trial("b", 0.5, optimizer="a", seed="1"),
+        swept=("optimizer", "seed"),
+    )  # fmt: skip
+    assert "1 pruned, 1 finished: Pruned after" in to_markdown(one_of_two)
+
+
 def test_markup_and_bars_in_values_are_kept() -> None:
     comparison = sweep(trial("a", 0.5, optimizer="[red]x|y[/red]"))
     assert "[red]x|y[/red]" in printed(comparison)

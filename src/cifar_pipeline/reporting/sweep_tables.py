@@ -198,8 +198,12 @@ def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
         text += ", no value" if single else f", {without_value} without a value"
     if reused := group.reused():
         text += ", reused" if reused == len(group.members) else f", {reused} reused"
-    reasons = group.reasons()
-    return f"{text}: {truncate(escape_control(reasons[0]), max(20, width - len(text)))}" if reasons else text
+    if not (reasons := group.reasons()):
+        return text
+    reason = escape_control(reasons[0])
+    if reason.lower().startswith(f"{text} "):  # Pruned after epoch 2 of 10 with ...
+        return text + truncate(reason[len(text) :], width - len(text))
+    return f"{text}: {truncate(reason, max(20, width - len(text)))}"
 
 
 def format_mean_std(group: TrialGroup, metric: str, runs: int = 0) -> str:
