@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_pipeline.config.schema import validate
 from helpers.config_project import Project
@@ -104,6 +105,9 @@ BY_FILE = {
     },
     "tests/sweeps/test_a_sweep.py": {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
+    },
+    "tests/sweeps/test_data_of_trials.py": {
+        "test_each_fold_is_made_once_and_is_the_data_of_its_trials": r"python src/train.py -m .*data.fold=range.*",
     },
     "tests/pipeline/test_after_the_training.py": {
         "test_a_better_model_becomes_the_champion_and_can_be_rolled_back": (
@@ -253,13 +257,22 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
     created_options = [
         word for word in words if (ROOT / "docs" / "extending.md").name in page and is_created_by_the_page(word)
     ]
-    for word in words:
-        key, _, values = word.partition("=")
-        if word not in created_options and key != "sweep" and not key.startswith("hydra"):
-            for value in [values] if values.startswith("[") else values.split(","):
-                validate(project.compose(f"{key}={value}"))
-        elif key == "sweep" and word not in created_options:
-            assert (project.folder / "conf" / "sweep" / f"{values}.yaml").is_file()
+    parsed = OverridesParser.create().parse_overrides(
+        [word for word in words if word not in created_options and not word.startswith("hydra")]
+    )
+    fixed = [
+        override.input_line
+        for override in parsed
+        if not override.is_sweep_override() and override.get_key_element() != "sweep"
+    ]
+    for override in parsed:
+        if override.get_key_element() == "sweep":
+            assert (project.folder / "conf" / "sweep" / f"{override.value()}.yaml").is_file()
+    validate(project.compose(*fixed))
+    for override in parsed:
+        if override.is_sweep_override():
+            for value in override.sweep_string_iterator():
+                validate(project.compose(*fixed, f"{override.get_key_element()}={value}"))
 
 
 def is_created_by_the_page(word: str) -> bool:
