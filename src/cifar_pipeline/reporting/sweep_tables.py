@@ -202,7 +202,7 @@ def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
         return text
     reason = escape_control(reasons[0])
     if reason.lower().startswith(f"{text} "):  # Pruned after epoch 2 of 10 with ...
-        return text + truncate(reason[len(text) :], width - len(text))
+        return f"{text} {truncate(reason[len(text) + 1 :], width - len(text))}"
     return f"{text}: {truncate(reason, max(20, width - len(text)))}"
 
 
