@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cifar_pipeline.reporting.sweep_comparison import Comparison, as_table, leaderboard, to_csv, to_markdown, winner
+from cifar_pipeline.reporting.sweep_comparison import Comparison, leaderboard, winner
+from cifar_pipeline.reporting.sweep_tables import as_table, to_csv, to_markdown
 from cifar_pipeline.sweeps.summary import figure, print_comparison, sweep_page, write
 
 NAN = float("nan")
@@ -29,11 +30,11 @@ def trial(name: str, accuracy: float = NAN, status: str = "FINISHED", **changes:
 
 
 def sweep(*trials: dict[str, Any], swept: tuple[str, ...] = ("optimizer",), **others: Any) -> Comparison:
-    return Comparison("a sweep on digits", pd.DataFrame(list(trials)), swept, **others)
+    return Comparison("a sweep on digits", pd.DataFrame(list(trials)), swept, **{"significance_level": 0.05} | others)
 
 
 def over_seeds() -> Comparison:
-    """Make a sweep of three optimizers, three seeds each: none failed, one failed, all failed. Worst first."""
+    """Make a sweep of three optimizers, three seeds each: all failed, none failed, one failed (with the best mean)."""
     trials = [
         trial(f"muon-{seed}", status="FAILED", reason="The loss is NaN.", optimizer="muon", seed=str(seed))
         for seed in range(3)
@@ -48,7 +49,7 @@ def over_seeds() -> Comparison:
 
 def printed(comparison: Comparison, width: int = 100) -> str:
     output = io.StringIO()
-    Console(file=output, width=width).print(as_table(comparison))
+    Console(file=output, width=width).print(as_table(comparison, width))
     return output.getvalue()
 
 
@@ -116,7 +117,7 @@ def test_means_that_differ_in_the_order_of_the_seeds_only_are_equal() -> None:
 def test_groups_over_seeds_have_mean_standard_deviation_and_count() -> None:
     comparison = over_seeds()
     table = leaderboard(comparison).set_index("optimizer")
-    assert list(table.index) == ["adam", "sgd", "muon"]
+    assert list(table.index) == ["sgd", "adam", "muon"]
     for optimizer in ("adam", "sgd"):
         trials = comparison.trials[comparison.trials["optimizer"] == optimizer]
         for metric in ("val/accuracy", "val/loss", "train/accuracy", "train/loss"):
@@ -127,8 +128,8 @@ def test_groups_over_seeds_have_mean_standard_deviation_and_count() -> None:
             assert table.loc[optimizer, f"{metric} std"] == pytest.approx(deviation, abs=1e-15)
             assert table.loc[optimizer, f"{metric} n"] == len(values)
     assert list(table["trials"]) == [3, 3, 3]
-    assert list(table["finished"]) == [2, 3, 0]
-    assert list(table["failed"]) == [1, 0, 3]
+    assert list(table["finished"]) == [3, 2, 0]
+    assert list(table["failed"]) == [0, 1, 3]
     assert list(table["rank"].isna()) == list(table["val/accuracy"].isna()) == [False, False, True]
 
 
@@ -163,10 +164,10 @@ def test_the_table_fits_the_width_and_is_complete() -> None:
     comparison = over_seeds()
     page = printed(comparison)
     assert max(map(len, page.splitlines())) <= 100
-    assert "62.50 ± 2.12 % (2)" in page and "52.00 ± 2.65 % (3)" in page
-    assert page.index("adam") < page.index("sgd") < page.index("muon")
+    assert "62.50 ± 2.12 % (2 of 3)" in page and "52.00 ± 2.65 % (3)" in page
+    assert page.index("sgd") < page.index("adam") < page.index("muon")
     assert "1 min" in page
-    words = " ".join(page.split())
+    words = " ".join(printed(comparison, 200).split())
     assert "2 finished, 1 failed: out of memory | here" in words and "failed: The loss is NaN." in words
     assert "a sweep on digits" in page
 
@@ -175,16 +176,38 @@ def test_numbers_are_never_wrapped_in_a_wide_table() -> None:
     swept = ("optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "data.batch_size")
     values: dict[str, Any] = dict(zip(swept, ("0.00123456789012345", "0.987654321", "0.0005", "64"), strict=True))
     failed = trial("b", status="FAILED", reason="because of " + 30 * "many words ", **values)
-    page = printed(sweep(trial("a", 0.6234, **values), failed, swept=swept))
-    assert max(map(len, page.splitlines())) <= 100
-    for cell in ("0.001235", "0.9877", "0.0005", "62.34 %", "weight_decay", "batch_size", "1 min 00 s", "0.7532"):
-        assert cell in page
+    comparison = sweep(trial("a", 0.6234, **values), failed, swept=swept)
+    columns = ("0.001235", "0.9877", "0.0005", "62.34 %", "weight_decay", "batch_size", "1 min 00 s", "0.7532")
+    for width, shown in ((120, columns), (100, columns[:-1]), (80, columns[:-2])):
+        page = printed(comparison, width)
+        assert max(map(len, page.splitlines())) <= width
+        assert [cell for cell in columns if cell in page] == [*shown]
 
 
 def test_reused_trials_are_marked() -> None:
     comparison = sweep(trial("a", 0.5, optimizer="a", reused=True), trial("b", 0.4, optimizer="b"))
     assert printed(comparison).count("reused") == 1
     assert "finished, reused" in to_markdown(comparison)
+
+
+def test_a_pruned_trial_has_no_rank_and_its_epoch_as_status() -> None:
+    reason = "Pruned after epoch 2 of 10 with validation accuracy 31.00 % (MedianPruner)."
+    comparison = sweep(
+        trial("a", 0.9, "PRUNED", optimizer="a", reason=reason), trial("b", 0.5, optimizer="b"),
+        trial("c", status="FAILED", reason="The loss is NaN.", optimizer="c"),
+    )  # fmt: skip
+    assert list(leaderboard(comparison)["optimizer"]) == ["b", "a", "c"]
+    assert list(leaderboard(comparison)["failed"]) == [0, 0, 1]
+    lines = to_markdown(comparison).splitlines()
+    assert lines[5] == "|  | a |  |  |  |  | pruned after epoch 2 of 10 with … |"
+    assert lines[-1] == "- c failed: The loss is NaN."
+    page = sweep_page(comparison, {}, "")
+    assert page.count('<tr class="failed">') == 1 and "a was" not in page
+    one_of_two = sweep(
+        trial("a", status="PRUNED", optimizer="a", seed="0", reason=reason), trial("b", 0.5, optimizer="a", seed="1"),
+        swept=("optimizer", "seed"),
+    )  # fmt: skip
+    assert "1 pruned, 1 finished: Pruned after" in to_markdown(one_of_two)
 
 
 def test_markup_and_bars_in_values_are_kept() -> None:
@@ -195,11 +218,14 @@ def test_markup_and_bars_in_values_are_kept() -> None:
 
 def test_markdown_has_the_ranking_and_each_failure() -> None:
     lines = to_markdown(over_seeds()).splitlines()
-    assert lines[0] == "## a sweep on digits: validation accuracy of the last weights"
-    assert lines[2] == "| rank | optimizer | validation accuracy | validation loss | time | status |"
-    assert lines[4].startswith("| **1** | **adam** | **62.50 ± 2.12 % (2)** | **0.7500** | **1 min 00 s** |")
-    assert lines[5].startswith("| 2 | sgd | 52.00 ± 2.65 % (3) |") and lines[6].startswith("|  | muon |  |  |  |")
-    assert all(line.replace("\\|", "").count("|") == 7 for line in lines[2:7])
+    assert lines[0] == (
+        "## a sweep on digits: validation accuracy of the last weights, mean ± standard deviation over 3 seeds"
+    )
+    assert lines[2] == "| rank | optimizer | validation accuracy | difference | validation loss | time | status |"
+    assert lines[4].startswith("| **1** | **sgd** | **52.00 ± 2.65 % (3)** | **best** | **0.9600** | **1 min 00 s** |")
+    assert lines[5].startswith("| 2 | adam | 62.50 ± 2.12 % (2 of 3) | no clear difference (p = 0.")
+    assert lines[6].startswith("|  | muon |  |  |  |  |")
+    assert all(line.replace("\\|", "").count("|") == 8 for line in lines[2:7])
     assert "- adam-1 failed: out of memory | here." in lines
     assert sum(line.startswith("- ") for line in lines) == 4
 
@@ -241,25 +267,25 @@ def test_a_sentence_is_printed_for_each_failed_trial(capsys: pytest.CaptureFixtu
         "b failed: The loss is NaN.",
         "c was killed (no reason recorded).",
         "optimizer=d failed: never started.",
-    ]
+    ]  # and nothing of differences, because only one trial has a value
 
 
 def test_the_page_has_the_table_the_best_trial_the_command_and_the_failures() -> None:
     comparison = over_seeds()
     page = sweep_page(comparison, {"Trials": figure(comparison)}, "dvc exp run -S optimizer=adam && echo '<b>'")
     words = html.unescape(page)
-    assert "<b>62.50 ± 2.12 % (2)</b>validation accuracy of the best: optimizer=adam" in page
+    assert "<b>52.00 ± 2.65 % (3)</b>validation accuracy of the best: optimizer=sgd" in page
     assert "dvc exp run -S optimizer=adam && echo '<b>'" in words and "echo '<b>'" not in page
     rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr[^>]*>(.*)</tr>", page)][1:]
     assert [row[:3] for row in rows] == [
-        ["1", "62.50 ± 2.12 % (2)", "adam"], ["2", "52.00 ± 2.65 % (3)", "sgd"], ["", "", "muon"]
+        ["1", "52.00 ± 2.65 % (3)", "sgd"], ["2", "62.50 ± 2.12 % (2 of 3)", "adam"], ["", "", "muon"]
     ]  # fmt: skip
-    assert page.count('<tr class="best">') == page.count('<tr class="failed">') == 1
+    assert page.count('<tr class="best">') == 1 and page.count('<tr class="failed">') == 2
     for sentence in ("adam-1 failed: out of memory | here.", "muon-0 failed: The loss is NaN."):
         assert f"<li>{sentence}</li>" in page
     assert (
-        "Trials. Validation accuracy from the best, optimizer=adam with 62.50 ± 2.12 % (2), to the last, optimizer=sgd "
-        "with 52.00 ± 2.65 % (3)." in page
+        "Trials. Validation accuracy from the best, optimizer=sgd with 52.00 ± 2.65 % (3), to the last, optimizer=adam "
+        "with 62.50 ± 2.12 % (2 of 3)." in page
     )
 
 

@@ -1,5 +1,6 @@
 """Figures of a sweep: heat map, lines, dot plot and curves."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def sweep(swept: tuple[str, ...], results: Mapping[Any, float | str], **fields: 
         end = 0.1 if np.isnan(accuracy) else accuracy
         epochs = np.arange(1, 4)
         histories[f"r{index}"] = pd.DataFrame({"epoch": epochs, "val/accuracy": end * epochs / 3, "val/loss": 2 - end})
-    return Comparison("a sweep on digits", pd.DataFrame(trials), swept, histories, **fields)
+    return Comparison("a sweep on digits", pd.DataFrame(trials), swept, histories, significance_level=0.05, **fields)
 
 
 def texts(axes: Axes) -> list[str]:
@@ -72,7 +73,7 @@ def test_cells_have_mean_standard_deviation_and_missing_seeds() -> None:
     for values, seeds in cells.items():
         results |= {(*values, str(seed)): result for seed, result in enumerate(seeds)}
     axes = drawn(figure(sweep(("optimizer", "loss", "seed"), results)))
-    assert texts(axes) == ["60.0", "1 failed", "51.0", "± 1.41", "40.0", "1 missing", "failed, killed"]
+    assert texts(axes) == ["51.0", "± 1.41", "60.0", "1 failed", "40.0", "1 missing", "failed, killed"]
     assert axes.get_title(loc="left") == "Validation accuracy in %, mean ± standard deviation over 2 seeds"
 
 
@@ -84,7 +85,7 @@ def test_numbers_of_a_heat_map_are_sorted() -> None:
 
 def test_the_darkest_cell_has_the_lowest_loss() -> None:
     comparison = sweep(("a", "b"), {("x", "y"): 0.2, ("x", "z"): 0.6, ("w", "y"): 0.4, ("w", "z"): 0.3})
-    cells = drawn(figure(Comparison(comparison.title, comparison.trials, ("a", "b"), metric="val/loss"))).patches
+    cells = drawn(figure(dataclasses.replace(comparison, metric="val/loss"))).patches
     brightness = [sum(to_rgb(cell.get_facecolor())) for cell in cells if cell.get_linewidth() == 0]
     assert brightness == sorted(brightness)  # best first
 
@@ -228,11 +229,11 @@ def test_sweeps_of_odd_shapes_are_drawn_within_the_figure(
 
 
 def test_a_sweep_without_trials_or_epochs_is_drawn_as_a_message(tmp_path: Path) -> None:
-    empty = Comparison("nothing", pd.DataFrame(), ("optimizer",))
+    empty = Comparison("nothing", pd.DataFrame(), ("optimizer",), significance_level=0.05)
     assert len(write(empty, tmp_path)) == 5
     not_started = {"run_id": "", "name": "", "status": "FAILED", "reason": "never started", "optimizer": "sgd"}
     save(
-        figure(Comparison("not_started", pd.DataFrame([not_started]), ("optimizer",))),
+        figure(Comparison("not_started", pd.DataFrame([not_started]), ("optimizer",), significance_level=0.05)),
         tmp_path / "not_started.png",
         dpi=50,
     )

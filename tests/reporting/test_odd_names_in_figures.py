@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from cifar_pipeline.reporting.image_figures import contact_sheet, error_figure
 from cifar_pipeline.reporting.plots import confusion_figure
 from cifar_pipeline.reporting.style import save
-from cifar_pipeline.reporting.sweep_comparison import shorten_value
+from cifar_pipeline.reporting.sweep_tables import shorten_value
 
 NAMES = ["\x1b[31mred\x07", r"$x_1$ \alpha $", "\udcff\u202e"]
 ESCAPED = [r"\x1b[31mred\x07", r"$x_1$ \alpha $", r"\udcff\u202e"]

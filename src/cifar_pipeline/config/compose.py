@@ -34,7 +34,7 @@ from cifar_pipeline.utils.text import redact_values
 
 # Groups and top-level keys that cannot change a result: the machine's, one start's, and those read after the training.
 NON_RESULT_GROUPS = (
-    "runtime", "logger", "mlflow", "lr_finder", "registry", "predict", "serve", "rerun", "image_dir",
+    "runtime", "logger", "mlflow", "lr_finder", "comparison", "registry", "predict", "serve", "rerun", "image_dir",
 )  # fmt: skip
 # Keys that cannot change a result in a group whose other keys can.
 NON_RESULT_KEYS = (

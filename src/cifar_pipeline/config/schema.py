@@ -50,6 +50,7 @@ RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|gpu|processor|engine|cores|threads|processes|precision"
     r"|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
+    r"|pruned|comparison\.significance_level"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
@@ -365,6 +366,12 @@ class Mlflow(Options):
     log_system_metrics: Annotated[bool | Literal[0, 1], Field(description="true or false")]
 
 
+class Comparison(Options):
+    """Comparison of a sweep's trials."""
+
+    significance_level: OpenUnit
+
+
 class Registry(Options):
     """Registered model and the rule for its promotion."""
 
@@ -418,6 +425,7 @@ class Config(Options):
     logger: dict[str, TargetOptions]
     mlflow: Mlflow
     lr_finder: LRFinder
+    comparison: Comparison
     registry: Registry
     predict: Predict
     serve: Serve

@@ -1,7 +1,7 @@
 """Plot a sweep: curves by epoch, a dot plot of all trials, a heat map of two swept keys, a line over a swept number."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,20 @@ from cifar_pipeline.reporting.style import (
 )
 from cifar_pipeline.reporting.sweep_comparison import (
     FINISHED,
-    SEED_KEY,
     Comparison,
     TrialGroup,
     all_numeric,
     cell_text,
+    group_trials,
+    prefers_log_scale,
+    to_float,
+)
+from cifar_pipeline.reporting.sweep_tables import (
     format_mean_std,
     format_missing,
-    group_trials,
     headings,
-    prefers_log_scale,
     shorten_value,
     status_of,
-    to_float,
     truncate,
 )
 
@@ -55,19 +56,20 @@ MAX_CURVES, NUM_BEST = 12, 8
 
 
 def curves(comparison: Comparison) -> Figure:
-    """Draw the metric by epoch, a labeled line per group; a band shows the standard deviation over the seeds.
+    """Draw the metric by epoch, a labeled line per group; a band shows the standard deviation.
 
     A line is the mean over the finished members (over all members if none finished), up to the last epoch that all of
     them reached. With more than twelve lines, the eight best are colored and the others gray.
     """
     metric = comparison.metric
     title = f"{heading_name(metric)} by epoch: {comparison.title}"
-    tables = [(group, table) for group in group_trials(comparison) if len(table := _by_epoch(comparison, group))]
+    tables = [(group, table) for group in comparison.groups if len(table := _by_epoch(comparison, group))]
     if not tables:
         return message_figure("No epoch is finished yet.", title)
     figure = new_figure(11.0, 5.6, title)
     axes = figure.subplots()
-    subtitle = ": mean and standard deviation" if any(table.shape[1] > 1 for _, table in tables) else ""
+    averaged = any(table.shape[1] > 1 for _, table in tables)
+    subtitle = f": mean and standard deviation over {comparison.over}" if averaged else ""
     clean_axes(axes, heading_name(metric) + subtitle, x="epoch")
     if is_fraction(metric):
         format_percent(axes.yaxis)
@@ -86,7 +88,7 @@ def curves(comparison: Comparison) -> Figure:
         if len(tables) == 1 and table.shape[1] > 1:
             for member in table:
                 axes.plot(table.index, table[member], color=color, linewidth=0.8, alpha=0.6)
-        labels.append((float(table.index[-1]), float(table.iloc[-1].mean()), _name(group), color))
+        labels.append((float(table.index[-1]), float(table.iloc[-1].mean()), _name(comparison, group), color))
     first, last = (end(float(end(table.index)) for _, table in tables) for end in (min, max))
     margin = max(0.3, 0.02 * (last - first))
     axes.set_xlim(first - margin, last + margin)
@@ -124,11 +126,11 @@ def _draw(axes: Axes, table: pd.DataFrame, color: str, style: object, band: bool
         axes.fill_between(table.index, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
 
 
-def _name(group: TrialGroup) -> str:
+def _name(comparison: Comparison, group: TrialGroup) -> str:
     name = truncate(", ".join(shorten_value(value) for value in group.values), 40)
     if not name:
-        seeds = len(group.members)
-        name = cell_text(group.members[0].get("name")) if seeds == 1 else f"mean of {seeds} seeds"
+        is_single = len(group.members) == 1
+        name = cell_text(group.members[0].get("name")) if is_single else f"mean over {comparison.over}"
     return name if group.count(FINISHED) else f"{name} ({cell_text(group.members[0]['status']).lower()})"
 
 
@@ -189,14 +191,14 @@ MAX_ROWS = 40
 def dots(comparison: Comparison) -> Figure:
     """Draw up to 40 groups as rows, best first: swept values on the left, dots, the metric as text on the right.
 
-    If only the seed is swept, each seed is a row; a line and a band show the mean and the standard deviation.
+    If only seed, fold or split are swept, each trial is a row; a line and a band show mean and standard deviation.
     """
-    only_seeds = not comparison.choices and comparison.averages_seeds
-    all_groups = group_trials(comparison, separate=only_seeds)
+    no_choices = not comparison.choices and bool(comparison.replicates)
+    all_groups = group_trials(comparison, separate=True) if no_choices else list(comparison.groups)
     if not all_groups:
         return message_figure("The sweep has no trials yet.", comparison.title)
     metric, shown = comparison.metric, all_groups[:MAX_ROWS]
-    header = headings(comparison.choices) or [SEED_KEY if only_seeds else "name"]
+    header = headings(comparison.swept if no_choices else comparison.choices) or ["name"]
     labels = [
         [shorten_value(value) for value in group.values or (cell_text(group.members[0]["name"]),)] for group in shown
     ]
@@ -215,9 +217,9 @@ def dots(comparison: Comparison) -> Figure:
     axes.get_yticklabels()[0].set_color(MUTED)
 
     for row, group in enumerate(shown):
-        _draw_row(axes, row, group, comparison, is_best=row == 0 and not only_seeds)
-    if only_seeds:
-        _draw_overall_mean(axes, group_trials(comparison)[0], metric)
+        _draw_row(axes, row, group, comparison, is_best=row == 0 and not no_choices)
+    if no_choices:
+        _draw_overall_mean(axes, comparison)
     if not any(group.finite_values(metric) for group in shown):
         axes.set_xticks([])
     elif is_fraction(metric):
@@ -248,30 +250,30 @@ def _draw_row(axes: Axes, row: int, group: TrialGroup, comparison: Comparison, i
         axes.plot([mean - std, mean + std], [row, row], color=color, linewidth=3, alpha=0.35)
         axes.plot(values, [row] * len(values), linestyle="", marker="o", markersize=4, color=color, alpha=0.5)
     axes.plot([mean], [row], marker="o", markersize=8, color=color)
-    text = ", ".join(
-        filter(None, (format_mean_std(group, metric, len(group.members) > 1), format_missing(group, metric)))
-    )
+    runs = comparison.runs_per_group if comparison.choices else 0
+    text = ", ".join(filter(None, (format_mean_std(group, metric, runs), format_missing(group, metric))))
     axes.text(
         1.02, row, text, va="center", fontsize=SMALL, family=FONT, color=TEXT_COLOR,
         fontweight="bold" if is_best else "normal", transform=axes.get_yaxis_transform(),
     )  # fmt: skip
 
 
-def _draw_overall_mean(axes: Axes, group: TrialGroup, metric: str) -> None:
+def _draw_overall_mean(axes: Axes, comparison: Comparison) -> None:
+    group, metric = comparison.groups[0], comparison.metric
     mean, std = group.mean(metric), group.std(metric)
     if math.isfinite(mean):
         axes.axvline(mean, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
     if math.isfinite(std):
         axes.axvspan(mean - std, mean + std, color=MUTED, alpha=0.12, linewidth=0, zorder=0)
         axes.text(
-            1.02, -1, format_mean_std(group, metric, True), va="center", fontsize=SMALL, family=FONT, color=MUTED,
-            transform=axes.get_yaxis_transform(),
+            1.02, -1, format_mean_std(group, metric, comparison.runs_per_group), va="center", fontsize=SMALL,
+            family=FONT, color=MUTED, transform=axes.get_yaxis_transform(),
         )  # fmt: skip
 
 
-def _subtitle(comparison: Comparison, groups: list[TrialGroup]) -> str:
+def _subtitle(comparison: Comparison, groups: Sequence[TrialGroup]) -> str:
     if any(len(group.finite_values(comparison.metric)) > 1 for group in groups) or not comparison.choices:
-        return ": mean ± standard deviation (seeds)" if comparison.averages_seeds else ""
+        return f": mean ± standard deviation over {comparison.over}" if comparison.over else ""
     return ""
 
 
@@ -280,7 +282,7 @@ MAX_CELLS = 30
 
 def is_grid(comparison: Comparison) -> bool:
     """Return whether the combinations of the two swept columns fill at least about half of a grid."""
-    groups = group_trials(comparison)
+    groups = comparison.groups
     rows, columns = ({group.values[axis] for group in groups} for axis in (0, 1))
     cells = len(rows) * len(columns)
     return 0 < cells <= max(12, 2 * len(groups)) and len(rows) <= MAX_CELLS and len(columns) <= MAX_CELLS
@@ -289,11 +291,11 @@ def is_grid(comparison: Comparison) -> bool:
 def heat_map(comparison: Comparison) -> Figure:
     """Draw a heat map with the first swept column as rows and the second as columns: darker is better, the best framed.
 
-    Numbers are sorted, text keeps the order of the sweep. A cell has the mean over the seeds and below it the standard
-    deviation or the number of failed seeds. A cell without a value has its status; a combination that is not part of
-    the sweep is empty.
+    Numbers are sorted, text keeps the order of the sweep. A cell has the mean over seeds, folds or splits and below it
+    the standard deviation or the number of failed trials. A cell without a value has its status; a combination that is
+    not part of the sweep is empty.
     """
-    groups = group_trials(comparison)
+    groups = comparison.groups
     metric = comparison.metric
     cells = {(group.values[0], group.values[1]): group for group in groups}
     rows, columns = (
@@ -310,7 +312,7 @@ def heat_map(comparison: Comparison) -> Figure:
     image_axes(axes)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_title(_heading(comparison, groups), loc="left", fontsize=SMALL, color=MUTED, family=FONT, pad=10)
+    axes.set_title(_heading(comparison), loc="left", fontsize=SMALL, color=MUTED, family=FONT, pad=10)
     for set_ticks, values, max_length in ((axes.set_xticks, columns, 10 * width), (axes.set_yticks, rows, math.inf)):
         labels = [shorten_value(value) for value in values]
         rotation = 30 if max(map(len, labels)) > max_length else 0
@@ -352,7 +354,7 @@ def _square(x: int, y: int, **style: Any) -> Rectangle:
 
 
 def cell_labels(group: TrialGroup, metric: str) -> tuple[str, str]:
-    """Return the two lines of a cell: the value, and the standard deviation or the number of missing seeds."""
+    """Return the two lines of a cell: the value, and the standard deviation or the number of missing trials."""
     mean, std = group.mean(metric), group.std(metric)
     if math.isnan(mean):
         statuses = dict.fromkeys(str(member["status"]).lower() for member in group.members)
@@ -367,10 +369,9 @@ def sorted_values(values: Iterable[str]) -> list[str]:
     return sorted(distinct, key=to_float) if all_numeric(distinct) else distinct
 
 
-def _heading(comparison: Comparison, groups: list[TrialGroup]) -> str:
+def _heading(comparison: Comparison) -> str:
     unit = " in %" if is_fraction(comparison.metric) else ""
-    seeds = max(len(group.members) for group in groups)
-    spread = f", mean ± standard deviation over {seeds} seeds" if comparison.averages_seeds and seeds > 1 else ""
+    spread = f", mean ± standard deviation over {comparison.over}" if comparison.runs_per_group > 1 else ""
     return f"{comparison.heading}{unit}{spread}"
 
 
@@ -390,7 +391,7 @@ LEGEND_LABELS = ("best", "no value")
 
 def numeric_column(comparison: Comparison) -> int | None:
     """Return the index of the numeric column if one of the one or two swept columns is numeric, else None."""
-    groups = group_trials(comparison)
+    groups = comparison.groups
     columns = range(len(comparison.choices))
     numeric = [column for column in columns if all_numeric(group.values[column] for group in groups)]
     return numeric[0] if len(numeric) == 1 and len(columns) <= 2 else None
@@ -399,17 +400,16 @@ def numeric_column(comparison: Comparison) -> int | None:
 def line(comparison: Comparison) -> Figure:
     """Draw the metric over the swept number, a line for each value of the other swept column, the best ringed.
 
-    Over seeds, a line is the mean with bars of one standard deviation, and each seed is a faint dot. Crosses on the
-    lower edge mark numbers without a value. The axis is logarithmic if `prefers_log_scale`.
+    Over seeds, folds or splits, a line is the mean with bars of one standard deviation, and each trial is a faint dot.
+    Crosses on the lower edge mark numbers without a value. The axis is logarithmic if `prefers_log_scale`.
     """
     column = numeric_column(comparison)
     if column is None:
         raise ValueError(f"No single swept number among {', '.join(comparison.choices)}.")
-    groups, metric = group_trials(comparison), comparison.metric
+    groups, metric = comparison.groups, comparison.metric
     figure = new_figure(9.5, 5.2, comparison.title)
     axes = figure.subplots()
-    spread = ": mean ± standard deviation" if any(len(group.finite_values(metric)) > 1 for group in groups) else ""
-    clean_axes(axes, comparison.heading + spread, x=comparison.choices[column])
+    clean_axes(axes, comparison.heading + _subtitle(comparison, groups), x=comparison.choices[column])
     values = sorted_values(group.values[column] for group in groups)
     numbers = [to_float(value) for value in values]
     if prefers_log_scale(numbers):
@@ -453,9 +453,9 @@ def _draw_line(
         return
     numbers = [to_float(group.values[column]) for group in known]
     for x, group in zip(numbers, known, strict=True):
-        seeds = group.finite_values(metric)
-        if len(seeds) > 1:
-            axes.plot([x] * len(seeds), seeds, linestyle="", marker="o", markersize=4, color=color, alpha=0.35)
+        values = group.finite_values(metric)
+        if len(values) > 1:
+            axes.plot([x] * len(values), values, linestyle="", marker="o", markersize=4, color=color, alpha=0.35)
     stds = np.nan_to_num([group.std(metric) for group in known])
     label = shorten_value(name[0]) if name else "_mean"  # labels with an underscore are not in the legend
     axes.errorbar(
@@ -481,7 +481,7 @@ def _set_ticks(axes: Axes, values: list[str], numbers: list[float]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_missing(axes: Axes, groups: list[TrialGroup], column: int, metric: str) -> None:
+def _mark_missing(axes: Axes, groups: Sequence[TrialGroup], column: int, metric: str) -> None:
     missing = [to_float(group.values[column]) for group in groups if not group.finite_values(metric)]
     if not missing:
         return

@@ -33,7 +33,7 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
-from cifar_pipeline.sweeps.job import RANKING_KEYS, SweepBasis
+from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.console import close_job_log, status
@@ -121,6 +121,7 @@ class SweepCallback(Callback):
             raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
         validate(composed, "mlflow")
         self.pool = open_pool(config, composed, swept)
+        validate(composed, "comparison")
         self.experiment = composed.mlflow.experiment_name
         set_experiment_name(self.experiment)
         status("Opening the sweep in MLflow")
@@ -132,8 +133,8 @@ class SweepCallback(Callback):
         multirun.lock_sweep_dir(fingerprint)
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
-        labels = configured_tags(composed.mlflow)
-        return open_sweep(fingerprint, name, metadata | self.basis.ranking, composed.rerun, labels)
+        metadata |= {**self.basis.ranking, LEVEL_KEY: str(composed.comparison.significance_level)}
+        return open_sweep(fingerprint, name, metadata, composed.rerun, configured_tags(composed.mlflow))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Set the trial that the job's process runs."""
@@ -181,7 +182,7 @@ def _reject_secrets(config: DictConfig) -> None:
 def reject_swept_ranking(swept: Iterable[str]) -> None:
     """Raise UserError for a sweep over what ranks its trials."""
     for key in swept:
-        if key in (*RANKING_KEYS, "evaluation"):
+        if key in (*RANKING_KEYS, "evaluation", LEVEL_KEY):
             raise UserError(
                 f"A sweep ranks its trials by {', '.join(RANKING_KEYS)}, so it cannot have several values of {key}: "
                 "choose one, or start a sweep for each."

@@ -46,6 +46,8 @@ DATASET = Path("data/processed/dataset.json")
 NON_TRAINING_KEYS = {*NON_TRAINING_GROUPS, *SWEEP_GROUPS}
 # Keys by which the trials of a sweep are ranked.
 RANKING_KEYS = ("monitor", "mode", "evaluation.checkpoint")
+# The significance level of their comparison, which is no part of what makes it another sweep.
+LEVEL_KEY = "comparison.significance_level"
 
 
 @dataclass(frozen=True)

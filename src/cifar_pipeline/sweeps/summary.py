@@ -6,6 +6,7 @@ The comparison is printed, and written into the sweep's folder as figures, table
 import logging
 import math
 import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,29 @@ from matplotlib.figure import Figure
 from cifar_pipeline.config.params import PARAMS, is_params_key, params_values
 from cifar_pipeline.reporting.html import figure_uri, render
 from cifar_pipeline.reporting.metric_names import display_name, heading_name
+from cifar_pipeline.reporting.significance import describe_differences
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (
     FAILED_STATUSES,
+    FINISHED,
+    PRUNED,
+    SPLIT_KEYS,
     Comparison,
     TrialGroup,
-    as_table,
-    cell_text,
-    failed_trials,
-    format_mean_std,
-    group_trials,
-    numeric_columns,
-    table_rows,
-    to_csv,
-    to_markdown,
+    group_name,
     winner,
 )
 from cifar_pipeline.reporting.sweep_plots import curves, dots, heat_map, is_grid, line, numeric_column
-from cifar_pipeline.sweeps.job import RANKING_KEYS
+from cifar_pipeline.reporting.sweep_tables import (
+    RankingTable,
+    as_table,
+    failed_trials,
+    format_mean_std,
+    ranking_table,
+    to_csv,
+    to_markdown,
+)
+from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS
 from cifar_pipeline.tracking.sweeps import (
     TrialRecord,
     close_stale_trials,
@@ -43,7 +49,13 @@ from cifar_pipeline.tracking.sweeps import (
     history,
     read_trials,
 )
-from cifar_pipeline.tracking.trial import FAILURE_TAG, SECONDS_TAG, checkpoint_metrics, parse_overrides
+from cifar_pipeline.tracking.trial import (
+    FAILURE_TAG,
+    PRUNED_TAG,
+    SECONDS_TAG,
+    checkpoint_metrics,
+    parse_overrides,
+)
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import status, stdout_console
 from cifar_pipeline.utils.errors import UserError
@@ -69,29 +81,30 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
         figures: by heading.
         command: runs the best trial in the pipeline; empty while no trial has finished.
     """
-    header, rows = table_rows(comparison)
-    groups, order = group_trials(comparison), _metric_first(len(header))
-    numeric = numeric_columns(header)
-    description = _describe(comparison, groups)
+    ranking, groups = ranking_table(comparison), comparison.groups
+    order = _metric_first(ranking)
+    description = _describe(comparison)
     return render(
         "compare.html",
         title=comparison.title,
         trials=len(comparison.trials),
         metric=display_name(comparison.metric),
         checkpoint=comparison.checkpoint,
-        averages_seeds=comparison.averages_seeds,
-        best=_best(comparison, groups),
+        over=comparison.over,
+        best=_best(comparison),
         command=command,
-        header=[header[column] for column in order],
-        right=[position for position, column in enumerate(order) if column in numeric],
+        split_keys=_swept_split_keys(comparison),
+        header=[ranking.header[column] for column in order],
+        right=[position for position, column in enumerate(order) if column in ranking.numeric_columns],
         rows=[
             PageRow(
                 [row[column] for column in order],
                 is_best=index == 0 and _has_value(group, comparison.metric),
                 has_failures=group.count(*FAILED_STATUSES) > 0,
             )
-            for index, (group, row) in enumerate(zip(groups, rows, strict=True))
+            for index, (group, row) in enumerate(zip(groups, ranking.rows, strict=True))
         ],
+        differences=describe_differences(comparison),
         figures=[
             {"source": figure_uri(figure), "alt": f"{heading}. {description}"} for heading, figure in figures.items()
         ],
@@ -99,37 +112,33 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
     )
 
 
-def _metric_first(columns: int) -> list[int]:
+def _metric_first(ranking: RankingTable) -> list[int]:
     """Order the table's columns with the metric after the rank, because narrow screens show only the first ones."""
-    metric = columns - 4
-    return [0, metric, *(column for column in range(1, columns) if column != metric)]
+    metric = ranking.metric_column
+    return [0, metric, *(column for column in range(1, len(ranking.header)) if column != metric)]
 
 
-def _best(comparison: Comparison, groups: list[TrialGroup]) -> dict[str, str] | None:
-    if winner(comparison) is None:
+def _best(comparison: Comparison) -> dict[str, str] | None:
+    if not comparison.groups or not _has_value(comparison.groups[0], comparison.metric):
         return None
+    best = comparison.groups[0]
     return {
-        "name": _group_name(comparison, groups[0]),
-        "value": format_mean_std(groups[0], comparison.metric, comparison.averages_seeds),
+        "name": group_name(comparison, best),
+        "value": format_mean_std(best, comparison.metric, comparison.runs_per_group),
     }
 
 
-def _describe(comparison: Comparison, groups: list[TrialGroup]) -> str:
+def _describe(comparison: Comparison) -> str:
     """Describe the figures as text: the best and the last group with a value."""
-    known = [group for group in groups if _has_value(group, comparison.metric)]
+    known = [group for group in comparison.groups if _has_value(group, comparison.metric)]
     if not known:
         return "No trial has a value."
     first, *last = [
-        f"{_group_name(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.averages_seeds)}"
+        f"{group_name(comparison, group)} with {format_mean_std(group, comparison.metric, comparison.runs_per_group)}"
         for group in (known if len(known) == 1 else (known[0], known[-1]))
     ]
     metric = heading_name(comparison.metric)
     return f"{metric} from the best, {first}, to the last, {last[0]}." if last else f"{metric} of the best, {first}."
-
-
-def _group_name(comparison: Comparison, group: TrialGroup) -> str:
-    values = zip(comparison.choices, group.values, strict=True)
-    return ", ".join(f"{choice}={value}" for choice, value in values) or cell_text(group.members[0].get("name"))
 
 
 def _has_value(group: TrialGroup, metric: str) -> bool:
@@ -137,7 +146,7 @@ def _has_value(group: TrialGroup, metric: str) -> bool:
 
 
 def figure(comparison: Comparison) -> Figure:
-    """Draw the trials as a heat map, lines or a dot plot, depending on the swept columns other than the seed.
+    """Draw the trials as a heat map, lines or a dot plot, depending on the swept columns that are choices.
 
     Heat map: two columns that fill a grid. Lines: one column of numbers, or one of two if the grid is too sparse, with
     a line for each value of the other. Dot plot: everything else.
@@ -176,30 +185,33 @@ def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, then a sentence for each failed trial."""
+    """Print the table, a sentence for each failed trial, and what can be said of the differences."""
     # The console does not wrap lines in pipes, but the table's columns need its width.
-    stdout_console.print(as_table(comparison), soft_wrap=False)
-    for sentence in failed_trials(comparison):
+    stdout_console.print(as_table(comparison, stdout_console.width), soft_wrap=False)
+    for sentence in (*failed_trials(comparison), *describe_differences(comparison)):
         log.info(sentence)
 
 
 # Config groups of a job's command line that do not affect its training. Threads and engine come from the run's tags.
-NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep")
+NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep", "comparison")
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
-def reproduce_command(record: TrialRecord) -> str:
+def reproduce_command(record: TrialRecord, without: Collection[str] = ()) -> str:
     """Format the command that runs a trial in the pipeline: `dvc exp run -S ...`.
 
     Without git, where DVC has no experiments: the lines to write in params.yaml, then `dvc repro`.
 
     The number of threads and the engine are included, because only with the same ones are the weights bitwise equal.
+
+    Args:
+        without: keys of the trial that the pipeline should not take over.
     """
     assert record.run is not None
     values = {
         key: value
         for key, value in parse_overrides(record.overrides).items()
-        if key.partition(".")[0] not in NON_TRAINING_GROUPS
+        if key.partition(".")[0] not in NON_TRAINING_GROUPS and key not in without
     }
     for key in ("threads", "engine"):
         used = record.run.data.tags.get(key, "auto")
@@ -223,7 +235,7 @@ def finish_sweep(parent: str, folder: Path) -> bool:
     close_stale_trials(parent)
     comparison = load_comparison(parent)
     command = print_summary(comparison, parent)
-    all_finished = bool((comparison.trials["status"] == "FINISHED").all())
+    all_finished = bool(comparison.trials["status"].isin((FINISHED, PRUNED)).all())
     status("Drawing the comparison and its page")
     end_sweep(parent, "FINISHED" if all_finished else "FAILED", write(comparison, folder, command))
     log.info(
@@ -254,11 +266,20 @@ def print_summary(comparison: Comparison, parent: str) -> str:
         log.warning("No trial finished, so there is no best trial.")
         return ""
     record = next(record for record in read_trials(parent) if record.run_id == best["run_id"])
-    log.info(f"To run {best['name']} in the pipeline and evaluate it on the test split:")
-    command = reproduce_command(record)
+    name, split_keys, on_own_split = best["name"], _swept_split_keys(comparison), ""
+    if split_keys:
+        # A fold or a split is there to compare choices: the pipeline trains the chosen ones on its own split.
+        name = group_name(comparison, comparison.groups[0]) if comparison.choices else "this"
+        on_own_split = f", on its own split (without {' and '.join(split_keys)}),"
+    log.info(f"To run {name} in the pipeline{on_own_split} and evaluate it on the test split:")
+    command = reproduce_command(record, (*split_keys, "data.folds") if "data.fold" in split_keys else split_keys)
     for row in command.splitlines():
         log.info(f"  {row}")
     return command
+
+
+def _swept_split_keys(comparison: Comparison) -> tuple[str, ...]:
+    return tuple(key for key in comparison.replicates if key in SPLIT_KEYS)
 
 
 def load_comparison(parent: str) -> Comparison:
@@ -269,7 +290,7 @@ def load_comparison(parent: str) -> Comparison:
     """
     run = find_sweep(parent)
     assert run is not None
-    if missing := [key for key in RANKING_KEYS if key not in run.data.tags]:
+    if missing := [key for key in (*RANKING_KEYS, LEVEL_KEY) if key not in run.data.tags]:
         raise UserError(
             f"The sweep {run.info.run_name} was made by an older commit, which did not record its {missing[0]}: "
             "type its command again."
@@ -278,20 +299,53 @@ def load_comparison(parent: str) -> Comparison:
     metric, mode, checkpoint = (run.data.tags[key] for key in RANKING_KEYS)
     keys = list(dict.fromkeys([*METRICS, metric]))
     records = read_trials(parent)
-    datasets = {record.run.data.tags.get("dataset", "") for record in records if record.run}
     epochs = {record.run_id: history(record.run_id, keys) for record in records if record.run}
     trials = pd.DataFrame(
         [
             _row(record, swept, run.info.status)
             | dict.fromkeys(keys, math.nan)
             | checkpoint_metrics(epochs.get(record.run_id, ()), metric, mode, checkpoint)
-            for record in records
+            | data
+            for record, data in zip(records, _data_columns(records), strict=True)
         ]
     ).drop(columns="epoch", errors="ignore")
     histories = {run_id: pd.DataFrame(rows) for run_id, rows in epochs.items()}
-    dataset = " and ".join(sorted(filter(None, datasets))) or "no data"
-    title = f"{run.info.run_name} on {dataset}"
-    return Comparison(title, trials, swept, histories, metric, mode, checkpoint)
+    datasets = sorted({name for name in trials.get("dataset", ()) if name})
+    title = f"{run.info.run_name} on {' and '.join(datasets) or 'no data'}"
+    level = float(run.data.tags[LEVEL_KEY])
+    return Comparison(title, trials, swept, histories, metric, mode, checkpoint, significance_level=level)
+
+
+# Keys of `data` that decide how images are stored and not which ones: the same images in another size.
+FORMAT_KEYS = ("size", "resize_mode")
+
+
+def _data_columns(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Describe the data of each trial as the columns `dataset`, `images`, `train_images` and `val_images`.
+
+    `images` is a hash of the processed data. Trials that differ only in the size of the images have one, that of the
+    first of them.
+    """
+    first_hashes: dict[tuple[str, ...], str] = {}
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"dataset": "", "images": "", "train_images": math.nan, "val_images": math.nan}
+        if record.run and record.run.inputs and record.run.inputs.dataset_inputs:
+            dataset, params = record.run.inputs.dataset_inputs[0].dataset, record.run.data.params
+            numbers = parse_json(dataset.profile or "")["images"]
+            split = sorted(
+                f"{key}={value}"
+                for key, value in params.items()
+                if key.startswith("data.") and key.rpartition(".")[2] not in FORMAT_KEYS
+            )
+            row = {
+                "dataset": dataset.name,
+                "images": first_hashes.setdefault((dataset.name, *split), dataset.digest),
+                "train_images": numbers["train"],
+                "val_images": numbers["val"],
+            }
+        rows.append(row)
+    return rows
 
 
 def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict[str, Any]:
@@ -301,11 +355,15 @@ def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict
     if run is None:
         trial_status, reason = ("RUNNING", "") if sweep_status == "RUNNING" else ("FAILED", "it never started")
         return {"run_id": "", "name": "", "status": trial_status, "reason": reason, "reused": False} | row
+    trial_status, reason = run.info.status, run.data.tags.get(FAILURE_TAG, "")
+    if trial_status == "KILLED":
+        pruned = run.data.tags.get(PRUNED_TAG)
+        trial_status, reason = (PRUNED, pruned) if pruned else (trial_status, reason or "its process was killed")
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
-        "status": run.info.status,
-        "reason": run.data.tags.get(FAILURE_TAG, "its process was killed" if run.info.status == "KILLED" else ""),
+        "status": trial_status,
+        "reason": reason,
         "reused": record.reused,
         **row,
         "seconds": float(run.data.tags.get(SECONDS_TAG, "nan")),

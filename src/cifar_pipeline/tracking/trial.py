@@ -8,6 +8,8 @@ from dataclasses import dataclass
 PARENT_KEY = "mlflow.parentRunId"
 # Tag: why a trial failed.
 FAILURE_TAG = "failure"
+# Tag: why a search stopped a trial before its end; the run is then KILLED.
+PRUNED_TAG = "pruned"
 # Tag: seconds that all processes spent on a training. A run's own duration includes the time between them.
 SECONDS_TAG = "seconds"
 # Tag: id of the rerun that a run belongs to; on a sweep's parent, the id of its unfinished rerun.
