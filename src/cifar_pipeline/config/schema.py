@@ -49,7 +49,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
-    r"|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
+    r"|pruned|objectives|study|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
@@ -59,6 +59,7 @@ Precision = Literal[
     "transformer-engine-float16",
 ]  # fmt: skip
 Mode = Literal["max", "min"]
+SEVERAL_OBJECTIVES = "; only a search (sweep=search) has a list of several objectives"
 BatchLimit = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None,
     Field(description="a number of batches, a fraction of them above 0 and of at most 1.0, or null"),
@@ -387,8 +388,8 @@ class Config(Options):
 
     model_config = ConfigDict(extra="allow")
     seed: Seed
-    monitor: Text
-    mode: Mode
+    monitor: Annotated[Text, Field(description=f"the name of a metric{SEVERAL_OBJECTIVES}")]
+    mode: Annotated[Mode, Field(description=f"max or min{SEVERAL_OBJECTIVES}")]
     image_dir: Text
     rerun: bool
     data: Data

@@ -19,6 +19,8 @@ from cifar_pipeline.utils.text import escape_control, one_line
 
 SEED_KEY = "seed"
 FINISHED = "FINISHED"
+# A search stopped the trial early: it is neither ranked nor failed.
+PRUNED = "PRUNED"
 FAILED_STATUSES = ("FAILED", "KILLED")
 
 
@@ -36,6 +38,7 @@ class Comparison:
         metric: the metric to rank by.
         mode: whether larger or smaller values of it are better, `max` or `min`.
         checkpoint: the weights that the metrics of `trials` are of, `last` or `best`.
+        objectives: of a search, each a metric and its mode, the one to rank by first.
     """
 
     title: str
@@ -45,6 +48,7 @@ class Comparison:
     metric: str = "val/accuracy"
     mode: str = "max"
     checkpoint: str = "last"
+    objectives: tuple[tuple[str, str], ...] = ()
 
     @property
     def full_title(self) -> str:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,13 +29,16 @@ from cifar_pipeline.config.compose import (
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
-from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics
+from cifar_pipeline.tracking.trial import Trial, TrialPruned, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import parse_json, require_bounded
 from cifar_pipeline.utils.text import one_line, redact_and_escape
+
+if TYPE_CHECKING:
+    from cifar_pipeline.sweeps.study import StudyReference
 
 log = logging.getLogger(__name__)
 
@@ -147,15 +150,22 @@ def _data_hash() -> str:
 
 _trial: Trial | None = None
 _basis: SweepBasis | None = None
+_study: "StudyReference | None" = None
 
 
-def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None, experiment: str) -> None:
-    """Set the trial that this process runs, what the sweep started with, and its experiment in MLflow.
+def start_trial(
+    trial: Trial,
+    sweep_process: int,
+    basis: SweepBasis | None,
+    experiment: str,
+    study: "StudyReference | None" = None,
+) -> None:
+    """Set the trial that this process runs, what the sweep started with, its experiment in MLflow and its study.
 
     Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
     """
-    global _trial, _basis
-    _trial, _basis = trial, basis
+    global _trial, _basis, _study
+    _trial, _basis, _study = trial, basis, study
     set_experiment_name(experiment)
     configure_logging()
     if os.getpid() != sweep_process:
@@ -166,6 +176,11 @@ def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None, expe
 def current_trial() -> Trial | None:
     """Return the trial that this process runs; None outside a multirun."""
     return _trial
+
+
+def current_study() -> "StudyReference | None":
+    """Return the study of the search that this process runs a trial of; None in other sweeps, or outside of one."""
+    return _study
 
 
 def require_validation_split(images: int, monitor: str) -> None:
@@ -208,13 +223,12 @@ def cached_objective(trial: Trial, fingerprint: str, config: DictConfig) -> floa
 def isolate_failures(stage: Stage) -> Stage:
     """Wrap a stage so that in a multirun a failure is recorded on the trial, and the other jobs continue.
 
-    A failed trial returns None: Optuna's sweeper counts what is not a number as a failure, but stops with an error at
-    NaN.
+    A failed or pruned trial returns None. In a search the study records how each trial ended.
     """
 
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
-        # Called here, in the job's process: a launcher pickles this function together with the old value of `_trial`.
+        # By a function, in the job's process: a launcher pickles this one together with the old value of `_trial`.
         trial = current_trial()
         if trial is None:
             return stage(config)
@@ -225,14 +239,39 @@ def isolate_failures(stage: Stage) -> Stage:
             record_trial(trial)
             try:
                 _require_same_basis(config)
-                return stage(config)
+                value = stage(config)
+            except TrialPruned as pruned:
+                log.info(str(pruned))
+                _record_state(trial, "PRUNED")
+                return None
             except Exception as error:
                 reason = describe_failure(error)
                 record_failure(trial, reason)
                 log.error(reason)
+                _record_state(trial, "FAIL")
                 return None
+            _record_value(trial, value, config)
+            return value
 
     return run
+
+
+def _record_value(trial: Trial, value: float | None, config: DictConfig) -> None:
+    """Record in the study of a search that a trial has finished."""
+    if _study is not None:
+        from cifar_pipeline.sweeps.study import record_result
+
+        record_result(_study, trial, value, config.evaluation.checkpoint)
+
+
+def _record_state(trial: Trial, state: str) -> None:
+    """Record in the study of a search that a trial ended without a value."""
+    if _study is not None:
+        from optuna.trial import TrialState
+
+        from cifar_pipeline.sweeps.study import record_state
+
+        record_state(_study, trial, TrialState[state])
 
 
 def _require_same_basis(config: DictConfig) -> None:
