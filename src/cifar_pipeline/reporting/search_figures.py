@@ -13,6 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
@@ -122,11 +123,11 @@ def _parallel(study: optuna.Study, metrics: Sequence[str]) -> Figure:
     # Sorted as in the figure, which cuts long names.
     names = sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
     axes.set_xticks(axes.get_xticks(), [heading_name(metrics[0]), *_short_names(names)], rotation=0, ha="center")
+    # Dark is better; without the palest quarter.
+    colors = plt.get_cmap("Blues")(np.linspace(0.25, 1, 192))
+    is_minimized = study.directions[0] == StudyDirection.MINIMIZE
     for lines in axes.collections:
-        # Without the palest quarter of Optuna's color map.
-        colors = lines.get_cmap()(np.linspace(0, 1, 256))
-        kept = colors[:192] if lines.get_cmap().name.endswith("_r") else colors[64:]
-        lines.set_cmap(ListedColormap(kept))
+        lines.set_cmap(ListedColormap(colors[::-1] if is_minimized else colors))
         lines.set_linewidth(1.5)
     for every in figure.axes:
         every.tick_params(labelsize=SMALL, labelfontfamily=FONT)

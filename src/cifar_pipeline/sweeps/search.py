@@ -29,6 +29,7 @@ from cifar_pipeline.sweeps.study import (
     build_sampler,
     default_url,
     open_storage,
+    translate_storage_errors,
     use_our_logging,
 )
 from cifar_pipeline.tracking.trial import RUN_METRICS, Objective
@@ -52,7 +53,7 @@ class SearchPlan:
         sampler: options of the sampler.
         pruner: options of the pruner; empty for none.
         space: distribution of each searched key.
-        words: overrides of each job; those of searched keys end with `=`.
+        words: overrides of each job, each with the searched key whose value follows it, or an empty text.
         n_trials: in all.
         n_jobs: trials that are started together.
         storage: the database's URL; None for the workspace's own.
@@ -62,7 +63,7 @@ class SearchPlan:
     sampler: dict[str, Any]
     pruner: dict[str, Any]
     space: dict[str, BaseDistribution]
-    words: tuple[str, ...]
+    words: tuple[tuple[str, str], ...]
     n_trials: int
     n_jobs: int
     storage: str | None
@@ -122,7 +123,7 @@ class SearchPlan:
 
     def fill(self, values: Mapping[str, str]) -> list[str]:
         """Return the overrides of a job with the searched values."""
-        return [f"{word}{values[word.rstrip('=').lstrip('+')]}" if word.endswith("=") else word for word in self.words]
+        return [f"{word}{values[key]}" if key else word for word, key in self.words]
 
     def open(self, fingerprint: str, rerun: str) -> "Search":
         """Open the study, or create it. A rerun of the sweep (its id) has a study of its own."""
@@ -171,10 +172,11 @@ class Search:
         """Yield the trials to run: interrupted ones, then new ones, each batch with consecutive numbers."""
         interrupted, new = self._interrupted, self._new
         while interrupted or new:
-            batch = [self._complete(trial) for trial in interrupted[: self.plan.n_jobs]]
-            interrupted = interrupted[len(batch) :]
-            proposed = min(new, self.plan.n_jobs - len(batch))
-            batch += [self._propose() for _ in range(proposed)]
+            with translate_storage_errors():
+                batch = [self._complete(trial) for trial in interrupted[: self.plan.n_jobs]]
+                interrupted = interrupted[len(batch) :]
+                proposed = min(new, self.plan.n_jobs - len(batch))
+                batch += [self._propose() for _ in range(proposed)]
             new -= proposed
             for _, consecutive in groupby(enumerate(batch), lambda pair: pair[1].number - pair[0]):
                 yield [trial for _, trial in consecutive]
@@ -185,8 +187,10 @@ class Search:
 
     def require_results(self, trials: Sequence[FrozenTrial]) -> None:
         """Warn about trials whose job has ended without recording a result; the next command repeats them."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.number in {other.number for other in trials} and trial.state == TrialState.RUNNING:
+        with translate_storage_errors():
+            stored = self.study.get_trials(deepcopy=False)
+        for trial in (stored[trial.number] for trial in trials):
+            if trial.state == TrialState.RUNNING:
                 log.warning(f"Trial {trial.number + 1} has no result in the search: the same command repeats it.")
 
     def _is_own(self, trial: FrozenTrial) -> bool:
@@ -276,15 +280,15 @@ def _ranking(objectives: Sequence[Objective]) -> dict[str, str]:
     return {"monitor": objectives[0].metric, "mode": objectives[0].mode} if len(objectives) > 1 else {}
 
 
-def _words(overrides: Sequence[Override], objectives: Sequence[Objective]) -> Iterator[str]:
-    """Yield the overrides of a job, whose training has one monitor: the first of several objectives."""
+def _words(overrides: Sequence[Override], objectives: Sequence[Objective]) -> Iterator[tuple[str, str]]:
+    """Yield `SearchPlan.words`. The training of a job has one monitor, the first of several objectives."""
     ranking = _ranking(objectives)
     for override in overrides:
         if override.is_sweep_override():
-            yield f"{override.get_key_element()}="
+            yield f"{override.get_key_element()}=", _name(override)
         elif _name(override) not in ranking:
-            yield str(override.input_line)
-    yield from (f"{key}={value}" for key, value in ranking.items())
+            yield str(override.input_line), ""
+    yield from ((f"{key}={value}", "") for key, value in ranking.items())
 
 
 def _name(override: Override) -> str:

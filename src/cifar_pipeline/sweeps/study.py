@@ -7,13 +7,13 @@ the search proposes trials (`sweeps.search`); the process of each trial records 
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from alembic.util import CommandError
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -22,7 +22,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cifar_pipeline.config.validation import check_target, root_cause
 
@@ -30,12 +30,13 @@ from cifar_pipeline.config.validation import check_target, root_cause
 from cifar_pipeline.tracking.client import enable_wal
 from cifar_pipeline.tracking.sweeps import history, trial_run
 from cifar_pipeline.tracking.trial import RUN_METRICS, Objective, Trial, checkpoint_metrics
-from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.errors import EnvironmentFailure, UserError
 from cifar_pipeline.utils.paths import main_workspace
 from cifar_pipeline.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
+DATABASE = "optuna.db"
 STORAGE_KEY = "hydra.sweeper.storage"
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
 
@@ -70,9 +71,21 @@ def use_our_logging() -> None:
     warnings.simplefilter("ignore", ExperimentalWarning)
 
 
+@contextmanager
+def translate_storage_errors() -> Iterator[None]:
+    """Raise EnvironmentFailure in place of an error of the storage."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        reason = one_line(root_cause(error)).rstrip(".")
+        raise EnvironmentFailure(
+            f"The search's storage cannot be used ({reason}): the same command resumes the search."
+        ) from None
+
+
 def default_url() -> str:
     """Return the URL of the workspace's own database."""
-    return f"sqlite:///{main_workspace() / 'optuna.db'}"
+    return f"sqlite:///{main_workspace() / DATABASE}"
 
 
 def open_storage(url: str | None) -> RDBStorage:
@@ -89,10 +102,11 @@ def open_storage(url: str | None) -> RDBStorage:
             if url.startswith("sqlite:///"):
                 enable_wal(Path(url.removeprefix("sqlite:///")))
             return RDBStorage(url)
-        except (ArgumentError, ImportError, CommandError, RuntimeError, SQLAlchemyError, OSError) as error:
-            if url == default_url():
-                raise
+        except Exception as error:
             reason = one_line(root_cause(error)).rstrip(".")
+            if url == default_url():
+                hint = "restore it from a backup, or move it away, which forgets its searches but no training"
+                raise UserError(f"{DATABASE} cannot be opened ({reason}): {hint}.") from None
             raise UserError(
                 f"{STORAGE_KEY} cannot be opened ({reason}): it must be the URL of a database that responds, such as "
                 "postgresql://USER@HOST/NAME."
@@ -161,7 +175,7 @@ def record_state(
             return
         report_epochs(optuna.trial.Trial(study, stored._trial_id), epochs or {})
         study.tell(trial.number, values, state)
-    except STORAGE_ERRORS as error:
+    except (*STORAGE_ERRORS, UserError) as error:
         log.warning(
             f"The search could not record this trial ({one_line(error)}): the same command finishes the search, "
             "without training it again."

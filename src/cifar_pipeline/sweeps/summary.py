@@ -169,8 +169,8 @@ def _has_value(group: TrialGroup, metric: str) -> bool:
 def figure(comparison: Comparison) -> Figure:
     """Draw the trials as a heat map, lines or a dot plot, depending on the swept columns other than the seed.
 
-    Heat map: two columns that fill a grid, but not the values of a search. Lines: one column of numbers, or one of two if the grid is too sparse, with
-    a line for each value of the other. Dot plot: everything else.
+    Heat map: two columns that fill a grid, unless a search proposed the values. Lines: one column of numbers, or one of
+    two if the grid is too sparse, with a line for each value of the other. Dot plot: everything else.
     """
     is_search = bool(comparison.objectives)
     if len(comparison.choices) == 2 and is_grid(comparison) and not is_search:
