@@ -20,7 +20,8 @@ PARAMS = Path("params.yaml")
 # `model.weights`: those that the network's library publishes; and how the address of a model in MLflow begins.
 DEFAULT_WEIGHTS, MLFLOW_SCHEMES = "default", ("models:/", "runs:/")
 # Groups that only a sweep (`-m`) reads: its trials, how a search proposes and stops them, the launcher that runs them.
-SWEEP_GROUPS = ("sweep", "sampler", "pruner", "launcher")
+SEARCH_GROUPS = ("sampler", "pruner")
+SWEEP_GROUPS = ("sweep", *SEARCH_GROUPS, "launcher")
 # Groups that are not part of a training's configuration. params.yaml has a key of its own for `experiment`.
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.

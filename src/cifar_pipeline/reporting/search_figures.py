@@ -47,7 +47,7 @@ def search_figures(study: optuna.Study, metrics: Sequence[str]) -> dict[str, Fig
     """
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(finished) < MIN_TRIALS:
-        log.debug(f"{len(finished)} finished trials are too few for the figures of a search.")
+        log.debug(f"The search has no figures yet: it has {len(finished)} finished trials of at least {MIN_TRIALS}.")
         return {}
     drawn = {
         "search_history.png": lambda: _history(study, metrics),
