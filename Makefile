@@ -109,6 +109,10 @@ bench-finetuning: $(SETUP) ## measure accuracy and time by number of training im
 bench-augmentation: $(SETUP) ## time the augmentations, and photo at 224 pixels against torchvision's usual loader
 	@python benchmarks/augmentation_speed.py $(OPTIONS)
 
+.PHONY: bench-sweep
+bench-sweep: $(SETUP) ## measure what a sweep of a hundred small trials costs beside their training (ten minutes)
+	@python benchmarks/sweep_overhead.py $(OPTIONS)
+
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
 	@python src/report.py results-table

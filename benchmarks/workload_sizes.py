@@ -24,6 +24,8 @@ class Sizes:
         default_factory=lambda: {"quick": 128, "lenet_tuned": 128, "airbench94": 500}
     )
     sweep_steps: int = 500
+    overhead_trials: int = 12
+    overhead_steps: int = 600
     predicted_files: int = 10_000
     requests: int = 100
     engine: str = "compiled"
@@ -45,6 +47,8 @@ TINY = Sizes(
     recipe_steps=1,
     recipe_batches={"quick": 8, "lenet_tuned": 8, "airbench94": 8},
     sweep_steps=2,
+    overhead_trials=2,
+    overhead_steps=4,
     predicted_files=10,
     requests=2,
     engine="eager",

@@ -149,6 +149,9 @@ BY_FILE = {
     "tests/benchmarks/test_reproducibility.py": {
         "test_every_pair_is_trained": "python benchmarks/reproducibility.py.*",
     },
+    "tests/benchmarks/test_sweep_overhead.py": {
+        "test_both_ways_are_measured_on_both_launchers": "python benchmarks/sweep_overhead.py",
+    },
     "tests/benchmarks/test_sweep_storage.py": {
         "test_a_trial_adds_rows_bytes_and_a_file": "python benchmarks/sweep_storage.py",
     },

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small_model import CLASSES, SHAPE, export, network, random_images, training_metadata
 from torch import Tensor, nn
 
+from cifar_pipeline.inference import onnx_export
 from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.inference.onnx_session import OnnxSession
@@ -52,6 +53,35 @@ def test_equal_networks_are_equal_bytes_without_paths(exported: Path, tmp_path: 
         content = (exported / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == content
         assert str(ROOT).encode() not in content and b"site-packages" not in content
+
+
+class PlusConstant(LeNet):
+    """Add a tensor that is no weight."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__(channels=3, size=32, classes=len(CLASSES))
+        self.constant = torch.full((len(CLASSES),), constant)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + self.constant
+
+
+def test_networks_that_differ_in_their_weights_only_are_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[bool] = []
+    convert = torch.onnx.export
+    monkeypatch.setattr(onnx_export, "_converted", None)
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda *args, **options: converted.append(True) or convert(*args, **options)
+    )
+    first, second = NormalizedModel(PlusConstant(1.0), 0.5, 0.5), NormalizedModel(PlusConstant(1.0), 0.25, 0.5)
+    OnnxTemplate.of(first, SHAPE, "softmax")
+    reused = OnnxTemplate.of(second, SHAPE, "softmax").model.SerializeToString()
+    assert len(converted) == 1
+    monkeypatch.setattr(onnx_export, "_converted", None)
+    assert OnnxTemplate.of(second, SHAPE, "softmax").model.SerializeToString() == reused
+    for number, (net, activation) in enumerate([(PlusConstant(2.0), "softmax"), (PlusConstant(2.0), "clipped_linear")]):
+        OnnxTemplate.of(NormalizedModel(net, 0.5, 0.5), SHAPE, activation)
+        assert len(converted) == 3 + number
 
 
 def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_path: Path) -> None:

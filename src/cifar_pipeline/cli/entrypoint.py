@@ -43,6 +43,7 @@ from cifar_pipeline.config.compose import (
 )
 from cifar_pipeline.config.params import (
     CONF,
+    PARAMS,
     SWEEP_GROUPS,
     register_params,
     reject_invalid_group_overrides,
@@ -62,6 +63,7 @@ from cifar_pipeline.utils.console import (
     take_level_options,
 )
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError, describe_environment_error
+from cifar_pipeline.utils.file_hashes import hash_content
 from cifar_pipeline.utils.process import (
     Interrupted,
     exit_when_dvc_dies,
@@ -82,10 +84,15 @@ MISSING = object()
 
 @dataclass
 class StageStart:
-    """The state at a stage's start: values by dotted keys, code, and inputs, each with its hash function and hash."""
+    """The state at a stage's start: values by dotted keys, code, and inputs, each with its hash function and hash.
+
+    `config_files` is a hash of the files from which `config` was composed; empty if they changed at that time.
+    """
 
     stage: str
     overrides: list[str]
+    config: DictConfig
+    config_files: str
     values: dict[str, Any]
     used: UsedFiles
     inputs: dict[str, tuple[Callable[[], str], str]] = field(default_factory=dict)
@@ -111,7 +118,15 @@ def record_start(stage: str, config: DictConfig) -> None:
     """
     global _start
     used = loaded_sources().used(stage, stage_targets(config, stage))
-    start = StageStart(stage, list(HydraConfig.get().overrides.task), _values(stage, config), used)
+    files = _config_files()
+    start = StageStart(
+        stage,
+        list(HydraConfig.get().overrides.task),
+        config,
+        files if files == _initial_config_files() else "",
+        _values(stage, config),
+        used,
+    )
     if start.is_from_dvc and stage != CONFIGURE:
         _require_recorded(start)
     _start = start
@@ -135,6 +150,17 @@ def require_unchanged() -> None:
         )
 
 
+def _config_files() -> str:
+    """Hash conf/ and params.yaml, which is much faster than to compose them: a sweep asks in each trial."""
+    return _hash_or_error(lambda: hash_content(CONF, PARAMS))
+
+
+@functools.cache
+def _initial_config_files() -> str:
+    """Return the hash at the first call, before Hydra composes a configuration from these files."""
+    return _config_files()
+
+
 def _hash_or_error(hash_input: Callable[[], str]) -> str:
     try:
         return hash_input()
@@ -147,7 +173,8 @@ def _changes(start: StageStart) -> Iterator[str]:
     if file := start.used.changed():
         yield f"{file} was edited"
     try:
-        now = _values(start.stage, compose_config(start.overrides))
+        config = start.config if _config_files() == start.config_files else compose_config(start.overrides)
+        now = _values(start.stage, config)
     except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         yield f"params.yaml or conf/ was edited ({format_error(error).rstrip('.')})"
         return
@@ -341,9 +368,10 @@ def _with_checks(stage: Stage) -> Stage:
 
 
 def _record_environment() -> None:
-    """Record source files and environment variables before anything that computes is imported."""
+    """Record source files, environment variables and conf/ before anything that computes is imported."""
     loaded_sources()
     variables()
+    _initial_config_files()
 
 
 def _reject_sweep_only_groups() -> None:

@@ -48,7 +48,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", description="a 
 # The tags that the pipeline and MLflow set on the runs of trainings and sweeps.
 RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
-    r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|processor|engine|cores|threads|processes|precision"
+    r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|gpu|processor|engine|cores|threads|processes|precision"
     r"|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
     r"|pruned|comparison\.significance_level"
 )
@@ -298,6 +298,10 @@ class Runtime(Options):
     """Device, threads, engine and checkpoints of this machine."""
 
     accelerator: Text
+    gpus_per_trial: Annotated[
+        float,
+        Field(gt=0, le=1, description="1, or a fraction above 0 (a trial trains in one process, which uses one GPU)"),
+    ]
     threads: AutoOrCount
     min_images_per_thread: Count
     engine: Literal["auto", "eager", "compiled"]

@@ -56,7 +56,8 @@ class SourceTree:
         self.folder = folder
         self._contents: dict[Path, bytes] = {}
         self._hashes: dict[Path, str] = {}
-        self._names: dict[Path, list[tuple[str, int]]] = {}
+        self._files: dict[str, Path | None] = {}
+        self._names: dict[tuple[str, Path], list[str]] = {}
         for path in (*folder.glob("*.py"), *(folder / PACKAGE).rglob("*.py"), *(folder / PROJECT).rglob("*.py")):
             self._content(path)
 
@@ -73,6 +74,7 @@ class SourceTree:
             queue += list(_prefixes(target))
             packages |= {target.partition(".")[0]} & set(self._installed([target]))
         seen: set[str] = set()
+        searched: set[tuple[Path, bool]] = set()
         while queue:
             name = queue.pop()
             if name in seen:
@@ -82,8 +84,11 @@ class SourceTree:
             if path is None or self._package(path) in NON_RESULT_PACKAGES:
                 continue
             paths[self._stable_name(name, path)] = path
-            paths |= {self._stable_name(name, other): other for other in self._data_files(path)}
-            imported = list(self._imports(name, path))
+            place = (path.parent, path.stem == "__init__")
+            if place not in searched:  # a search of folders for each module would take most of the time
+                searched.add(place)
+                paths |= {self._stable_name(name, other): other for other in self._data_files(path)}
+            imported = self._imports(name, path)
             queue += imported
             if self._package(path) is None and name != script:
                 packages |= set(self._installed(imported))
@@ -127,17 +132,27 @@ class SourceTree:
             if not hidden and other.suffix not in NON_CODE_SUFFIXES and other.is_file():
                 yield other
 
-    def _imports(self, name: str, path: Path) -> Iterator[str]:
-        """Yield the dotted names that a module imports, with their parent packages; some name attributes of modules."""
-        if path not in self._names:
-            self._names[path] = list(_imports(self._content(path))) if path.suffix == ".py" else []
-        package = name if path.stem == "__init__" else name.rpartition(".")[0]
-        for imported, level in self._names[path]:
-            start = package.split(".")[: len(package.split(".")) - level + 1] if level else []
-            yield from _prefixes(".".join(filter(None, [*start, imported])))
+    def _imports(self, name: str, path: Path) -> list[str]:
+        """Return the dotted names that a module imports, with their parent packages; some name attributes of modules.
+
+        Read once: a sweep asks for each of its trials.
+        """
+        if (name, path) not in self._names:
+            package = (name if path.stem == "__init__" else name.rpartition(".")[0]).split(".")
+            names: dict[str, None] = {}
+            for imported, level in _imports(self._content(path)) if path.suffix == ".py" else ():
+                start = package[: len(package) - level + 1] if level else []
+                names |= dict.fromkeys(_prefixes(".".join(filter(None, [*start, imported]))))
+            self._names[name, path] = list(names)
+        return self._names[name, path]
 
     def _file(self, name: str) -> Path | None:
         """Return the file of a module of this project, or of any module on Python's path that is not installed."""
+        if name not in self._files:
+            self._files[name] = self._find(name)
+        return self._files[name]
+
+    def _find(self, name: str) -> Path | None:
         top = name.partition(".")[0]
         if not all(word.isidentifier() for word in name.split(".")):
             return None

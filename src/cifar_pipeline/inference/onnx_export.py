@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import warnings
@@ -86,16 +87,19 @@ class OnnxTemplate:
         """Return a copy of the graph with the weights of a state dict, and with `metadata` as JSON."""
         model = ModelProto()
         model.CopyFrom(self.model)
-        for tensor in model.graph.initializer:
-            name = tensor.name.removeprefix("network.")
-            # Non-persistent buffers are the same in every checkpoint.
-            if name != tensor.name and name in weights:
-                values = weights[name].detach().cpu().contiguous().numpy()
-                assert list(values.shape) == list(tensor.dims), name
-                tensor.raw_data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+        _fill(model, {f"network.{name}": tensor for name, tensor in weights.items()})
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, json.dumps(dict(metadata), ensure_ascii=False)
         return model
+
+
+def _fill(model: ModelProto, weights: Mapping[str, Tensor]) -> None:
+    """Set the initializers with these names, in place. Non-persistent buffers are the same in every checkpoint."""
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            values = weights[tensor.name].detach().cpu().contiguous().numpy()
+            assert list(values.shape) == list(tensor.dims), tensor.name
+            tensor.raw_data = values.astype(values.dtype.newbyteorder("<")).tobytes()
 
 
 def exported_program(net: nn.Module, shape: tuple[int, int, int], activation: str) -> ExportedProgram:
@@ -141,28 +145,55 @@ def _without_strides(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+# The last program that this process converted, by its hash, and its graph. Trials of a sweep often differ in their
+# weights only, and the conversion takes longer than all the rest of a small trial.
+_converted: tuple[str, ModelProto] | None = None
+
+
 def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> ModelProto:
+    """Return the graph of a network with its weights; the last conversion is reused for a network that is equal."""
+    global _converted
+    weights = network.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = _without_strides(_program(network, shape))
+        key = _hash_program(program)
+        if _converted is None or _converted[0] != key:
+            _converted = key, _convert(program, set(weights))
+    model = ModelProto()
+    model.CopyFrom(_converted[1])
+    _fill(model, weights)
+    return model
+
+
+def _hash_program(program: ExportedProgram) -> str:
+    """Hash a program without the values of its state dict: operations, shapes, names, and all constants."""
+    content = hashlib.sha256(str(program).encode())
+    for name, constant in sorted(program.constants.items()):
+        content.update(f"{name} {constant.shape} {constant.dtype}".encode())
+        content.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def _convert(program: ExportedProgram, weights: set[str]) -> ModelProto:
     import onnx_ir
     from onnxscript import optimizer
 
     propagate_library_logs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exported = torch.onnx.export(
-            _without_strides(_program(network, shape)),
-            dynamo=True,
-            input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, PROBABILITIES_NAME],
-            optimize=False,
-            verbose=False,
-        )
-        assert exported is not None
-        model, graph = exported.model, exported.model.graph
-        # As graph inputs, so that the optimizer does not fold constants computed from these weights.
-        weights = set(network.state_dict())
-        graph.inputs.extend([value for name, value in graph.initializers.items() if name in weights])
-        optimizer.optimize_ir(model)
-        del graph.inputs[1:]
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=[INPUT_NAME],
+        output_names=[LOGITS_NAME, PROBABILITIES_NAME],
+        optimize=False,
+        verbose=False,
+    )
+    assert exported is not None
+    model, graph = exported.model, exported.model.graph
+    # As graph inputs, so that the optimizer does not fold constants computed from these weights.
+    graph.inputs.extend([value for name, value in graph.initializers.items() if name in weights])
+    optimizer.optimize_ir(model)
+    del graph.inputs[1:]
     # torch's metadata of each operation contains paths of this machine.
     item: Any
     for item in (model, graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):

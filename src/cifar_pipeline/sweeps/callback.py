@@ -32,6 +32,7 @@ from cifar_pipeline.config.compose import digest, set_experiment_name, stage_con
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.sweeps import job, multirun
+from cifar_pipeline.sweeps.devices import GpuPool, open_pool
 from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
@@ -85,6 +86,7 @@ class SweepCallback(Callback):
         self.rerun = ""
         self.basis: SweepBasis | None = None
         self.experiment = ""
+        self.pool: GpuPool | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Resume the sweep's parent run, or create it."""
@@ -118,6 +120,7 @@ class SweepCallback(Callback):
         if EXPERIMENT_KEY in swept:
             raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
         validate(composed, "mlflow")
+        self.pool = open_pool(config, composed, swept)
         validate(composed, "comparison")
         self.experiment = composed.mlflow.experiment_name
         set_experiment_name(self.experiment)
@@ -151,6 +154,7 @@ class SweepCallback(Callback):
                 self.process,
                 self.basis,
                 self.experiment,
+                self.pool,
             )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

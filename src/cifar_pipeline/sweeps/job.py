@@ -10,7 +10,8 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cifar_pipeline.config.compose import (
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
+from cifar_pipeline.sweeps.devices import GpuPool, may_use_gpu
 from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
@@ -152,15 +154,18 @@ def _data_hash(config: DictConfig) -> str:
 
 _trial: Trial | None = None
 _basis: SweepBasis | None = None
+_pool: GpuPool | None = None
 
 
-def start_trial(trial: Trial, sweep_process: int, basis: SweepBasis | None, experiment: str) -> None:
-    """Set the trial that this process runs, what the sweep started with, and its experiment in MLflow.
+def start_trial(
+    trial: Trial, sweep_process: int, basis: SweepBasis | None, experiment: str, pool: GpuPool | None = None
+) -> None:
+    """Set the trial that this process runs, what the sweep started with, its experiment in MLflow, and its GPUs.
 
     Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
     """
-    global _trial, _basis
-    _trial, _basis = trial, basis
+    global _trial, _basis, _pool
+    _trial, _basis, _pool = trial, basis, pool
     set_experiment_name(experiment)
     configure_logging()
     if os.getpid() != sweep_process:
@@ -226,11 +231,12 @@ def isolate_failures(stage: Stage) -> Stage:
         from cifar_pipeline.tracking.sweeps import record_failure, record_trial
 
         with log_prefix(f"[{trial.number}] "):
-            log.info(f"{trial.title}: {' '.join(trial.overrides)}")
             record_trial(trial)
             try:
-                _require_same_basis(config)
-                return stage(config)
+                with _assigned_gpu(trial, config) as suffix:
+                    log.info(f"{trial.title}: {' '.join(trial.overrides)}{suffix}")
+                    _require_same_basis(config)
+                    return stage(config)
             except Exception as error:
                 reason = describe_failure(error)
                 record_failure(trial, reason)
@@ -238,6 +244,18 @@ def isolate_failures(stage: Stage) -> Stage:
                 return None
 
     return run
+
+
+@contextmanager
+def _assigned_gpu(trial: Trial, config: DictConfig) -> Iterator[str]:
+    """Take a GPU for the trial, if there is one; yield ` (GPU 1)` for its first line."""
+    global _trial
+    if _pool is None or not may_use_gpu(config):
+        yield ""
+        return
+    with _pool.assign() as gpu:
+        _trial = replace(trial, gpu=gpu)
+        yield f" (GPU {gpu})"
 
 
 def _require_same_basis(config: DictConfig) -> None:

@@ -29,7 +29,7 @@ from cifar_pipeline.tracking.client import (
     tracking_uri,
 )
 from cifar_pipeline.tracking.sweeps import record_trial
-from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial
+from cifar_pipeline.tracking.trial import FAILURE_TAG, GPU_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace, workspace_id
 from cifar_pipeline.utils.text import flatten_dict
@@ -155,6 +155,8 @@ def training_run(
         record_trial(trial, run_id)
         if trial.rerun:
             client.set_tag(run_id, SWEEP_RERUN, trial.rerun)
+        if trial.gpu:
+            client.set_tag(run_id, GPU_TAG, trial.gpu)
     crashes = crash_count(client, run) if run else 0
     if trial and crashes >= MAX_CRASHES:
         client.set_terminated(run_id, "FAILED")

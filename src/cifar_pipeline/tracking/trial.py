@@ -16,6 +16,8 @@ SECONDS_TAG = "seconds"
 RERUN = "rerun"
 # Tag of a trial's run: id of the sweep's rerun that trained or continued it.
 SWEEP_RERUN = "sweep.rerun"
+# Tag of a trial's run: name in CUDA_VISIBLE_DEVICES of the GPU that the sweep gave to it.
+GPU_TAG = "gpu"
 # Keys that every run's name contains.
 KEYS_IN_RUN_NAME = ("optimizer", "loss", "seed")
 
@@ -31,6 +33,7 @@ class Trial:
         swept: the keys that differ between the trials.
         total: number of trials; 0 where it is not known in advance.
         rerun: id of the sweep's rerun; empty for none.
+        gpu: name in CUDA_VISIBLE_DEVICES of the GPU that the sweep gave to the trial; empty for none.
     """
 
     parent: str
@@ -39,6 +42,7 @@ class Trial:
     swept: tuple[str, ...]
     total: int = 0
     rerun: str = ""
+    gpu: str = ""
 
     @property
     def title(self) -> str:
