@@ -240,9 +240,10 @@ def winner(comparison: Comparison) -> "pd.Series[Any] | None":
 
 
 def group_name(comparison: Comparison, group: TrialGroup) -> str:
-    """Name a group by its choices, `optimizer=adam, loss=mse`; without any, by its first member."""
+    """Name a group by its choices, `optimizer=adam, loss=mse`; without any, by what it averages, or by its trial."""
     values = zip(comparison.choices, group.values, strict=True)
-    return ", ".join(f"{choice}={value}" for choice, value in values) or cell_text(group.members[0].get("name"))
+    name = f"mean over {comparison.over}" if comparison.replicates else cell_text(group.members[0].get("name"))
+    return ", ".join(f"{choice}={value}" for choice, value in values) or name
 
 
 def cell_text(value: object) -> str:

@@ -38,6 +38,7 @@ from cifar_pipeline.reporting.sweep_comparison import (
     TrialGroup,
     all_numeric,
     cell_text,
+    group_name,
     group_trials,
     prefers_log_scale,
     to_float,
@@ -129,8 +130,7 @@ def _draw(axes: Axes, table: pd.DataFrame, color: str, style: object, band: bool
 def _name(comparison: Comparison, group: TrialGroup) -> str:
     name = truncate(", ".join(shorten_value(value) for value in group.values), 40)
     if not name:
-        is_single = len(group.members) == 1
-        name = cell_text(group.members[0].get("name")) if is_single else f"mean over {comparison.over}"
+        name = group_name(comparison, group)
     return name if group.count(FINISHED) else f"{name} ({cell_text(group.members[0]['status']).lower()})"
 
 

@@ -5,6 +5,7 @@ The comparison is printed, and written into the sweep's folder as figures, table
 
 import logging
 import math
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -110,7 +111,7 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
         right=[position for position, column in enumerate(order) if column in ranking.numeric_columns],
         rows=[
             PageRow(
-                [row[column] for column in order],
+                [_unbroken(row[column]) for column in order],
                 is_best=index == 0 and _has_value(group, comparison.metric),
                 has_failures=group.count(*FAILED_STATUSES) > 0,
             )
@@ -134,6 +135,11 @@ def _front(comparison: Comparison) -> dict[str, Any] | None:
     return {"title": front_title(comparison), "header": header, "rows": rows, "right": right}
 
 
+def _unbroken(cell: str) -> str:
+    """Keep a p-value on one line."""
+    return re.sub(r"\(p ([=<]) ", "(p\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", cell)
+
+
 def _metric_first(ranking: RankingTable) -> list[int]:
     """Order the table's columns with the metric after the rank, because narrow screens show only the first ones."""
     metric = ranking.metric_column
@@ -145,9 +151,14 @@ def _best(comparison: Comparison) -> dict[str, str] | None:
         return None
     best = comparison.groups[0]
     return {
-        "name": group_name(comparison, best),
+        "caption": _of_the_best(comparison, display_name(comparison.metric), group_name(comparison, best)),
         "value": format_mean_std(best, comparison.metric, comparison.runs_per_group),
     }
+
+
+def _of_the_best(comparison: Comparison, metric: str, name: str) -> str:
+    """Name a value of the best group, which is the only one if nothing but seed, fold or split is swept."""
+    return f"{metric} of the best: {name}" if comparison.choices or not comparison.replicates else f"{metric}, {name}"
 
 
 def _describe(comparison: Comparison) -> str:
@@ -160,7 +171,9 @@ def _describe(comparison: Comparison) -> str:
         for group in (known if len(known) == 1 else (known[0], known[-1]))
     ]
     metric = heading_name(comparison.metric)
-    return f"{metric} from the best, {first}, to the last, {last[0]}." if last else f"{metric} of the best, {first}."
+    if last:
+        return f"{metric} from the best, {first}, to the last, {last[0]}."
+    return f"{_of_the_best(comparison, metric, first)}."
 
 
 def _has_value(group: TrialGroup, metric: str) -> bool:
