@@ -106,8 +106,8 @@ def open_storage(url: str | None) -> RDBStorage:
             reason = one_line(root_cause(error)).rstrip(".")
             if url == default_url():
                 raise UserError(
-                    f"{DATABASE} cannot be opened ({reason}): restore it from a backup, or move it away, which forgets its "
-                    "searches but no training."
+                    f"{DATABASE} cannot be opened ({reason}): restore it from a backup, or move it away, which forgets "
+                    "its searches but no training."
                 ) from None
             raise UserError(
                 f"{STORAGE_KEY} cannot be opened ({reason}): it must be the URL of a database that responds, such as "
