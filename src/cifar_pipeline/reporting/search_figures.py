@@ -11,7 +11,6 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -61,7 +60,8 @@ def search_figures(study: optuna.Study, metrics: Sequence[str]) -> dict[str, Fig
 def _draw(name: str, draw: Callable[[], Figure]) -> Figure | None:
     # Optuna draws with pyplot: its global settings and figures are restored and closed.
     with plt.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        # About experimental features, and about axes on which all values are equal.
+        warnings.simplefilter("ignore")
         plt.switch_backend("agg")
         try:
             return draw()
