@@ -35,7 +35,7 @@ def comparison(trials=TRIALS, objectives=OBJECTIVES) -> Comparison:
         }
         for name, accuracy, parameters, status in trials
     ]  # fmt: skip
-    return Comparison("a search", pd.DataFrame(rows), ("model",), objectives=objectives)
+    return Comparison("a search", pd.DataFrame(rows), ("model",), objectives=objectives, significance_level=0.05)
 
 
 def test_the_front_has_the_trials_that_no_other_beats_best_first():
