@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from cifar_pipeline.config import source_files
 from cifar_pipeline.tracking.client import connect, logged_epochs
 from cifar_pipeline.tracking.runs import MAX_PARAM_LENGTH, finished_run, resume_run, run_name, training_run
-from cifar_pipeline.tracking.trial import Trial
+from cifar_pipeline.tracking.trial import Trial, TrialPruned
 from cifar_pipeline.utils.errors import UserError
 from helpers.data_facts import data_facts
 
@@ -198,8 +198,8 @@ def test_results_are_logged_as_models_and_files_once(client, tmp_path):
     (tmp_path / "last" / "MLmodel").write_text("flavors: {}\n")
     (tmp_path / "metadata.json").write_text("{}")
     with open_run("result") as run:
-        run.log_result(tmp_path, {"device": "cpu"})
-        run.log_result(tmp_path, {"device": "cpu"})
+        run.log_result(tmp_path, {"device": "cpu"}, {"parameters": 62006})
+        run.log_result(tmp_path, {"device": "cpu"}, {"parameters": 62006})
     logged = client.get_run(run.id)
     (output,) = logged.outputs.model_outputs
     assert client.get_logged_model(output.model_id).name == "last"
@@ -207,6 +207,7 @@ def test_results_are_logged_as_models_and_files_once(client, tmp_path):
         "metadata.json"
     ]
     assert logged.data.tags["device"] == "cpu"
+    assert [metric.value for metric in client.get_metric_history(run.id, "parameters")] == [62006]
 
 
 def test_later_results_go_to_the_trainings_run(client, capsys):
@@ -291,3 +292,13 @@ def test_a_missing_package_of_the_system_metrics_is_named(client, monkeypatch):
         run.system_metrics(True),
     ):
         pass
+
+
+def test_a_pruned_run_is_killed_with_its_reason_until_it_is_resumed(client):
+    with pytest.raises(TrialPruned), open_run("pruned") as run:
+        raise TrialPruned("Pruned after epoch 1 of 3.")
+    assert status(client, run.id) == "KILLED"
+    assert client.get_run(run.id).data.tags["pruned"] == "Pruned after epoch 1 of 3."
+    with open_run("pruned") as resumed:
+        assert resumed.id == run.id and "pruned" not in client.get_run(run.id).data.tags
+    assert status(client, run.id) == "FINISHED"

@@ -40,7 +40,8 @@ def observe_trial(setup: TrainingSetup) -> TrainingSetup:
     study = reference.load()
     stored = study.get_trials(deepcopy=False)[trial.number]
     reporter = EpochReporter(optuna.trial.Trial(study, stored._trial_id), reference.objectives[0].metric)
-    callbacks: Mapping[str, Callback] = {**setup.callbacks, "search": reporter}
+    # Not the name of an option of conf/callbacks.
+    callbacks: Mapping[str, Callback] = {**setup.callbacks, "hydra.sweeper.pruner": reporter}
     return replace(setup, callbacks=callbacks)
 
 

@@ -185,6 +185,12 @@ class Search:
         """Return the overrides of a trial's job."""
         return self.plan.fill({key: format_value(trial.params[key]) for key in self.plan.space})
 
+    def reject(self, trials: Sequence[FrozenTrial]) -> None:
+        """Record as failed the trials whose values do not compose a configuration."""
+        with translate_storage_errors():
+            for trial in trials:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+
     def require_results(self, trials: Sequence[FrozenTrial]) -> None:
         """Warn about trials whose job has ended without recording a result; the next command repeats them."""
         with translate_storage_errors():

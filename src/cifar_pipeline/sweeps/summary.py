@@ -71,7 +71,7 @@ from cifar_pipeline.tracking.trial import (
 )
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import status, stdout_console
-from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.errors import EnvironmentFailure, UserError
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 
@@ -308,11 +308,17 @@ def _search_figures() -> dict[str, Figure]:
         return {}
     from cifar_pipeline.reporting.search_figures import search_figures
     from cifar_pipeline.sweeps.search import current_search
+    from cifar_pipeline.sweeps.study import translate_storage_errors
 
     search = current_search()
     if search is None:
         return {}
-    return search_figures(search.study, [objective.metric for objective in search.plan.objectives])
+    try:
+        with translate_storage_errors():
+            return search_figures(search.study, [objective.metric for objective in search.plan.objectives])
+    except EnvironmentFailure as failure:
+        log.warning(f"The search has no figures: {failure}")
+        return {}
 
 
 def abort_sweep(parent: str, is_holder: bool = True) -> None:

@@ -101,14 +101,14 @@ class TrainingRun:
         """Set tags, by which runs can be filtered."""
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
 
-    def log_result(self, folder: Path, tags: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def log_result(self, folder: Path, tags: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Log a finished training: each model folder as an MLflow model, the files next to them as artifacts.
 
         A run that has metrics of the whole training, or models, keeps them.
         """
         self.tag(tags)
         run = self.client.get_run(self.id)
-        if new := {key: value for key, value in metrics.items() if key not in run.data.metrics}:
+        if new := {key: value for key, value in (metrics or {}).items() if key not in run.data.metrics}:
             self.log_metrics(new)
         models = run.outputs
         if models and models.model_outputs:

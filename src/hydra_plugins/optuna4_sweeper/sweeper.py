@@ -60,7 +60,12 @@ class Optuna4Sweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         for trials in search.batches():
             overrides = [search.overrides(trial) for trial in trials]
-            self.validate_batch_is_legal(overrides)
+            try:
+                self.validate_batch_is_legal(overrides)
+            except Exception:
+                # Otherwise the same command would propose them again.
+                search.reject(trials)
+                raise
             for job in self.launcher.launch(overrides, initial_job_idx=trials[0].number):
                 _ = job.return_value  # raises what the job has raised
             search.require_results(trials)
