@@ -103,6 +103,11 @@ BY_FILE = {
     "tests/training/test_profile.py": {
         "test_a_profile_names_what_took_the_time": r"python src/train.py rerun=true runtime.profiler=\w+",
     },
+    "tests/sweeps/test_search.py": {
+        "test_an_interrupted_search_continues_and_a_larger_number_adds_trials": (
+            r"python src/train.py -m sweep=search( \S+=\S+)*"
+        ),
+    },
     "tests/sweeps/test_a_sweep.py": {
         "test_a_sweep_is_one_run_with_its_jobs_as_children": r"python src/train.py -m (\S+=\S+ ?)+",
     },
@@ -257,6 +262,10 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
     if not {"-m", "-S"} & {*arguments}:
         validate(project.compose(*words))
         return
+    if "sweep=search" in words:  # All of its values are checked before its storage is opened.
+        ended = project.start(train, "-m", *words, "hydra.sweeper.storage=nowhere")
+        ended.assert_refused("hydra.sweeper.storage cannot be opened")
+        return
     created_options = [
         word for word in words if (ROOT / "docs" / "extending.md").name in page and is_created_by_the_page(word)
     ]
@@ -276,6 +285,10 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
         if override.is_sweep_override():
             for value in override.sweep_string_iterator():
                 validate(project.compose(*fixed, f"{override.get_key_element()}={value}"))
+
+
+def train(config: object) -> None:
+    """Never called."""
 
 
 def is_created_by_the_page(word: str) -> bool:

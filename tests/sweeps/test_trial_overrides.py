@@ -9,11 +9,10 @@ from omegaconf import DictConfig, flag_override
 
 from cifar_pipeline.config.params import register_params
 from cifar_pipeline.sweeps import summary
-from cifar_pipeline.sweeps.callback import num_trials, set_direction, split_fixed_and_swept
+from cifar_pipeline.sweeps.callback import num_trials, split_fixed_and_swept
 from cifar_pipeline.sweeps.summary import dvc_override, reproduce_command
 from cifar_pipeline.tracking.sweeps import TrialRecord
 from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics, parse_overrides
-from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 
 
@@ -65,17 +64,6 @@ def test_overrides_are_split_into_fixed_and_swept(project, overrides, fixed, swe
 )
 def test_trials_are_counted_in_advance(project, overrides, trials):
     assert num_trials(multirun(project, overrides)) == trials
-
-
-@pytest.mark.parametrize("sweep", ["sweep=search", "hydra/sweeper=optuna"])
-@pytest.mark.parametrize(("mode", "direction"), [("max", "maximize"), ("min", "minimize")])
-def test_the_direction_of_a_search_follows_the_mode(project, sweep, mode, direction):
-    config = multirun(project, [sweep])
-    set_direction(config, mode)
-    assert config.hydra.sweeper.direction == direction
-    set_direction(config, mode)  # as if it was set on the command line
-    with pytest.raises(UserError, match=f"direction={direction} contradicts mode="):
-        set_direction(config, {"max": "min", "min": "max"}[mode])
 
 
 def test_a_title_has_the_number_of_a_trial_and_of_all_trials():

@@ -10,6 +10,7 @@ from typing import Any
 from cifar_pipeline.config.params import (
     LIST_GROUPS,
     NON_PARAM_GROUPS,
+    SEARCH_GROUPS,
     SINGLE_ENTRY_GROUPS,
     SWEEP_GROUPS,
     TOP_LEVEL_KEYS,
@@ -56,6 +57,7 @@ def schemas(conf: Path) -> dict[str, Schema]:
         "experiment": _file_schema("An experiment", values),
         "sweep": _sweep_schema(groups, param_groups),
         "launcher": _launcher_schema(),
+        **{name: _option_schema(groups[name]) for name in SEARCH_GROUPS},
     }
     for group in [
         *param_groups.values(),
@@ -131,7 +133,7 @@ def _option_schema(group: Group) -> Schema:
     if not targets:
         return _file_schema(title, {"defaults": HYDRA_SCHEMA["defaults"], **_properties(group)})
     cases: list[Schema] = [{"if": {"required": ["_target_"]}, "else": _restrict_keys(group.keys)}]
-    if any(option.target is None and "_target_" in option.values for option in group.options):
+    if _may_lack_target(group):
         targets.append(None)  # `_target_: null`, as in weight_averaging=none
     for target in targets:
         is_target = {"required": ["_target_"], "properties": {"_target_": {"const": target}}}
@@ -160,8 +162,11 @@ def _entries_schema(group: Group) -> Schema:
 
 def _target(group: Group) -> Schema:
     """Return the schema of `_target_` where the group allows null for it, as weight_averaging does."""
-    declared = group.schema("_target_") or {}
-    return {"_target_": HYDRA_SCHEMA["_target_"] | {"type": ["string", "null"]}} if "anyOf" in declared else {}
+    return {"_target_": HYDRA_SCHEMA["_target_"] | {"type": ["string", "null"]}} if _may_lack_target(group) else {}
+
+
+def _may_lack_target(group: Group) -> bool:
+    return any(option.target is None and "_target_" in option.values for option in group.options)
 
 
 def _target_keys(group: Group, target: str | None) -> list[str]:

@@ -19,8 +19,9 @@ CONF = Path("conf")
 PARAMS = Path("params.yaml")
 # `model.weights`: those that the network's library publishes; and how the address of a model in MLflow begins.
 DEFAULT_WEIGHTS, MLFLOW_SCHEMES = "default", ("models:/", "runs:/")
-# Groups that only a sweep (`-m`) reads: its trials, and the launcher that runs them.
-SWEEP_GROUPS = ("sweep", "launcher")
+# Groups that only a sweep (`-m`) reads: its trials, how a search proposes and stops them, the launcher that runs them.
+SEARCH_GROUPS = ("sampler", "pruner")
+SWEEP_GROUPS = ("sweep", *SEARCH_GROUPS, "launcher")
 # Groups that are not part of a training's configuration. params.yaml has a key of its own for `experiment`.
 NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.
@@ -31,7 +32,13 @@ LIST_GROUPS = ("augmentation", *SINGLE_ENTRY_GROUPS)
 # Keys without a group that params.yaml sets directly.
 TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
 # Arguments of Lightning's Trainer that the pipeline sets itself, and its MLflow logger, with what to use instead.
-OTHER_PLACES = {"logger=mlflow": "MLflow always logs, and logger=[csv,tensorboard,wandb] adds others"} | {
+OTHER_PLACES = {
+    "logger=mlflow": "MLflow always logs, and logger=[csv,tensorboard,wandb] adds others",
+    "hydra/sweeper=optuna": "choose sweep=search, or hydra/sweeper=optuna4 with sampler=tpe",
+    "hydra.sweeper.direction": "a search follows monitor and mode",
+    "hydra.sweeper.sampler": "only a search has a sampler; add sweep=search",
+    "hydra.sweeper.pruner": "only a search has a pruner; add sweep=search",
+} | {
     f"trainer.{name}": instead
     for name, instead in {
         "accelerator": "write runtime.accelerator",

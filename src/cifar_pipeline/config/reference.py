@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SWEEP_GROUPS, to_yaml_inline
+from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SEARCH_GROUPS, SWEEP_GROUPS, to_yaml_inline
 from cifar_pipeline.config.schema import JsonSchema, describe_allowed, field_schemas
 from cifar_pipeline.utils.text import one_line
 
@@ -190,7 +190,7 @@ def _section(group: Group, folder: Path) -> str:
     if group.name in LIST_GROUPS:
         lines.append(_table(["key", "value", "description"], list(_entry_rows(group))))
     # An experiment and a sweep set the keys of other groups.
-    elif group.name not in NON_PARAM_GROUPS and group.keys:
+    elif (group.name not in NON_PARAM_GROUPS or group.name in SEARCH_GROUPS) and group.keys:
         lines.append(
             _table(["key", "value by option", "allowed", "description"], [_row(group, key) for key in group.keys])
         )
@@ -207,7 +207,7 @@ def _entry_rows(group: Group) -> Iterator[list[str]]:
 
 def _row(group: Group, key: str) -> list[str]:
     schema, nested = group.schema(key), group.nested_group(key)
-    name = f"{group.name.replace('/', '.')}.{key}"
+    name = f"{'hydra.sweeper.' * (group.name in SEARCH_GROUPS)}{group.name.replace('/', '.')}.{key}"
     if nested:
         return [f"`{name}`", "see below", f"an option of `conf/{nested.name}/`, chosen in `defaults`", ""]
     return [

@@ -50,7 +50,7 @@ RESERVED_TAGS = re.compile(
     r"(mlflow|git|dvc|env|trial|version)\..*|sweep(\.rerun)?|fingerprint|dataset|experiment|workspace|command|python|rerun"
     r"|seconds|failure|crashes|crash_epoch|swept|base|folder|device|gpu|processor|engine|cores|threads|processes|precision"
     r"|strategy|images_per_step|weights(\.sha256)?|stopped|trainer\.batch_size|monitor|mode|evaluation\.checkpoint"
-    r"|pruned|comparison\.significance_level"
+    r"|pruned|objectives|study|comparison\.significance_level"
 )
 # MLflow's rule for the names of tags, which are also paths.
 TAG_NAME = re.compile(r"(?!.*//)[\w.:-][\w.: /-]{0,248}(?<!/)")
@@ -60,6 +60,7 @@ Precision = Literal[
     "transformer-engine-float16",
 ]  # fmt: skip
 Mode = Literal["max", "min"]
+SEVERAL_OBJECTIVES = "; only a search (sweep=search) has a list of several objectives"
 BatchLimit = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None,
     Field(description="a number of batches, a fraction of them above 0 and of at most 1.0, or null"),
@@ -402,8 +403,8 @@ class Config(Options):
 
     model_config = ConfigDict(extra="allow")
     seed: Seed
-    monitor: Text
-    mode: Mode
+    monitor: Annotated[Text, Field(description=f"the name of a metric{SEVERAL_OBJECTIVES}")]
+    mode: Annotated[Mode, Field(description=f"max or min{SEVERAL_OBJECTIVES}")]
     image_dir: Text
     rerun: bool
     data: Data

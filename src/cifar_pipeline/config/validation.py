@@ -19,7 +19,7 @@ from hydra.errors import (
 )
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from cifar_pipeline.config.params import (
@@ -39,7 +39,7 @@ PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
 # Hydra's message for an unknown option in a list such as callbacks=[a,b].
 COULD_NOT_LOAD = re.compile(r"Could not load '(\w+)/([^']+)'")
 # Extras in pyproject.toml that install the plugins of conf/.
-EXTRAS = {"joblib": "launchers", "submitit": "launchers", "optuna": "launchers", "ray": "ray"}
+EXTRAS = {"joblib": "launchers", "submitit": "launchers", "ray": "ray"}
 # Extras whose packages do not fit the versions in constraints.txt.
 UNPINNED_EXTRAS = ("ray",)
 
@@ -78,6 +78,8 @@ def format_error(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
             return _unknown_key(cause)
+        if isinstance(cause, ValidationError) and cause.full_key:
+            return f"{cause.full_key}: {str(cause).splitlines()[0].rstrip('.')}."
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).splitlines()[0]}."
@@ -89,7 +91,7 @@ def _unknown_option(error: MissingConfigException) -> str:
         return one_line(error)
     group, _, option = error.missing_cfg_file.rpartition("/")
     group = group.strip("/")
-    if group in PLUGINS:
+    if group in PLUGINS and f"{group}={option}" not in OTHER_PLACES:
         plugin = option.removesuffix("_local").removesuffix("_slurm")
         if plugin in EXTRAS:
             return f"{group}={option} is not installed: `{install_command(EXTRAS[plugin])}` installs it."
@@ -187,12 +189,13 @@ def check_targets(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     for key, node in _targets({str(key): value for key, value in plain.items()}):
-        _check_target(key, target_config(node, key))
+        check_target(key, target_config(node, key))
     for key, function in NAME_LOOKUPS.items():
         get_object(function)(OmegaConf.select(config, key))
 
 
-def _check_target(key: str, node: Mapping[str, Any]) -> None:
+def check_target(key: str, node: Mapping[str, Any]) -> None:
+    """Raise UserError for a `_target_` that cannot be imported, or for arguments that it rejects."""
     target = node["_target_"]
     try:
         parameters = inspect.signature(get_object(target)).parameters
@@ -254,6 +257,8 @@ SMOKE_BUILDS: dict[str, Callable[[Any], Any]] = {
     "data.fallback": lambda source: source,
     "callbacks.*": lambda callback: callback,
     "augmentation.*": lambda transform: transform,
+    "hydra.sweeper.sampler": lambda sampler: sampler,
+    "hydra.sweeper.pruner": lambda pruner: pruner,
 }
 
 

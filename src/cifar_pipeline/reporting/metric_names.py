@@ -34,7 +34,7 @@ def chosen_metrics(test: Mapping[str, float]) -> dict[str, str]:
 
 def unit(metric: str) -> str:
     """Return the unit of what `format_metric` returns, with a space before it; empty for none."""
-    return " %" if is_fraction(metric) else ""
+    return " %" if is_fraction(metric) else " s" if metric.endswith("seconds") else ""
 
 
 def heading_name(metric: str) -> str:
@@ -44,7 +44,14 @@ def heading_name(metric: str) -> str:
 
 
 def format_metric(metric: str, value: float, digits: int = 2) -> str:
-    """Format a metric without unit: a fraction in percent, others with two more digits, large ones as a power."""
+    """Format a metric without unit: a fraction in percent, others with two more digits, large ones as a power.
+
+    Numbers of parameters are whole, and seconds have `digits` digits.
+    """
+    if metric == "parameters":
+        return f"{value:,.0f}"
+    if metric.endswith("seconds"):
+        return f"{value:,.{digits}f}"
     if is_fraction(metric):
         return f"{100 * value:.{digits}f}"
     return f"{value:.{digits + 2}f}" if abs(value) < 1000 else f"{value:.{digits}e}"

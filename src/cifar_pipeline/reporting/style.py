@@ -35,8 +35,16 @@ TITLE, HEADING, TEXT, SMALL = 15.0, 12.0, 11.0, 10.0
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Create an empty figure of `width` x `height` inches with a title, which is wrapped to the width."""
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND, layout="constrained")
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    style_figure(figure, width, height, title)
+    return figure
+
+
+def style_figure(figure: Figure, width: float, height: float, title: str, is_constrained: bool = True) -> None:
+    """Set size, background, title and, if it is constrained, layout of a figure as `new_figure` does."""
+    figure.set_size_inches(width, height)
+    figure.set_facecolor(BACKGROUND)
     size = TITLE * font_scale(width)
     # A bold character is about 0.65 of its size wide; a point is 1/72 inch.
     characters = max(20, int(width * 72 / (0.65 * size)))
@@ -51,8 +59,8 @@ def new_figure(width: float, height: float, title: str) -> Figure:
         family=FONT,
         parse_math=False,
     )
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
-    return figure
+    if is_constrained:
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
 
 
 def font_scale(width: float) -> float:

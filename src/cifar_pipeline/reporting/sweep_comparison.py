@@ -40,6 +40,7 @@ class Comparison:
         mode: whether larger or smaller values of it are better, `max` or `min`.
         checkpoint: the weights that the metrics of `trials` are of, `last` or `best`.
         significance_level: a difference counts as more than chance if its p-value is below this.
+        objectives: of a search, each a metric and its mode, the one to rank by first.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Comparison:
     mode: str = "max"
     checkpoint: str = "last"
     significance_level: float = field(kw_only=True)
+    objectives: tuple[tuple[str, str], ...] = ()
 
     @property
     def full_title(self) -> str:

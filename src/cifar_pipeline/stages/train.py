@@ -18,7 +18,13 @@ from cifar_pipeline.data.dataset import Dataset, require_matching_config
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.build import build_inference_model, build_untrained_model
 from cifar_pipeline.models.pretrained import PretrainedWeights, load_pretrained
-from cifar_pipeline.sweeps.job import cached_objective, current_trial, objective, require_validation_split
+from cifar_pipeline.sweeps.job import (
+    cached_objective,
+    current_study,
+    current_trial,
+    objective,
+    require_validation_split,
+)
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.runs import fail_stale_run, require_own_run, run_name, training_run
@@ -42,6 +48,7 @@ from cifar_pipeline.training.trainer import (
     find_monitors,
     fit,
     release_ranks,
+    run_metrics,
     run_tags,
     training_metadata,
 )
@@ -166,6 +173,10 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
         require_validation_split(dataset.sizes["val"], config.monitor)
     setup = build_training(config, dataset, hardware, engine, run_dir, processes, callbacks, weights)
     find_monitors(setup)  # Raises before there is a run.
+    if current_study():
+        from cifar_pipeline.sweeps.pruning import observe_trial  # imports Optuna
+
+        setup = observe_trial(setup)
     has_own_data = dataset.folder != PROCESSED
     if not processes.needs_launch and (not trial or trial.number == 0 or has_own_data):
         train_size, val_size = dataset.sizes["train"], dataset.sizes["val"]
@@ -217,7 +228,8 @@ def run_training(plan: Plan) -> None:
                 write_result(plan, result, exported)
             status("Uploading the models to MLflow")
             logger.flush_pending()
-            run.log_result(run_dir.result, run_tags(run_dir.metadata()))
+            metadata = run_dir.metadata()
+            run.log_result(run_dir.result, run_tags(metadata), run_metrics(metadata))
         require_unchanged()
         run_dir.copy_to(output_root(), {"id": run.id, "name": plan.name})
         run_dir.prune(config.runtime.max_cached_runs)

@@ -12,20 +12,20 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from importlib import import_module
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
@@ -40,8 +40,14 @@ from cifar_pipeline.utils.console import close_job_log, status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_values
 
+if TYPE_CHECKING:
+    from cifar_pipeline.sweeps.search import SearchPlan
+    from cifar_pipeline.sweeps.study import StudyReference
+
 log = logging.getLogger(__name__)
 
+# The sweeper of this project, which searches.
+SEARCH_SWEEPER = "hydra_plugins.optuna4_sweeper.sweeper.Optuna4Sweeper"
 TIMEOUT_SECONDS = 5
 EXPERIMENT_KEY = "mlflow.experiment_name"
 # Groups and keys on which the data of a trial depend: the size of stored images follows the network's.
@@ -87,6 +93,7 @@ class SweepCallback(Callback):
         self.basis: SweepBasis | None = None
         self.experiment = ""
         self.pool: GpuPool | None = None
+        self.study: StudyReference | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Resume the sweep's parent run, or create it."""
@@ -105,16 +112,17 @@ class SweepCallback(Callback):
         multirun.register_sweep(self.parent, folder)
 
     def _open(self, config: DictConfig) -> tuple[str, str]:
-        if "optuna" in str(config.hydra.sweeper.get("_target_")):
-            optuna_logging = import_module("optuna").logging
-            optuna_logging.disable_default_handler()
-            optuna_logging.enable_propagation()
         fixed, swept = split_fixed_and_swept(config)
         reject_swept_ranking(swept)
         self.swept, self.total = tuple(swept), num_trials(config)
         composed = compose("config", overrides=fixed)
-        set_direction(config, composed.mode)
-        search = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        plan = plan_search(config, composed)
+        if plan:
+            fixed += plan.ranking
+            composed = compose("config", overrides=fixed)
+        sweeper = plan.identity if plan else OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        validate(composed, "monitor")
+        validate(composed, "mode")
         base = stage_config(composed, "train")
         check_data(config, fixed)
         if EXPERIMENT_KEY in swept:
@@ -129,12 +137,31 @@ class SweepCallback(Callback):
         from cifar_pipeline.tracking.sweeps import open_sweep
 
         self.basis = SweepBasis.now(composed)
-        fingerprint = digest([base, swept, search, self.basis.fingerprint])
-        multirun.lock_sweep_dir(fingerprint)
+        fingerprint = digest([base, swept, sweeper, self.basis.fingerprint])
+        if not multirun.lock_sweep_dir(fingerprint) and plan:
+            raise UserError(
+                "Another process of this project runs the same search: wait for its end; a larger "
+                "hydra.sweeper.n_trials then adds trials."
+            )
         name = " ".join(f"{key}={values}" for key, values in swept.items())[:200] or "sweep"
         metadata = {"swept": json.dumps(list(swept)), "base": json.dumps(fixed), "folder": config.hydra.sweep.dir}
         metadata |= {**self.basis.ranking, LEVEL_KEY: str(composed.comparison.significance_level)}
-        return open_sweep(fingerprint, name, metadata, composed.rerun, configured_tags(composed.mlflow))
+        labels = configured_tags(composed.mlflow)
+        parent, rerun = open_sweep(fingerprint, name, metadata, composed.rerun, labels)
+        if plan:
+            self._open_search(plan, parent, fingerprint, rerun)
+        return parent, rerun
+
+    def _open_search(self, plan: "SearchPlan", parent: str, fingerprint: str, rerun: str) -> None:
+        """Open the study of a search, which the sweeper runs, and name it on the parent run."""
+        from cifar_pipeline.sweeps.search import set_current_search
+        from cifar_pipeline.tracking.sweeps import tag_sweep
+        from cifar_pipeline.tracking.trial import OBJECTIVES_TAG, STUDY_TAG
+
+        search = plan.open(fingerprint, rerun)
+        self.total, self.study = search.total, search.reference
+        tag_sweep(parent, {STUDY_TAG: search.study.study_name, OBJECTIVES_TAG: json.dumps(plan.objectives)})
+        set_current_search(search)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Set the trial that the job's process runs."""
@@ -155,6 +182,7 @@ class SweepCallback(Callback):
                 self.basis,
                 self.experiment,
                 self.pool,
+                self.study,
             )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -167,11 +195,11 @@ def _reject_secrets(config: DictConfig) -> None:
 
     Jobs do not read that file: they compose their configuration from conf/, params.yaml and the command line.
     """
-    for word in config.hydra.overrides.task:
+    for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra):
         if contains_secret(word):
             raise UserError(
                 f"A sweep keeps its command line in files, and {word} contains a secret: put it into an environment "
-                "variable and write '${oc.env:NAME}' in params.yaml instead."
+                "variable and write '${oc.env:NAME}' instead, in params.yaml or in quotes on the command line."
             )
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
@@ -189,22 +217,17 @@ def reject_swept_ranking(swept: Iterable[str]) -> None:
             )
 
 
-def set_direction(config: DictConfig, mode: str) -> None:
-    """Set the direction of Optuna's search by `mode`. Raises UserError for another `hydra.sweeper.direction`.
-
-    Optuna's own default is not a string.
-    """
+def plan_search(config: DictConfig, composed: DictConfig) -> "SearchPlan | None":
+    """Read and check the options of a search; None for another sweeper. Raises what `SearchPlan.of` raises."""
     sweeper = config.hydra.sweeper
-    if "direction" not in sweeper:
-        return
-    direction = "maximize" if mode == "max" else "minimize"
-    if isinstance(sweeper.direction, str | ListConfig) and sweeper.direction != direction:
-        raise UserError(
-            f"hydra.sweeper.direction={sweeper.direction} contradicts mode={mode}: leave it out, because the search "
-            "follows monitor and mode."
-        )
-    with read_write(config):
-        sweeper.direction = direction
+    if sweeper.get("_target_") != SEARCH_SWEEPER:
+        return None
+    from cifar_pipeline.sweeps.search import SearchPlan
+
+    overrides = list(_last_overrides(config).values())
+    for override in overrides:
+        override.config_loader = GlobalHydra.instance().config_loader()  # for patterns such as glob(*)
+    return SearchPlan.of(sweeper, composed, overrides)
 
 
 def split_fixed_and_swept(config: DictConfig) -> tuple[list[str], dict[str, str]]:

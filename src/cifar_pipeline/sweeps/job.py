@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -31,13 +31,16 @@ from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.sweeps.devices import GpuPool, may_use_gpu
-from cifar_pipeline.tracking.trial import Trial, checkpoint_metrics
+from cifar_pipeline.tracking.trial import Trial, TrialPruned, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import parse_json, require_bounded
 from cifar_pipeline.utils.text import one_line, redact_and_escape
+
+if TYPE_CHECKING:
+    from cifar_pipeline.sweeps.study import StudyReference
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +158,23 @@ def _data_hash(config: DictConfig) -> str:
 _trial: Trial | None = None
 _basis: SweepBasis | None = None
 _pool: GpuPool | None = None
+_study: "StudyReference | None" = None
 
 
 def start_trial(
-    trial: Trial, sweep_process: int, basis: SweepBasis | None, experiment: str, pool: GpuPool | None = None
+    trial: Trial,
+    sweep_process: int,
+    basis: SweepBasis | None,
+    experiment: str,
+    pool: GpuPool | None = None,
+    study: "StudyReference | None" = None,
 ) -> None:
-    """Set the trial that this process runs, what the sweep started with, its experiment in MLflow, and its GPUs.
+    """Set the trial that this process runs, what the sweep started with, its experiment in MLflow, GPUs and study.
 
     Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
     """
-    global _trial, _basis, _pool
-    _trial, _basis, _pool = trial, basis, pool
+    global _trial, _basis, _pool, _study
+    _trial, _basis, _pool, _study = trial, basis, pool, study
     set_experiment_name(experiment)
     configure_logging()
     if os.getpid() != sweep_process:
@@ -176,6 +185,11 @@ def start_trial(
 def current_trial() -> Trial | None:
     """Return the trial that this process runs; None outside a multirun."""
     return _trial
+
+
+def current_study() -> "StudyReference | None":
+    """Return the study of the search that this process runs a trial of; None in other sweeps, or outside of one."""
+    return _study
 
 
 def require_validation_split(images: int, monitor: str) -> None:
@@ -218,13 +232,12 @@ def cached_objective(trial: Trial, fingerprint: str, config: DictConfig) -> floa
 def isolate_failures(stage: Stage) -> Stage:
     """Wrap a stage so that in a multirun a failure is recorded on the trial, and the other jobs continue.
 
-    A failed trial returns None: Optuna's sweeper counts what is not a number as a failure, but stops with an error at
-    NaN.
+    A failed or pruned trial returns None. In a search the study records how each trial ended.
     """
 
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
-        # Called here, in the job's process: a launcher pickles this function together with the old value of `_trial`.
+        # By a function, in the job's process: a launcher pickles this one together with the old value of `_trial`.
         trial = current_trial()
         if trial is None:
             return stage(config)
@@ -236,12 +249,19 @@ def isolate_failures(stage: Stage) -> Stage:
                 with _assigned_gpu(trial, config) as suffix:
                     log.info(f"{trial.title}: {' '.join(trial.overrides)}{suffix}")
                     _require_same_basis(config)
-                    return stage(config)
+                    value = stage(config)
+            except TrialPruned as pruned:
+                log.info(str(pruned))
+                _record_state(trial, "PRUNED")
+                return None
             except Exception as error:
                 reason = describe_failure(error)
                 record_failure(trial, reason)
                 log.error(reason)
+                _record_state(trial, "FAIL")
                 return None
+            _record_value(trial, value, config)
+            return value
 
     return run
 
@@ -256,6 +276,24 @@ def _assigned_gpu(trial: Trial, config: DictConfig) -> Iterator[str]:
     with _pool.assign() as gpu:
         _trial = replace(trial, gpu=gpu)
         yield f" (GPU {gpu})"
+
+
+def _record_value(trial: Trial, value: float | None, config: DictConfig) -> None:
+    """Record in the study of a search that a trial has finished."""
+    if _study is not None:
+        from cifar_pipeline.sweeps.study import record_result
+
+        record_result(_study, trial, value, config.evaluation.checkpoint)
+
+
+def _record_state(trial: Trial, state: str) -> None:
+    """Record in the study of a search that a trial ended without a value."""
+    if _study is not None:
+        from optuna.trial import TrialState
+
+        from cifar_pipeline.sweeps.study import record_state
+
+        record_state(_study, trial, TrialState[state])
 
 
 def _require_same_basis(config: DictConfig) -> None:

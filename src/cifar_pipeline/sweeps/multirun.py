@@ -34,15 +34,17 @@ _lock = ExitStack()
 _holds_lock = False
 
 
-def lock_sweep_dir(sweep: str) -> None:
+def lock_sweep_dir(sweep: str) -> bool:
     """Lock the sweep with this fingerprint until the process ends, so that its parent run does not count as stale.
 
-    If another process runs the same sweep, that one keeps the lock, and the parent run is that one's to end.
+    If another process runs the same sweep, that one keeps the lock, and the parent run is that one's to end: return
+    False.
     """
     global _holds_lock
     path = sweep_dir(sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     _holds_lock = _lock.enter_context(exclusive_lock_if_free(path))
+    return _holds_lock
 
 
 def register_sweep(parent: str, folder: Path) -> None:
@@ -71,7 +73,7 @@ def run_and_summarize(launch: Callable[[], None]) -> None:
         raise
     except Exception as error:
         killed = type(error).__name__ in WORKER_DEATH_ERRORS
-        if not killed and not _is_empty_search(error):
+        if not killed:
             _abort()
             raise
     if not _parent:
@@ -90,11 +92,6 @@ def _abort() -> None:
         from cifar_pipeline.sweeps.summary import abort_sweep
 
         abort_sweep(_parent, _holds_lock)
-
-
-def _is_empty_search(error: Exception) -> bool:
-    """Whether this is Optuna's error for a search in which every trial failed."""
-    return isinstance(error, ValueError) and str(error).startswith("No trials are completed")
 
 
 @contextmanager

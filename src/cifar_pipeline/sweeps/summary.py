@@ -7,7 +7,8 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cifar_pipeline.config.params import PARAMS, is_params_key, params_values
+from cifar_pipeline.config.params import PARAMS, SWEEP_GROUPS, is_params_key, params_values
 from cifar_pipeline.reporting.html import figure_uri, render
 from cifar_pipeline.reporting.metric_names import display_name, heading_name
+from cifar_pipeline.reporting.pareto import (
+    front_markdown,
+    front_numeric_columns,
+    front_rows,
+    front_table,
+    front_title,
+    pareto_figure,
+)
 from cifar_pipeline.reporting.significance import describe_differences
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.sweep_comparison import (
@@ -52,8 +61,11 @@ from cifar_pipeline.tracking.sweeps import (
 )
 from cifar_pipeline.tracking.trial import (
     FAILURE_TAG,
+    OBJECTIVES_TAG,
     PRUNED_TAG,
+    RUN_METRICS,
     SECONDS_TAG,
+    Objective,
     checkpoint_metrics,
     parse_overrides,
 )
@@ -110,7 +122,17 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
             {"source": figure_uri(figure), "alt": f"{heading}. {description}"} for heading, figure in figures.items()
         ],
         failed=failed_trials(comparison),
+        front=_front(comparison),
     )
+
+
+def _front(comparison: Comparison) -> dict[str, Any] | None:
+    """Return the Pareto front of a search for several objectives as the page shows it; None for one objective."""
+    if len(comparison.objectives) < 2:
+        return None
+    header, rows = front_rows(comparison)
+    right = front_numeric_columns(comparison, header)
+    return {"title": front_title(comparison), "header": header, "rows": rows, "right": right}
 
 
 def _unbroken(cell: str) -> str:
@@ -161,33 +183,42 @@ def _has_value(group: TrialGroup, metric: str) -> bool:
 def figure(comparison: Comparison) -> Figure:
     """Draw the trials as a heat map, lines or a dot plot, depending on the swept columns that are choices.
 
-    Heat map: two columns that fill a grid. Lines: one column of numbers, or one of two if the grid is too sparse, with
-    a line for each value of the other. Dot plot: everything else.
+    Heat map: two columns that fill a grid, unless a search proposed the values. Lines: one column of numbers, or one of
+    two if the grid is too sparse, with a line for each value of the other. Dot plot: everything else.
     """
-    if len(comparison.choices) == 2 and is_grid(comparison):
+    is_search = bool(comparison.objectives)
+    if len(comparison.choices) == 2 and is_grid(comparison) and not is_search:
         return heat_map(comparison)
     if numeric_column(comparison) is not None:
         return line(comparison)
     return dots(comparison)
 
 
-def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]:
+def write(
+    comparison: Comparison, folder: Path, command: str = "", search: Mapping[str, Figure] | None = None
+) -> list[Path]:
     """Write comparison.csv, comparison.md, comparison.png, curves.png and compare.html into `folder`.
 
-    The same comparison gives the same bytes.
+    With several objectives also pareto.png. The same comparison gives the same bytes.
 
     Args:
         command: runs the best trial in the pipeline; shown on the page.
+        search: figures of a search by file name; saved and shown on the page.
 
     Returns:
         Paths of the files.
     """
     figures = {"comparison.png": figure(comparison), "curves.png": curves(comparison)}
-    headings = {"Trials": figures["comparison.png"], "Epoch by epoch": figures["curves.png"]}
+    markdown = to_markdown(comparison)
+    if len(comparison.objectives) > 1:
+        figures["pareto.png"] = pareto_figure(comparison)
+        markdown += f"\n{front_markdown(comparison)}"
+    figures |= search or {}
+    shown = {FIGURE_HEADINGS[name]: drawn for name, drawn in figures.items()}
     texts = {
         "comparison.csv": to_csv(comparison),
-        "comparison.md": to_markdown(comparison),
-        "compare.html": sweep_page(comparison, headings, command),
+        "comparison.md": markdown,
+        "compare.html": sweep_page(comparison, shown, command),
     }
     for name, content in texts.items():
         with atomic_write(folder / name) as tmp:
@@ -197,16 +228,29 @@ def write(comparison: Comparison, folder: Path, command: str = "") -> list[Path]
     return [folder / name for name in (*texts, *figures)]
 
 
+# Heading of each figure on the page, by file name.
+FIGURE_HEADINGS = {
+    "comparison.png": "Trials",
+    "curves.png": "Epoch by epoch",
+    "pareto.png": "Pareto front",
+    "search_history.png": "Result of each trial",
+    "search_importance.png": "Importance of the searched values",
+    "search_parallel.png": "Values of each trial",
+}
+
+
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, a sentence for each failed trial, and what can be said of the differences."""
+    """Print the table, with several objectives the Pareto front, then failed trials and what differs beyond chance."""
     # The console does not wrap lines in pipes, but the table's columns need its width.
     stdout_console.print(as_table(comparison, stdout_console.width), soft_wrap=False)
+    if len(comparison.objectives) > 1:
+        stdout_console.print(front_table(comparison), soft_wrap=False)
     for sentence in (*failed_trials(comparison), *describe_differences(comparison)):
         log.info(sentence)
 
 
 # Config groups of a job's command line that do not affect its training. Threads and engine come from the run's tags.
-NON_TRAINING_GROUPS = ("hydra", "launcher", "runtime", "rerun", "sweep", "comparison")
+NON_TRAINING_GROUPS = ("hydra", "runtime", "rerun", "comparison", *SWEEP_GROUPS)
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -250,11 +294,25 @@ def finish_sweep(parent: str, folder: Path) -> bool:
     command = print_summary(comparison, parent)
     all_finished = bool(comparison.trials["status"].isin((FINISHED, PRUNED)).all())
     status("Drawing the comparison and its page")
-    end_sweep(parent, "FINISHED" if all_finished else "FAILED", write(comparison, folder, command))
+    files = write(comparison, folder, command, _search_figures())
+    end_sweep(parent, "FINISHED" if all_finished else "FAILED", files)
     log.info(
         f"Saved the comparison to {folder} and the sweep's MLflow run (`make ui`): open {folder / 'compare.html'}."
     )
     return all_finished
+
+
+def _search_figures() -> dict[str, Figure]:
+    """Draw Optuna's figures of the search that this process has run; empty after another sweep."""
+    if "cifar_pipeline.sweeps.search" not in sys.modules:
+        return {}
+    from cifar_pipeline.reporting.search_figures import search_figures
+    from cifar_pipeline.sweeps.search import current_search
+
+    search = current_search()
+    if search is None:
+        return {}
+    return search_figures(search.study, [objective.metric for objective in search.plan.objectives])
 
 
 def abort_sweep(parent: str, is_holder: bool = True) -> None:
@@ -310,7 +368,9 @@ def load_comparison(parent: str) -> Comparison:
         )
     swept = tuple(parse_json(run.data.tags["swept"]))
     metric, mode, checkpoint = (run.data.tags[key] for key in RANKING_KEYS)
-    keys = list(dict.fromkeys([*METRICS, metric]))
+    objectives = tuple(Objective(*pair) for pair in parse_json(run.data.tags.get(OBJECTIVES_TAG, "[]")))
+    others = [objective.metric for objective in objectives if objective.metric not in RUN_METRICS]
+    keys = list(dict.fromkeys([*METRICS, metric, *others]))
     records = read_trials(parent)
     epochs = {record.run_id: history(record.run_id, keys) for record in records if record.run}
     trials = pd.DataFrame(
@@ -326,7 +386,7 @@ def load_comparison(parent: str) -> Comparison:
     datasets = sorted({name for name in trials.get("dataset", ()) if name})
     title = f"{run.info.run_name} on {' and '.join(datasets) or 'no data'}"
     level = float(run.data.tags[LEVEL_KEY])
-    return Comparison(title, trials, swept, histories, metric, mode, checkpoint, significance_level=level)
+    return Comparison(title, trials, swept, histories, metric, mode, checkpoint, objectives, significance_level=level)
 
 
 # Keys of `data` that decide how images are stored and not which ones: the same images in another size.
@@ -368,10 +428,10 @@ def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict
     if run is None:
         trial_status, reason = ("RUNNING", "") if sweep_status == "RUNNING" else ("FAILED", "it never started")
         return {"run_id": "", "name": "", "status": trial_status, "reason": reason, "reused": False} | row
-    trial_status, reason = run.info.status, run.data.tags.get(FAILURE_TAG, "")
-    if trial_status == "KILLED":
-        pruned = run.data.tags.get(PRUNED_TAG)
-        trial_status, reason = (PRUNED, pruned) if pruned else (trial_status, reason or "its process was killed")
+    tags, trial_status = run.data.tags, run.info.status
+    if trial_status == "KILLED" and PRUNED_TAG in tags:
+        trial_status = PRUNED
+    reason = tags.get(PRUNED_TAG) or tags.get(FAILURE_TAG, "its process was killed" if trial_status == "KILLED" else "")
     return {
         "run_id": run.info.run_id,
         "name": run.info.run_name,
@@ -379,5 +439,6 @@ def _row(record: TrialRecord, swept: tuple[str, ...], sweep_status: str) -> dict
         "reason": reason,
         "reused": record.reused,
         **row,
-        "seconds": float(run.data.tags.get(SECONDS_TAG, "nan")),
+        "seconds": float(tags.get(SECONDS_TAG, "nan")),
+        **{name: run.data.metrics.get(name, math.nan) for name in RUN_METRICS},
     }

@@ -185,7 +185,7 @@ def connect() -> tuple[MlflowClient, str]:
     with FileLock(lock):
         client = CleanClient(uri)
         if uri.startswith("sqlite:///"):
-            _enable_wal(Path(uri.removeprefix("sqlite:///")))
+            enable_wal(Path(uri.removeprefix("sqlite:///")))
         return client, _experiment(client, uri, name)
 
 
@@ -200,7 +200,7 @@ def get_run_or_none(client: MlflowClient, run_id: str) -> Run | None:
     return run if run is not None and run.info.lifecycle_stage == "active" else None
 
 
-def _enable_wal(database: Path) -> None:
+def enable_wal(database: Path) -> None:
     """Enable write-ahead logging, so that readers and a writer do not block each other."""
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -29,7 +29,17 @@ from cifar_pipeline.tracking.client import (
     tracking_uri,
 )
 from cifar_pipeline.tracking.sweeps import record_trial
-from cifar_pipeline.tracking.trial import FAILURE_TAG, GPU_TAG, PARENT_KEY, RERUN, SECONDS_TAG, SWEEP_RERUN, Trial
+from cifar_pipeline.tracking.trial import (
+    FAILURE_TAG,
+    GPU_TAG,
+    PARENT_KEY,
+    PRUNED_TAG,
+    RERUN,
+    SECONDS_TAG,
+    SWEEP_RERUN,
+    Trial,
+    TrialPruned,
+)
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace, workspace_id
 from cifar_pipeline.utils.text import flatten_dict
@@ -91,13 +101,16 @@ class TrainingRun:
         """Set tags, by which runs can be filtered."""
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
 
-    def log_result(self, folder: Path, tags: Mapping[str, Any]) -> None:
+    def log_result(self, folder: Path, tags: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Log a finished training: each model folder as an MLflow model, the files next to them as artifacts.
 
-        A run that has models keeps them.
+        A run that has metrics of the whole training, or models, keeps them.
         """
         self.tag(tags)
-        models = self.client.get_run(self.id).outputs
+        run = self.client.get_run(self.id)
+        if new := {key: value for key, value in metrics.items() if key not in run.data.metrics}:
+            self.log_metrics(new)
+        models = run.outputs
         if models and models.model_outputs:
             return
         for path in sorted(folder.iterdir()):
@@ -166,8 +179,9 @@ def training_run(
             f"This trial crashed its process {crashes} times and is skipped; start the sweep with rerun=true to try it "
             "again."
         )
-    if run and FAILURE_TAG in run.data.tags:
-        client.delete_tag(run_id, FAILURE_TAG)
+    for tag in (FAILURE_TAG, PRUNED_TAG):
+        if run and tag in run.data.tags:
+            client.delete_tag(run_id, tag)
     seconds_before = float(run.data.tags.get(SECONDS_TAG, 0)) if run else 0.0
     with _run_alone(suspected_crasher=trial is not None and crashes > 0):
         client.update_run(run_id, status="RUNNING")
@@ -249,6 +263,10 @@ def _terminate_run(
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
+        raise
+    except TrialPruned as pruned:
+        status = "KILLED"
+        client.set_tag(run_id, PRUNED_TAG, str(pruned))
         raise
     finally:
         if not finished_before:

@@ -15,7 +15,7 @@ from mlflow.entities import Run, RunTag, ViewType
 
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.client import WORKSPACE_TAG, belongs_to_workspace, close_if_stale, connect, get_run_or_none
-from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, RERUN, SWEEP_RERUN, Trial
+from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, PRUNED_TAG, RERUN, SWEEP_RERUN, Trial
 from cifar_pipeline.utils.paths import workspace_id
 from cifar_pipeline.utils.safe_io import parse_json
 
@@ -103,6 +103,20 @@ def record_failure(trial: Trial, reason: str) -> None:
     client.set_tag(run_id, FAILURE_TAG, reason[:5000])
 
 
+def trial_run(trial: Trial) -> Run | None:
+    """Fetch the run of a trial; None if it has none."""
+    client, _ = connect()
+    key = _tag_of(trial.number)
+    record = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags.get(key, ""))
+    return record.run if record else None
+
+
+def tag_sweep(parent: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a sweep's parent run."""
+    client, _ = connect()
+    client.log_batch(parent, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
 def read_trials(parent: str) -> list[TrialRecord]:
     """Read the trials of a sweep, ordered by number."""
     client, _ = connect()
@@ -148,9 +162,11 @@ def end_sweep(parent: str, status: str, artifacts: list[Path]) -> None:
 
 
 def _is_finished_in(record: TrialRecord, rerun: str) -> bool:
-    """Whether the trial finished in this rerun of the sweep."""
+    """Whether the trial finished, or was pruned, in this rerun of the sweep."""
     run = record.run
-    return run is not None and run.info.status == "FINISHED" and run.data.tags.get(SWEEP_RERUN) == rerun
+    if run is None or run.data.tags.get(SWEEP_RERUN) != rerun:
+        return False
+    return run.info.status == "FINISHED" or PRUNED_TAG in run.data.tags
 
 
 def delete_sweep(parent: str) -> None:

@@ -3,13 +3,18 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # MLflow's tag that makes a run the child of another.
 PARENT_KEY = "mlflow.parentRunId"
 # Tag: why a trial failed.
 FAILURE_TAG = "failure"
-# Tag: why a search stopped a trial before its end; the run is then KILLED.
+# Tag: why a search stopped a trial before its last epoch. Its run is KILLED, and its status in a comparison PRUNED.
 PRUNED_TAG = "pruned"
+# Tags of a search's parent run: its objectives as JSON, and the name of its study in Optuna's storage.
+OBJECTIVES_TAG, STUDY_TAG = "objectives", "study"
+# Metrics of a whole training: parameters of its network, and the time that it took without what comes before and after.
+RUN_METRICS = ("parameters", "training_seconds")
 # Tag: seconds that all processes spent on a training. A run's own duration includes the time between them.
 SECONDS_TAG = "seconds"
 # Tag: id of the rerun that a run belongs to; on a sweep's parent, the id of its unfinished rerun.
@@ -20,6 +25,17 @@ SWEEP_RERUN = "sweep.rerun"
 GPU_TAG = "gpu"
 # Keys that every run's name contains.
 KEYS_IN_RUN_NAME = ("optimizer", "loss", "seed")
+
+
+class Objective(NamedTuple):
+    """What a search improves: a metric, and whether larger or smaller values of it are better (`max` or `min`)."""
+
+    metric: str
+    mode: str
+
+
+class TrialPruned(Exception):
+    """Raised in a training that the pruner of a search stops; the message is the reason."""
 
 
 @dataclass(frozen=True)

@@ -364,6 +364,11 @@ def run_tags(metadata: Mapping[str, Any]) -> dict[str, str]:
     return runtime | stopped | started_from | {"experiment": str(metadata["choices"]["experiment"])}
 
 
+def run_metrics(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a finished training as a whole: parameters of the network, seconds of the training."""
+    return {"parameters": metadata["parameters"], "training_seconds": metadata["timing"]["seconds"]}
+
+
 def _best_epoch(setup: TrainingSetup, epochs: int) -> int:
     """Return the epoch of the best checkpoint, counted from 1; the last epoch where there is none."""
     path = setup.run_dir.checkpoint(BEST)
