@@ -166,7 +166,7 @@ def test_a_pruned_trial_is_neither_ranked_nor_failed(outcome, inside):
     assert [group.members[0]["status"] for group in comparison.groups] == ["FINISHED", "PRUNED"]
     assert [difference.text for difference in compare_with_best(comparison)] == ["best", ""]
     shown = workspace.run("python", "src/report.py", "sweep", parent)
-    assert "pruned after epoch 1 of 9" in " ".join(shown.split()) and "was killed" not in shown
+    assert "pruned, reused: after epoch 1" in " ".join(shown.split()) and "was killed" not in shown
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,8 @@ def status_of(group: TrialGroup, metric: str, width: int = 34) -> str:
     if not (reasons := group.reasons()):
         return text
     reason = escape_control(reasons[0])
-    if reason.lower().startswith(f"{text} "):  # Pruned after epoch 2 of 10 with ...
-        return f"{text} {truncate(reason[len(text) + 1 :], width - len(text))}"
+    if text.startswith("pruned"):
+        reason = reason.removeprefix("Pruned ")  # Pruned after epoch 2 of 10 ...
     return f"{text}: {truncate(reason, max(20, width - len(text)))}"
 
 
