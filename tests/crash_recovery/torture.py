@@ -113,7 +113,7 @@ class Training:
         histories = {}
         for key in run.data.metrics:
             entries = self.workspace.mlflow.get_metric_history(run.info.run_id, key)
-            is_speed = key == "images_per_second"
+            is_speed = key in ("images_per_second", "training_seconds")
             histories[key] = sorted((entry.step, 0.0 if is_speed else entry.value) for entry in entries)
         root = self.workspace.root
         return {
