@@ -32,7 +32,7 @@ EPOCH_LINE = re.compile(r"\[(\d+)\] epoch (\d+)/\d+ .*?([\d,]+) images/s")
 
 
 def sweep_overhead(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
-    """What a sweep costs beside the training of its trials."""
+    """Time that a sweep takes beside the training of its trials."""
     trials, steps = sizes.overhead_trials, sizes.overhead_steps
     seeds = f"seed={','.join(str(1000 + number) for number in range(trials))}"
     for launcher, (jobs, ours, theirs) in LAUNCHERS.items():

@@ -39,9 +39,7 @@ def preprocess(config: DictConfig) -> None:
     dataset = Dataset.open(PROCESSED)
     for sentence in dataset.describe_duplicates():
         log.warning(sentence)
-    log.info(
-        f"{dataset.caption}: " + ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items()) + " images."
-    )
+    log.info(f"{dataset.caption}: {dataset.describe_sizes()} images.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 from mlflow.entities import Run
+from PIL import Image
 
 from helpers.workspace import Workspace
 
@@ -62,6 +64,16 @@ def assert_complete(workspace: Workspace, output: str, count: int, epochs: int =
     numbers = {job.info.run_id: job.data.metrics["val/loss"] for job in jobs}
     assert {row["run_id"]: float(row["val/loss"]) for row in rows(workspace, sweep)} == numbers
     assert "Traceback" not in output and "locked" not in output
+
+
+def add_images(workspace: Workspace, count: int) -> None:
+    """Add `count` random images of ants and as many of bees, for data=image_folder."""
+    random = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        path = workspace.root / "images" / name
+        path.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(path / f"{number}.png")
 
 
 def folder(output: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.entities import Run
-from PIL import Image
-from sweep_runs import children, in_order, the_sweep, trained
+from sweep_runs import add_images, children, in_order, the_sweep, trained
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.sweeps.datasets import _prune, processed_cache_dir
@@ -106,12 +105,7 @@ def processed_dir(workspace: Workspace) -> Path:
 
 def scenario_sources(workspace: Workspace) -> tuple[Workspace, str]:
     """A source that data/raw does not have, one that cannot be fetched, and the pipeline's own."""
-    random = np.random.default_rng(0)
-    for name in ("ant", "bee"):
-        folder = workspace.root / "images" / name
-        folder.mkdir(parents=True)
-        for number in range(10):
-            Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{number}.png")
+    add_images(workspace, 10)
     return workspace, workspace.train("-m", "data=image_folder,cifar10,digits", code=1)
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from mlflow.entities import Run
-from PIL import Image
-from sweep_runs import artifact, in_order, params_lines, rows, set_params, sweeps, the_sweep, trained
+from sweep_runs import add_images, artifact, in_order, params_lines, rows, set_params, sweeps, the_sweep, trained
 
 from cifar_pipeline.reporting.significance import compare_with_best, paired_t_test
 from cifar_pipeline.sweeps.summary import load_comparison
@@ -108,12 +107,7 @@ def test_the_best_choice_over_folds_is_trained_on_the_split_of_the_pipeline(outc
 
 def scenario_other_images(workspace: Workspace) -> tuple[Workspace, dict[str, Run], dict[str, str]]:
     """Sweeps over what changes the validation images, over their size alone, and over sources."""
-    random = np.random.default_rng(0)
-    for name in ("ant", "bee"):
-        folder = workspace.root / "images" / name
-        folder.mkdir(parents=True)
-        for number in range(30):
-            Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{number}.png")
+    add_images(workspace, 30)
     commands = {
         "fraction": ("data.val_fraction=0.1,0.2",),
         "size": ("data=image_folder", "data.size=16,32", "seed=0,1"),

@@ -432,8 +432,11 @@ class Config(Options):
     serve: Serve
 
 
-def validate(config: DictConfig, group: str = "") -> None:
-    """Raise UserError for an unknown key, a missing key, or a value that is not allowed, anywhere or in `group`."""
+def validate(config: DictConfig, *only: str) -> None:
+    """Raise UserError for an unknown key, a missing key, or a value that is not allowed, anywhere or in `only`.
+
+    `only` are groups and top-level keys.
+    """
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     plain = {str(key): value for key, value in container.items()}
@@ -447,10 +450,10 @@ def validate(config: DictConfig, group: str = "") -> None:
     try:
         Config.model_validate(plain)
     except ValidationError as error:
-        errors = [entry for entry in error.errors(include_url=False) if group in ("", entry["loc"][0])]
+        errors = [entry for entry in error.errors(include_url=False) if not only or entry["loc"][0] in only]
         if errors:
             raise UserError(_describe_error(errors[0], plain)) from None
-    if group in ("", "data"):
+    if not only or "data" in only:
         _check_fold(plain["data"])
 
 

@@ -110,6 +110,10 @@ class Dataset:
         """The dataset's title for figures and tables; of a fallback with the title of the requested source."""
         return f"{self.title}, in place of {self.requested_title}" if self.is_fallback else self.title
 
+    def describe_sizes(self) -> str:
+        """Return the number of images of each split: `1,294 train, 144 val, 359 test`."""
+        return ", ".join(f"{size:,} {split}" for split, size in self.sizes.items())
+
     def summary(self) -> dict[str, Any]:
         """Return name, title, source, is-fallback, split sizes and hash, for reports; also `skipped` unless it is 0."""
         names = {"name": self.name, "title": self.title, "source": self.source}

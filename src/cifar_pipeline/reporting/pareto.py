@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -27,11 +26,16 @@ from cifar_pipeline.reporting.style import (
 from cifar_pipeline.reporting.sweep_comparison import (
     Comparison,
     TrialGroup,
-    group_trials,
     prefers_log_scale,
     single_line,
 )
-from cifar_pipeline.reporting.sweep_tables import headings, shorten_value
+from cifar_pipeline.reporting.sweep_tables import (
+    column_heading,
+    empty_table,
+    headings,
+    markdown_table,
+    shorten_value,
+)
 from cifar_pipeline.utils.text import escape_control
 
 
@@ -47,7 +51,7 @@ def pareto_front(comparison: Comparison) -> list[TrialGroup]:
 
 def _measured(comparison: Comparison) -> list[TrialGroup]:
     """Return the groups with a value of each objective."""
-    return [group for group in group_trials(comparison) if all(map(math.isfinite, _costs(comparison, group)))]
+    return [group for group in comparison.groups if all(map(math.isfinite, _costs(comparison, group)))]
 
 
 def _costs(comparison: Comparison, group: TrialGroup) -> tuple[float, ...]:
@@ -80,18 +84,14 @@ def front_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def front_table(comparison: Comparison) -> Table:
     """Format the front for the terminal."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(front_title(comparison)),
-        title_justify="left", title_style="bold",
-    )  # fmt: skip
+    table = empty_table(front_title(comparison))
     header, rows = front_rows(comparison)
     numeric = front_numeric_columns(comparison, header)
     for column, name in enumerate(header):
-        heading = Text(escape_control(name).replace(" ", "\n"))
         if column in numeric:
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(column_heading(name), justify="right", no_wrap=True)
         else:
-            table.add_column(heading, overflow="fold")
+            table.add_column(column_heading(name), overflow="fold")
     for row in rows:
         table.add_row(*(Text(escape_control(cell)) for cell in row))
     return table
@@ -100,10 +100,8 @@ def front_table(comparison: Comparison) -> Table:
 def front_markdown(comparison: Comparison) -> str:
     """Format the front as a Markdown table."""
     header, rows = front_rows(comparison)
-    numeric = front_numeric_columns(comparison, header)
-    rule = ["---:" if column in numeric else "---" for column in range(len(header))]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, rule, *rows)]
-    return "\n".join([f"## {front_title(comparison)}", "", *lines]) + "\n"
+    lines = markdown_table(front_title(comparison), header, rows, front_numeric_columns(comparison, header))
+    return "\n".join(lines) + "\n"
 
 
 def front_numeric_columns(comparison: Comparison, header: Sequence[str]) -> list[int]:
@@ -113,11 +111,11 @@ def front_numeric_columns(comparison: Comparison, header: Sequence[str]) -> list
 
 def pareto_figure(comparison: Comparison) -> Figure:
     """Draw the first objective against each other one, the front with the numbers of its table."""
-    if not pareto_front(comparison):
+    groups, front = _measured(comparison), pareto_front(comparison)
+    if not front:
         return message_figure("No trial has a value of each objective.", f"Pareto front of {comparison.title}")
     (first, _), *others = comparison.objectives
     figure = new_figure(9.0 if len(others) == 1 else 6.0 * len(others), 5.0, f"Pareto front of {comparison.title}")
-    groups, front = _measured(comparison), pareto_front(comparison)
     for axes, (metric, mode) in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):
         clean_axes(axes, x=heading_name(metric), y=heading_name(first))
         xs = [group.mean(metric) for group in groups]

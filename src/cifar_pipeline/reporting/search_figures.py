@@ -103,7 +103,7 @@ def _importance(study: optuna.Study, metrics: Sequence[str]) -> Figure:
     for container, color in zip(axes.containers, COLORS, strict=False):
         for bar in container:
             bar.set_color(color)
-    shortened = _short_names([label.get_text() for label in axes.get_yticklabels()])
+    shortened = headings(tuple(label.get_text() for label in axes.get_yticklabels()))
     axes.set_yticks(axes.get_yticks(), shortened)
     axes.margins(x=0.12)
     for text in axes.texts:
@@ -122,7 +122,7 @@ def _parallel(study: optuna.Study, metrics: Sequence[str]) -> Figure:
     figure.subplots_adjust(left=0.08, right=1.0, top=0.88, bottom=0.09)
     # Sorted as in the figure, which cuts long names.
     names = sorted({name for trial in study.get_trials(deepcopy=False) for name in trial.params})
-    axes.set_xticks(axes.get_xticks(), [heading_name(metrics[0]), *_short_names(names)], rotation=0, ha="center")
+    axes.set_xticks(axes.get_xticks(), [heading_name(metrics[0]), *headings(tuple(names))], rotation=0, ha="center")
     # Dark is better; without the palest quarter.
     colors = plt.get_cmap("Blues")(np.linspace(0.25, 1, 192))
     is_minimized = study.directions[0] == StudyDirection.MINIMIZE
@@ -137,10 +137,6 @@ def _parallel(study: optuna.Study, metrics: Sequence[str]) -> Figure:
     if is_fraction(metrics[0]):
         format_percent(figure.axes[1].yaxis)
     return figure
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    return headings(tuple(names))
 
 
 def _styled(axes: Axes, title: str, width: float, height: float, is_constrained: bool = True) -> Figure:

@@ -76,7 +76,7 @@ class Comparison:
 
     @cached_property
     def over(self) -> str:
-        """What is averaged over: `5 folds`, or `15 runs (5 folds, 3 seeds)`; empty if nothing is."""
+        """The replicates that are averaged over: `5 folds`, or `15 runs (5 folds, 3 seeds)`; empty without any."""
         counts = {REPLICATE_KEYS[key]: self.trials[key].nunique() for key in self.replicates if key in self.trials}
         several = {noun: count for noun, count in counts.items() if count > 1} or dict([*counts.items()][:1])
         parts = [f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in several.items()]

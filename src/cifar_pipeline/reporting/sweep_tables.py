@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,16 +106,13 @@ def as_table(comparison: Comparison, width: int) -> Table:
 
 def _terminal_table(comparison: Comparison, ranking: RankingTable, hidden: set[int], unwrapped: int) -> Table:
     """Format the columns that are not hidden; a difference of at most `unwrapped` characters is not wrapped."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(escape_control(comparison.full_title)),
-        title_justify="left", title_style="bold",
-    )  # fmt: skip
+    table = empty_table(comparison.full_title)
     names = list(ranking.header)
     if len(comparison.choices) > 2:
         names[1 : ranking.metric_column] = headings(comparison.choices)
     shown = [column for column in range(len(names)) if column not in hidden]
     for column in shown:
-        heading = Text(escape_control(names[column]).replace(" ", "\n"))
+        heading = column_heading(names[column])
         longest = max(map(len, [*names[column].split(" "), *(cells[column] for cells in ranking.rows)]))
         # Numbers are never wrapped, text may be.
         if column in ranking.numeric_columns:
@@ -135,13 +133,10 @@ def _terminal_table(comparison: Comparison, ranking: RankingTable, hidden: set[i
 def to_markdown(comparison: Comparison) -> str:
     """Format the ranking as a Markdown table, the best group in bold, with sentences on differences and failures."""
     ranking = ranking_table(comparison)
-    header, rows, right = ranking.header, ranking.rows, ranking.numeric_columns
+    rows = ranking.rows
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
-    lines = [f"## {single_line(comparison.full_title)}", ""]
-    lines.append(_markdown_row(header))
-    lines.append(_markdown_row(["---:" if column in right else "---" for column in range(len(header))]))
-    lines += [_markdown_row(row) for row in rows]
+    lines = markdown_table(comparison.full_title, ranking.header, rows, ranking.numeric_columns)
     for sentence in describe_differences(comparison):
         lines += ["", single_line(sentence)]
     failures = failed_trials(comparison)
@@ -254,6 +249,25 @@ def _name(comparison: Comparison, trial: dict[Any, Any]) -> str:
     return cell_text(trial.get("name")) or " ".join(
         f"{column}={cell_text(trial[column])}" for column in comparison.swept
     )
+
+
+def empty_table(title: str) -> Table:
+    """Return a table for the terminal with a title, to which columns and rows are to be added."""
+    return Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=Text(escape_control(title)),
+        title_justify="left", title_style="bold",
+    )  # fmt: skip
+
+
+def column_heading(name: str) -> Text:
+    """Format the heading of a column for the terminal, one word in each line."""
+    return Text(escape_control(name).replace(" ", "\n"))
+
+
+def markdown_table(title: str, header: list[str], rows: list[list[str]], right: Collection[int]) -> list[str]:
+    """Format a heading and a table as lines of Markdown; the columns `right` are right-aligned."""
+    rule = ["---:" if column in right else "---" for column in range(len(header))]
+    return [f"## {single_line(title)}", "", *map(_markdown_row, [header, rule, *rows])]
 
 
 def _markdown_row(cells: list[str]) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import product
 from math import prod
@@ -121,15 +121,12 @@ class SweepCallback(Callback):
             fixed += plan.ranking
             composed = compose("config", overrides=fixed)
         sweeper = plan.identity if plan else OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-        validate(composed, "monitor")
-        validate(composed, "mode")
+        validate(composed, "monitor", "mode", "mlflow", "comparison")
         base = stage_config(composed, "train")
         check_data(config, fixed)
         if EXPERIMENT_KEY in swept:
             raise UserError(f"{EXPERIMENT_KEY}: the trials of a sweep are in one experiment; give it one name.")
-        validate(composed, "mlflow")
         self.pool = open_pool(config, composed, swept)
-        validate(composed, "comparison")
         self.experiment = composed.mlflow.experiment_name
         set_experiment_name(self.experiment)
         status("Opening the sweep in MLflow")
@@ -257,16 +254,13 @@ def check_data(config: DictConfig, fixed: Sequence[str]) -> None:
     for override in _last_overrides(config).values():
         if override.is_sweep_override() and override.key_or_group.partition(".")[0].partition("/")[0] in DATA_GROUPS:
             with suppress(HydraException):
-                axes.append([str(text) for text in _sweep_texts(override)])
+                key = override.get_key_element()
+                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     if axes:
         status("Checking the data of the trials")
         from cifar_pipeline.sweeps.datasets import check_trial_datasets
 
         check_trial_datasets([*fixed, *combination] for combination in product(*axes))
-
-
-def _sweep_texts(override: Override) -> Iterator[str]:
-    yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 def num_trials(config: DictConfig) -> int:

@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from cifar_pipeline.config.compose import compose_config, digest, recorded_config, stage_config, stage_targets
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.config.source_files import loaded_sources
+from cifar_pipeline.config.source_files import UsedFiles, loaded_sources
 from cifar_pipeline.data.dataset import Dataset, differing_values
 from cifar_pipeline.data.preprocessing import process, read, require_usable, sources
 from cifar_pipeline.data.sources.base import AllSourcesFailed, RawDataset, Source, available_source, fetch, log_failure
@@ -25,13 +26,13 @@ from cifar_pipeline.data.sources.image_files import CACHE
 from cifar_pipeline.data.splits import train_val_split
 from cifar_pipeline.reporting.tables import write_skipped
 from cifar_pipeline.utils.atomic import (
-    TMP_NAME,
     atomic_replace_dir,
     claim_tmp_path,
     exclusive_lock,
     exclusive_lock_if_free,
+    is_claimed,
     remove,
-    remove_stale_tmp,
+    remove_all_stale_tmp,
 )
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.file_hashes import hash_stats
@@ -51,13 +52,14 @@ def processed_cache_dir() -> Path:
     return main_workspace() / ".cache" / "processed"
 
 
-def matches_processed(config: DictConfig) -> bool:
-    """Whether data/processed was made with the configuration's values of `data`."""
+def read_matching(config: DictConfig) -> dict[str, Any] | None:
+    """Read the dataset.json of data/processed; None if it was made with other values of `data`, or is unreadable."""
     try:
-        made = parse_json((PROCESSED / "dataset.json").read_text(encoding="utf-8"))["requested"]
-        return next(differing_values(stage_config(config, "preprocess")["data"], made), None) is None
+        content: dict[str, Any] = parse_json((PROCESSED / "dataset.json").read_text(encoding="utf-8"))
+        differences = differing_values(stage_config(config, "preprocess")["data"], content["requested"])
+        return content if next(differences, None) is None else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return None
 
 
 def open_trial_dataset(config: DictConfig, overrides: Sequence[str]) -> Dataset:
@@ -69,7 +71,7 @@ def open_trial_dataset(config: DictConfig, overrides: Sequence[str]) -> Dataset:
         config: of the trial.
         overrides: of the trial, which compose the configuration with all keys.
     """
-    if matches_processed(config):
+    if read_matching(config):
         dataset = Dataset.open(PROCESSED)
         dataset.verify()
         return dataset
@@ -77,15 +79,12 @@ def open_trial_dataset(config: DictConfig, overrides: Sequence[str]) -> Dataset:
     raw_dir = _fetched_raw_dir(config)
     path = processed_cache_dir() / _key(config, raw_dir)
     with exclusive_lock(path):
-        dataset_or_none = _open_intact(path)
-        if dataset_or_none is None:
-            _make(config, raw_dir, path)
-            dataset_or_none = Dataset.open(path)
+        dataset = _open_intact(path) or _make(config, raw_dir, path)
         _in_use.close()
         _in_use.enter_context(claim_tmp_path(path, path.parent))
         os.utime(path / "dataset.json")
     _prune(config.runtime.max_cached_datasets)
-    return dataset_or_none
+    return dataset
 
 
 def check_trial_datasets(combinations: Iterable[Sequence[str]]) -> None:
@@ -102,7 +101,7 @@ def check_trial_datasets(combinations: Iterable[Sequence[str]]) -> None:
         config = compose_config(list(overrides))
         validate(config)
         values = digest(stage_config(config, "preprocess")["data"])
-        if values in checked or matches_processed(config):
+        if values in checked or read_matching(config):
             continue
         checked.add(values)
         source, fallback = sources(config.data)
@@ -172,11 +171,14 @@ def _is_fallback_of(config: DictConfig) -> bool:
     return dataset.is_fallback and dataset.requested["source"] == stage_config(config, "preprocess")["data"]["source"]
 
 
+def _code(config: DictConfig) -> UsedFiles:
+    return loaded_sources().used("preprocess", stage_targets(config, "preprocess"))
+
+
 def _key(config: DictConfig, raw_dir: Path) -> str:
-    used = loaded_sources().used("preprocess", stage_targets(config, "preprocess"))
     inputs = [raw_dir, *([Path(config.image_dir)] if "root" in config.data else [])]
     recorded = recorded_config(config, ["preprocess"])["preprocess"]
-    return digest([recorded, used.hashes, hash_stats(*inputs)])
+    return digest([recorded, _code(config).hashes, hash_stats(*inputs)])
 
 
 def _open_intact(path: Path) -> Dataset | None:
@@ -192,29 +194,29 @@ def _open_intact(path: Path) -> Dataset | None:
     return dataset
 
 
-def _make(config: DictConfig, raw_dir: Path, path: Path) -> None:
-    used = loaded_sources().used("preprocess", stage_targets(config, "preprocess"))
+def _make(config: DictConfig, raw_dir: Path, path: Path) -> Dataset:
+    code = _code(config)
     with exclusive_lock(CACHE), atomic_replace_dir(path) as folder:
         process(folder, raw_dir, config.data, folder / SKIPPED, write_skipped)
-        if file := used.changed():
+        if file := code.changed():
             raise UserError(f"{file} was edited while the data were prepared: type the same command again.")
     dataset = Dataset.open(path)
     for sentence in dataset.describe_duplicates():
         log.warning(sentence)
-    sizes = ", ".join(f"{size:,} {split}" for split, size in dataset.sizes.items())
-    log.info(f"Made the data of this trial: {dataset.caption}, {sizes} images, in {path.relative_to(main_workspace())}")
+    shown = path.relative_to(main_workspace())
+    log.info(f"Made the data of this trial: {dataset.caption}, {dataset.describe_sizes()} images, in {shown}")
+    return dataset
 
 
 def _prune(max_datasets: int) -> None:
     """Remove what killed processes left, and the datasets that were used least recently, except those in use."""
     folder = processed_cache_dir()
-    for name in {match["name"] for entry in folder.iterdir() if (match := TMP_NAME.fullmatch(entry.name))}:
-        remove_stale_tmp(folder / name, folder)
+    remove_all_stale_tmp(folder)
     datasets = [path for path in folder.iterdir() if not path.name.startswith(".")]
     datasets.sort(key=_last_use, reverse=True)
     for path in datasets[max_datasets:]:
         with exclusive_lock_if_free(path) as is_free:
-            if is_free and not _is_in_use(path):
+            if is_free and not is_claimed(path):
                 remove(path)
 
 
@@ -223,9 +225,3 @@ def _last_use(path: Path) -> float:
         return (path / "dataset.json").stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _is_in_use(path: Path) -> bool:
-    remove_stale_tmp(path, path.parent)
-    matches = (TMP_NAME.fullmatch(entry.name) for entry in path.parent.iterdir())
-    return any(match is not None and match["name"] == path.name for match in matches)

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -36,7 +35,7 @@ from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
-from cifar_pipeline.utils.safe_io import parse_json, require_bounded
+from cifar_pipeline.utils.safe_io import require_bounded
 from cifar_pipeline.utils.text import one_line, redact_and_escape
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DATASET = Path("data/processed/dataset.json")
 # Config groups and keys that cannot affect a training.
 NON_TRAINING_KEYS = {*NON_TRAINING_GROUPS, *SWEEP_GROUPS}
 # Keys by which the trials of a sweep are ranked.
@@ -147,12 +145,9 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 def _data_hash(config: DictConfig) -> str:
     """Read the hash of data/processed; empty if there is none, or it was made with other values of `data`."""
-    from cifar_pipeline.sweeps.datasets import matches_processed
+    from cifar_pipeline.sweeps.datasets import read_matching
 
-    try:
-        return str(parse_json(DATASET.read_text(encoding="utf-8"))["hash"]) if matches_processed(config) else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str((read_matching(config) or {}).get("hash", ""))
 
 
 _trial: Trial | None = None

@@ -118,7 +118,7 @@ class SearchPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it another search, besides the searched values and the configuration of the trainings."""
+        """The options that distinguish searches for the same values of the same trainings."""
         return {"objectives": self.objectives, "sampler": self.sampler, "pruner": self.pruner}
 
     def fill(self, values: Mapping[str, str]) -> list[str]:
@@ -165,7 +165,7 @@ class Search:
 
     @property
     def reference(self) -> StudyReference:
-        """What the trials' processes need."""
+        """The reference by which the processes of trials find the study."""
         return StudyReference(self.study.study_name, self.plan.objectives, self.plan.pruner)
 
     def batches(self) -> Iterator[list[FrozenTrial]]:

@@ -19,7 +19,7 @@ from optuna.distributions import (
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
-# What Optuna's distributions take for their bounds.
+# Types of the bounds of Optuna's distributions.
 Number = int | float
 
 

@@ -43,7 +43,7 @@ STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
 
 @dataclass(frozen=True)
 class StudyReference:
-    """What a trial's process needs to find its study. Hydra pickles it, so it has no password.
+    """Reference by which the process of a trial finds its study. Hydra pickles it, so it has no password.
 
     Attributes:
         name: of the study.

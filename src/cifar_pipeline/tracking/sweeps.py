@@ -81,18 +81,16 @@ def record_trial(trial: Trial, run_id: str = "") -> None:
     A placeholder run, which only recorded an earlier failure of the trial, is deleted.
     """
     client, _ = connect()
-    key = _tag_of(trial.number)
-    previous = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags.get(key, ""))
+    previous = _read_record(client, trial)
     if previous and previous.run and previous.run_id != run_id and "fingerprint" not in previous.run.data.tags:
         client.delete_run(previous.run_id)
-    client.set_tag(trial.parent, key, json.dumps({"overrides": trial.overrides, "run": run_id}))
+    client.set_tag(trial.parent, _tag_of(trial.number), json.dumps({"overrides": trial.overrides, "run": run_id}))
 
 
 def record_failure(trial: Trial, reason: str) -> None:
     """Record why a trial failed: on its run, or on a FAILED placeholder if it has none."""
     client, experiment = connect()
-    key = _tag_of(trial.number)
-    record = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags[key])
+    record = _read_record(client, trial)
     if record and record.run and not record.reused:
         run_id = record.run_id
     else:
@@ -106,8 +104,7 @@ def record_failure(trial: Trial, reason: str) -> None:
 def trial_run(trial: Trial) -> Run | None:
     """Fetch the run of a trial; None if it has none."""
     client, _ = connect()
-    key = _tag_of(trial.number)
-    record = _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags.get(key, ""))
+    record = _read_record(client, trial)
     return record.run if record else None
 
 
@@ -177,6 +174,12 @@ def delete_sweep(parent: str) -> None:
 
 def _tag_of(number: int) -> str:
     return f"{TRIAL_TAG_PREFIX}{number:04}"
+
+
+def _read_record(client: MlflowClient, trial: Trial) -> TrialRecord | None:
+    """Read the record of a trial from the parent; None before it has one."""
+    key = _tag_of(trial.number)
+    return _parse_record(client, trial.parent, key, client.get_run(trial.parent).data.tags.get(key, ""))
 
 
 def _parse_record(client: MlflowClient, parent: str, key: str, text: str) -> TrialRecord | None:

@@ -28,7 +28,7 @@ KEYS_IN_RUN_NAME = ("optimizer", "loss", "seed")
 
 
 class Objective(NamedTuple):
-    """What a search improves: a metric, and whether larger or smaller values of it are better (`max` or `min`)."""
+    """Objective of a search: a metric, and whether larger or smaller values of it are better (`max` or `min`)."""
 
     metric: str
     mode: str

@@ -217,6 +217,19 @@ def remove_stale_tmp(path: Path, folder: Path) -> None:
             _remove_lock(lock, lock_file)
 
 
+def remove_all_stale_tmp(folder: Path) -> None:
+    """Remove from `folder` what killed writers of any path in it left."""
+    for name in {match["name"] for entry in folder.iterdir() if (match := TMP_NAME.fullmatch(entry.name))}:
+        remove_stale_tmp(folder / name, folder)
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether some process is in the block of a `claim_tmp_path` of `path` in its folder."""
+    remove_stale_tmp(path, path.parent)
+    matches = (TMP_NAME.fullmatch(entry.name) for entry in path.parent.iterdir())
+    return any(match is not None and match["name"] == path.name for match in matches)
+
+
 def old_path(path: Path, token: str) -> Path:
     """Return the hidden name of a folder while it is being replaced by several renames."""
     return path.with_name(f".{path.name}.{token}.old")
