@@ -16,6 +16,7 @@ from torture import (
     train,
 )
 
+from cifar_pipeline.tracking.trial import RUN_METRICS
 from helpers.workspace import sentences
 
 FIXED_MOMENTS = [
@@ -34,8 +35,10 @@ def assert_same_outcome(copy, undisturbed, engine, moments):
     assert not training.differences(expected), "\n".join(start.output for start in training.starts)
     outcome = training.outcome()
     assert (outcome["status"], outcome["code"]) == ("FINISHED", 0)
-    for history in outcome["metrics"].values():
-        assert [step for step, _ in history] == list(range(1, EPOCHS + 1))
+    steps = {metric: [step for step, _ in history] for metric, history in outcome["metrics"].items()}
+    of_the_training = {metric: steps.pop(metric) for metric in RUN_METRICS}
+    assert of_the_training == dict.fromkeys(RUN_METRICS, [0])
+    assert steps == dict.fromkeys(steps, list(range(1, EPOCHS + 1)))
     assert max(training.repeated()) <= MAX_REPEATED
     assert {step for start in training.starts for step in start.steps} == set(expected.starts[0].steps)
     return training
