@@ -1,7 +1,9 @@
 """A sweep over folds or seeds has a row for each choice, and says which rows differ beyond chance."""
 
 import json
+import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from mlflow.entities import Run
 from sweep_runs import add_images, artifact, in_order, params_lines, rows, set_params, sweeps, the_sweep, trained
 
 from cifar_pipeline.reporting.significance import compare_with_best, paired_t_test
-from cifar_pipeline.sweeps.summary import load_comparison
+from cifar_pipeline.sweeps.summary import _data_columns, load_comparison
+from cifar_pipeline.tracking.sweeps import TrialRecord
 from helpers.workspace import Workspace, sentences
 
 FOLDS = ("-m", "optimizer=sgd,adam", "data.fold=range(3)", "data.folds=3", "trainer.max_epochs=2")
@@ -174,3 +177,13 @@ def test_a_level_that_is_none_is_refused_before_any_trial(never_swept, arguments
     (sentence,) = sentences(never_swept.train("-m", *arguments, code=2))
     assert all(fragment in sentence for fragment in fragments)
     assert never_swept.runs() == []
+
+
+@pytest.mark.parametrize("profile", [None, '{"features_shape": [90, 8, 8, 3]}'])
+def test_a_data_set_that_another_tool_recorded_has_an_unknown_number_of_images(profile):
+    entry = SimpleNamespace(name="digits", digest="abc", profile=profile)
+    inputs = SimpleNamespace(dataset_inputs=[SimpleNamespace(dataset=entry)])
+    run = SimpleNamespace(inputs=inputs, data=SimpleNamespace(params={"data.fold": "0"}))
+    (row,) = _data_columns([TrialRecord(0, (), run, reused=False)])
+    assert (row["dataset"], row["images"]) == ("digits", "abc")
+    assert math.isnan(row["train_images"]) and math.isnan(row["val_images"])

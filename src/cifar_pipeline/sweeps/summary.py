@@ -411,7 +411,8 @@ def _data_columns(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"dataset": "", "images": "", "train_images": math.nan, "val_images": math.nan}
         if record.run and record.run.inputs and record.run.inputs.dataset_inputs:
             dataset, params = record.run.inputs.dataset_inputs[0].dataset, record.run.data.params
-            numbers = parse_json(dataset.profile or "")["images"]
+            # MLflow keeps the first entry of a name and digest, which may be another tool's, without these numbers.
+            numbers = parse_json(dataset.profile or "{}").get("images", {})
             split = sorted(
                 f"{key}={value}"
                 for key, value in params.items()
@@ -420,8 +421,8 @@ def _data_columns(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             row = {
                 "dataset": dataset.name,
                 "images": first_hashes.setdefault((dataset.name, *split), dataset.digest),
-                "train_images": numbers["train"],
-                "val_images": numbers["val"],
+                "train_images": numbers.get("train", math.nan),
+                "val_images": numbers.get("val", math.nan),
             }
         rows.append(row)
     return rows
