@@ -153,6 +153,21 @@ def test_code_from_anywhere_is_part_of_the_fingerprint(sources: Path, loose: Pat
     assert before != fingerprint(published(target), "1234", SourceTree(sources))
 
 
+def test_code_in_nested_folders_without_init_files_is_part_of_the_fingerprint(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes such folders for namespace packages; none of them is imported yet."""
+    net = tmp_path / "shared" / "vision" / "nets" / "small.py"
+    net.parent.mkdir(parents=True)
+    net.write_text("class Net: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target = "model._target_=shared.vision.nets.small.Net"
+    before = fingerprint(published(target), "1234", SourceTree(sources))
+    assert before == fingerprint(published(target), "1234", SourceTree(sources))
+    net.write_text("class Net: ...  # edited\n")
+    assert before != fingerprint(published(target), "1234", SourceTree(sources))
+
+
 @pytest.mark.parametrize("file", ["project/net.py", "project/shape.json", "own.py"])
 def test_a_users_code_is_part_of_the_fingerprint(sources: Path, tmp_path: Path, file: str) -> None:
     source = tmp_path / "src"

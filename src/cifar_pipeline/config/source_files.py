@@ -164,7 +164,8 @@ class SourceTree:
         if spec is None or _is_installed(spec):
             return None
         for prefix in list(_prefixes(name))[1:]:
-            spec = PathFinder.find_spec(prefix, list(spec.submodule_search_locations or []))
+            # By its last name: the finder looks up the parent of a package without `__init__.py`, which is not imported.
+            spec = PathFinder.find_spec(prefix.rpartition(".")[2], list(spec.submodule_search_locations or []))
             if spec is None:
                 return None
         return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
