@@ -289,6 +289,17 @@ def test_the_page_has_the_table_the_best_trial_the_command_and_the_failures() ->
     )
 
 
+def test_the_page_of_a_search_has_short_headings_and_no_column_that_is_equal_in_all_rows() -> None:
+    keys = ("optimizer.lr", "optimizer.momentum", "loss.label_smoothing", "trainer.batch_size")
+    trials = [trial(name, value, **dict.fromkeys(keys, name)) for name, value in (("1", 0.5), ("2", 0.4), ("3", 0.3))]
+    page = sweep_page(sweep(*trials, swept=keys), {}, "")
+    names = ["lr", "momentum", "label_smoothing", "batch_size"]
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", page)[2:6] == names
+    assert re.findall(r'<th scope="col" title="([^"]*)">', page) == list(keys)
+    assert "cannot say" not in page.partition("</table>")[0]
+    assert "One run each: cannot say whether" in page.partition("</table>")[2]
+
+
 def test_the_page_of_a_sweep_without_a_finished_trial_has_a_message() -> None:
     page = sweep_page(sweep(trial("a", status="KILLED", optimizer="a")), {}, "")
     assert "No trial finished, so there is no best trial." in page and "a was killed (no reason recorded)." in page

@@ -299,10 +299,10 @@ def test_a_long_list_of_rows_is_cut() -> None:
 
 
 def test_2000_trials_are_compared_in_seconds() -> None:
-    random, start = np.random.default_rng(0), time.perf_counter()
+    random, start = np.random.default_rng(0), time.process_time()  # other processes do not count
     single = sweep(*(trial(str(i), random.uniform(), optimizer=str(i)) for i in range(2000)))
     for comparison in (single, over({f"o{row}": random.uniform(size=5) for row in range(400)})):
         assert len(pd.read_csv(io.StringIO(to_csv(comparison)))) == 2000
         assert len(to_markdown(comparison).splitlines()) > 400
         assert printed(comparison)
-    assert time.perf_counter() - start < 20  # 3 s on two cores
+    assert time.process_time() - start < 30  # 3 s on two cores

@@ -11,7 +11,7 @@ from sweep_runs import children, rows, the_sweep
 from helpers.workspace import Command, Workspace
 
 SWEEP = ("-m", "loss=cross_entropy,slow", "trainer.max_epochs=20", "launcher=submitit_local")
-SECONDS = 120
+SECONDS = 250
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,25 @@ def scenario_killed_job(workspace: Workspace) -> KilledJob:
     runs_left = children(workspace, the_sweep(workspace))
     (killed,) = [run for run in runs_left if run.info.status != "FINISHED"]
     return KilledJob(workspace, output, runs_left, workspace.logged(killed), workspace.train(*SWEEP))
+
+
+def scenario_killed_first(workspace: Workspace) -> tuple[str, list[Run]]:
+    sweep = workspace.start("python", "src/train.py", "-m", "loss=slow", "seed=0,1", *SWEEP[2:])
+    start = time.monotonic()
+    while sum(len(workspace.logged(run)) > 0 for run in workspace.runs() if "sweep" not in run.data.tags) < 2:
+        assert sweep.process.poll() is None and time.monotonic() - start < SECONDS, sweep.end()
+        time.sleep(0.1)
+    first, _ = sorted(psutil.Process(sweep.process.pid).children(), key=psutil.Process.create_time)
+    first.children()[0].kill()
+    return sweep.end(code=1), children(workspace, the_sweep(workspace))
+
+
+@pytest.mark.long
+def test_the_sweep_waits_for_the_other_jobs_if_the_first_is_killed(outcome):
+    output, runs = outcome(scenario_killed_first)
+    assert "A job's process was killed; waiting for the others" in output and "Traceback" not in output
+    assert {run.data.params["seed"]: run.info.status for run in runs} == {"0": "KILLED", "1": "FINISHED"}
+    assert "1 finished, 1 killed" in output or "1 killed, 1 finished" in output
 
 
 @pytest.mark.long

@@ -164,7 +164,7 @@ class SourceTree:
         if spec is None or _is_installed(spec):
             return None
         for prefix in list(_prefixes(name))[1:]:
-            # By its last name: the finder looks up the parent of a package without `__init__.py`, which is not imported.
+            # By its last name: for a package without `__init__.py` the finder looks up the parent, not imported yet.
             spec = PathFinder.find_spec(prefix.rpartition(".")[2], list(spec.submodule_search_locations or []))
             if spec is None:
                 return None

@@ -90,9 +90,8 @@ def as_table(comparison: Comparison, width: int) -> Table:
     If there is too little space, the other metric, the time, and the status if all are the same, are left out.
     """
     ranking = ranking_table(comparison)
-    difference, (*_, other_metric, time, status) = ranking.metric_column + 1, range(len(ranking.header))
-    hidden = {difference} if {row[difference] for row in ranking.rows[1:]} <= {ONE_RUN, ""} else set()
-    hidden -= {other_metric}  # a single row has no difference
+    *_, other_metric, time, status = range(len(ranking.header))
+    hidden = uninformative_columns(ranking)
     same_status = {status} if len({row[status] for row in ranking.rows}) == 1 else set()
     console = Console(width=width)
     unlimited = console.options.update(max_width=10_000)
@@ -104,12 +103,26 @@ def as_table(comparison: Comparison, width: int) -> Table:
     return table
 
 
-def _terminal_table(comparison: Comparison, ranking: RankingTable, hidden: set[int], unwrapped: int) -> Table:
-    """Format the columns that are not hidden; a difference of at most `unwrapped` characters is not wrapped."""
-    table = empty_table(comparison.full_title)
+def uninformative_columns(ranking: RankingTable) -> set[int]:
+    """Return the column `difference` if it says of every row that one run each cannot tell; else nothing."""
+    difference = ranking.metric_column + 1
+    if len(ranking.rows) < 2 or not {row[difference] for row in ranking.rows[1:]} <= {ONE_RUN, ""}:
+        return set()
+    return {difference}
+
+
+def short_header(comparison: Comparison, ranking: RankingTable) -> list[str]:
+    """Return the names of the columns, of more than two choices without the group (`lr`) if these are distinct."""
     names = list(ranking.header)
     if len(comparison.choices) > 2:
         names[1 : ranking.metric_column] = headings(comparison.choices)
+    return names
+
+
+def _terminal_table(comparison: Comparison, ranking: RankingTable, hidden: set[int], unwrapped: int) -> Table:
+    """Format the columns that are not hidden; a difference of at most `unwrapped` characters is not wrapped."""
+    table = empty_table(comparison.full_title)
+    names = short_header(comparison, ranking)
     shown = [column for column in range(len(names)) if column not in hidden]
     for column in shown:
         heading = column_heading(names[column])

@@ -26,6 +26,9 @@ WORKER_DEATH_ERRORS = (
     "NodeDiedError",
 )
 
+# The module that supervises a job of submitit_local.
+LOCAL_JOB = "submitit.local._local"
+
 FOLDER_KEY = "hydra.sweep.dir"
 
 _parent = ""
@@ -62,20 +65,14 @@ def run_and_summarize(launch: Callable[[], None]) -> None:
     # Python's resource tracker removes the semaphores of a killed job, and would print warnings after the last line.
     filters = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
-    killed = False
     try:
-        launch()
+        killed = _launch_all(launch)
     except KeyboardInterrupt:
         _abort()
         sys.exit(128 + signal.SIGINT)
-    except SystemExit:
+    except BaseException:
         _abort()
         raise
-    except Exception as error:
-        killed = type(error).__name__ in WORKER_DEATH_ERRORS
-        if not killed:
-            _abort()
-            raise
     if not _parent:
         return
     from cifar_pipeline.sweeps.summary import finish_sweep
@@ -85,6 +82,32 @@ def run_and_summarize(launch: Callable[[], None]) -> None:
         log.error("A job's process was killed: type the same command again to finish the sweep.")
     if killed or not all_finished:
         sys.exit(1)
+
+
+def _launch_all(launch: Callable[[], None]) -> bool:
+    """Launch the trials and wait for all of them. Return whether a worker was killed."""
+    try:
+        launch()
+    except Exception as error:
+        if type(error).__name__ not in WORKER_DEATH_ERRORS:
+            raise
+        _wait_for_local_jobs()
+        return True
+    return False
+
+
+def _wait_for_local_jobs() -> None:
+    """Wait for the jobs of submitit_local that still run: its launcher raises at the first one that was killed."""
+    import psutil
+
+    running = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if LOCAL_JOB in child.cmdline():
+                running.append(child)
+    if running:
+        log.info(f"A job's process was killed; waiting for the others, whose output is in {_folder} ...")
+        psutil.wait_procs(running)
 
 
 def _abort() -> None:

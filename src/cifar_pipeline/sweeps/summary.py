@@ -46,8 +46,10 @@ from cifar_pipeline.reporting.sweep_tables import (
     failed_trials,
     format_mean_std,
     ranking_table,
+    short_header,
     to_csv,
     to_markdown,
+    uninformative_columns,
 )
 from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS
 from cifar_pipeline.tracking.sweeps import (
@@ -95,7 +97,8 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
         command: runs the best trial in the pipeline; empty while no trial has finished.
     """
     ranking, groups = ranking_table(comparison), comparison.groups
-    order = _metric_first(ranking)
+    names, hidden = short_header(comparison, ranking), uninformative_columns(ranking)
+    order = [column for column in _metric_first(ranking) if column not in hidden]
     description = _describe(comparison)
     return render(
         "compare.html",
@@ -107,7 +110,7 @@ def sweep_page(comparison: Comparison, figures: dict[str, Figure], command: str)
         best=_best(comparison),
         command=command,
         split_keys=_swept_split_keys(comparison),
-        header=[ranking.header[column] for column in order],
+        header=[(names[column], ranking.header[column]) for column in order],
         right=[position for position, column in enumerate(order) if column in ranking.numeric_columns],
         rows=[
             PageRow(
