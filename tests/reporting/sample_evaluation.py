@@ -7,11 +7,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cifar_pipeline.reporting.evaluation import Evaluation
+from cifar_pipeline.reporting.evaluation import Evaluation, ReportOptions
 from cifar_pipeline.reporting.image_figures import AttributionMaps
 from cifar_pipeline.reporting.metrics import Predictions, compute_metrics, training_metrics
 
-BINS = 15
+OPTIONS = ReportOptions(
+    calibration_bins=15,
+    num_error_images=5,
+    many_classes=40,
+    num_confused_pairs=15,
+    num_listed_classes=20,
+    sample_seed=0,
+)
 HISTORY = pd.DataFrame({
     "epoch": [1, 2, 3], "train/loss": [2.0, 1.5, 1.0], "train/accuracy": [0.2, 0.4, 0.6],
     "val/loss": [1.9, 1.4, 1.6], "val/accuracy": [0.25, 0.45, 0.4], "lr": [0.1, 0.1, 0.1],
@@ -48,7 +55,7 @@ def make_evaluation(images: int = 300, classes: int = 4, size: int = 8, **change
         "name": "random", "title": "random images", "source": "a random generator", "fallback": False,
         "sizes": {"train": 900, "val": 100, "test": images}, "hash": 64 * "d",
     }  # fmt: skip
-    measured = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, BINS)
+    measured = compute_metrics(probabilities, torch.from_numpy(labels), 1.25, names, OPTIONS.calibration_bins)
     explained = predictions.examples_to_explain(2)
     evaluation = Evaluation(
         run={"id": "a1b2c3", "name": "adam-cross_entropy-7"},
@@ -63,5 +70,6 @@ def make_evaluation(images: int = 300, classes: int = 4, size: int = 8, **change
         history=HISTORY,
         filters=generator.normal(size=(6, 3, 5, 5)),
         attributions=AttributionMaps(explained, generator.normal(size=(len(explained), size, size))),
+        options=OPTIONS,
     )
     return dataclasses.replace(evaluation, **changes)

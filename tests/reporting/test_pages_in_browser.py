@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sample_evaluation import BINS, make_evaluation
+from sample_evaluation import make_evaluation
 from test_comparison_figures import sweep
 
 from cifar_pipeline.reporting.html_report import write_report
@@ -50,8 +50,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     results = {(optimizer, loss): 0.5 for optimizer in ("sgd", "adam", longest) for loss in ("mse", "focal")}
     write(sweep(("optimizer", "loss"), {**results, ("lion", "mse"): "FAILED"}), folder, "dvc exp run -S " + 30 * "long")
     return {
-        "report": write_report(folder / "report.html", make_evaluation(), BINS, 12),
-        "many classes": write_report(folder / "many.html", make_evaluation(200, 30), BINS, 12),
+        "report": write_report(folder / "report.html", make_evaluation()),
+        "many classes": write_report(folder / "many.html", make_evaluation(200, 50)),
         "comparison": folder / "compare.html",
     }
 

@@ -293,6 +293,10 @@ class Evaluation(Options):
     calibration_bins: Count
     num_error_images: Count
     num_attributions: NonNegativeInt
+    many_classes: Count
+    num_confused_pairs: Count
+    num_listed_classes: Count
+    sample_seed: NonNegativeInt
 
 
 class Runtime(Options):

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cifar_pipeline.reporting.evaluation import Evaluation
+from cifar_pipeline.reporting.evaluation import Evaluation, ReportOptions
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
 from cifar_pipeline.reporting.metric_names import chosen_metrics, display_name
-from cifar_pipeline.reporting.metrics import Predictions, wilson_interval
+from cifar_pipeline.reporting.metrics import ConfusedPair, Predictions, wilson_interval
 from cifar_pipeline.reporting.plots import (
     Reliability,
-    confusion_figure,
     learning_curve,
     panels,
     reliability,
@@ -31,16 +30,16 @@ from cifar_pipeline.utils.console import format_duration
 from cifar_pipeline.utils.text import flatten_dict
 
 
-def write_report(path: Path, evaluation: Evaluation, bins: int, num_error_images: int) -> Path:
-    """Write the report page; `bins` are those of the calibration error. The same evaluation gives the same bytes."""
+def write_report(path: Path, evaluation: Evaluation) -> Path:
+    """Write the report page. The same evaluation gives the same bytes."""
     with atomic_write(path) as tmp:
-        tmp.write_text(render_report(evaluation, bins, num_error_images), encoding="utf-8", newline="\n")
+        tmp.write_text(render_report(evaluation), encoding="utf-8", newline="\n")
     return path
 
 
-def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> str:
+def render_report(evaluation: Evaluation) -> str:
     """Render the report page as HTML."""
-    predictions = evaluation.predictions
+    predictions, options = evaluation.predictions, evaluation.options
     images, correct = len(predictions.labels), int(predictions.correct.sum())
     return render(
         "report.html",
@@ -56,10 +55,10 @@ def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> s
         recipe=recipe_rows(evaluation.metadata),
         provenance=provenance_rows(evaluation),
         curves=_curves(evaluation),
-        confusion=confusion_table(predictions, evaluation.caption),
-        per_class=evaluation.per_class,
-        calibration=_calibration(reliability(predictions, bins)),
-        errors=error_cards(predictions, evaluation.images, num_error_images),
+        confusion=confusion_table(evaluation),
+        per_class=class_tables(evaluation.per_class, options),
+        calibration=_calibration(reliability(predictions, options.calibration_bins)),
+        errors=error_cards(predictions, evaluation.images, options.num_error_images),
         num_errors=images - correct,
         attributions=attribution_cards(predictions, evaluation.images, evaluation.attributions),
         attributions_unavailable=evaluation.attributions.unavailable_reason,
@@ -69,12 +68,14 @@ def render_report(evaluation: Evaluation, bins: int, num_error_images: int) -> s
 
 # Larger images are reduced to this width or height; the page shows all images in one size.
 MAX_PIXELS = 160
+# Larger images are stored as JPEG: dozens of photos as PNG would be megabytes.
+MAX_PNG_PIXELS = 96
 
 
 def image_uri(pixels: np.ndarray) -> str:
     """Encode an image `[H, W]` or `[H, W, 1 or 3] uint8` as a data URI; large ones are reduced to `MAX_PIXELS`."""
     image, content = Image.fromarray(to_rgb(pixels[None])[0]), io.BytesIO()
-    if max(image.size) <= MAX_PIXELS:
+    if max(image.size) <= MAX_PNG_PIXELS:
         image.save(content, "PNG", optimize=True)
         return _data_uri("image/png", content.getvalue())
     image.thumbnail((MAX_PIXELS, MAX_PIXELS))
@@ -108,24 +109,43 @@ class ConfusionTable:
         classes: class names, in order.
         rows: (actual class, cells); empty with more than `MAX_CLASSES` classes.
         source: data URI of the matrix as an image, with more than `MAX_CLASSES` classes.
+        num_shown: classes of the image.
         top_errors: the most frequent confusions as text.
+        pairs: (actual class, predicted class, share, images) of the most frequent confusions, with many classes.
     """
 
     classes: list[str]
     rows: list[tuple[str, list[Cell]]] = field(default_factory=list)
     source: str = ""
+    num_shown: int = 0
     top_errors: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
-def confusion_table(predictions: Predictions, caption: str) -> ConfusionTable:
-    """Lay out the confusion matrix as a table, or with many classes as an image."""
-    counts, classes = predictions.confusion_matrix(), list(predictions.classes)
-    images = counts.sum(axis=1, keepdims=True)
-    shares = counts / np.maximum(images, 1)
-    top_errors = _most_frequent_errors(counts, shares, classes)
+def confusion_table(evaluation: Evaluation) -> ConfusionTable:
+    """Lay out the confusion matrix as a table, or as an image; with many classes, that of the most confused ones."""
+    predictions, classes = evaluation.predictions, list(evaluation.predictions.classes)
+    top_errors = [
+        f"{classes[pair.actual]} as {classes[pair.predicted]} ({_describe_pair(pair)})"
+        for pair in predictions.confused_pairs(MAX_LISTED)
+    ]
+    if evaluation.has_many_classes:
+        pairs = [
+            (
+                classes[pair.actual],
+                classes[pair.predicted],
+                percent(pair.share, 0),
+                f"{pair.count:,} of {pair.images:,}",
+            )
+            for pair in predictions.confused_pairs(evaluation.options.num_confused_pairs)
+        ]
+        source = figure_image_uri(evaluation.confusion_figure()) if pairs else ""
+        num_shown = len(evaluation.most_confused().classes) - 1
+        return ConfusionTable(classes, source=source, num_shown=num_shown, top_errors=top_errors, pairs=pairs)
     if len(classes) > MAX_CLASSES:
-        figure = confusion_figure(predictions.labels, predictions.predictions, classes, f"Confusion matrix: {caption}")
-        return ConfusionTable(classes, source=figure_image_uri(figure), top_errors=top_errors)
+        return ConfusionTable(classes, source=figure_image_uri(evaluation.confusion_figure()), top_errors=top_errors)
+    counts = predictions.confusion_matrix()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = [
         (name, [_cell(int(counts[k, j]), float(shares[k, j]), k == j) for j in range(len(classes))])
         for k, name in enumerate(classes)
@@ -139,15 +159,21 @@ def _cell(count: int, share: float, correct: bool) -> Cell:
     return Cell(text, round(share, 3), correct)
 
 
-def _most_frequent_errors(counts: np.ndarray, shares: np.ndarray, classes: list[str]) -> list[str]:
-    errors = np.where(np.eye(len(classes), dtype=bool), 0, counts)
-    order = np.argsort(-errors, axis=None, kind="stable")[:MAX_LISTED]
-    cells = [divmod(int(index), len(classes)) for index in order]
-    return [
-        f"{classes[k]} as {classes[j]} ({percent(shares[k, j], 0)}: {counts[k, j]:,} of {counts[k].sum():,})"
-        for k, j in cells
-        if errors[k, j]
-    ]
+def _describe_pair(pair: ConfusedPair) -> str:
+    return f"{percent(pair.share, 0)}: {pair.count:,} of {pair.images:,}"
+
+
+ClassMetrics = Mapping[str, Mapping[str, float]]
+
+
+def class_tables(per_class: ClassMetrics, options: ReportOptions) -> dict[str, ClassMetrics]:
+    """Return the metrics of the classes under a heading; with many classes, those with the lowest and highest F1."""
+    if not options.is_many(list(per_class)):
+        return {"": per_class}
+    ordered, count = sorted(per_class, key=lambda name: per_class[name]["f1"]), options.num_listed_classes
+    lowest, highest = ordered[:count], ordered[count:][-count:][::-1]
+    tables = {"Lowest F1": lowest, "Highest F1": highest}
+    return {heading: {name: per_class[name] for name in names} for heading, names in tables.items() if names}
 
 
 Rows = list[tuple[str, str]]

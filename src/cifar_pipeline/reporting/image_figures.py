@@ -74,6 +74,7 @@ def contact_sheet(
     samples: int = 10,
     max_rows: int = 20,
     augment: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    shown: Sequence[int] | None = None,
 ) -> Figure:
     """Draw the first images of each class, one class per row; with `augment` the originals beside the augmented ones.
 
@@ -86,9 +87,11 @@ def contact_sheet(
         max_rows: rows per panel; more classes continue in further panels to the right.
         augment: maps some of the images and their labels to augmented images `[M, H', W', C] uint8`, of which as many
             are drawn as originals, half of `samples`.
+        shown: the class indices to draw; None for all.
     """
-    classes = [escape_control(label) for label in classes]
-    largest_class = int(np.bincount(labels, minlength=1).max())
+    shown = range(len(classes)) if shown is None else shown
+    classes = [escape_control(classes[k]) for k in shown]
+    largest_class = int(np.bincount(labels, minlength=max(shown) + 1)[list(shown)].max())
     originals = max(1, min(samples if augment is None else samples // 2, largest_class))
     samples = originals if augment is None else 2 * originals + 1
     panels = -(-len(classes) // max_rows)
@@ -96,7 +99,7 @@ def contact_sheet(
     cell = 0.72 if panels == 1 else 0.5
     label_width = 0.1 * max(len(label) for label in classes)
     figure = new_figure(max(6.0, panels * (samples * cell + label_width + 0.4)), rows * cell + 0.9, title)
-    indices = [np.flatnonzero(labels == k)[:originals] for k in range(len(classes))]
+    indices = [np.flatnonzero(labels == k)[:originals] for k in shown]
     counts, first = [len(of_class) for of_class in indices], np.concatenate(indices)
     pixels = to_rgb(np.asarray(images[first]))
     class_images = _padded_rows(pixels, counts, originals)

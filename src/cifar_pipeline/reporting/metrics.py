@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Name of the last column of a confusion matrix of some of the classes.
+OTHER_CLASSES = "(other classes)"
+
+
 def compute_metrics(
     probabilities: "torch.Tensor",
     labels: "torch.Tensor",
@@ -50,9 +54,6 @@ def compute_metrics(
     from torchmetrics.functional.classification import (
         multiclass_accuracy,
         multiclass_calibration_error,
-        multiclass_f1_score,
-        multiclass_precision,
-        multiclass_recall,
     )
 
     probabilities, labels = probabilities.detach().cpu().float(), labels.detach().cpu().long()
@@ -75,10 +76,12 @@ def compute_metrics(
         "loss": rounded(loss),
         "calibration_error": rounded(multiclass_calibration_error(confidences, labels, num_classes, calibration_bins)),
     }
-    precision = multiclass_precision(predictions, labels, num_classes, average="none")
-    recall = multiclass_recall(predictions, labels, num_classes, average="none")
-    f1 = multiclass_f1_score(predictions, labels, num_classes, average="none")
-    support = torch.bincount(labels, minlength=num_classes)
+    # torchmetrics would count a matrix of all pairs of classes for each of these.
+    predicted, support, correct = (
+        torch.bincount(values, minlength=num_classes) for values in (predictions, labels, labels[predictions == labels])
+    )
+    precision, recall = correct / predicted.clamp(min=1), correct / support.clamp(min=1)
+    f1 = 2 * correct / (predicted + support).clamp(min=1)
     per_class = {
         name: {
             "precision": rounded(precision[k]),
@@ -134,6 +137,21 @@ def _validate(probabilities: "torch.Tensor", labels: "torch.Tensor", classes: Se
 
 
 @dataclass(frozen=True)
+class ConfusedPair:
+    """A frequent error: `count` of the `images` of class index `actual` were predicted as `predicted`."""
+
+    actual: int
+    predicted: int
+    count: int
+    images: int
+
+    @property
+    def share(self) -> float:
+        """Fraction of the actual class."""
+        return self.count / self.images
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Predicted and actual classes of N images.
 
@@ -157,6 +175,36 @@ class Predictions:
     def confusion_matrix(self) -> np.ndarray:
         """Return image counts by actual class (row) and predicted class (column), `[K, K] int64`."""
         return confusion_counts(self.labels, self.predictions, len(self.classes))
+
+    def confused_pairs(self, count: int) -> list[ConfusedPair]:
+        """Return the most frequent errors by actual and predicted class; ties are in class order.
+
+        Linear in the number of images, so it also serves for thousands of classes.
+        """
+        num_classes = len(self.classes)
+        errors = ~self.correct
+        codes, counts = np.unique(self.labels[errors] * num_classes + self.predictions[errors], return_counts=True)
+        images = np.bincount(self.labels, minlength=num_classes)
+        order = np.argsort(-counts, kind="stable")[:count]
+        pairs = ((*divmod(int(codes[index]), num_classes), int(counts[index])) for index in order)
+        return [ConfusedPair(actual, predicted, number, int(images[actual])) for actual, predicted, number in pairs]
+
+    def confused_classes(self, pairs: int) -> np.ndarray:
+        """Return the indices of the classes in the `pairs` most frequent errors, in class order."""
+        found = self.confused_pairs(pairs)
+        return np.unique(np.array([(pair.actual, pair.predicted) for pair in found], np.int64).ravel())
+
+    def grouped(self, shown: np.ndarray) -> "Predictions":
+        """Keep the images of the classes in `shown` (class indices), with all other predictions as one last class."""
+        position = np.full(len(self.classes), len(shown))
+        position[shown] = np.arange(len(shown))
+        kept = np.isin(self.labels, shown)
+        return Predictions(
+            [*(self.classes[int(index)] for index in shown), OTHER_CLASSES],
+            position[self.labels[kept]],
+            position[self.predictions[kept]],
+            self.confidence[kept],
+        )
 
     def most_confident_errors(self, count: int) -> np.ndarray:
         """Return indices of the incorrect predictions with the highest confidence, in descending order."""

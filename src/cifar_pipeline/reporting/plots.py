@@ -217,27 +217,31 @@ def range_test_figure(
     return figure
 
 
-def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+def confusion_figure(
+    labels: np.ndarray, predictions: np.ndarray, classes: Sequence[str], title: str, has_others: bool = False
+) -> Figure:
     """Draw the confusion matrix in percent of the actual class (row) by predicted class (column).
 
     Args:
         labels, predictions: `[N] int64`, class indices.
         classes: K class names, in order; up to about a hundred.
         title: names the model and the data set.
+        has_others: the last class is all others together (`Predictions.grouped`): it has a column and no row.
 
     Returns:
         A figure of one panel; cells without images are empty, a class without images is a gray row.
     """
     classes = [escape_control(label) for label in classes]
     num_classes = len(classes)
-    counts = confusion_counts(labels, predictions, num_classes)
+    counts = confusion_counts(labels, predictions, num_classes)[: num_classes - has_others]
+    num_rows = len(counts)
     images = counts.sum(axis=1, keepdims=True)
     percent = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
 
     cell = float(np.clip(7.0 / num_classes, 0.2, 0.8))
     label_width = 0.085 * max(len(label) for label in classes) * (1.0 if cell > 0.3 else 0.75)
     side = num_classes * cell + label_width
-    figure = new_figure(max(side + 0.8, 6.0), max(side + 1.2, 4.5), title)
+    figure = new_figure(max(side + 0.8, 6.0), max(side + 1.2 - has_others * cell, 4.5), title)
     axes = figure.subplots()
     image_axes(axes)
     axes.set_facecolor("#EDEDED")
@@ -245,14 +249,17 @@ def confusion_figure(labels: np.ndarray, predictions: np.ndarray, classes: Seque
 
     tick_size = TEXT if cell > 0.5 else min(TEXT, 37 * cell)
     horizontal = num_classes <= 12 and max(len(label) for label in classes) * 0.1 < cell
-    for set_ticks, rotation in ((axes.set_xticks, 0 if horizontal else 90), (axes.set_yticks, 0)):
-        set_ticks(range(num_classes), classes, rotation=rotation, fontsize=tick_size, family=FONT, parse_math=False)
+    for set_ticks, count, rotation in (
+        (axes.set_xticks, num_classes, 0 if horizontal else 90),
+        (axes.set_yticks, num_rows, 0),
+    ):
+        set_ticks(range(count), classes[:count], rotation=rotation, fontsize=tick_size, family=FONT, parse_math=False)
     label_size = TEXT * font_scale(side)
     axes.set_xlabel("predicted", fontsize=label_size, color=MUTED, family=FONT)
     axes.set_ylabel("actual (rows add up to 100 %)", fontsize=label_size, color=MUTED, family=FONT)
     # White lines between the cells.
     axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(num_rows + 1) - 0.5, minor=True)
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color="white", linewidth=1 if num_classes <= 30 else 0.4)
 

@@ -6,6 +6,8 @@ Nothing else uses the test split.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +81,13 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.inference.predictor import require_same_outputs
     from cifar_pipeline.inference.torch_model import attributions
     from cifar_pipeline.models.build import get_activation
-    from cifar_pipeline.reporting.evaluation import Evaluation, write_figures, write_numbers, write_samples
+    from cifar_pipeline.reporting.evaluation import (
+        Evaluation,
+        ReportOptions,
+        figure_writers,
+        write_each,
+        write_numbers,
+    )
     from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps
     from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
@@ -115,15 +123,16 @@ def evaluate(config: DictConfig) -> None:
             explained,
             attributions(model, activation, images[explained], predictions.predictions[explained], dataset.mean),
         ),
+        options=ReportOptions(**{field.name: options[field.name] for field in fields(ReportOptions)}),
     )
     status("Drawing the figures and the report page")
     # Locked, because a training that runs meanwhile writes its epochs to reports/history.csv.
+    title = evaluation.title
     with exclusive_lock(REPORTS), atomic_update_dir(REPORTS) as tmp:
-        written = write_figures(tmp, evaluation, options.num_error_images)
-        written.append(
-            write_report(tmp / "report.html", evaluation, options.calibration_bins, options.num_error_images)
-        )
-        written += [*write_numbers(tmp, evaluation), write_samples(tmp, dataset, trained.metadata)]
+        written = write_numbers(tmp, evaluation)
+        writers = {tmp / name: write for name, write in figure_writers(evaluation, dataset).items()}
+        failed = write_each({tmp / "report.html": partial(write_report, evaluation=evaluation), **writers}, title)
+        written += [tmp / "report.html", *writers]
         require_unchanged()
 
     status("Uploading the results to MLflow")
@@ -131,6 +140,10 @@ def evaluate(config: DictConfig) -> None:
         # The training has logged the others. Those per class are in per_class.csv: they would be dozens of charts.
         run.log_metrics(flatten_dict({"test": measured["test"]}, "/"))
         run.log_files([REPORTS / path.name for path in written])
+    for path in failed:
+        log.error(f"{REPORTS / path.name} could not be made; the numbers and all else are in {REPORTS}/ and in MLflow.")
+    for error in failed.values():
+        raise error
     log.info(f"Report:        {REPORTS / 'report.html'}")
 
 
