@@ -35,6 +35,7 @@ def caused_by(cause: BaseException) -> BaseException:
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "disk is full.*a/b.*free some space"),
         (PermissionError(errno.EACCES, "Permission denied", "models"), "Permission denied.*models"),
         (OSError(errno.EIO, "Input/output error", "last.ckpt"), "I/O error .*last.ckpt.*check the disk"),
+        (MemoryError("Unable to allocate 2.4 GiB"), "Out of memory .*2.4 GiB.*smaller batches"),
         (sqlite3.OperationalError("database is locked"), "database.*locked.*end the process"),
         (sqlite3.DatabaseError("file is not a database"), "restore mlflow.db from a backup"),
         (sqlite3.OperationalError("database or disk is full"), "free some space"),

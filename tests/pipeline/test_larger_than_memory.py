@@ -1,23 +1,14 @@
 """100,000 images, more bytes than each process may take, go all the way from their files to a prediction."""
 
 import io
-import re
-import sys
-import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
-from helpers.source_tree import ROOT
-from helpers.workspace import Command, Workspace
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-from common import anonymous_bytes
+from helpers.memory import peaks
+from helpers.workspace import Workspace
 
 IMAGES = 100_000
 SIZE = 72
@@ -40,22 +31,6 @@ def draw_all(folder: Path) -> None:
         packed = io.BytesIO()
         Image.fromarray(pixels).save(packed, "BMP")
         (folder / CLASSES[label] / f"{number:06}.bmp").write_bytes(packed.getvalue())
-
-
-def peaks(command: Command) -> dict[str, int]:
-    """The most anonymous memory that each stage's process had, in bytes, once all have ended."""
-    found: dict[str, int] = defaultdict(int)
-    root = psutil.Process(command.process.pid)
-    while command.process.poll() is None:
-        try:
-            for process in root.children(recursive=True):
-                stage = re.search(r"src/(\w+)\.py", " ".join(process.cmdline()))
-                if stage:
-                    found[stage[1]] = max(found[stage[1]], anonymous_bytes(process.pid))
-        except (psutil.NoSuchProcess, OSError):
-            pass  # it has ended meanwhile
-        time.sleep(0.05)
-    return dict(found)
 
 
 @pytest.mark.long

@@ -45,3 +45,12 @@ def test_names_and_numbers_neither_overlap_nor_leave_the_figure(num_classes: int
     assert all(text.get_window_extent().height <= cell for text in axes.get_yticklabels())
     assert all(text.get_window_extent().width <= cell for text in axes.get_xticklabels())
     assert min(float(text.get_fontsize()) for text in axes.texts) >= 6
+
+
+def test_all_other_classes_together_have_a_column_and_no_row() -> None:
+    labels, predictions = np.array([0] * 4 + [1] * 2), np.array([0, 0, 1, 2, 1, 2])
+    classes = ["cat", "dog", "(other classes)"]
+    (axes,) = confusion_figure(labels, predictions, classes, "LeNet on digits", has_others=True).axes
+    assert cells(axes) == {(0, 0): "50", (0, 1): "25", (0, 2): "25", (1, 1): "50", (1, 2): "50"}
+    assert [text.get_text() for text in axes.get_yticklabels()] == classes[:2]
+    assert [text.get_text() for text in axes.get_xticklabels()] == classes

@@ -1,10 +1,12 @@
 """Rows, order and empty cells of the contact sheet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from sample_evaluation import OPTIONS
 
 from cifar_pipeline.reporting.image_figures import contact_sheet
 
@@ -87,3 +89,21 @@ def test_memory_mapped_images_are_drawn_alike(tmp_path: Path) -> None:
 def test_float_images_are_rejected() -> None:
     with pytest.raises(ValueError, match="uint8"):
         contact_sheet(np.zeros((2, 4, 4, 3)), np.array([0, 1]), ["cat", "dog"], "digits")
+
+
+def test_of_many_classes_the_seed_chooses_some() -> None:
+    images, labels = numbered(200, 100)
+    classes = [f"class {k}" for k in range(100)]
+    chosen = OPTIONS.choose_samples(classes)
+    figure = contact_sheet(images, labels, classes, "digits", shown=chosen)
+    assert len(set(chosen)) == 20 and names(figure) == [classes[k] for k in chosen]
+    assert levels(figure, 20, 2) == [[k, k + 100] for k in chosen]
+    assert chosen == OPTIONS.choose_samples(classes) != replace(OPTIONS, sample_seed=1).choose_samples(classes)
+    assert OPTIONS.choose_samples(classes[:39]) == list(range(39))
+
+
+def test_large_images_are_reduced() -> None:
+    images = np.repeat(np.repeat(numbered(4, 2)[0], 500, axis=1), 300, axis=2)
+    figure = contact_sheet(images, np.arange(4) % 2, ["cat", "dog"], "digits")
+    assert levels(figure, 2, 2) == [[0, 2], [1, 3]]
+    assert np.asarray(figure.axes[0].get_images()[0].get_array()).nbytes < 1_000_000

@@ -39,3 +39,26 @@ def test_orange_is_for_the_prediction_and_blue_against_it() -> None:
 def test_an_attribution_of_zero_leaves_a_gray_image() -> None:
     overlay = attribution_overlay(np.full((1, 4, 4, 1), 128, np.uint8), np.zeros((1, 4, 4)))
     assert overlay.shape == (1, 4, 4, 3) and len(np.unique(overlay)) == 1
+
+
+def test_the_most_frequent_errors_are_those_of_the_matrix() -> None:
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 9, (2, 500))
+    named = Predictions([str(k) for k in range(9)], labels, predictions, np.ones(500))
+    errors = named.confusion_matrix() * (1 - np.eye(9, dtype=int))
+    pairs = named.confused_pairs(100)
+    assert [(pair.actual, pair.predicted, pair.count) for pair in pairs] == [
+        (*divmod(int(cell), 9), errors.flat[cell])
+        for cell in np.argsort(-errors, axis=None, kind="stable")
+        if errors.flat[cell]
+    ]
+    assert [pair.images for pair in pairs[:3]] == [(labels == pair.actual).sum() for pair in pairs[:3]]
+    assert named.confused_classes(2).tolist() == sorted(
+        {c for pair in pairs[:2] for c in (pair.actual, pair.predicted)}
+    )
+
+
+def test_some_classes_keep_their_images_and_all_other_predictions_become_one_class() -> None:
+    grouped = PREDICTIONS.grouped(np.array([0, 2]))
+    assert grouped.classes == ["cat", "ship", "(other classes)"]
+    assert grouped.labels.tolist() == [0, 0, 1, 0] and grouped.predictions.tolist() == [0, 0, 0, 2]

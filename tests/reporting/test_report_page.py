@@ -186,3 +186,30 @@ def test_one_epoch_without_validation_is_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
     _, accuracy = panels(history, "val/accuracy")
     assert figure_uri(learning_curve(history, accuracy, "val/accuracy", "max")).startswith("data:image/svg+xml;")
+
+
+def test_a_thousand_classes_make_a_small_report_of_the_most_confused_ones() -> None:
+    evaluation = make_evaluation(images=3000, classes=1000, size=32)
+    page = render_report(evaluation)
+    assert len(page) < 3_000_000
+    text, predictions = ParsedPage(page).text, evaluation.predictions
+    pairs = predictions.confused_pairs(15)
+    assert len(pairs) == 15
+    for pair in pairs:
+        errors = (predictions.labels == pair.actual) & (predictions.predictions == pair.predicted)
+        actual, predicted = (f"class {index}" for index in (pair.actual, pair.predicted))
+        assert f"{actual} {predicted} {100 * pair.share:.0f} % {errors.sum()} of {pair.images}" in text
+    per_class = evaluation.per_class
+    names = re.findall(r'<th scope="row">(class \d+)</th><td class="right bar"', page)
+    scores = [per_class[name]["f1"] for name in names]
+    assert len(names) == 40 and max(scores[:20]) <= min(scores[20:]) and scores[20] == max(scores)
+    width, height = evaluation.confusion_figure().get_size_inches()
+    assert width < 14 and height < 14
+
+
+def test_without_errors_many_classes_have_no_matrix() -> None:
+    evaluation = make_evaluation(images=200, classes=50)
+    perfect = dataclasses.replace(evaluation.predictions, predictions=evaluation.predictions.labels)
+    correct = dataclasses.replace(evaluation, predictions=perfect)
+    assert "No image is misclassified." in parse(correct).text
+    assert "No errors: all 200 images" in correct.confusion_figure().axes[0].texts[0].get_text()

@@ -15,6 +15,9 @@ from cifar_pipeline.reporting.metrics import sort_by_confidence
 from cifar_pipeline.reporting.style import FONT, MUTED, SMALL, TEXT, TEXT_COLOR, image_axes, message_figure, new_figure
 from cifar_pipeline.utils.text import escape_control
 
+# Images of a contact sheet are drawn with at most this height; a hundred photos would need a gigabyte.
+MAX_PIXELS = 160
+
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
     """Convert images `[N, H, W]` or `[N, H, W, 1 or 3] uint8` to `[N, H, W, 3] uint8`; gray is repeated.
@@ -101,11 +104,11 @@ def contact_sheet(
     figure = new_figure(max(6.0, panels * (samples * cell + label_width + 0.4)), rows * cell + 0.9, title)
     indices = [np.flatnonzero(labels == k)[:originals] for k in shown]
     counts, first = [len(of_class) for of_class in indices], np.concatenate(indices)
-    pixels = to_rgb(np.asarray(images[first]))
+    pixels = _reduced(to_rgb(np.asarray(images[first])))
     class_images = _padded_rows(pixels, counts, originals)
     blank = np.full_like(pixels[0], 255)
     if augment is not None:
-        augmented = _resized(to_rgb(augment(np.asarray(images[first]), labels[first])), images.shape[2])
+        augmented = _resized(to_rgb(augment(np.asarray(images[first]), labels[first])), pixels.shape[2])
         beside = _padded_rows(augmented, counts, originals)
         class_images = [[*row, None, *other] for row, other in zip(class_images, beside, strict=True)]
     for panel, axes in enumerate(figure.subplots(1, panels, squeeze=False)[0]):
@@ -125,6 +128,14 @@ def _padded_rows(images: np.ndarray, counts: Sequence[int], columns: int) -> lis
     """Split images into rows of these numbers of images, each filled up with None."""
     rows = np.split(images, np.cumsum(counts)[:-1])
     return [[*row, *[None] * (columns - len(row))] for row in rows]
+
+
+def _reduced(images: np.ndarray) -> np.ndarray:
+    """Reduce images `[N, H, W, 3] uint8` that are larger than they are drawn by a whole factor."""
+    factor = max(images.shape[1:3]) // MAX_PIXELS
+    if factor < 2:
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:

@@ -51,34 +51,31 @@ def compute_metrics(
     """
     # Imported here: torch takes seconds, and figures and sweeps need the rest of this module without it.
     import torch
-    from torchmetrics.functional.classification import (
-        multiclass_accuracy,
-        multiclass_calibration_error,
-    )
+    from torchmetrics.functional.classification import binary_calibration_error
 
     probabilities, labels = probabilities.detach().cpu().float(), labels.detach().cpu().long()
     _validate(probabilities, labels, classes)
     if not math.isfinite(loss):
         raise ValueError(f"The loss must be finite, got {loss}.")
     num_classes = len(classes)
-    predictions = probabilities.argmax(dim=1)
+    confidences, predictions = probabilities.max(dim=1)
+    is_correct = predictions == labels
+    in_top3 = (probabilities.topk(min(3, num_classes)).indices == labels[:, None]).any(dim=1)
 
     def rounded(value: torch.Tensor | float) -> float:
         return round(float(value), digits)
 
-    # torchmetrics treats values above 1 as logits, and puts a confidence of exactly 1 into an extra bin.
-    confidences = probabilities.clamp(0.0, 1.0 - torch.finfo(torch.float32).eps)
+    # torchmetrics' functions for K classes would copy all probabilities several times, and count a matrix of all pairs
+    # of classes. It treats values above 1 as logits, and puts a confidence of exactly 1 into an extra bin.
+    confidences = confidences.clamp(0.0, 1.0 - torch.finfo(torch.float32).eps)
     test = {
-        "accuracy": rounded(multiclass_accuracy(predictions, labels, num_classes, average="micro")),
-        "top3_accuracy": rounded(
-            multiclass_accuracy(probabilities, labels, num_classes, average="micro", top_k=min(3, num_classes))
-        ),
+        "accuracy": rounded(is_correct.float().mean()),
+        "top3_accuracy": rounded(in_top3.float().mean()),
         "loss": rounded(loss),
-        "calibration_error": rounded(multiclass_calibration_error(confidences, labels, num_classes, calibration_bins)),
+        "calibration_error": rounded(binary_calibration_error(confidences, is_correct.long(), calibration_bins)),
     }
-    # torchmetrics would count a matrix of all pairs of classes for each of these.
     predicted, support, correct = (
-        torch.bincount(values, minlength=num_classes) for values in (predictions, labels, labels[predictions == labels])
+        torch.bincount(values, minlength=num_classes) for values in (predictions, labels, labels[is_correct])
     )
     precision, recall = correct / predicted.clamp(min=1), correct / support.clamp(min=1)
     f1 = 2 * correct / (predicted + support).clamp(min=1)

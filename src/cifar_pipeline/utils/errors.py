@@ -1,7 +1,7 @@
 """Errors that end a command with one sentence: mistakes of the user, and failures of the machine it runs on.
 
-Failures of the machine are full disks, missing permissions, and a database or server of MLflow that does not respond.
-Everything else that is raised is a bug, and shows its traceback.
+Failures of the machine are full disks, too little memory, missing permissions, and a database or server of MLflow that
+does not respond. Everything else that is raised is a bug, and shows its traceback.
 """
 
 import errno
@@ -53,6 +53,9 @@ def describe_environment_error(error: BaseException) -> str | None:
             return f"Permission denied ({_describe(cause)}): fix the permissions or remove the file; {RESUME_HINT}."
         if isinstance(cause, OSError) and cause.errno in IO_ERROR_ERRNOS:
             return f"I/O error ({_describe(cause)}): check the disk and the limit of open files; {RESUME_HINT}."
+        if isinstance(cause, MemoryError):
+            reason = f" ({one_line(cause)})" if str(cause) else ""
+            return f"Out of memory{reason}: close other programs, or choose smaller batches; {RESUME_HINT}."
         if problem := _describe_server_error(cause):
             server = os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI")
             return f"The MLflow server at {server} {problem}; {RESUME_HINT}."
