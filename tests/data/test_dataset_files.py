@@ -1,6 +1,7 @@
 """data/processed: what is written is read again, and nothing else is."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ def official(images: int = 40) -> RawDataset:
     random = np.random.default_rng(0)
     train, test = (random.integers(0, 256, (count, 5, 4, 3), np.uint8) for count in (images, 8))
     return RawDataset(("cat", "dog"), train, np.arange(images) % 2, test, np.arange(8) % 2)
+
+
+def from_files() -> RawDataset:
+    names = [f"{number}.png" for number in range(40)]
+    return replace(official(), train_names=names, test_names=names[:8])
 
 
 def make(folder, fraction: float = 0.25, used=ASKED, data: RawDataset | None = None) -> Dataset:
@@ -188,12 +194,21 @@ def test_a_custom_source_with_invalid_arrays_is_refused(field, value, word):
         RawDataset(**values)
 
 
-@pytest.mark.parametrize("text", ["[", '["a.png"]', '{"a": 1}', "[1, 2, 3]"])
+@pytest.mark.parametrize("text", ["[", '["a.png"]', '{"a": 1}', json.dumps([f"{number}.jpg" for number in range(30)])])
 def test_a_list_of_files_that_does_not_match_the_split_is_refused(text, tmp_path):
-    dataset = make(tmp_path / "x")
+    dataset = make(tmp_path / "x", data=from_files())
     (dataset.folder / "train" / "files.json").write_text(text)
     with pytest.raises(UserError, match=r"train/files\.json is corrupt or belongs to another dataset; `dvc repro"):
         dataset.files("train")
+
+
+def test_a_removed_list_of_files_is_not_taken_for_data_without_files(tmp_path):
+    dataset = make(tmp_path / "x", data=from_files())
+    assert dataset.files("test") == [f"{number}.png" for number in range(8)]
+    (dataset.folder / "train" / "files.json").unlink()
+    for read in (lambda: dataset.files("train"), dataset.verify):
+        with pytest.raises(UserError, match=r"train/files\.json is missing; `dvc repro -f preprocess` rebuilds it"):
+            read()
 
 
 def labelled(classes: tuple[str, ...], train: list[int], test: list[int]) -> RawDataset:

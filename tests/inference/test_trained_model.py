@@ -15,6 +15,7 @@ def models(tmp_path):
     for name in ("last", "best"):
         (folder / name).mkdir(parents=True)
     metadata = {
+        "checkpoints": ["last", "best"],
         "dataset": {"name": "digits", "hash": "1234"},
         "loss": {},
         "parameters": 1,
@@ -30,8 +31,17 @@ def test_the_requested_checkpoint_is_opened(models):
     assert (trained.model, trained.checkpoint, trained.run["name"]) == (models / "best", "best", "sgd-mse-0")
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_removed_weights_are_not_taken_for_a_choice(models, name):
+    (models / name).rmdir()
+    with pytest.raises(UserError, match=rf"models/{name} is missing: `dvc repro -f train` restores it"):
+        TrainedModel.open(models, "best")
+
+
 def test_without_a_best_checkpoint_the_last_is_evaluated_with_a_message(models, capsys):
     (models / "best").rmdir()
+    metadata = json.loads((models / "metadata.json").read_text())
+    (models / "metadata.json").write_text(json.dumps(metadata | {"checkpoints": ["last"]}))
     assert TrainedModel.open(models, "best").model == models / "last"
     assert "evaluating the last ones" in capsys.readouterr().out
 

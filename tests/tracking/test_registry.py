@@ -278,3 +278,14 @@ def test_a_folder_is_a_model_or_holds_the_checkpoint(registry: Registry) -> None
     ):
         with resolve_model(str(registry.folder / address), "", checkpoint) as folder:
             assert folder == registry.folder / "result" / expected
+
+
+def test_a_deleted_model_is_not_taken_for_a_training_without_best_weights(registry: Registry) -> None:
+    run_id, client = registry.train([0.7, 0.6]), connect()[0]
+    outputs = client.get_run(run_id).outputs
+    assert outputs is not None
+    models = {client.get_logged_model(output.model_id).name: output.model_id for output in outputs.model_outputs}
+    client.delete_logged_model(models["best"])
+    assert from_run(run_id, "last").checkpoint == "last"
+    with pytest.raises(UserError, match=r"The model best of the run .* was deleted in MLflow: choose another run"):
+        from_run(run_id, "best")

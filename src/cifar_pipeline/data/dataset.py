@@ -54,6 +54,7 @@ class Dataset:
         sizes: the number of images in each split.
         mean, std: of the training split, one number per channel, pixels scaled to [0, 1].
         hashes: the SHA-256 of each array.
+        file_lists: the SHA-256 of files.json of each split, if the dataset was made from image files.
         hash: one SHA-256 over all arrays and the classes.
         duplicates: for a pair of splits such as "train, test", the number of images of the second that are in the
             first as well, and the indices of the first few.
@@ -73,6 +74,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hashes: dict[str, str]
+    file_lists: dict[str, str]
     hash: str
     duplicates: dict[str, dict[str, Any]]
     requested: dict[str, Any]
@@ -132,23 +134,19 @@ class Dataset:
     def files(self, split: str) -> list[str] | None:
         """Return the file name of each image of a split; None if the dataset was not made from image files.
 
-        Raises UserError if files.json is not a list of that many names.
+        Raises UserError if files.json is missing or has changed.
         """
-        path = self.folder / split / "files.json"
-        if not path.is_file():
+        if split not in self.file_lists:
             return None
+        path = self.folder / split / "files.json"
         try:
-            names = parse_json(path.read_text(encoding="utf-8"))
-            is_valid = (
-                isinstance(names, list)
-                and len(names) == self.sizes[split]
-                and all(isinstance(name, str) for name in names)
-            )
-        except ValueError:
-            is_valid = False
-        if not is_valid:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; {REBUILD_HINT}.") from None
+        if sha256(content).hexdigest() != self.file_lists[split]:
             raise UserError(f"{path} is corrupt or belongs to another dataset; {REBUILD_HINT}.")
-        return list(names)
+        names: list[str] = json.loads(content)
+        return names
 
     def describe_duplicates(self) -> Iterator[str]:
         """Yield a sentence for each pair of splits with images in common, with the file names if there are any."""
@@ -171,6 +169,7 @@ class Dataset:
                 if actual != self.hashes[f"{split}/{name}"]:
                     path = self.folder / split / f"{name}.npy"
                     raise UserError(f"{path} has changed since it was written; {REBUILD_HINT}.")
+            self.files(split)
 
 
 def open_memmap(path: Path) -> np.ndarray:

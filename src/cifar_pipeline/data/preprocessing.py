@@ -120,10 +120,13 @@ def write_dataset(
     raw_test = raw.test_images, raw.test_labels, raw.test_names
     splits = {TRAIN: (*raw_train, train), VAL: (*raw_train, val), TEST: (*raw_test, np.arange(len(raw.test_labels)))}
     hashes: dict[str, str] = {}
+    file_lists: dict[str, str] = {}
     for split, (images, labels, names, indices) in splits.items():
         (folder / split).mkdir(parents=True)
         if names:
-            (folder / split / "files.json").write_text(json.dumps([names[index] for index in indices], indent=0))
+            content = json.dumps([names[index] for index in indices], indent=0).encode()
+            (folder / split / "files.json").write_bytes(content)
+            file_lists[split] = sha256(content).hexdigest()
         hashes[f"{split}/images"] = _write(folder / split / "images.npy", images, indices)
         hashes[f"{split}/labels"] = _write(folder / split / "labels.npy", labels, indices)
     written = {split: open_memmap(folder / split / "images.npy") for split in splits}
@@ -140,6 +143,7 @@ def write_dataset(
         "mean": mean,
         "std": std,
         "hashes": hashes,
+        "file_lists": file_lists,
         "hash": sha256(json.dumps([raw.classes, hashes], sort_keys=True).encode()).hexdigest(),
         "duplicates": _duplicates(written),
         "skipped": skipped,

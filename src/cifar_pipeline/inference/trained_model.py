@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Files that a training writes next to its models, and the keys they must have.
-METADATA_FILE = ("metadata.json", ("dataset", "loss", "parameters", "output_activation", "timing"))
+METADATA_FILE = (
+    "metadata.json",
+    ("checkpoints", "dataset", "loss", "parameters", "output_activation", "timing"),
+)
 RUN_FILE = ("run.json", ("id", "name"))
 
 
@@ -39,7 +42,14 @@ class TrainedModel:
             raise UserError(
                 f"There is no finished training in {folder}/ ({error}): `dvc repro train` makes one."
             ) from None
-        if not (folder / checkpoint).is_dir():
+        # Without a validation split a training makes no best weights.
+        made = metadata["checkpoints"]
+        for name in made:
+            if not (folder / name).is_dir():
+                raise UserError(
+                    f"{folder / name} is missing: `dvc repro -f train` restores it from the finished training."
+                )
+        if checkpoint not in made:
             log.info(
                 f"There are no {checkpoint} weights, because there was no validation split: evaluating the last ones."
             )

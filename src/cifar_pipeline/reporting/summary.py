@@ -119,11 +119,12 @@ def tracking_url(tracking_uri: str) -> str:
 
 
 def _time(root: Path, stage: str, metrics: Mapping[str, Any]) -> str:
-    duration = _read(root / ".cache" / "stages" / f"{stage}.json")
-    if duration is None:
-        return "from DVC's cache"
+    try:
+        seconds = float((_read(root / ".cache" / "stages" / f"{stage}.json") or {})["seconds"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return "not recorded here (the result came from DVC's cache, or .cache/ was removed)"
     speed = metrics.get(stage, {}).get("images_per_second")
-    return format_duration(duration["seconds"]) + (f" ({speed:,.0f} images/s)" if speed else "")
+    return format_duration(seconds) + (f" ({speed:,.0f} images/s)" if speed else "")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -160,6 +160,7 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
     log.debug(f"Fingerprint of the training: {run_fingerprint}")
     require_own_run(run_fingerprint, config.rerun, trial)
     name, run_dir = run_name(chosen_options(), config.seed, trial), RunDir(runs_cache_dir() / run_fingerprint)
+    run_dir.drop_damaged_result()
     if processes.needs_launch and run_dir.is_finished and not config.rerun:
         processes = SINGLE_PROCESS
     network = partial(build_untrained_model, config, dataset, weights)

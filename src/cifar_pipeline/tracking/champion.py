@@ -9,7 +9,7 @@ process that sets the alias last also reads last, so it sees all announcements.
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,11 +143,16 @@ def _read(models: Path, name: str) -> dict[str, Any]:
 
 def _candidate(client: MlflowClient, run: Run, checkpoint: str, extra_tags: Mapping[str, str]) -> Candidate:
     outputs = run.outputs.model_outputs if run.outputs else []
-    models = {client.get_logged_model(output.model_id).name: output.model_id for output in outputs}
-    if not models:
+    if not outputs:
         raise UserError(f"The run {run.info.run_name} ({run.info.run_id}) has no model: it is not a training.")
-    # Without a validation split there is no best checkpoint.
-    checkpoint = checkpoint if checkpoint in models else "last"
+    models = dict(_existing_models(client, [output.model_id for output in outputs]))
+    if checkpoint == "best" and run.data.params.get(MONITOR_KEYS[0], "") not in run.data.metrics:
+        checkpoint = "last"  # without a validation split there is no best checkpoint
+    if checkpoint not in models:
+        raise UserError(
+            f"The model {checkpoint} of the run {run.info.run_name} ({run.info.run_id}) was deleted in MLflow: choose "
+            "another run, or train it again with `rerun=true`."
+        )
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     tags = {
         "run": run.info.run_name,
@@ -161,6 +166,16 @@ def _candidate(client: MlflowClient, run: Run, checkpoint: str, extra_tags: Mapp
     }
     tags = {key: value for key, value in tags.items() if value}
     return Candidate(run.info.run_id, checkpoint, models[checkpoint], tags)
+
+
+def _existing_models(client: MlflowClient, ids: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and id of the logged models that have not been deleted."""
+    for model_id in ids:
+        try:
+            yield client.get_logged_model(model_id).name, model_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
 
 def _monitor_tags(run: Run, checkpoint: str) -> dict[str, str]:

@@ -34,6 +34,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_write, exclusive_lock, exclusive_lock_if_free
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import hash_files
 from cifar_pipeline.utils.text import one_line
 
 log = logging.getLogger(__name__)
@@ -161,9 +162,10 @@ def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], st
     """Return the newest checkpoint in `folder` that the training can resume from; None if there is none.
 
     A damaged checkpoint, or one of another training, is skipped with a warning. A mid-epoch checkpoint counts its steps
-    in chunks, so it is skipped if the chunks have another size.
+    in chunks, so it is skipped if the chunks have another size. Without the best weights that a checkpoint refers to
+    there is none to resume from: a later epoch would be taken for the best one.
     """
-    skipped = False
+    skipped, best = False, ""
     for name in (MID_EPOCH, LAST, PREVIOUS):
         path = checkpoint_path(folder, name)
         if not path.is_file():
@@ -175,13 +177,41 @@ def find_resume_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor], st
             log.warning(f"{error} Skipping it.")
             skipped = True
             continue
+        if _has_best(checkpoint) and (best := best or _damage_of_best(folder)):
+            break
         if name == MID_EPOCH and checkpoint["epoch_so_far"]["steps_per_chunk"] != steps_per_chunk:
             log.info("This epoch was interrupted under another engine or runtime.steps_per_chunk, so it starts again.")
             continue
         return path
-    if skipped:
+    if best:
+        log.warning(f"{best} With it the best weights so far are lost, so the training starts from scratch.")
+        # Or the checkpoints of the new start would be mixed with those of the old one.
+        for name in (MID_EPOCH, LAST, PREVIOUS, BEST):
+            checkpoint_path(folder, name).unlink(missing_ok=True)
+    elif not skipped and checkpoint_path(folder, BEST).is_file():
+        log.warning(f"{checkpoint_path(folder, LAST)} is missing, so the training starts from scratch.")
+    elif skipped:
         log.warning("No usable checkpoint is left, so the training starts from scratch.")
     return None
+
+
+def _has_best(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether best weights had been saved when the checkpoint was."""
+    states = checkpoint.get("callbacks", {}).values()
+    paths = [str(state.get("best_model_path", "")) for state in states if isinstance(state, dict)]
+    return any(Path(path).name == f"{BEST}.ckpt" for path in paths)
+
+
+def _damage_of_best(folder: Path) -> str:
+    """Return a sentence if the best checkpoint is missing or damaged, else an empty text."""
+    path = checkpoint_path(folder, BEST)
+    if not path.is_file():
+        return f"{path} is missing."
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -222,6 +252,8 @@ def _check_compatible(path: Path, checkpoint: Mapping[str, Any], weights: Mappin
 
 METADATA_FILE = "metadata.json"
 HISTORY_FILE = "history.csv"
+# Holds the SHA-256 of each file of the result.
+RESULT_HASHES_FILE = "result.json"
 # Holds the id of an unfinished rerun. While it exists, the checkpoints are the rerun's and the result is the older one.
 RERUN_FILE = "rerun.json"
 
@@ -287,8 +319,11 @@ class RunDir:
             log.info(
                 "Resuming an interrupted rerun of this training; once it has finished, `rerun=true` starts another."
             )
-            return str(json.loads((self.path / RERUN_FILE).read_text())["id"])
-        if not requested:
+            try:
+                return str(json.loads((self.path / RERUN_FILE).read_text(encoding="utf-8"))["id"])
+            except (ValueError, KeyError, TypeError):
+                log.warning(f"{self.path / RERUN_FILE} is damaged: the rerun starts again.")
+        elif not requested:
             return ""
         # Removed before rerun.json is written, or they would be taken for checkpoints of the rerun.
         for name in (MID_EPOCH, LAST, PREVIOUS, BEST):
@@ -305,6 +340,39 @@ class RunDir:
             yield tmp
             (tmp / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
             write_history(rows, tmp / HISTORY_FILE)
+            hashes = hash_files(tmp)
+        with atomic_write(self.path / RESULT_HASHES_FILE) as tmp_hashes:
+            tmp_hashes.write_text(json.dumps(hashes, indent=0) + "\n", encoding="utf-8")
+
+    def drop_damaged_result(self) -> None:
+        """Remove a result of which a file is missing or has changed; the training makes it again from its checkpoints.
+
+        The result of another process that is training is left alone.
+        """
+        if not self.is_finished:
+            return
+        with exclusive_lock_if_free(self.path) as is_free:
+            if is_free and (damage := self._damage_of_result()):
+                log.warning(f"{damage}: making the result of this training again.")
+                shutil.rmtree(self.result)
+
+    def _damage_of_result(self) -> str:
+        path = self.path / RESULT_HASHES_FILE
+        try:
+            expected = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(expected, dict):
+                raise ValueError("not an object")
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except ValueError:
+            return f"{path} is damaged"
+        actual = hash_files(self.result)
+        for name in sorted({*expected, *actual}):
+            if name not in actual:
+                return f"{self.result / name} is missing"
+            if actual[name] != expected.get(name):
+                return f"{self.result / name} has changed since it was written"
+        return ""
 
     def metadata(self) -> dict[str, Any]:
         """Read the metadata of the finished training."""

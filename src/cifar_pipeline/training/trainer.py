@@ -341,6 +341,7 @@ def training_metadata(
         "parameters": sum(parameter.numel() for parameter in setup.module.net.parameters()),
         "epochs": len(rows),
         "best_epoch": _best_epoch(setup, len(rows)),
+        "checkpoints": setup.run_dir.checkpoints(),
         **({"stopped": result.stopped} if result.stopped else {}),
         "timing": {
             "seconds": round(result.seconds, 2),

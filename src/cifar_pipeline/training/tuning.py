@@ -218,9 +218,8 @@ def resolve_batch_size(
     key = digest([fingerprint(config, dataset.hash, weights_hash=weights.sha256 if weights else ""), limits])
     path = runs_cache_dir().with_name("batch_sizes") / f"{key}.json"
     with exclusive_lock(path):
-        if path.is_file():
-            found, note = BatchSearch(**json.loads(path.read_text())), f", as found before ({path.name})"
-        else:
+        found, note = _read_search(path), f", as found before ({path.name})"
+        if found is None:
             status("Searching the largest batch that fits")
             found, note = _search_batch_size(config, dataset, accelerator, processes.world_size, weights), ""
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,6 +228,17 @@ def resolve_batch_size(
     # If the ranks have yet to be launched, rank zero prints it.
     log.log(logging.DEBUG if processes.needs_launch else logging.INFO, f"trainer.batch_size=auto: {found}{note}")
     return _with_batch_size(config, found.batch_size)
+
+
+def _read_search(path: Path) -> "BatchSearch | None":
+    """Read the result of an earlier search; None if there is none, or if it is damaged."""
+    try:
+        return BatchSearch(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        log.warning(f"{path} is damaged: searching the batch size again.")
+        return None
 
 
 @dataclass(frozen=True)

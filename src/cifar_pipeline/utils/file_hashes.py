@@ -25,6 +25,15 @@ def hash_content(*paths: Path) -> str:
     return total.hexdigest()
 
 
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file below a folder by its relative path, sorted by it."""
+    hashes = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return dict(sorted(hashes.items()))
+
+
 def _files(*paths: Path) -> Iterator[Path]:
     for path in paths:
         if not path.is_dir():
