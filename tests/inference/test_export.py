@@ -18,9 +18,11 @@ from cifar_pipeline.inference import onnx_export
 from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.inference.onnx_session import OnnxSession
+from cifar_pipeline.inference.trained_model import read_model_file
 from cifar_pipeline.models.build import NormalizedModel, TestTimeAugmentation, load_weights
 from cifar_pipeline.models.lenet import LeNet
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import HASHES_FILE
 from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 from helpers.config_project import ROOT
 
@@ -140,6 +142,31 @@ def test_a_damaged_model_is_refused(exported: Path, tmp_path: Path, keep: int) -
     with pytest.raises(UserError, match=r"model\.onnx is damaged") as refusal:
         OnnxSession.open(damaged, threads=1)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, WEIGHTS_FILE])
+def test_changed_weights_are_refused_until_their_hashes_are_removed(exported: Path, tmp_path: Path, name: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exported, damaged)
+    content = bytearray((damaged / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / name).write_bytes(content)
+
+    def read() -> None:
+        read_model_file(damaged / name)
+        if name == MODEL_FILE:
+            OnnxSession.open(damaged, threads=1)
+
+    with pytest.raises(UserError, match=rf"{name} has changed since it was written.* remove .*hashes\.json"):
+        read()
+    if name == MODEL_FILE:
+        with pytest.raises(UserError, match=r"model\.onnx has changed since it was written"):
+            OnnxSession.open(damaged, threads=1)
+    (damaged / HASHES_FILE).unlink()
+    read()
+    (damaged / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing: `dvc repro -f train` restores it"):
+        read()
 
 
 def test_mlflow_loads_the_model_with_its_signature_and_without_torch(exported: Path) -> None:

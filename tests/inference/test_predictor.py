@@ -18,6 +18,7 @@ from cifar_pipeline.inference.metadata import ModelMetadata
 from cifar_pipeline.inference.onnx_session import OnnxSession
 from cifar_pipeline.inference.predictor import Predictor, threads_for
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import HASHES_FILE
 from cifar_pipeline.utils.paths import MODEL_FILE
 
 
@@ -109,6 +110,7 @@ def changed(exported: Path, folder: Path, **changes: Any) -> Path:
     metadata = json.loads(model.metadata_props[0].value)
     model.metadata_props[0].value = json.dumps(metadata | changes)
     onnx.save(model, folder / MODEL_FILE)
+    (folder / HASHES_FILE).unlink()
     return folder
 
 
@@ -127,6 +129,7 @@ def test_a_file_without_metadata_is_refused(exported: Path, tmp_path: Path) -> N
     model = onnx.load(exported / MODEL_FILE)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "without" / MODEL_FILE)
+    (tmp_path / "without" / HASHES_FILE).unlink()
     with pytest.raises(UserError, match="has no metadata, so it was not made by this project"):
         Predictor.open(tmp_path / "without")
 

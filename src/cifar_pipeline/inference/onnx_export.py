@@ -24,6 +24,7 @@ from cifar_pipeline.inference.onnx_session import INPUT_NAME, LOGITS_NAME, PROBA
 from cifar_pipeline.models.build import NormalizedModel, get_activation, save_weights
 from cifar_pipeline.utils.console import propagate_library_logs
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import write_hashes
 from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 
 # torch.export treats sizes of 1 as constants.
@@ -289,3 +290,4 @@ def save_model(graph: OnnxTemplate, net: nn.Module, metadata: Mapping[str, Any],
         )
     assert (folder / MODEL_FILE).is_file()
     save_weights(net, folder / WEIGHTS_FILE)
+    write_hashes(folder, [MODEL_FILE, WEIGHTS_FILE])

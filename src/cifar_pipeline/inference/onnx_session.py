@@ -10,6 +10,7 @@ import onnxruntime
 
 from cifar_pipeline.inference.onnx_check import CheckedGraph, CorruptModel, UnsafeModel, check_file
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import changed_message, has_changed
 from cifar_pipeline.utils.paths import MODEL_FILE
 from cifar_pipeline.utils.text import one_line
 
@@ -55,6 +56,8 @@ class OnnxSession:
             raise UserError(f"{path} is damaged ({error}): `dvc repro -f train` makes it again.") from None
         except UnsafeModel as error:
             raise UserError(f"{path} was not opened because {error}. Use a model made by this project.") from None
+        if has_changed(path):
+            raise UserError(changed_message(path))
         try:
             return open_checked(checked, threads, accelerator)
         except RuntimeError as error:

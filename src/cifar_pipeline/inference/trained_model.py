@@ -9,6 +9,7 @@ import numpy as np
 
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import changed_message, has_changed
 from cifar_pipeline.utils.safe_io import parse_json, read_text
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,16 @@ def _read(folder: Path, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(values, dict) or not values.keys() >= set(keys):
         raise ValueError(f"{name} was not written by a training")
     return values
+
+
+def read_model_file(path: Path) -> bytes:
+    """Read a file that a training has written. Raises `UserError` if it is missing, or has changed since then."""
+    try:
+        if has_changed(path):
+            raise UserError(changed_message(path))
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: `dvc repro -f train` restores it from the finished training.") from None
 
 
 def first_conv_weights(model: "nn.Module") -> np.ndarray | None:

@@ -17,7 +17,7 @@ from cifar_pipeline.cli.entrypoint import require_unchanged, watch
 from cifar_pipeline.config.compose import available_cores
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.predictor import Predictor, compute_outputs, threads_for
-from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights
+from cifar_pipeline.inference.trained_model import TrainedModel, first_conv_weights, read_model_file
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.reporting.metrics import Predictions
 from cifar_pipeline.tracking.provenance import reject_foreign_run
@@ -50,9 +50,9 @@ def evaluate(config: DictConfig) -> None:
         trained.require_same_dataset(dataset)
         reject_foreign_run(trained.run["id"])
         predictor = Predictor.open(trained.model, threads_for(runtime.threads, available_cores()), runtime.accelerator)
-        weights = (trained.model / WEIGHTS_FILE).read_bytes()
+        weights = read_model_file(trained.model / WEIGHTS_FILE)
         # Not that in reports/, which may be of a later training that has not finished.
-        history = (MODELS / "history.csv").read_text(encoding="utf-8", errors="replace")
+        history = read_model_file(MODELS / "history.csv").decode(errors="replace")
 
     def build_model() -> "NormalizedModel":
         """Build the model from the configuration and load its weights."""

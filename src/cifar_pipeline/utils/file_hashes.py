@@ -1,8 +1,9 @@
 """Hash files and folders, by their content or by what the file system knows of them."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -32,6 +33,34 @@ def hash_files(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(sorted(hashes.items()))
+
+
+HASHES_FILE = "hashes.json"
+
+
+def write_hashes(folder: Path, names: Sequence[str]) -> None:
+    """Write the SHA-256 of some files of a folder next to them."""
+    hashes = hash_files(folder)
+    content = json.dumps({name: hashes[name] for name in names}, indent=2) + "\n"
+    (folder / HASHES_FILE).write_text(content, encoding="utf-8")
+
+
+def has_changed(path: Path) -> bool:
+    """Return whether a file has changed since `write_hashes`; False if no hash of it was written."""
+    try:
+        expected = json.loads((path.parent / HASHES_FILE).read_text(encoding="utf-8"))[path.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    with path.open("rb") as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() != expected)
+
+
+def changed_message(path: Path) -> str:
+    """Return the sentence about a file of a model that has changed."""
+    return (
+        f"{path} has changed since it was written: `dvc repro -f train` makes it again; after a change of your own, "
+        f"remove {path.parent / HASHES_FILE}."
+    )
 
 
 def _files(*paths: Path) -> Iterator[Path]:
