@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from cifar_pipeline.reporting.fonts import fit_fonts, label_legend
 from cifar_pipeline.reporting.style import BACKGROUND
 from cifar_pipeline.utils.text import escape_control
 from cifar_pipeline.utils.text import percent as format_percent
@@ -25,7 +26,7 @@ def render(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.filters |= {"percent": percent, "number": format_count}
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **values) + "\n"
+    return environment.get_template(template).render(style=style, label_legend=label_legend(), **values) + "\n"
 
 
 def _escape_text(value: Any) -> Any:
@@ -45,6 +46,7 @@ def format_count(value: float) -> str:
 
 def figure_uri(figure: Figure) -> str:
     """Encode a figure as an SVG data URI. The same figure gives the same text."""
+    fit_fonts(figure)
     content = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "cifar-pipeline", "svg.fonttype": "path"}):
         figure.savefig(content, format="svg", facecolor=BACKGROUND, metadata={"Date": None, "Creator": None})
@@ -53,6 +55,7 @@ def figure_uri(figure: Figure) -> str:
 
 def figure_image_uri(figure: Figure, dpi: int = 100) -> str:
     """Encode a figure as a PNG data URI: smaller than an SVG if the figure has thousands of elements."""
+    fit_fonts(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, facecolor=BACKGROUND, metadata={"Software": None})
     return _data_uri("image/png", content.getvalue())

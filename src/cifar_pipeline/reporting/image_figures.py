@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.cells import cell_len
 
 from cifar_pipeline.reporting.metrics import sort_by_confidence
 from cifar_pipeline.reporting.style import FONT, MUTED, SMALL, TEXT, TEXT_COLOR, image_axes, message_figure, new_figure
@@ -100,7 +101,7 @@ def contact_sheet(
     panels = -(-len(classes) // max_rows)
     rows = min(len(classes), max_rows)
     cell = 0.72 if panels == 1 else 0.5
-    label_width = 0.1 * max(len(label) for label in classes)
+    label_width = 0.1 * max(map(cell_len, classes))
     figure = new_figure(max(6.0, panels * (samples * cell + label_width + 0.4)), rows * cell + 0.9, title)
     indices = [np.flatnonzero(labels == k)[:originals] for k in shown]
     counts, first = [len(of_class) for of_class in indices], np.concatenate(indices)
@@ -186,7 +187,7 @@ def error_figure(
         for index in shown
     ]
     # An image is about as wide as 21 characters of the normal size.
-    longest = max(len(line) for caption in captions for line in caption.splitlines())
+    longest = max(cell_len(line) for caption in captions for line in caption.splitlines())
     font_size = SMALL * min(1.0, 21 / longest)
     for axes, caption, image in zip(panels, captions, upscaled, strict=False):
         image_axes(axes)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.cells import cell_len
 
 from cifar_pipeline.reporting.metric_names import SPLIT_NAMES, display_name, format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.metrics import Predictions, confusion_counts
@@ -239,7 +240,7 @@ def confusion_figure(
     percent = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
 
     cell = float(np.clip(7.0 / num_classes, 0.2, 0.8))
-    label_width = 0.085 * max(len(label) for label in classes) * (1.0 if cell > 0.3 else 0.75)
+    label_width = 0.085 * max(map(cell_len, classes)) * (1.0 if cell > 0.3 else 0.75)
     side = num_classes * cell + label_width
     figure = new_figure(max(side + 0.8, 6.0), max(side + 1.2 - has_others * cell, 4.5), title)
     axes = figure.subplots()
@@ -248,7 +249,7 @@ def confusion_figure(
     axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", vmin=0, vmax=100)
 
     tick_size = TEXT if cell > 0.5 else min(TEXT, 37 * cell)
-    horizontal = num_classes <= 12 and max(len(label) for label in classes) * 0.1 < cell
+    horizontal = num_classes <= 12 and max(map(cell_len, classes)) * 0.1 < cell
     for set_ticks, count, rotation in (
         (axes.set_xticks, num_classes, 0 if horizontal else 90),
         (axes.set_yticks, num_rows, 0),

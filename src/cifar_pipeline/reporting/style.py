@@ -12,7 +12,9 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from rich.cells import cell_len
 
+from cifar_pipeline.reporting.fonts import fit_fonts
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.text import escape_control
 
@@ -48,7 +50,13 @@ def style_figure(figure: Figure, width: float, height: float, title: str, is_con
     size = TITLE * font_scale(width)
     # A bold character is about 0.65 of its size wide; a point is 1/72 inch.
     characters = max(20, int(width * 72 / (0.65 * size)))
-    wrapped = "\n".join(textwrap.wrap(escape_control(title), characters, break_long_words=False))
+    escaped = escape_control(title)
+    # Wide characters, such as Chinese ones, take twice the width, and their lines may break anywhere.
+    columns = cell_len(escaped)
+    is_wide = columns > len(escaped)
+    if is_wide:
+        characters = characters * len(escaped) // columns
+    wrapped = "\n".join(textwrap.wrap(escaped, characters, break_long_words=is_wide))
     figure.suptitle(
         wrapped,
         x=0.15 / width,
@@ -109,5 +117,6 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     Args:
         dpi: pixels per inch.
     """
+    fit_fonts(figure)
     with atomic_write(Path(path)) as tmp:
         figure.savefig(tmp, format="png", dpi=dpi, facecolor=BACKGROUND, metadata={"Software": None})

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from rich.cells import cell_len, set_cell_size
 
 from cifar_pipeline.reporting.metric_names import format_metric, heading_name, is_fraction
 from cifar_pipeline.reporting.style import (
@@ -202,7 +203,7 @@ def dots(comparison: Comparison) -> Figure:
     labels = [
         [shorten_value(value) for value in group.values or (cell_text(group.members[0]["name"]),)] for group in shown
     ]
-    widths = [max(map(len, column)) for column in zip(header, *labels, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(header, *labels, strict=True)]
     margin = 0.095 * (sum(widths) + 2 * len(widths))
     figure = new_figure(max(9.0, margin + 7.5), 0.34 * len(shown) + 2.2, comparison.title)
     axes = figure.subplots()
@@ -210,7 +211,10 @@ def dots(comparison: Comparison) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_ylim(len(shown) - 0.4, -1.4)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *labels)]
+    lines = [
+        "  ".join(set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
+        for row in (header, *labels)
+    ]
     axes.set_yticks(
         range(-1, len(shown)), lines, fontsize=SMALL, family=MONOSPACE_FONT, color=TEXT_COLOR, parse_math=False
     )
@@ -304,7 +308,7 @@ def heat_map(comparison: Comparison) -> Figure:
 
     width = min(1.7, max(0.95, 12 / len(columns)))
     height = 0.72 if len(rows) <= 12 else 0.55
-    margin = 0.12 * max(len(shorten_value(row)) for row in rows) + 0.6
+    margin = 0.12 * max(cell_len(shorten_value(row)) for row in rows) + 0.6
     figure_width = max(8.0, len(columns) * width + margin + 0.4)
     figure = new_figure(figure_width, max(3.2, len(rows) * height + 1.9), comparison.title)
     width = (figure_width - margin - 0.4) / len(columns)
@@ -315,7 +319,7 @@ def heat_map(comparison: Comparison) -> Figure:
     axes.set_title(_heading(comparison), loc="left", fontsize=SMALL, color=MUTED, family=FONT, pad=10)
     for set_ticks, values, max_length in ((axes.set_xticks, columns, 10 * width), (axes.set_yticks, rows, math.inf)):
         labels = [shorten_value(value) for value in values]
-        rotation = 30 if max(map(len, labels)) > max_length else 0
+        rotation = 30 if max(map(cell_len, labels)) > max_length else 0
         set_ticks(
             range(len(values)), labels, rotation=rotation, ha="right" if rotation or values is rows else "center",
             fontsize=TEXT, family=FONT, parse_math=False,
