@@ -11,6 +11,7 @@ import torch
 from cifar_pipeline.inference.metadata import METADATA_KEY
 from cifar_pipeline.inference.onnx_export import exported_program
 from cifar_pipeline.inference.predictor import Predictor
+from cifar_pipeline.inference.trained_model import read_model_file
 from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.utils.atomic import atomic_update_dir, atomic_write
 from cifar_pipeline.utils.console import status
@@ -56,7 +57,7 @@ def write_pt2(model: Path, net: NormalizedModel, folder: Path) -> Path:
     from cifar_pipeline.models.build import load_weights
 
     predictor = Predictor.open(model)
-    load_weights(net, (model / WEIGHTS_FILE).read_bytes(), model / WEIGHTS_FILE)
+    load_weights(net, read_model_file(model / WEIGHTS_FILE), model / WEIGHTS_FILE)
     status("Writing model.pt2")
     program = exported_program(net, predictor.metadata.shape, predictor.metadata.output_activation)
     for node in program.graph.nodes:

@@ -20,6 +20,7 @@ from cifar_pipeline.config.params import DEFAULT_WEIGHTS, MLFLOW_SCHEMES
 from cifar_pipeline.models.default_weights import DefaultWeights
 from cifar_pipeline.models.network_input import NetworkInput
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import changed_message, has_changed
 from cifar_pipeline.utils.paths import MLMODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.utils.safe_io import parse_yaml, read_text
 from cifar_pipeline.utils.text import one_line
@@ -169,6 +170,8 @@ def _read_own(folder: Path, address: str) -> PretrainedWeights:
         raise UserError(
             f"model.weights={address} is not a model of this project, or damaged ({one_line(error)[:100]})."
         ) from None
+    if has_changed(folder / WEIGHTS_FILE):
+        raise UserError(f"model.weights={address}: {changed_message(folder / WEIGHTS_FILE)}")
     std = 1 / (WHITE * scale)
     return PretrainedWeights(
         address,

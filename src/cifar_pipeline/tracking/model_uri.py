@@ -13,6 +13,7 @@ from cifar_pipeline.config.params import MLFLOW_SCHEMES
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, Kind, find_repository, folder_in_repository
 from cifar_pipeline.utils.paths import MLMODEL_FILE
+from cifar_pipeline.utils.safe_io import parse_json
 from cifar_pipeline.utils.text import one_line
 
 # MLflow's error codes for a missing run, model or alias; all others are failures of the store.
@@ -71,14 +72,29 @@ def resolve_model(address: str, revision: str, checkpoint: str) -> Iterator[Path
 
 
 def _find_checkpoint(folder: Path, name: str, checkpoint: str) -> Path:
-    """Return the folder itself if it is a model, or the checkpoint in it; `last` if there is no `best`."""
-    for candidate in (folder, folder / checkpoint, folder / "last"):
+    """Return the folder itself if it is a model, or the checkpoint in it; `last` if the training made no `best`."""
+    for candidate in (folder, folder / checkpoint):
         if (candidate / MLMODEL_FILE).is_file():
             return candidate
+    if checkpoint in _made_checkpoints(folder):
+        raise UserError(
+            f"{name}/{checkpoint} is missing or incomplete: `dvc repro -f train` restores it from the training."
+        )
+    if (folder / "last" / MLMODEL_FILE).is_file():
+        return folder / "last"
     raise UserError(
         f"There is no model in {name}: `dvc repro train` makes one; --model takes another folder, or an address "
         "such as models:/cifar10@champion."
     )
+
+
+def _made_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the weights that a training has made; none if the folder is not a training's."""
+    try:
+        metadata = parse_json((folder / "metadata.json").read_text(encoding="utf-8"))
+        return list(metadata["checkpoints"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _from_dvc_revision(folder: str, revision: str, directory: Path) -> Path:
