@@ -178,7 +178,7 @@ def test_unused_shards_are_removed(monkeypatch):
     assert left < shards and len(left) == 8
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "no list"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "flipped", "no list", "removed list", "removed"])
 def test_a_damaged_shard_is_made_again(damage):
     tree()
     before = pixels(read(), "train")
@@ -187,8 +187,14 @@ def test_a_damaged_shard_is_made_again(damage):
         shard.write_bytes(shard.read_bytes()[:-1])
     elif damage == "foreign":
         np.save(shard, np.zeros((24, 9, 9, 3), np.uint8))
-    else:
+    elif damage == "flipped":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 255
+        shard.write_bytes(content)
+    elif damage == "no list":
         shard.with_suffix(".json").write_text("[")
+    else:
+        shard.with_suffix(".json" if damage == "removed list" else ".npy").unlink()
     np.testing.assert_array_equal(pixels(read(), "train"), before)
 
 
@@ -579,7 +585,8 @@ def test_the_cache_index_has_each_content_once(monkeypatch):
     tree()
     Path("mine/ant/copy.png").write_bytes(Path("mine/ant/1.png").read_bytes())
     read()
-    kept = [digest for path in Path(".cache/images").rglob("*.json") for digest in json.loads(path.read_text())]
+    indices = [json.loads(path.read_text()) for path in Path(".cache/images").rglob("*.json")]
+    kept = [digest for index in indices for digest in index["files"]]
     assert len(kept) - len(set(kept)) <= 1 and len(set(kept)) == 24
 
 

@@ -417,20 +417,26 @@ class ResizedImageCache:
     def _write(self, images: dict[str, NDArray[np.uint8]]) -> dict[str, ShardRow]:
         digests = list(images)
         name = sha256(" ".join(digests).encode()).hexdigest()[:16]
+        array = np.stack(list(images.values()))
         with atomic_write(self.folder / f"{name}.npy") as tmp:
-            np.save(tmp, np.stack(list(images.values())), allow_pickle=False)
+            np.save(tmp, array, allow_pickle=False)
         # Written last, so that there is no index without its images.
         with atomic_write(self.folder / f"{name}.json") as tmp:
-            tmp.write_text(json.dumps(digests))
+            tmp.write_text(json.dumps({"sha256": sha256(array.data).hexdigest(), "files": digests}))
         return {digest: ShardRow(name, row) for row, digest in enumerate(digests)}
 
     def _load_index(self) -> Iterator[tuple[str, ShardRow]]:
         for path in self.folder.glob("*.json"):
             try:
-                digests = parse_json(path.read_text())
+                index = parse_json(path.read_text())
+                digests = index["files"]
                 images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-                is_valid = images.shape == (len(digests), *self.shape) and images.dtype == np.uint8
-            except (OSError, ValueError, EOFError):
+                is_valid = (
+                    images.shape == (len(digests), *self.shape)
+                    and images.dtype == np.uint8
+                    and sha256(np.ascontiguousarray(images).data).hexdigest() == index["sha256"]
+                )
+            except (OSError, ValueError, EOFError, TypeError, KeyError):
                 is_valid = False
             if is_valid:
                 yield from ((digest, ShardRow(path.stem, row)) for row, digest in enumerate(digests))
