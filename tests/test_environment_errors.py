@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from sqlalchemy.exc import OperationalError
 
 from cifar_pipeline.config import compose
 from cifar_pipeline.utils.atomic import require_writable
@@ -40,6 +41,7 @@ def caused_by(cause: BaseException) -> BaseException:
         (sqlite3.DatabaseError("file is not a database"), "restore mlflow.db from a backup"),
         (sqlite3.OperationalError("database or disk is full"), "free some space"),
         (requests.ConnectionError("refused"), "server.*does not respond"),
+        (OperationalError("SELECT 1", {}, Exception("refused")), r"database.*does not respond \(refused\): start it"),
     ],
 )
 def test_a_failure_of_the_machine_behind_a_librarys_error_is_described(cause: BaseException, pattern: str) -> None:

@@ -26,7 +26,7 @@ CHAMPION = "models:/digits@champion"
 @pytest.fixture
 def original(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make a project with a registered model and change to it."""
-    root = tmp_path / "das erste für alle"
+    root = tmp_path / "das erste für alle: 100%20?"
     root.mkdir()
     shutil.copy(empty_database, root)
     enter(monkeypatch, root)

@@ -1,6 +1,9 @@
-"""All processes of a workspace use one database and one experiment, also if they create it concurrently."""
+"""All processes of a workspace use one database and one experiment, which belong to the installed MLflow."""
 
 import os
+import re
+import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +11,10 @@ from contextlib import closing
 
 import pytest
 
-from cifar_pipeline.tracking.client import connect, tracking_uri
+from cifar_pipeline.config import compose
+from cifar_pipeline.config.tracking_uri import tracking_uri
+from cifar_pipeline.tracking.client import connect
+from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 from helpers.source_tree import SRC
 
@@ -66,3 +72,44 @@ def test_an_empty_variable_is_not_a_server(workspace, monkeypatch, empty):
     if empty is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", empty)
     assert tracking_uri().startswith("sqlite:///")
+
+
+@pytest.fixture
+def database(tmp_path, empty_database, monkeypatch):
+    """Change to an empty workspace, whose path has what SQLAlchemy would read as something else; yield its database."""
+    root = tmp_path / "a%20b?c#d"
+    root.mkdir()
+    shutil.copy(empty_database, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it; monkeypatch restores it.
+    return root / "mlflow.db"
+
+
+def test_a_database_is_in_the_workspace_whatever_characters_are_in_its_path(database):
+    client, experiment = connect()
+    assert client.get_experiment(experiment).artifact_location == (database.parent / "mlruns").as_uri()
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "logged", "note.txt")
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT run_uuid FROM runs").fetchall() == [(run,)]
+    assert [path.read_text(encoding="utf-8") for path in database.parent.glob("mlruns/**/note.txt")] == ["logged"]
+    assert [path.name for path in database.parent.parent.iterdir()] == [database.parent.name]
+
+
+def test_a_database_of_another_version_is_not_upgraded_without_a_backup(database):
+    versions = {"f5a4f2784254": "an older MLflow", "0123456789ab": "a newer MLflow"}
+    for version, writer in versions.items():
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+            connection.execute("DROP TABLE IF EXISTS jobs")  # MLflow would upgrade a database without one of its tables
+        with pytest.raises(UserError, match=f"mlflow.db was written by {writer} than the installed") as raised:
+            connect()
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(version,)]
+        if "older" in writer:
+            commands = re.findall("`(.*?)`", str(raised.value))
+            assert [shlex.split(command) for command in commands] == [
+                ["cp", str(database), f"{database}.backup"],
+                ["mlflow", "db", "upgrade", tracking_uri()],
+            ]

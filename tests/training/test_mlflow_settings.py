@@ -64,9 +64,12 @@ def test_an_experiment_made_by_someone_else_keeps_its_artifact_location(ready: P
 
 def test_a_deleted_experiment_is_refused(ready: Project) -> None:
     client = client_of(ready)
-    client.delete_experiment(client.create_experiment("gone"))
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
     ended = ready.start(train, *QUICK, "mlflow.experiment_name=gone")
     assert ended.code == 2 and "The experiment gone was deleted from this MLflow store" in ended.err
+    store = f"MLFLOW_TRACKING_URI=sqlite:///{ready.folder}/mlflow.db"
+    assert f"`{store} mlflow experiments restore --experiment-id {experiment}`" in ended.err
 
 
 def test_the_id_of_another_experiment_is_refused_before_an_experiment_is_made(

@@ -52,6 +52,7 @@ from cifar_pipeline.config.params import (
 )
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
+from cifar_pipeline.config.tracking_uri import tracking_uri
 from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import (
@@ -339,6 +340,7 @@ def _with_checks(stage: Stage) -> Stage:
             _reject_sweep_only_groups()
             reject_values_of_other_options(chosen_options())
             validate(config)
+            tracking_uri()  # Refuses an invalid one before any work.
             if not is_sweep():  # The callback of a sweep sets its experiment for all trials.
                 set_experiment_name(config.mlflow.experiment_name)
             record_start(stage.__name__, config)

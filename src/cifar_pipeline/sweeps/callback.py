@@ -37,7 +37,7 @@ from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
 from cifar_pipeline.sweeps.multirun import sweep_subdir
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.console import close_job_log, status
-from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.text import contains_secret, print_traceback, redact_values
 
 if TYPE_CHECKING:
@@ -105,10 +105,12 @@ class SweepCallback(Callback):
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would turn the exception into a warning and continue.
-            if not isinstance(error, UserError | HydraException | OmegaConfBaseException):
+            is_config_error = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+            failure = None if is_config_error else describe_environment_error(error)
+            if not is_config_error and failure is None:
                 print_traceback(error)
-            log.error(format_error(error))
-            raise SystemExit(2) from None
+            log.error(failure or format_error(error))
+            raise SystemExit(2 if failure is None else 1) from None
         multirun.register_sweep(self.parent, folder)
 
     def _open(self, config: DictConfig) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,6 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from cifar_pipeline.config.tracking_uri import sqlite_path, sqlite_uri
 from cifar_pipeline.config.validation import check_target, root_cause
 
 # Its import makes the SQLite connections of this process wait for locks, Optuna's too.
@@ -85,7 +85,7 @@ def translate_storage_errors() -> Iterator[None]:
 
 def default_url() -> str:
     """Return the URL of the workspace's own database."""
-    return f"sqlite:///{main_workspace() / DATABASE}"
+    return sqlite_uri(main_workspace() / DATABASE)
 
 
 def open_storage(url: str | None) -> RDBStorage:
@@ -99,8 +99,8 @@ def open_storage(url: str | None) -> RDBStorage:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         try:
-            if url.startswith("sqlite:///"):
-                enable_wal(Path(url.removeprefix("sqlite:///")))
+            if database := sqlite_path(url):
+                enable_wal(database)
             return RDBStorage(url)
         except Exception as error:
             reason = one_line(root_cause(error)).rstrip(".")

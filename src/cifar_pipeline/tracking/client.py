@@ -10,8 +10,10 @@ processes of the same workspace can tell whether a run is stale. All runs in a w
 also after the database was copied together with the workspace.
 """
 
+import functools
 import logging
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,14 +23,24 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import mlflow
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from sqlalchemy import event
+from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.engine import Engine
 
 from cifar_pipeline.config.compose import experiment_name
+from cifar_pipeline.config.tracking_uri import (
+    DATABASE_SCHEMES,
+    TRACKING_VARIABLE,
+    own_database,
+    sqlite_path,
+    tracking_uri,
+)
 from cifar_pipeline.utils.atomic import is_locked
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import is_training_locked, main_workspace, sweep_dir, workspace_id
@@ -166,15 +178,13 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
     return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone())
 
 
-def tracking_uri() -> str:
-    """Return the URI of the store in which this workspace logs its runs."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{main_workspace() / 'mlflow.db'}"
-
-
 def connect() -> tuple[MlflowClient, str]:
     """Return a client and the id of the experiment that the configuration names.
 
     A new SQLite database is created under a lock: parallel processes would break each other's migrations.
+
+    Raises:
+        UserError: MLflow cannot open the store, its database is of another version, or the experiment was deleted.
     """
     for variable, value in HTTP_LIMITS.items():
         os.environ.setdefault(variable, value)
@@ -183,10 +193,44 @@ def connect() -> tuple[MlflowClient, str]:
     lock = main_workspace() / ".cache" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
+        if uri.partition(":")[0].partition("+")[0] in DATABASE_SCHEMES:
+            require_same_version(uri)
         client = CleanClient(uri)
-        if uri.startswith("sqlite:///"):
-            enable_wal(Path(uri.removeprefix("sqlite:///")))
+        if database := sqlite_path(uri):
+            enable_wal(database)
         return client, _experiment(client, uri, name)
+
+
+@functools.cache
+def require_same_version(uri: str) -> None:
+    """Check the version of a database before MLflow opens it, which would upgrade some databases without a backup.
+
+    Raises:
+        UserError: the database belongs to an older or a newer version of MLflow.
+        SQLAlchemyError: the database does not respond.
+    """
+    if (database := sqlite_path(uri)) and not database.exists():
+        return
+    engine = create_engine(uri, poolclass=NullPool)
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if revision is None or revision in scripts.get_heads():
+        return
+    name = str(database or f"The database in {TRACKING_VARIABLE}")
+    try:
+        scripts.get_revision(revision)
+    except CommandError:
+        raise UserError(
+            f"{name} was written by a newer MLflow than the installed {mlflow.__version__}: install the version that "
+            f"wrote it (`pip install mlflow==VERSION`), or restore a backup from before."
+        ) from None
+    address = shlex.quote(uri) if database else f'"${TRACKING_VARIABLE}"'
+    copy = shlex.join(["cp", name, f"{name}.backup"]) if database else ""
+    raise UserError(
+        f"{name} was written by an older MLflow than the installed {mlflow.__version__}: end what uses it, make a "
+        f"backup{f' (`{copy}`)' if copy else ''}, and run `mlflow db upgrade {address}`."
+    )
 
 
 def get_run_or_none(client: MlflowClient, run_id: str) -> Run | None:
@@ -225,10 +269,11 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if experiment is None:
         return _new_experiment(client, uri, name)
     if experiment.lifecycle_stage != "active":
+        store = f"{TRACKING_VARIABLE}={shlex.quote(uri)}"
         raise UserError(
-            f"The experiment {name} was deleted from this MLflow store, and its name stays taken: "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, with MLFLOW_TRACKING_URI set to "
-            "the store, restores it."
+            f"The experiment {name} was deleted from this MLflow store, and its name stays taken: `{store} mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}` restores it, or set another "
+            "mlflow.experiment_name."
         )
     _relocate_if_moved(uri, experiment.artifact_location)
     return str(experiment.experiment_id)
@@ -247,7 +292,7 @@ def _require_id(experiment: str, name: str) -> None:
 
 def _new_experiment(client: MlflowClient, uri: str, name: str) -> str:
     # MLflow's default is relative to the working directory of the process that creates the experiment.
-    artifact_dir = (main_workspace() / ARTIFACT_DIR).as_uri() if uri.startswith("sqlite:///") else None
+    artifact_dir = (main_workspace() / ARTIFACT_DIR).as_uri() if sqlite_path(uri) else None
     # Without this tag MLflow opens the experiment on its page for language models.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:
@@ -262,8 +307,8 @@ def _new_experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 def _relocate_if_moved(uri: str, location: str) -> None:
     """Update the paths in this workspace's own database if the project was moved or copied."""
-    root, database = main_workspace(), Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or database.resolve() != root / "mlflow.db":
+    root, database = main_workspace(), own_database()
+    if not _is_own_database(uri):
         return
     previous = previous_root(location, root)
     if previous is not None:
@@ -283,7 +328,7 @@ def close_stale_runs(client: MlflowClient, experiment: str, fingerprint: str, ru
     The caller holds the lock of the training with this fingerprint, so all other RUNNING runs of it are stale.
     """
     condition = "attributes.status = 'RUNNING'"
-    if not _is_own_database():
+    if not _is_own_database(tracking_uri()):
         condition += f" and tags.{WORKSPACE_TAG} = '{workspace_id()}'"
     for run in client.search_runs([experiment], condition, ViewType.ACTIVE_ONLY, max_results=1000):
         tags = run.data.tags
@@ -297,12 +342,12 @@ def close_stale_runs(client: MlflowClient, experiment: str, fingerprint: str, ru
 
 def belongs_to_workspace(run: Run) -> bool:
     """Whether the run belongs to this workspace, whose locks show whether a process works on it."""
-    return _is_own_database() or run.data.tags.get(WORKSPACE_TAG) == workspace_id()
+    return _is_own_database(tracking_uri()) or run.data.tags.get(WORKSPACE_TAG) == workspace_id()
 
 
-def _is_own_database() -> bool:
-    scheme, _, path = tracking_uri().partition(":///")
-    return scheme == "sqlite" and Path(path).resolve() == main_workspace() / "mlflow.db"
+def _is_own_database(uri: str) -> bool:
+    database = sqlite_path(uri)
+    return database is not None and database.resolve() == own_database()
 
 
 def close_if_stale(client: MlflowClient, run: Run, status: str = "KILLED") -> None:

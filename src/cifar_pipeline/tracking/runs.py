@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
 
 from cifar_pipeline.config.source_files import variables
+from cifar_pipeline.config.tracking_uri import tracking_uri
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.client import (
     WORKSPACE_TAG,
@@ -26,7 +27,6 @@ from cifar_pipeline.tracking.client import (
     connect,
     crash_count,
     get_run_or_none,
-    tracking_uri,
 )
 from cifar_pipeline.tracking.sweeps import record_trial
 from cifar_pipeline.tracking.trial import (

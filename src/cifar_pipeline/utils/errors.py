@@ -61,7 +61,15 @@ def describe_environment_error(error: BaseException) -> str | None:
             return f"The MLflow server at {server} {problem}; {RESUME_HINT}."
         if isinstance(cause, sqlite3.Error):
             return f"MLflow's database cannot be used ({cause}): {_sqlite_hint(str(cause))}; {RESUME_HINT}."
+        if _is_lost_database(cause):
+            reason = one_line(getattr(cause, "orig", cause))[:200]
+            return f"The database in MLFLOW_TRACKING_URI does not respond ({reason}): start it; {RESUME_HINT}."
     return None
+
+
+def _is_lost_database(cause: BaseException) -> bool:
+    """Return whether an error is SQLAlchemy's for a database, other than SQLite, that does not respond."""
+    return type(cause).__module__ == "sqlalchemy.exc" and type(cause).__name__ in ("OperationalError", "InterfaceError")
 
 
 def _describe_server_error(cause: BaseException) -> str:
