@@ -84,6 +84,17 @@ def test_others_are_used_as_they_are(project: Project, monkeypatch: pytest.Monke
     assert tracking_uri() == uri
 
 
+def test_a_workspace_whose_path_is_no_utf8_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project.folder / "caf\udce9"
+    folder.mkdir()
+    for name in ("conf", "params.yaml"):
+        (folder / name).symlink_to(project.folder / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    ended = project.start(download, "data=digits")
+    ended.assert_refused(r"caf\udce9/mlflow.db is not UTF-8, as the paths in MLflow's database must be: rename")
+
+
 def test_mlflows_own_switch_allows_a_folder(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

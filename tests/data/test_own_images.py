@@ -516,7 +516,7 @@ def test_a_table_without_splits_is_split_like_a_tree():
         (["a.png,x", "./a.png,x"], "path,label", r"line 3: a\.png is already in line 2"),
         (["d/a.png,x", "d//a.png,y"], "path,label", r"line 3: d/a\.png is already in line 2"),
         (["a.png,x,train"], "path,label,Split", "line 1: write split instead of Split"),
-        (["a.png,caf\u00e9", "b.png,cafe\u0301"], "path,label", "look the same"),
+        (["a.png,cold tea", "b.png,cold  tea"], "path,label", "look the same"),
         (["a.png,x"], "path,label", "contains only the class x: the CSV file must list at least two classes"),
     ],
 )
@@ -524,6 +524,39 @@ def test_an_invalid_table_is_refused_with_its_line(rows, head, words):
     table(*rows, head=head)
     with pytest.raises(UserError, match=words):
         read_table()
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shown"),
+    [(COMPOSED, DECOMPOSED, COMPOSED), (DECOMPOSED, COMPOSED, COMPOSED), (DECOMPOSED, DECOMPOSED, DECOMPOSED)],
+)
+def test_a_class_is_one_in_both_spellings_of_unicode(train, test, shown):
+    for number in range(4):
+        picture(f"train/{train}/{number}.png", (number, 0, 0))
+        picture(f"test/{test}/{number}.png", (number, 9, 0))
+        for split in ("train", "test"):
+            picture(f"{split}/tea/{number}.png", (number, 0, 9))
+    official = read()
+    assert official.classes == (shown, "tea")
+    assert np.bincount(official.train_labels).tolist() == np.bincount(official.test_labels).tolist() == [4, 4]
+    assert f"test/{test}/0.png" in official.test_names
+
+
+def test_a_table_finds_its_files_and_groups_in_both_spellings_of_unicode():
+    for number in range(8):
+        picture(f"{DECOMPOSED if number % 2 else COMPOSED}/{number}.png", (number, 9, 9))
+    rows = [f"{COMPOSED}/{number}.png,{'tea' if number < 4 else COMPOSED}" for number in range(8)]
+    groups = [COMPOSED, DECOMPOSED, "a", "b", "c", "d", "e", "f"]
+    table(*(f"{row},{group}" for row, group in zip(rows, groups, strict=True)), head="path,label,person")
+    official = read_table(group="person", test_fraction=0.5)
+    names = official.train_names + official.test_names
+    assert sorted(names) == sorted(path.relative_to("mine").as_posix() for path in Path("mine").rglob("*.png"))
+    splits = [{Path(name).stem for name in part} for part in (official.train_names, official.test_names)]
+    assert any({"0", "1"} <= split for split in splits)
+    assert DECOMPOSED not in official.train_groups
 
 
 @pytest.mark.parametrize(

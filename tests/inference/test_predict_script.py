@@ -73,6 +73,12 @@ def test_a_line_without_end_in_a_list_is_refused_before_it_takes_memory(files: P
     assert "Line 2 of the list of paths has 100,000 bytes or more; write one path per line." in ended.err
 
 
+def test_a_file_is_found_in_both_spellings_of_unicode(files: Project) -> None:
+    (files.folder / "0.png").rename(files.folder / "cafe\u0301.png")
+    (prediction,) = run(predict, "--json", "caf\u00e9.png").out.splitlines()
+    assert json.loads(prediction)["file"] == "cafe\u0301.png"
+
+
 def test_pages_of_a_long_table_fit_together(files: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_ROWS", 2)
     monkeypatch.setenv("COLUMNS", "100")

@@ -25,7 +25,7 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.torch_model import predict_logits
 from cifar_pipeline.models.build import NormalizedModel, build_model
 from cifar_pipeline.models.lenet import LeNet
-from cifar_pipeline.models.pretrained import load_pretrained
+from cifar_pipeline.models.pretrained import PretrainedWeights, load_into, load_pretrained
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.stages.train import train
 from cifar_pipeline.tracking.model_uri import resolve_model
@@ -415,6 +415,15 @@ def test_normalization_of_an_earlier_training_is_taken_over_on_request(earlier: 
     saved = load_file(earlier.folder / "models" / "best" / "weights.safetensors")
     torch.testing.assert_close(model.scale, saved["scale"])
     torch.testing.assert_close(model.shift, saved["shift"])
+
+
+def test_classes_are_compared_in_both_spellings_of_unicode() -> None:
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    weights = PretrainedWeights("w", "w", "", net.state_dict(), classes=("cafe\u0301", "tea"))
+    load_into(other, weights, ("caf\u00e9", "tea"), reset_classifier=False)
+    assert torch.equal(other.weight, net.weight)
+    with pytest.raises(UserError, match="reset_classifier"):
+        load_into(other, weights, ("tea", "caf\u00e9"), reset_classifier=False)
 
 
 def test_other_classes_need_a_new_classifier(earlier: Project, digits: Dataset) -> None:

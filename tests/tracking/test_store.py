@@ -10,9 +10,12 @@ import sys
 from contextlib import closing
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from cifar_pipeline.config import compose
 from cifar_pipeline.config.tracking_uri import tracking_uri
+from cifar_pipeline.config.validation import find_user_error
+from cifar_pipeline.tracking.champion import from_run
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
@@ -95,6 +98,12 @@ def test_a_database_is_in_the_workspace_whatever_characters_are_in_its_path(data
         assert connection.execute("SELECT run_uuid FROM runs").fetchall() == [(run,)]
     assert [path.read_text(encoding="utf-8") for path in database.parent.glob("mlruns/**/note.txt")] == ["logged"]
     assert [path.name for path in database.parent.parent.iterdir()] == [database.parent.name]
+
+
+def test_a_name_that_is_no_utf8_is_a_mistake_of_the_user(database):
+    with pytest.raises(MlflowException) as raised:
+        from_run("caf\udce9", "last")
+    assert "caf\udce9 is not UTF-8" in str(find_user_error(raised.value))
 
 
 def test_a_database_of_another_version_is_not_upgraded_without_a_backup(database):

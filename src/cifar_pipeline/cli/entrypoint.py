@@ -271,6 +271,9 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
         log.error(format_error(error))
         sys.exit(2)
     except Exception as error:
+        if user_error := find_user_error(error):
+            log.error(format_error(user_error))
+            sys.exit(2)
         failure = describe_environment_error(error)
         if failure is None:
             raise

@@ -47,7 +47,12 @@ def sqlite_uri(path: Path) -> str:
     """Return the URI of a SQLite database; `%20` and `?` in its path are quoted as SQLAlchemy reads them.
 
     MLflow would create the folder of the quoted path if the URI did not name a driver.
+
+    Raises:
+        UserError: the path is not UTF-8, which MLflow stores in the database.
     """
+    if str(path) != str(path).encode(errors="replace").decode():
+        raise UserError(f"{path} is not UTF-8, as the paths in MLflow's database must be: rename the folder.")
     quoted = _quoted(path)
     return f"sqlite{'' if quoted == str(path) else '+pysqlite'}:///{quoted}"
 

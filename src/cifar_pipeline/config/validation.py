@@ -53,9 +53,15 @@ def install_command(extra: str) -> str:
 def find_user_error(error: BaseException | None) -> UserError | None:
     """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own.
 
-    OmegaConf wraps those of an interpolation, and names them as its context only.
+    OmegaConf wraps those of an interpolation, and names them as its context only. A text that is not UTF-8, from an
+    argument, a variable or a file name, is a mistake of the user as well.
     """
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+            return UserError(
+                f"{error.object} is not UTF-8, which databases and text files need: write it in UTF-8, "
+                "or rename the file or folder."
+            )
         error = error.__cause__ or (error.__context__ if isinstance(error, OmegaConfBaseException) else None)
     return error
 

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -129,18 +130,29 @@ def iter_image_files(
     for name in names:
         if name == STDIN:
             yield from iter_image_files(_parse_paths(listed), skip=skip)
-        elif Path(name).is_dir():
+        elif (folder := existing_spelling(Path(name))).is_dir():
             is_empty = True
-            for file in iter_files(Path(name)):
+            for file in iter_files(folder):
                 if file.reason:
                     skip(file)
                     continue
                 is_empty = False
                 yield file.path
             if is_empty:
-                yield Path(name)
+                yield folder
         else:
-            yield Path(name)
+            yield folder
+
+
+def existing_spelling(path: Path) -> Path:
+    """Return the spelling of a path under which it exists, composed or decomposed as macOS does; else the path itself.
+
+    A table that was written on one system may list files that were copied from another.
+    """
+    spellings = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    if str(path).isascii() or path.exists():
+        return path
+    return next((spelling for spelling in spellings if spelling.exists()), path)
 
 
 def iter_lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.file_hashes import changed_message, has_changed
 from cifar_pipeline.utils.paths import MLMODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.utils.safe_io import parse_yaml, read_text
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.utils.text import compose_characters, one_line
 
 # The number of tensors that a message lists.
 MAX_LISTED = 3
@@ -237,7 +237,8 @@ def load_into(net: nn.Module, weights: PretrainedWeights, classes: tuple[str, ..
     head = find_head(net, len(classes))
     head_names = {name for name in {*state, *tensors} if head and name.startswith(f"{head}.")}
     fits = all(name in state and name in tensors and state[name].shape == tensors[name].shape for name in head_names)
-    if weights.classes is not None and weights.classes != classes and not reset_classifier:
+    has_others = not _are_same_names(weights.classes or classes, classes)
+    if weights.classes is not None and has_others and not reset_classifier:
         raise UserError(
             f"model.weights={weights.address} has {_list_classes(weights.classes)}, but the data has "
             f"{_list_classes(classes)}: write model.reset_classifier=true to start with a new classifier."
@@ -252,6 +253,11 @@ def load_into(net: nn.Module, weights: PretrainedWeights, classes: tuple[str, ..
             # As in A. Kolesnikov et al., "Big Transfer (BiT)", 2019: random logits would only have to be unlearned.
             for parameter in net.get_submodule(head).parameters():
                 parameter.zero_()
+
+
+def _are_same_names(names: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Return whether names are the same text in the same order; macOS decomposes `é` into two characters."""
+    return list(map(compose_characters, names)) == list(map(compose_characters, others))
 
 
 def _library_filter(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

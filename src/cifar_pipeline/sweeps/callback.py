@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.config.validation import format_error
+from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
 from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
@@ -105,7 +105,7 @@ class SweepCallback(Callback):
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
             # Hydra would turn the exception into a warning and continue.
-            is_config_error = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+            is_config_error = isinstance(error, HydraException | OmegaConfBaseException) or find_user_error(error)
             failure = None if is_config_error else describe_environment_error(error)
             if not is_config_error and failure is None:
                 print_traceback(error)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -139,6 +140,11 @@ def redact_and_escape(text: str) -> str:
 def print_traceback(error: BaseException) -> None:
     """Print an error with its traceback on standard error."""
     print(redact_and_escape("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
+def compose_characters(text: str) -> str:
+    """Return the composed spelling of a text (NFC), in which two texts that are the same in Unicode are equal."""
+    return unicodedata.normalize("NFC", text)
 
 
 def one_line(text: object) -> str:

@@ -7,16 +7,17 @@ import codecs
 import csv
 import io
 import logging
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cifar_pipeline.config.dvc_inputs import reject_outside
+from cifar_pipeline.data.image_paths import existing_spelling
 from cifar_pipeline.data.sources.base import SPLITS
 from cifar_pipeline.data.sources.image_files import Group, ImageEntry, ImageFilesSource, Listing
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import open_regular
+from cifar_pipeline.utils.text import compose_characters
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class CsvTable(ImageFilesSource):
         for row in rows:
             location = f"{self.csv_path}, line {row.line}"
             image = self._parse_row(dict(zip(columns, row.cells, strict=True)), location)
-            normalized = unicodedata.normalize("NFC", image.path).casefold()
+            normalized = compose_characters(image.path).casefold()
             other, line = seen.setdefault(normalized, (image.path, row.line))
             if line != row.line and (other == image.path or self._is_same_file(other, image.path)):
                 path = image.path if other == image.path else f"{image.path} (the same file as {other})"
@@ -131,7 +132,8 @@ class CsvTable(ImageFilesSource):
         group = row[self.group].strip() if self.group is not None else ""
         if self.group is not None and not group:
             raise UserError(f"{location}: {self.group} (data.group) is empty; each image must belong to a group.")
-        return ImageEntry(parsed.as_posix(), label, split, group)
+        spelling = existing_spelling(self.root / path).relative_to(self.root)
+        return ImageEntry(spelling.as_posix(), label, split, group)
 
 
 def read_csv_rows(path: Path) -> tuple[list[str], Iterator[CsvRow]]:

@@ -13,11 +13,10 @@ a time may use the cache. An unchanged file is never resized twice, and at most 
 import json
 import logging
 import shutil
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain
@@ -40,6 +39,7 @@ from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
+from cifar_pipeline.utils.text import compose_characters
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class ImageFilesSource(ABC):
                 f"There is no folder {self.root}: set `image_dir: FOLDER` in params.yaml to the folder of your images."
             )
         reject_linked_folders(self.root)
-        listing = self.list_images()
+        listing = merge_spellings(self.list_images())
         locations = [group.location for group in listing.groups.values()]
         paths = ((image.path for image in listing.images), (file.path for file in listing.skipped))
         reject_undecodable(chain(locations, *paths), self.root)
@@ -307,12 +307,33 @@ def reject_undecodable(paths: Iterable[str], root: Path) -> None:
             raise UserError(f"{root / readable}: the name is not UTF-8, which DVC cannot read; rename it.")
 
 
+def merge_spellings(listing: Listing) -> Listing:
+    """Give classes and groups whose names are the same text in Unicode one spelling.
+
+    macOS decomposes `é` in file names into two characters. A class with several spellings gets the composed one (NFC);
+    one with a single spelling keeps it. Groups are only compared, and get the composed one.
+    """
+    spellings: dict[str, set[str]] = {}
+    for label in listing.classes:
+        spellings.setdefault(compose_characters(label), set()).add(label)
+    merged = {label: name for name, labels in spellings.items() for label in labels if len(labels) > 1}
+    images = [
+        replace(image, label=merged.get(image.label, image.label), group=compose_characters(image.group))
+        for image in listing.images
+    ]
+    groups: dict[tuple[str, str], Group] = {}
+    for group in listing.groups.values():
+        label = merged.get(group.label, group.label)
+        groups.setdefault((label, group.split), group._replace(label=label))
+    return replace(listing, images=images, groups=groups)
+
+
 def reject_similar_names(classes: Collection[str]) -> None:
     """Raise UserError for class names that look the same, and warn about those that differ only in case."""
     by_normalized: dict[str, str] = {}
     by_folded: dict[str, str] = {}
     for name in sorted(classes):
-        normalized = " ".join(unicodedata.normalize("NFC", name).split())
+        normalized = " ".join(compose_characters(name).split())
         if (other := by_normalized.setdefault(normalized, name)) != name:
             raise UserError(f"The classes {other!a} and {name!a} look the same ({normalized}): give both one name.")
         if (other := by_folded.setdefault(normalized.casefold(), name)) != name:
