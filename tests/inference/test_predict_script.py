@@ -73,6 +73,16 @@ def test_a_line_without_end_in_a_list_is_refused_before_it_takes_memory(files: P
     assert "Line 2 of the list of paths has 100,000 bytes or more; write one path per line." in ended.err
 
 
+def test_paths_that_cannot_exist_are_told_with_their_reason(files: Project) -> None:
+    long = "a" * 300
+    ended = run(predict, long, "0.png/x.png", "1.png")
+    assert ended.code == 1 and "1.png" in ended.out
+    assert ended.err == f"{long}: cannot be read (file name too long)\n0.png/x.png: cannot be read (not a directory)\n"
+    for arguments in (("--csv", long), ("--model", long), ("--csv", "0.png/x.csv")):
+        ended = run(predict, "1.png", *arguments)
+        assert ended.code == 2 and arguments[1].partition("/")[0] in ended.err and ended.err.count("\n") == 1
+
+
 def test_a_file_is_found_in_both_spellings_of_unicode(files: Project) -> None:
     (files.folder / "0.png").rename(files.folder / "cafe\u0301.png")
     (prediction,) = run(predict, "--json", "caf\u00e9.png").out.splitlines()

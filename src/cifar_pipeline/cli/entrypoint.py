@@ -350,6 +350,8 @@ def _with_checks(stage: Stage) -> Stage:
             status("Loading libraries")
             is_stage = stage.__name__ in STAGES
             result = stage(restrict_to_stage(config, stage.__name__) if is_stage else config)
+            if not is_sweep() and not current_rank():
+                _record_duration(stage.__name__, time.perf_counter() - start)
         except Exception as error:
             user_error, failure = find_user_error(error), describe_environment_error(error)
             if current_rank() and failure != "":
@@ -365,8 +367,6 @@ def _with_checks(stage: Stage) -> Stage:
                     log.error(failure)
                 sys.exit(1)
             raise
-        if not is_sweep() and not current_rank():
-            _record_duration(stage.__name__, time.perf_counter() - start)
         return result
 
     return run

@@ -4,6 +4,7 @@
 and builds the cheap ones once. `format_error` turns an error of the composition into a sentence with the fix.
 """
 
+import errno
 import inspect
 import pkgutil
 import re
@@ -26,6 +27,7 @@ from cifar_pipeline.config.params import (
     CONF,
     LIST_GROUPS,
     OTHER_PLACES,
+    PARAMS,
     describe_yaml_error,
     options,
     suggest,
@@ -34,6 +36,8 @@ from cifar_pipeline.config.params import (
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
+# Errors of paths that cannot exist, or that are of another type than is needed.
+PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 # Groups whose options are separate packages such as hydra-joblib-launcher, and the ending of the package names.
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
 # Hydra's message for an unknown option in a list such as callbacks=[a,b].
@@ -54,9 +58,17 @@ def find_user_error(error: BaseException | None) -> UserError | None:
     """Return the UserError in an error's chain of causes: Hydra wraps the errors of a constructor into its own.
 
     OmegaConf wraps those of an interpolation, and names them as its context only. A text that is not UTF-8, from an
-    argument, a variable or a file name, is a mistake of the user as well.
+    argument, a variable or a file name, is a mistake of the user as well, and so are a path that cannot exist and a
+    configuration file in another encoding.
     """
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in PATH_ERRNOS and error.filename:
+            return UserError(
+                f"{error.filename} cannot be used ({(error.strerror or '').lower()}): write another path, or move what "
+                "is in the way."
+            )
+        if isinstance(error, UnicodeDecodeError) and (location := _find_undecodable()):
+            return UserError(f"{location}, is not UTF-8: save the file as UTF-8.")
         if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
             return UserError(
                 f"{error.object} is not UTF-8, which databases and text files need: write it in UTF-8, "
@@ -64,6 +76,17 @@ def find_user_error(error: BaseException | None) -> UserError | None:
             )
         error = error.__cause__ or (error.__context__ if isinstance(error, OmegaConfBaseException) else None)
     return error
+
+
+def _find_undecodable() -> str:
+    """Return the first configuration file that is not UTF-8, and its line; empty if all are."""
+    for path in (PARAMS, *sorted(CONF.rglob("*.yaml"))):
+        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            return f"{path}, line {content.count(bytes([10]), 0, error.start) + 1}"
+    return ""
 
 
 def format_error(error: BaseException) -> str:

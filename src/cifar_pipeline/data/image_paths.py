@@ -5,6 +5,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -130,18 +131,18 @@ def iter_image_files(
     for name in names:
         if name == STDIN:
             yield from iter_image_files(_parse_paths(listed), skip=skip)
-        elif (folder := existing_spelling(Path(name))).is_dir():
+        elif _is_dir(path := existing_spelling(Path(name))):
             is_empty = True
-            for file in iter_files(folder):
+            for file in iter_files(path):
                 if file.reason:
                     skip(file)
                     continue
                 is_empty = False
                 yield file.path
             if is_empty:
-                yield folder
+                yield path
         else:
-            yield folder
+            yield path
 
 
 def existing_spelling(path: Path) -> Path:
@@ -149,10 +150,18 @@ def existing_spelling(path: Path) -> Path:
 
     A table that was written on one system may list files that were copied from another.
     """
-    spellings = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
-    if str(path).isascii() or path.exists():
+    if str(path).isascii():
         return path
-    return next((spelling for spelling in spellings if spelling.exists()), path)
+    spellings = (path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")))
+    with suppress(OSError):  # a name that is too long
+        return next((spelling for spelling in spellings if spelling.exists()), path)
+    return path
+
+
+def _is_dir(path: Path) -> bool:
+    with suppress(OSError):  # a name that is too long, which the reader reports
+        return path.is_dir()
+    return False
 
 
 def iter_lines(stream: BinaryIO) -> Iterator[bytes]:

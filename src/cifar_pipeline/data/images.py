@@ -157,6 +157,8 @@ def _wrap_errors() -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors for a damaged file
+        if isinstance(error, OSError) and error.errno:
+            raise UnreadableImage(f"cannot be read ({(error.strerror or '').lower()})") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"damaged ({reason[:100]})") from None
 

@@ -349,8 +349,12 @@ def require_writable(path: Path, is_file: bool = False) -> None:
     expected, actual = ("file", "folder") if is_file else ("folder", "file")
     try:
         target = real_path(path)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         raise UserError(f"{path} is a symbolic link to itself: remove it (`rm {path}`).") from None
+    if not is_file and Path.cwd().is_relative_to(target):
+        raise UserError(f"{path} is replaced, but contains the current folder: choose another folder.")
     if is_stream(path) and is_file:
         if not os.access(path, os.W_OK):
             raise UserError(f"{path} is not writable: allow it (`chmod u+w {path}`).")
