@@ -16,6 +16,7 @@ from cifar_pipeline.config.compose import NON_RESULT_GROUPS, stage_targets
 from cifar_pipeline.config.params import CONF, DEFAULT_WEIGHTS, MLFLOW_SCHEMES
 from cifar_pipeline.config.source_files import PACKAGE, PROJECT, SOURCE, loaded_sources
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 
 def reject_linked_folders(folder: Path) -> None:
@@ -89,7 +90,7 @@ def _reject_untracked_values(config: DictConfig) -> None:
     """Raise UserError for values from environment variables and for option folders other than conf/."""
     if folders := [str(folder) for folder in HydraConfig.get().searchpath or []]:
         raise UserError(
-            f"hydra.searchpath names {', '.join(folders)}, which DVC does not track: put the options into conf/."
+            f"hydra.searchpath names {list_names(folders)}, which DVC does not track: put the options into conf/."
         )
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.utils.text import list_names, one_line
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -236,7 +236,7 @@ def check_entry_names(group: str) -> None:
     for path in sorted((CONF / group).glob("*.yaml")):
         content = OmegaConf.load(path)
         if isinstance(content, DictConfig) and "defaults" not in content and [*content] != [path.stem]:
-            entries = ", ".join(map(str, content)) or "none"
+            entries = list_names(content) or "none"
             raise UserError(f"{path} must hold one entry with the file's name, `{path.stem}:`; it has {entries}.")
 
 
@@ -248,7 +248,7 @@ def options(group: str) -> list[str]:
 def suggest(word: str, allowed: list[str]) -> str:
     """Return the end of an error message: the closest allowed word, or all of them."""
     close = get_close_matches(word, allowed, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"allowed are {', '.join(allowed)}."
+    return f"did you mean `{close[0]}`?" if close else f"allowed are {list_names(allowed)}."
 
 
 def params_values(values: dict[str, str]) -> dict[str, str]:

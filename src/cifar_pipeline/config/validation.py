@@ -34,7 +34,7 @@ from cifar_pipeline.config.params import (
     to_yaml_inline,
 )
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.utils.text import list_names, one_line
 
 # Errors of paths that cannot exist, or that are of another type than is needed.
 PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
@@ -152,9 +152,9 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if close:
         return f"{full_key}: {problem}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
     if target:
-        allowed = f"its keys are {', '.join(names)}; " if names else ""
+        allowed = f"its keys are {list_names(names)}; " if names else ""
         return f"{full_key}: {problem}; {allowed}+{full_key}=... passes another argument."
-    return f"{full_key}: {problem}; {'allowed are ' + ', '.join(names) if names else 'it has none'}."
+    return f"{full_key}: {problem}; {'allowed are ' + list_names(names) if names else 'it has none'}."
 
 
 # Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.

@@ -41,12 +41,11 @@ from cifar_pipeline.data.sources.image_files import UNLABELED
 from cifar_pipeline.data.splits import train_val_split
 from cifar_pipeline.utils.console import status
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import escape_control_json
+from cifar_pipeline.utils.text import escape_control_json, list_names
 
 # 16 bytes per image: no collision among a billion images.
 DIGEST_BYTES = 16
 MAX_LISTED_DUPLICATES = 10
-MAX_LISTED_CLASSES = 10
 
 
 def process(
@@ -244,9 +243,6 @@ def require_usable(raw: RawDataset, train: Indices, title: str) -> None:
     counts = np.bincount(raw.train_labels[train], minlength=len(classes))
     missing = [classes[label] for label in np.flatnonzero(counts == 0)]
     if missing:
-        more = f" and {len(missing) - MAX_LISTED_CLASSES:,} more" if len(missing) > MAX_LISTED_CLASSES else ""
-        raise UserError(
-            f"{title} has no training images of {', '.join(missing[:MAX_LISTED_CLASSES])}{more}: each class needs some."
-        )
+        raise UserError(f"{title} has no training images of {list_names(missing)}: each class needs some.")
     if not len(raw.test_labels):
         raise UserError(f"{title} has no test images: `evaluate` needs some.")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cifar_pipeline.data.sources.base import Indices, Labels, RawDataset
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 # Most folds from which a fraction of the groups is made up, unless the fraction is smaller than one of them.
 MAX_PARTS = 20
@@ -57,8 +58,8 @@ def stratified_split(
         single = [str(classes[label] if classes else label) for label in present[counts < 2]]
         if single:
             raise UserError(
-                f"Class {', '.join(single)} has a single image left, which cannot be in two splits: add images, remove "
-                f"the class, or set {option} to 0."
+                f"Class {list_names(single)} has a single image left, which cannot be in two splits: add images, "
+                f"remove the class, or set {option} to 0."
             )
         # The stream of RandomState is frozen (NEP 19): the split does not depend on the version of NumPy.
         random = np.random.RandomState(seed)

@@ -27,6 +27,7 @@ from cifar_pipeline.models.zoo import require_known
 from cifar_pipeline.utils.atomic import exclusive_lock
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 Result = TypeVar("Result")
 
@@ -125,7 +126,7 @@ def _pretrained_config(name: str) -> Any:
         choice = f"choose {' or '.join(others)}, which has weights" if others else "choose another network"
         raise UserError(f"model.name={name}: timm publishes none for it; {choice}, or set model.weights=null.")
     if tag and name not in tags:
-        raise UserError(f"model.name={name}: timm publishes no weights of this name, but {', '.join(tags)}.")
+        raise UserError(f"model.name={name}: timm publishes no weights of this name, but {list_names(tags)}.")
     return timm.get_pretrained_cfg(name)
 
 

@@ -23,7 +23,7 @@ from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.file_hashes import changed_message, has_changed
 from cifar_pipeline.utils.paths import MLMODEL_FILE, WEIGHTS_FILE
 from cifar_pipeline.utils.safe_io import parse_yaml, read_text
-from cifar_pipeline.utils.text import compose_characters, one_line
+from cifar_pipeline.utils.text import compose_characters, list_names, one_line
 
 # The number of tensors that a message lists.
 MAX_LISTED = 3
@@ -308,5 +308,4 @@ def find_head(net: nn.Module, classes: int) -> str:
 
 
 def _list_classes(classes: tuple[str, ...]) -> str:
-    shown = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
-    return f"{len(classes)} classes ({shown})"
+    return f"{len(classes)} classes ({list_names(classes)})"

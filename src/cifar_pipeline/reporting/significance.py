@@ -23,6 +23,7 @@ from cifar_pipeline.reporting.sweep_comparison import (
     group_name,
     to_float,
 )
+from cifar_pipeline.utils.text import list_names
 
 Floats = NDArray[np.float64]
 
@@ -253,7 +254,7 @@ def describe_differences(comparison: Comparison) -> list[str]:
     datasets = _datasets(groups)
     if len(datasets) > 1:
         sentences.append(
-            f"The trials are on different data ({', '.join(datasets)}), whose values are not comparable: compare only "
+            f"The trials are on different data ({list_names(datasets)}), whose values are not comparable: compare only "
             "rows on the same data."
         )
     if any(difference.verdict == OTHER_IMAGES for difference in differences):

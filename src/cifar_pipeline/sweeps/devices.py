@@ -28,6 +28,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class GpuPool:
             lock.release()
 
     def _wait(self) -> tuple[str, FileLock]:
-        log.info(f"Waiting for a GPU: other trials use {', '.join(self._candidates())}.")
+        log.info(f"Waiting for a GPU: other trials use {list_names(self._candidates())}.")
         while not (taken := self._take()):
             time.sleep(POLL_SECONDS)
         return taken

@@ -76,6 +76,7 @@ from cifar_pipeline.utils.console import status, stdout_console
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
+from cifar_pipeline.utils.text import list_names
 
 log = logging.getLogger(__name__)
 
@@ -393,7 +394,7 @@ def load_comparison(parent: str) -> Comparison:
     ).drop(columns="epoch", errors="ignore")
     histories = {run_id: pd.DataFrame(rows) for run_id, rows in epochs.items()}
     datasets = sorted({name for name in trials.get("dataset", ()) if name})
-    title = f"{run.info.run_name} on {' and '.join(datasets) or 'no data'}"
+    title = f"{run.info.run_name} on {list_names(datasets, ' and ') or 'no data'}"
     level = float(run.data.tags[LEVEL_KEY])
     return Comparison(title, trials, swept, histories, metric, mode, checkpoint, objectives, significance_level=level)
 

@@ -25,6 +25,7 @@ from cifar_pipeline.training.module import Classifier, is_epoch_ending
 from cifar_pipeline.utils.atomic import exclusive_lock_if_free
 from cifar_pipeline.utils.console import format_duration, progress_bar
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class EpochHistory(Callback):
         has_validated = any(name.startswith("val/") for name in metrics)
         for key, name in self.monitors.items():
             if name not in metrics and (has_validated or not name.startswith("val/")):
-                raise UserError(f"{key}={name}: nothing has logged it; logged are {', '.join(sorted(metrics))}.")
+                raise UserError(f"{key}={name}: nothing has logged it; logged are {list_names(sorted(metrics))}.")
 
     def _write_file(self, trainer: Trainer) -> None:
         if self.file is None or not self.rows or not trainer.is_global_zero:

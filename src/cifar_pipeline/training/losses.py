@@ -18,6 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 from cifar_pipeline.config.validation import target_config
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 
 class OneHotLoss(nn.Module):
@@ -171,7 +172,7 @@ def _class_weights(weights: Any, dataset: Dataset) -> list[float]:
         if len(weights) != len(classes):
             raise UserError(
                 f"loss.class_weights has {len(weights)} numbers, but {dataset.title} has {len(classes)} classes "
-                f"({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}); give one per class, or balanced."
+                f"({list_names(classes)}); give one per class, or balanced."
             )
         return [float(weight) for weight in weights]
     _, labels = dataset.split("train")

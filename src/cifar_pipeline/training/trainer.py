@@ -55,7 +55,7 @@ from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.setup import TrainingSetup
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.process import Interrupted
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.utils.text import list_names, one_line
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ def find_monitors(setup: TrainingSetup) -> dict[str, str]:
         for key, metric in used.items():
             if metric not in logged:
                 hint = "" if setup.datamodule.has_val else " (data.val_fraction=0 leaves no validation split)"
-                raise UserError(f"{key}={metric}: nothing logs it{hint}; logged are {', '.join(logged)}.")
+                raise UserError(f"{key}={metric}: nothing logs it{hint}; logged are {list_names(logged)}.")
     return used
 
 

@@ -147,6 +147,18 @@ def compose_characters(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+# Names that a message lists before it says how many more there are.
+MAX_LISTED = 10
+
+
+def list_names(names: Iterable[object], separator: str = ", ", total: int = 0) -> str:
+    """List the first ten names for a message, and say how many more there are; `total` if `names` are only some."""
+    listed = [str(name) for name in names]
+    total = total or len(listed)
+    more = f" and {total - MAX_LISTED:,} more" if total > MAX_LISTED else ""
+    return separator.join(listed[:MAX_LISTED]) + more
+
+
 def one_line(text: object) -> str:
     """Join the lines of a text, or of an error's message, with single spaces between words."""
     return " ".join(str(text).split())

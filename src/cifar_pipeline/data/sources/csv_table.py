@@ -17,7 +17,7 @@ from cifar_pipeline.data.sources.base import SPLITS
 from cifar_pipeline.data.sources.image_files import Group, ImageEntry, ImageFilesSource, Listing
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import open_regular
-from cifar_pipeline.utils.text import compose_characters
+from cifar_pipeline.utils.text import compose_characters, list_names
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +82,12 @@ class CsvTable(ImageFilesSource):
         if missing:
             raise UserError(
                 f"{self.csv_path} has no column {' and no column '.join(missing)}: its first line must contain path "
-                f"and label (and may contain split), but is {','.join(columns) or 'empty'}."
+                f"and label (and may contain split), but is {list_names(columns, ',') or 'empty'}."
             )
         if self.group is not None and self.group not in columns:
             raise UserError(
                 f"{self.csv_path} has no column {self.group}, which data.group names: its first line is "
-                f"{','.join(columns)}; set data.group to one of these, or to null."
+                f"{list_names(columns, ',')}; set data.group to one of these, or to null."
             )
         known = (*REQUIRED_COLUMNS, SPLIT_COLUMN, *([self.group] if self.group is not None else []))
         others = [name for name in columns if name not in known]
@@ -96,7 +96,7 @@ class CsvTable(ImageFilesSource):
             raise UserError(f"{self.csv_path}, line 1: write {similar.strip().lower()} instead of {similar}.")
         if others:
             *first, last = [name for name in columns if name in known]
-            log.info(f"{self.csv_path}: read the columns {', '.join(first)} and {last}, ignored {', '.join(others)}.")
+            log.info(f"{self.csv_path}: read the columns {', '.join(first)} and {last}, ignored {list_names(others)}.")
 
     def _read_images(self, columns: list[str], rows: Iterator[CsvRow]) -> Iterator[ImageEntry]:
         seen: dict[str, tuple[str, int]] = {}
@@ -174,7 +174,9 @@ def _check_rows(path: Path, columns: list[str], rows: Iterator[CsvRow]) -> Itera
         if len(row.cells) != len(columns):
             cells = "1 cell" if len(row.cells) == 1 else f"{len(row.cells)} cells"
             hint = " A cell that contains a comma needs quotes." if len(row.cells) > len(columns) else ""
-            raise UserError(f"{location}: the row has {cells} for {len(columns)} columns ({','.join(columns)}).{hint}")
+            raise UserError(
+                f"{location}: the row has {cells} for {len(columns)} columns ({list_names(columns, ',')}).{hint}"
+            )
         yield row
 
 

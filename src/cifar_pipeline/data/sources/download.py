@@ -22,7 +22,7 @@ from cifar_pipeline.utils.atomic import atomic_replace_dir
 from cifar_pipeline.utils.console import progress_bar, status
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import irregular_type, open_regular
-from cifar_pipeline.utils.text import redact
+from cifar_pipeline.utils.text import list_names, redact
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class DownloadedSource(ABC):
             missing.discard(name)
             yield name, content
         if missing:
-            raise SourceError(f"{', '.join(sorted(missing))} is missing")
+            raise SourceError(f"{list_names(sorted(missing))} is missing")
 
     def _check_md5(self, name: str, actual: str) -> None:
         if actual != self.checksums[name]:

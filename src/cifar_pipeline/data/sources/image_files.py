@@ -39,7 +39,7 @@ from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
-from cifar_pipeline.utils.text import compose_characters
+from cifar_pipeline.utils.text import MAX_LISTED, compose_characters, list_names
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ MARKER_FILE = "source.txt"
 MARKER_TEXT = "The images stay in the folder that `image_dir` in params.yaml names.\n"
 CHANNELS = 3
 MAX_SHARD_IMAGES = 512
-MAX_LISTED = 10
 NO_IMAGES_OUTSIDE = "outside of the class folders and not named like an image"
 # Reasons that are only counted on the screen, because the file was not meant as an image.
 UNLABELED = (HIDDEN, NO_IMAGES_OUTSIDE)
@@ -249,7 +248,7 @@ class ImageFilesSource(ABC):
         missing = [name for label, name in enumerate(classes) if label not in present]
         if missing:
             raise UserError(
-                f"{self.root} has no training images of {', '.join(missing)}: add some, or remove the class from the "
+                f"{self.root} has no training images of {list_names(missing)}: add some, or remove the class from the "
                 "other splits."
             )
 
@@ -276,9 +275,9 @@ def require_usable_images(listing: Listing, readable: Iterable[ImageEntry], unre
         files = "file" if len(skipped) == 1 else "files"
         reason = f"{len(skipped):,} {files} skipped: {SkipCounts(skipped)}" if skipped else "empty"
         descriptions.append(f"{group.location} [{reason}]")
-    more = f" and {len(empty) - MAX_LISTED:,} more" if len(empty) > MAX_LISTED else ""
     raise UserError(
-        f"No images are left in {', '.join(descriptions)}{more}: fix these files, add images, or remove the class."
+        f"No images are left in {list_names(descriptions, total=len(empty))}: fix these files, add images, or remove "
+        "the class."
     )
 
 
@@ -345,9 +344,7 @@ def warn_missing_classes(splits: dict[str, set[str]], classes: Sequence[str]) ->
     for split, present in splits.items():
         missing = [name for name in classes if name not in present]
         if missing and present and split != TRAIN:
-            log.warning(
-                f"The {split} split has no images of {', '.join(missing[:MAX_LISTED])}, so they are not measured there."
-            )
+            log.warning(f"The {split} split has no images of {list_names(missing)}, so they are not measured there.")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from cifar_pipeline.data.image_paths import HIDDEN, NOT_A_FILE, SkippedFile, is_
 from cifar_pipeline.data.sources.base import TEST, TRAIN, VAL
 from cifar_pipeline.data.sources.image_files import NO_IMAGES_OUTSIDE, Group, ImageEntry, ImageFilesSource, Listing
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import list_names
 
 SPLIT_DIR_NAMES = {
     "train": TRAIN,
@@ -53,9 +54,9 @@ class ImageFolder(ImageFilesSource):
         if not splits:
             self._add_classes(listing, self.root, "")
             return listing
-        names = ", ".join(folder.name for folder in splits)
+        names = list_names(folder.name for folder in splits)
         if len(splits) < len(folders):
-            others = ", ".join(folder.name for folder in folders if folder not in splits)
+            others = list_names(folder.name for folder in folders if folder not in splits)
             raise UserError(
                 f"{self.root} contains split folders ({names}) next to others ({others}): put the classes below the "
                 "splits, or rename the class that is named like a split."
