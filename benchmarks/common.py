@@ -32,7 +32,7 @@ def train_images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def anonymous_bytes(process: int | str = "self") -> int:
     """Return the anonymous memory of a process (RssAnon in /proc) in bytes, 0 after it has ended."""
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
     return int(match[1]) * 1024 if match else 0
 
 

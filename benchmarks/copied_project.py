@@ -39,8 +39,10 @@ def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, root / name)
-        (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-        (root / "params.yaml").write_text("experiment: tutorial\nseed: 0\nimage_dir: images\noverrides: {}\n")
+        (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+        (root / "params.yaml").write_text(
+            "experiment: tutorial\nseed: 0\nimage_dir: images\noverrides: {}\n", encoding="utf-8"
+        )
         workspace = Workspace(root, {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "compiled")} | source())
         if sizes is not TINY and "CIFAR10_SOURCE" in workspace.variables:
             workspace.run("python", "src/download.py")

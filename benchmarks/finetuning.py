@@ -109,7 +109,7 @@ def write_image_folder(dataset: Dataset, folder: Path, count: int) -> None:
 def use_images(workspace: Workspace, folder: Path) -> None:
     """Make a folder the images of the workspace."""
     settings = f"experiment: custom_images\nseed: 0\nimage_dir: {json.dumps(str(folder))}\noverrides: {{}}\n"
-    (workspace.root / "params.yaml").write_text(settings)
+    (workspace.root / "params.yaml").write_text(settings, encoding="utf-8")
     workspace.run("python", "src/download.py")
 
 
@@ -153,7 +153,7 @@ def read_results(path: Path) -> list[Result]:
     if not path.is_file():
         return []
     results = []
-    for facts in json.loads(path.read_text()):
+    for facts in json.loads(path.read_text(encoding="utf-8")):
         trial = facts.pop("trial")
         results.append(Result(Trial(**trial | {"overrides": tuple(trial["overrides"])}), **facts))
     return results
@@ -163,7 +163,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write all results, so that an interruption leaves the file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        tmp.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8")
 
 
 def row(results: Sequence[Result]) -> str:

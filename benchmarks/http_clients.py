@@ -30,7 +30,7 @@ def server() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as socket_:
         port = socket_.getsockname()[1]
     path = Path("conf/serve/default.yaml")
-    path.write_text(f"host: 127.0.0.1\nport: {port}\n")
+    path.write_text(f"host: 127.0.0.1\nport: {port}\n", encoding="utf-8")
     process = subprocess.Popen([sys.executable, "src/serve.py", "--model", "models"])
     try:
         yield port

@@ -151,7 +151,11 @@ class Row:
 def machine() -> dict[str, Any]:
     """Describe the machine: processor, cores, system, load, package versions."""
     path = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -192,8 +196,8 @@ def write_report(folder: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> 
     """Write bench.json and bench.md."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**head, "rows": [row.facts() for row in rows]}
-    (folder / "bench.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (folder / "bench.md").write_text(report(head, rows))
+    (folder / "bench.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / "bench.md").write_text(report(head, rows), encoding="utf-8")
 
 
 def say(line: str) -> None:

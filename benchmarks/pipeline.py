@@ -41,7 +41,7 @@ class EpochFile(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.ends.append(time.perf_counter())
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([step, *metrics.values()])
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

@@ -71,7 +71,7 @@ def train(config: Any) -> float:
             value = loss_of(*(tensor[:1000] for tensor in held_out)).item()
         print(f"[{HydraConfig.get().job.num}] epoch {epoch}/{config.epochs}  val/loss {value:.4f}", flush=True)
     torch.save(net.state_dict(), folder / "model.pt")
-    (folder / "timing.json").write_text(json.dumps({"seconds": seconds}))
+    (folder / "timing.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     return value
 
 

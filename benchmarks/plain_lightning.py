@@ -56,7 +56,7 @@ options = parser(__doc__).parse_args()
 clock = Clock()
 with (
     TemporaryDirectory() as folder,
-    Path(os.devnull).open("w") as devnull,
+    Path(os.devnull).open("w", encoding="utf-8") as devnull,
     redirect_stdout(devnull),
     redirect_stderr(devnull),
 ):

@@ -37,7 +37,7 @@ def train(workspace: Workspace, engine: str, threads: int, more: list[str]) -> T
     root: Path = workspace.root
     (checkpoint,) = root.glob(".cache/trainings/*/last.ckpt")
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    with (root / "reports" / "history.csv").open(newline="") as file:
+    with (root / "reports" / "history.csv").open(newline="", encoding="utf-8") as file:
         accuracy = float(list(csv.DictReader(file))[-1]["val/accuracy"])
     content = (root / "models" / "last" / "model.onnx").read_bytes()
     return Trained(weights, hashlib.sha256(content).hexdigest(), accuracy)

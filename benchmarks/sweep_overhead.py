@@ -48,7 +48,8 @@ def sweep_overhead(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         )  # fmt: skip
         seconds = [_training_seconds(path, steps) for path in folder.glob("*/models/history.csv")]
         plain_seconds = [
-            json.loads(path.read_text())["seconds"] for path in folder.parent.glob(f"{folder.name}_plain/*/timing.json")
+            json.loads(path.read_text(encoding="utf-8"))["seconds"]
+            for path in folder.parent.glob(f"{folder.name}_plain/*/timing.json")
         ]
         if len(seconds) != trials or len(plain_seconds) != trials:
             raise CommandFailed(
@@ -77,7 +78,7 @@ def sweep_overhead(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
 
 def _training_seconds(history: Path, steps: int) -> float:
     """Return the seconds that a trial spent on its optimizer steps."""
-    with history.open(newline="") as file:
+    with history.open(newline="", encoding="utf-8") as file:
         speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
     return sum(steps / EPOCHS * BATCH_SIZE / speed for speed in speeds)
 

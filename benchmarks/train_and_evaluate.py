@@ -39,8 +39,8 @@ def train_and_evaluate(workspace: Workspace, words: Sequence[str]) -> Measured:
     """Train and evaluate with these overrides, without reusing a finished training."""
     trained = workspace.run("python", "src/train.py", *words, "rerun=true")
     evaluated = workspace.run("python", "src/evaluate.py", *words)
-    facts = json.loads((workspace.root / "models" / "metadata.json").read_text())
-    accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text())["test"]["accuracy"]
+    facts = json.loads((workspace.root / "models" / "metadata.json").read_text(encoding="utf-8"))
+    accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"]
     return Measured(trained.seconds, facts["timing"]["seconds"], seconds_to_accuracy(evaluated), 100 * accuracy)
 
 

@@ -161,7 +161,10 @@ def sweep(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
             f"hydra.sweep.dir={folder}",
             *launcher,
         ).seconds
-        timings = [json.loads(path.read_text()) for path in (workspace.root / folder).glob("*/models/metadata.json")]
+        timings = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in (workspace.root / folder).glob("*/models/metadata.json")
+        ]
         if len(timings) != TRIALS:
             raise CommandFailed(f"{len(timings)} of {TRIALS} trials have finished ({mode})")
         training = sum(one["timing"]["seconds"] for one in timings) / (JOBS if launcher else 1)
@@ -189,8 +192,8 @@ def recipes(workspace: Workspace, sizes: Sizes) -> Iterator[Row]:
         ours = [f"experiment={name}", f"trainer.batch_size={batch}", "trainer.micro_batch_size=null"]
         short = [*ours, "trainer.max_epochs=2", f"trainer.limit_train_batches={steps}"]
         trained = workspace.run("python", "src/train.py", *short, "rerun=true")
-        timing = json.loads((workspace.root / "models" / "metadata.json").read_text())["timing"]
-        with (workspace.root / "reports" / "history.csv").open(newline="") as file:
+        timing = json.loads((workspace.root / "models" / "metadata.json").read_text(encoding="utf-8"))["timing"]
+        with (workspace.root / "reports" / "history.csv").open(newline="", encoding="utf-8") as file:
             speed = float(list(csv.DictReader(file))[-1]["images_per_second"])
         evaluated = workspace.run("python", "src/evaluate.py", *short)
         by_hand = workspace.run_script(

@@ -133,7 +133,7 @@ def test_optimizers_losses_and_schedulers_compose_with_each_other(
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_file_of_conf_starts_with_a_comment(path: Path) -> None:
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# ")
     assert len(lines[0]) > len("# A short text.")
 

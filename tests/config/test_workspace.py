@@ -57,5 +57,5 @@ def test_an_experiment_in_a_temporary_workspace_has_the_id_of_the_main_one(tmp_p
 def test_a_damaged_file_is_made_anew(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     Path(".cache").mkdir()
-    Path(".cache/workspace-id").write_text(content)
+    Path(".cache/workspace-id").write_text(content, encoding="utf-8")
     assert len(workspace_id()) == 32

@@ -202,7 +202,7 @@ def test_unreadable_files_are_listed_and_skipped_up_to_a_limit(capsys):
     tree()
     Path("mine/ant/broken.jpg").write_bytes(b"no image")
     Path("mine/bee/empty.png").write_bytes(b"")
-    Path("mine/bee/notes.txt").write_text("not meant")
+    Path("mine/bee/notes.txt").write_text("not meant", encoding="utf-8")
     with pytest.raises(
         UserError, match=r"2 files are unreadable, more than data\.max_unreadable=1: .*max_unreadable: 2"
     ):
@@ -229,7 +229,7 @@ def skipped_of(**options) -> dict[str, str]:
 
 def test_every_skipped_file_is_counted_with_its_reason(capsys):
     tree()
-    Path("mine/README.md").write_text("about these")
+    Path("mine/README.md").write_text("about these", encoding="utf-8")
     for name in ("ant/notes.txt", "ant/deep/more.txt", "bee/NOSUFFIX", "bee/Thumbs.db", "cat/.DS_Store"):
         Path("mine", name).write_bytes(b"x")
     os.mkfifo("mine/cat/pipe.png")

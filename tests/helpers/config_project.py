@@ -80,7 +80,7 @@ class Project:
 def run(script: Callable[[], Any], *arguments: object, listed: str = "", seconds: float = 600) -> Ended:
     """Run a script in this process with `listed` as its standard input; print progress after `seconds`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed.encode()), encoding="utf-8"))
         return started(script, run_script, [str(argument) for argument in arguments], seconds)
 
 

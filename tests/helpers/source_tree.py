@@ -25,7 +25,7 @@ def package_of(path: Path) -> str:
 def imported_names(path: Path) -> set[str]:
     """Return the modules that a file imports when it runs, and the names that it imports from them, with dots."""
     names = set()
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     only_typing = {
         child
         for node in ast.walk(tree)

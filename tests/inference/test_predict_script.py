@@ -132,7 +132,7 @@ def test_an_invalid_value_in_conf_is_refused(files: Project) -> None:
 def test_predictions_are_written_to_a_fifo_that_stays_one(files: Project) -> None:
     content: list[str] = []
     os.mkfifo("predictions")
-    reader = threading.Thread(target=lambda: content.append(Path("predictions").read_text()))
+    reader = threading.Thread(target=lambda: content.append(Path("predictions").read_text(encoding="utf-8")))
     reader.start()
     ended = run(predict, "0.png", "--csv", "predictions")
     reader.join(10)

@@ -91,7 +91,9 @@ def test_the_run_shows_the_configuration_the_figures_and_the_tables(clone, run, 
     assert "code.diff" not in artifacts
     path = clone.mlflow.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
     composed = yaml.safe_load(clone.read("composed.yaml"))["train"]
-    assert yaml.safe_load(Path(path).read_text()) == {k: v for k, v in composed.items() if k != "versions"}
+    assert yaml.safe_load(Path(path).read_text(encoding="utf-8")) == {
+        k: v for k, v in composed.items() if k != "versions"
+    }
 
 
 def test_history_and_mlflow_hold_the_same_numbers_each_once(clone, run):
@@ -119,7 +121,7 @@ def test_metrics_json_has_eight_numbers_which_mlflow_has_as_well(clone, run, tmp
     assert all(flat[f"train/{name}"] == metadata["timing"][name] for name in ("seconds", "images_per_second"))
     for name in ("metrics.json", "dataset.json", "per_class.csv"):
         path = clone.mlflow.download_artifacts(run.info.run_id, name, str(tmp_path))
-        assert Path(path).read_text() == clone.read(f"reports/{name}")
+        assert Path(path).read_text(encoding="utf-8") == clone.read(f"reports/{name}")
     shown = json.loads(clone.dvc("metrics", "show", "--json"))[""]["data"]["reports/metrics.json"]["data"]
     assert shown == reported
 

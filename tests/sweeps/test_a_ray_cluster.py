@@ -49,7 +49,7 @@ class Node:
         """Wait until the node has joined the cluster; nodes that are started before their head is ready give up."""
 
         def is_ready() -> bool:
-            text = Path(self.log.name).read_text()
+            text = Path(self.log.name).read_text(encoding="utf-8")
             assert self.process.poll() is None, text
             return "Ray runtime started" in text
 

@@ -56,7 +56,7 @@ def test_a_run_has_the_configuration_as_a_file_and_as_parameters(client, tmp_pat
     (used,) = logged.inputs.dataset_inputs
     assert used.dataset.name == "digits" and DATA["hash"].startswith(used.dataset.digest)
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
-    assert yaml.safe_load(Path(path).read_text()) == CONFIG
+    assert yaml.safe_load(Path(path).read_text(encoding="utf-8")) == CONFIG
 
 
 def test_a_run_is_tagged_with_the_environment_variables_that_change_numbers(client, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_long_value_is_cut_with_a_notice_and_complete_in_the_file(client, tmp_
     cut = parameters["augmentation.policy"]
     assert len(cut) == MAX_PARAM_LENGTH and cut.endswith(" ... (full value in the artifact config.yaml)")
     path = client.download_artifacts(run.id, "config.yaml", str(tmp_path))
-    assert yaml.safe_load(Path(path).read_text())["augmentation"]["policy"] == value
+    assert yaml.safe_load(Path(path).read_text(encoding="utf-8"))["augmentation"]["policy"] == value
 
 
 @pytest.mark.parametrize(

@@ -519,7 +519,7 @@ def test_a_training_is_identified_by_the_content_of_its_file_of_weights(ready: P
         save_network(tiny_network(seed=seed), file)
         ended = ready.start(train, *arguments)
         assert ended.code == 0, ended.err
-        return ended.out, json.loads(Path("models/metadata.json").read_text())
+        return ended.out, json.loads(Path("models/metadata.json").read_text(encoding="utf-8"))
 
     (first_said, first), (again_said, again), (other_said, other) = run(0), run(0), run(1)
     net = tiny_network(classes=10)

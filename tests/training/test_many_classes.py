@@ -17,7 +17,7 @@ FEW_SHOWN = ("evaluation.many_classes=10", "evaluation.num_confused_pairs=2", "e
 
 
 def column(path: Path, name: str) -> list[str]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [row[name] for row in csv.DictReader(file)]
 
 

@@ -90,7 +90,7 @@ def foreign(path: Path) -> None:
     if path.suffix == ".npy":
         np.save(path, np.zeros_like(np.load(path)))
     else:
-        path.write_text('{"name": "ours"}')
+        path.write_text('{"name": "ours"}', encoding="utf-8")
 
 
 DAMAGES = [cut_off, empty, flip_a_bit, foreign]

@@ -30,4 +30,6 @@ setup = TrainingSetup(
 )
 rows = fit(setup).rows
 history = file.read_text() if file.exists() else None
-Path(f"rank{ranks.rank}.json").write_text(json.dumps({"seen": reader.seen, "rows": rows, "history": history}))
+Path(f"rank{ranks.rank}.json").write_text(
+    json.dumps({"seen": reader.seen, "rows": rows, "history": history}), encoding="utf-8"
+)

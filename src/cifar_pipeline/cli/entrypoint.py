@@ -401,7 +401,7 @@ def _setup_rank(config: DictConfig) -> None:
 
 def _record_duration(stage: str, seconds: float) -> None:
     with atomic_write(TIMINGS_DIR / f"{stage}.json") as tmp:
-        tmp.write_text(json.dumps({"seconds": round(seconds, 2)}) + "\n")
+        tmp.write_text(json.dumps({"seconds": round(seconds, 2)}) + "\n", encoding="utf-8")
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:

@@ -330,7 +330,7 @@ class RunDir:
             self.checkpoint(name).unlink(missing_ok=True)
         rerun_id = uuid.uuid4().hex
         with atomic_write(self.path / RERUN_FILE) as tmp:
-            tmp.write_text(json.dumps({"id": rerun_id}) + "\n")
+            tmp.write_text(json.dumps({"id": rerun_id}) + "\n", encoding="utf-8")
         return rerun_id
 
     @contextmanager
@@ -338,7 +338,7 @@ class RunDir:
         """Yield a directory for the exported models, which becomes the result together with metadata and history."""
         with atomic_replace_dir(self.result) as tmp:
             yield tmp
-            (tmp / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+            (tmp / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
             write_history(rows, tmp / HISTORY_FILE)
             hashes = hash_files(tmp)
         with atomic_write(self.path / RESULT_HASHES_FILE) as tmp_hashes:
@@ -376,12 +376,12 @@ class RunDir:
 
     def metadata(self) -> dict[str, Any]:
         """Read the metadata of the finished training."""
-        metadata: dict[str, Any] = json.loads((self.result / METADATA_FILE).read_text())
+        metadata: dict[str, Any] = json.loads((self.result / METADATA_FILE).read_text(encoding="utf-8"))
         return metadata
 
     def rows(self) -> list[EpochMetrics]:
         """Read the metrics of each epoch of the finished training."""
-        with (self.result / HISTORY_FILE).open(newline="") as file:
+        with (self.result / HISTORY_FILE).open(encoding="utf-8", newline="") as file:
             # Cells are empty where a callback has logged a metric in other epochs only.
             return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
 
@@ -393,7 +393,7 @@ class RunDir:
         models = root / "models"
         with exclusive_lock(models), atomic_replace_dir(models) as tmp:
             shutil.copytree(self.result, tmp, dirs_exist_ok=True)
-            (tmp / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n")
+            (tmp / "run.json").write_text(json.dumps(dict(run), indent=2) + "\n", encoding="utf-8")
             history = reports_history(root)
             history.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(history.parent), atomic_write(history) as tmp_history:

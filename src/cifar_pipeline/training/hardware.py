@@ -285,8 +285,10 @@ def available_memory(accelerator: str) -> int:
         return int(torch.cuda.mem_get_info()[0])
     available = int(psutil.virtual_memory().available)
     try:
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+        limit, used = (int((CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())[
+            "inactive_file"
+        ]
         available = min(available, limit - used + int(cached))
     except (OSError, ValueError, KeyError):
         pass  # No container, or one without a limit.

@@ -224,7 +224,7 @@ def resolve_batch_size(
             found, note = _search_batch_size(config, dataset, accelerator, processes.world_size, weights), ""
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as tmp:
-                tmp.write_text(json.dumps(asdict(found)) + "\n")
+                tmp.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
     # If the ranks have yet to be launched, rank zero prints it.
     log.log(logging.DEBUG if processes.needs_launch else logging.INFO, f"trainer.batch_size=auto: {found}{note}")
     return _with_batch_size(config, found.batch_size)

@@ -39,7 +39,7 @@ def workspace_id() -> str:
         new = secrets.token_hex(16)
         with atomic_write(path) as tmp:
             tmp.touch()
-            tmp.write_text(json.dumps({"id": new, "inode": tmp.stat().st_ino}) + "\n")
+            tmp.write_text(json.dumps({"id": new, "inode": tmp.stat().st_ino}) + "\n", encoding="utf-8")
         return new
 
 
@@ -56,7 +56,7 @@ def sweep_dir(sweep: str) -> Path:
 def _read_id(path: Path) -> str:
     """Return the id in the file; empty where there is none, or where the file is a copy from another workspace."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return str(content["id"]) if content["inode"] == path.stat().st_ino else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

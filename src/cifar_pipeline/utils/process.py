@@ -104,7 +104,7 @@ def _forget_pipe() -> None:
 def _end_in_time(pipe: int) -> None:
     """Wait for a signal, then kill this process and its children if it still runs after `GRACE_SECONDS`."""
     number = 0
-    with Path(os.devnull).open("w") as devnull:
+    with Path(os.devnull).open("w", encoding="utf-8") as devnull:
         while number not in (signal.SIGTERM, signal.SIGINT):
             number = os.read(pipe, 1)[0]
         faulthandler.dump_traceback_later(GIL_GRACE_SECONDS, exit=True, file=devnull)

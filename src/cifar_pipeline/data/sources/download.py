@@ -245,7 +245,7 @@ class ResumableDownloader:
         if start:
             headers["Range"] = f"bytes={start}-"
             if self.etag_file.exists():
-                headers["If-Range"] = self.etag_file.read_text()
+                headers["If-Range"] = self.etag_file.read_text(encoding="utf-8")
         with requests.get(url, headers=headers, stream=True, timeout=(self.timeout, self.timeout)) as response:
             if response.status_code == 416 and start:  # the file was complete, or has changed
                 if response.headers.get("Content-Range") == f"bytes */{start}":
@@ -271,7 +271,7 @@ class ResumableDownloader:
         etag = response.headers.get("ETag") or response.headers.get("Last-Modified")
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         if etag and not etag.startswith("W/"):  # weak ones do not guarantee equal bytes
-            self.etag_file.write_text(etag)
+            self.etag_file.write_text(etag, encoding="utf-8")
         else:
             self.etag_file.unlink(missing_ok=True)
         done = start

@@ -140,13 +140,13 @@ class ImageFilesSource(ABC):
         listing = self._list_checked()
         reject_unreadable_by_dvc(self.skipped)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER_FILE).write_text(MARKER_TEXT)
+        (folder / MARKER_FILE).write_text(MARKER_TEXT, encoding="utf-8")
         return f"{self.root} ({len(listing.images):,} files of {len(listing.classes)} classes, left in place)"
 
     def is_complete(self, folder: Path) -> bool:
         """Return whether `folder` contains the marker file."""
         marker = folder / MARKER_FILE
-        return marker.is_file() and marker.read_text() == MARKER_TEXT
+        return marker.is_file() and marker.read_text(encoding="utf-8") == MARKER_TEXT
 
     def read(self, folder: Path) -> RawDataset:
         """Resize all images, or take them from the cache, and split them.
@@ -440,13 +440,13 @@ class ResizedImageCache:
             np.save(tmp, array, allow_pickle=False)
         # Written last, so that there is no index without its images.
         with atomic_write(self.folder / f"{name}.json") as tmp:
-            tmp.write_text(json.dumps({"sha256": sha256(array.data).hexdigest(), "files": digests}))
+            tmp.write_text(json.dumps({"sha256": sha256(array.data).hexdigest(), "files": digests}), encoding="utf-8")
         return {digest: ShardRow(name, row) for row, digest in enumerate(digests)}
 
     def _load_index(self) -> Iterator[tuple[str, ShardRow]]:
         for path in self.folder.glob("*.json"):
             try:
-                index = parse_json(path.read_text())
+                index = parse_json(path.read_text(encoding="utf-8"))
                 digests = index["files"]
                 images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
                 is_valid = (

@@ -128,7 +128,7 @@ def _remove(path: Path) -> None:
 def _processor() -> str:
     """Return the processor's model and instruction sets as listed by Linux, elsewhere its name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace", encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     keys = ("flags", "Features", "model name", "cpu family", "model", "CPU implementer", "CPU part")
