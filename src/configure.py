@@ -4,8 +4,7 @@ The other stages depend on its keys. Mistakes in the configuration are reported 
 """
 
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from cifar_pipeline.cli.entrypoint import is_started_by_dvc, require_unchanged, run_stage
 from cifar_pipeline.config.compose import write_composed
@@ -13,10 +12,13 @@ from cifar_pipeline.config.dvc_inputs import require_tracked_inputs
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.utils.atomic import require_writable
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 COMPOSED = Path("composed.yaml")
 
 
-def configure(config: DictConfig) -> None:
+def configure(config: "DictConfig") -> None:
     require_writable(COMPOSED, is_file=True)
     check_targets(config)
     if is_started_by_dvc("configure"):

@@ -1,16 +1,18 @@
 """Stage download: fetch the files of the dataset from the network (or CIFAR10_SOURCE) and write them to data/raw."""
 
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from cifar_pipeline.cli.entrypoint import run_stage
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 RAW = Path("data/raw")
 PARTIAL = Path(".cache/downloads")
 
 
-def download(config: DictConfig) -> None:
+def download(config: "DictConfig") -> None:
     """Fetch the configured dataset, or its fallback if all mirrors fail."""
     from hydra.utils import instantiate
 

@@ -5,15 +5,15 @@ Takes the overrides of train.py. Nothing else is written: no weights, no run in 
 
 import logging
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from cifar_pipeline.cli.entrypoint import run_stage
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS, available_cores, is_sweep, restrict_to_stage
 from cifar_pipeline.config.params import params_values
 from cifar_pipeline.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ PROCESSED = Path("data/processed")
 FIGURE, TABLE = Path("reports/lr_finder.png"), Path("reports/lr_finder.csv")
 
 
-def find_lr(config: DictConfig) -> None:
+def find_lr(config: "DictConfig") -> None:
     """Run Lightning's learning rate finder, draw its result, and print the suggestion as configuration."""
     if is_sweep():
         raise UserError("find_lr.py tests one recipe: leave out -m.")
@@ -91,6 +91,8 @@ def print_suggestion(optimizer: Any, suggestion: float) -> None:
 
     An optimizer's further learning rates, such as `bias_lr`, keep their ratios to `lr`, as in the test.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     factor = suggestion / optimizer.lr
     others = {f"optimizer.{key}": f"{optimizer[key] * factor:.2g}" for key in optimizer if str(key).endswith("_lr")}
     found = {"optimizer.lr": f"{suggestion:g}", **others}

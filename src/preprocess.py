@@ -5,10 +5,12 @@ Also writes reports/skipped.csv, a list of the skipped image files with the reas
 
 import logging
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from cifar_pipeline.cli.entrypoint import run_stage
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +19,7 @@ PROCESSED = Path("data/processed")
 SKIPPED = Path("reports/skipped.csv")
 
 
-def preprocess(config: DictConfig) -> None:
+def preprocess(config: "DictConfig") -> None:
     """Split the images into train, val and test."""
     from cifar_pipeline.cli.entrypoint import require_unchanged, watch
     from cifar_pipeline.data.dataset import Dataset

@@ -18,8 +18,33 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+# Packages of each command, of which another Python lacks at least one.
+REQUIRED = ("hydra", "omegaconf", "rich", "mlflow", "lightning", "torch")
+ENVIRONMENT = Path(__file__).resolve().parents[3] / ".venv"
+
+
+def require_environment() -> None:
+    """Exit with one line that says how to activate the environment, if this Python lacks the project's packages."""
+    missing = next((name for name in REQUIRED if find_spec(name) is None), None)
+    if missing is None:
+        return
+    script = "Scripts" if sys.platform == "win32" else "bin"
+    activate = f"{ENVIRONMENT}\\{script}\\activate" if script == "Scripts" else f"source {ENVIRONMENT}/bin/activate"
+    if not ENVIRONMENT.is_dir():
+        remedy = f"`make setup` creates the project's environment, and `{activate}` activates it"
+    elif Path(sys.prefix).resolve() == ENVIRONMENT.resolve():
+        remedy = "`make setup` completes the project's environment"
+    else:
+        remedy = f"activate the project's environment with `{activate}`"
+    print(f"{sys.executable} has no package {missing}: {remedy}.", file=sys.stderr)
+    raise SystemExit(2)
+
+
+require_environment()  # before the imports below, which need the packages
 
 import hydra
 import yaml

@@ -1,0 +1,18 @@
+"""A script that another Python starts says in one line how to activate the project's environment."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.source_tree import SRC
+
+
+@pytest.mark.parametrize("script", sorted(SRC.glob("*.py")), ids=lambda path: path.stem)
+def test_a_python_without_the_packages_is_told_what_to_type(script: Path) -> None:
+    # Without site-packages, as the system's Python.
+    ended = subprocess.run([sys.executable, "-E", "-S", "-B", str(script)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1 and " has no package hydra: " in ended.stderr
+    assert "bin/activate`" in ended.stderr
