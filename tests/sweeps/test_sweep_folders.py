@@ -19,6 +19,9 @@ def small(project: Project, empty_database: Path, monkeypatch: pytest.MonkeyPatc
     return project
 
 
+MINE = ("hydra.sweep.dir=multirun/mine", "hydra.sweep.subdir=t-${hydra.job.num}")
+
+
 def write_seed(config: DictConfig) -> None:
     output_root().mkdir(parents=True, exist_ok=True)
     (output_root() / "seed").write_text(str(config.seed))
@@ -38,9 +41,9 @@ def test_two_sweeps_of_the_same_second_have_different_folders(small: Project) ->
 
 def test_a_folder_on_the_command_line_is_used_unchanged(small: Project) -> None:
     for seeds in ("1,2", "3,4"):
-        ended = small.start(write_seed, "-m", f"seed={seeds}", "hydra.sweep.dir=multirun/mine")
+        ended = small.start(write_seed, "-m", f"seed={seeds}", *MINE)
         assert ended.code == 0, ended.err
-    assert files() == ["mine/0/seed=3", "mine/1/seed=4"]
+    assert files() == ["mine/t-0/seed=3", "mine/t-1/seed=4"]
 
 
 def test_a_sweep_that_does_not_start_leaves_no_folder(small: Project) -> None:

@@ -42,6 +42,8 @@ def multirun(project: Project, overrides: list[str]) -> DictConfig:
         (["sweep=seeds", "seed=7"], ["sweep=seeds", "seed=7"], {}),
         (["sweep=seeds", "seed=7,8"], ["sweep=seeds"], {"seed": "7,8"}),
         (["seed=0,1", "hydra/launcher=joblib"], [], {"seed": "0,1"}),
+        # Interpolations have values in each trial only, and may read secrets.
+        (["seed=0,1", "model.name=${oc.env:NOWHERE}"], ["model.name=${oc.env:NOWHERE}"], {"seed": "0,1"}),
     ],
 )
 def test_overrides_are_split_into_fixed_and_swept(project, overrides, fixed, swept):

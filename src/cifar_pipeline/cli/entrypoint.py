@@ -48,10 +48,9 @@ require_environment()  # before the imports below, which need the packages
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -60,12 +59,14 @@ from cifar_pipeline.config.compose import (
     Stage,
     chosen_options,
     compose_config,
+    compose_with_hydra,
     is_sweep,
     recorded_config,
     restrict_to_stage,
     set_experiment_name,
     stage_targets,
 )
+from cifar_pipeline.config.hydra_settings import check_settings, is_multirun, parse_arguments
 from cifar_pipeline.config.params import (
     CONF,
     PARAMS,
@@ -343,13 +344,13 @@ def _is_config_printed(arguments: list[str]) -> bool:
     Hydra prints a configuration without validating it, and composes it twice before it calls a stage. The jobs of a
     multirun validate theirs when they start.
     """
-    args, unknown = get_args_parser().parse_known_args(arguments)
-    if args.multirun and args.cfg:
-        raise UserError("--multirun and --cfg exclude each other: leave out --multirun to see a trial's configuration.")
-    other_flags = (args.help, args.hydra_help, args.info, args.shell_completion, args.config_path, args.config_name)
-    if unknown or args.multirun or "hydra.mode=MULTIRUN" in args.overrides or any(other_flags):
+    args, is_help = parse_arguments(arguments)
+    if is_help or is_multirun(args):
         return False
-    config = compose_config(args.overrides)
+    config = compose_with_hydra(args.overrides)
+    check_settings(config.hydra)
+    with open_dict(config):
+        del config["hydra"]
     validate(config)
     is_printed = args.cfg == "job" and not args.package and not args.resolve
     if is_printed:

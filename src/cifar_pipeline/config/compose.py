@@ -74,18 +74,24 @@ def compose_config(overrides: list[str] | None = None) -> DictConfig:
 
     Raises UserError for an invalid params.yaml, or for an option that does not fit the experiment's values.
     """
+    config = compose_with_hydra(overrides or [])
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def compose_with_hydra(overrides: list[str]) -> DictConfig:
+    """Compose as `compose_config` does, with Hydra's settings in the key `hydra`."""
     register_params()
     if GlobalHydra.instance().is_initialized():  # in a stage started by Hydra
-        return _composed(overrides or [])
+        return _composed(overrides)
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return _composed(overrides or [])
+        return _composed(overrides)
 
 
 def _composed(overrides: list[str]) -> DictConfig:
     config = compose("config", overrides=overrides, return_hydra_config=True)
     reject_values_of_other_options({key: str(option) for key, option in config.hydra.runtime.choices.items()})
-    with open_dict(config):
-        del config["hydra"]
     return config
 
 

@@ -35,6 +35,7 @@ TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
 OTHER_PLACES = {
     "logger=mlflow": "MLflow always logs, and logger=[csv,tensorboard,wandb] adds others",
     "hydra/sweeper=optuna": "choose sweep=search, or hydra/sweeper=optuna4 with sampler=tpe",
+    "hydra.launcher.n_jobs": "launcher=joblib runs several trials at a time",
     "hydra.sweeper.direction": "a search follows monitor and mode",
     "hydra.sweeper.sampler": "only a search has a sampler; add sweep=search",
     "hydra.sweeper.pruner": "only a search has a pruner; add sweep=search",

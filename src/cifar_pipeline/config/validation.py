@@ -149,6 +149,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     problem = f"the chosen option ({target}) has no such key" if target else f"no chosen file of {CONF}/ has this key"
     close = get_close_matches(key, siblings, n=1)
     names = [name for name in siblings if not re.fullmatch(r"_\w+_", name) and name != "hydra"]
+    if full_key.startswith(("hydra.launcher.", "hydra.sweeper.")):
+        return f"{full_key}: {problem}; {'its keys are ' + ', '.join(names) if names else 'it has none'}."
     if close:
         return f"{full_key}: {problem}; did you mean `{full_key[: -len(key)]}{close[0]}`?"
     if target:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,12 +30,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
+from cifar_pipeline.config.hydra_settings import check_settings
+from cifar_pipeline.config.params import SWEEP_GROUPS, suggest, to_yaml_inline
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import find_user_error, format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
 from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
-from cifar_pipeline.sweeps.multirun import sweep_subdir
+from cifar_pipeline.sweeps.multirun import sweep_subdir, typed_words
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.console import close_job_log, status
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
@@ -48,36 +51,46 @@ log = logging.getLogger(__name__)
 
 # The sweeper of this project, which searches.
 SEARCH_SWEEPER = "hydra_plugins.optuna4_sweeper.sweeper.Optuna4Sweeper"
-TIMEOUT_SECONDS = 5
 EXPERIMENT_KEY = "mlflow.experiment_name"
 # Groups and keys on which the data of a trial depend: the size of stored images follows the network's.
 DATA_GROUPS = ("data", "image_dir", "experiment", "model")
-
-
-def check_launcher(config: DictConfig) -> None:
-    """Raise UserError if the launcher cannot start jobs from this machine."""
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
-    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
-        raise UserError(
-            "Slurm's `sbatch` is not installed on this machine: start the sweep on a Slurm cluster, or set "
-            "launcher=submitit_local."
-        )
-    if launcher == "ray":
-        _require_cluster(config.hydra.launcher.ray.init.get("address") or os.environ.get("RAY_ADDRESS", ""))
-
-
-def _require_cluster(address: str) -> None:
-    """Raise UserError if nothing listens at the cluster's address: Ray itself would retry for minutes."""
-    match = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
-    if not match:
-        return
-    try:
-        socket.create_connection((match[1], int(match[2])), timeout=TIMEOUT_SECONDS).close()
-    except OSError:
-        raise UserError(
-            f"No Ray cluster responds at {address}: start it, or unset hydra.launcher.ray.init.address and RAY_ADDRESS "
-            "to use this machine only."
-        ) from None
+TIMEOUT_SECONDS = 5
+# Folders of the project in which a sweep must not write.
+PROJECT_FOLDERS = (".cache", ".dvc", ".git", ".venv", "conf", "data", "images", "models", "reports", "src", "tests")
+# What makes the folders of two trials differ.
+TRIAL_NAMES = re.compile(r"hydra\.job\.(num|id|override_dirname)\b")
+# Values of joblib that do not suit trials, which share nothing and run in processes of their own; others are refused.
+JOBLIB_FIXED: dict[str, tuple[Any, ...]] = {
+    "backend": (None, "loky"),
+    "prefer": ("processes", None),
+    "require": (None,),
+    "timeout": (None,),
+    "pre_dispatch": ("2*n_jobs",),
+    "temp_folder": (None,),
+    "max_nbytes": (None,),
+    "mmap_mode": ("r",),
+}
+ONE_PROCESS = "a trial is one process; trainer.devices starts more outside of a sweep"
+# Values of submitit that are refused, by launcher, and what to do instead.
+SUBMITIT_FIXED: dict[str, dict[str, tuple[Any, str]]] = {
+    "submitit_slurm": {"nodes": (1, ONE_PROCESS), "tasks_per_node": (1, ONE_PROCESS)},
+    "submitit_local": {
+        "nodes": (1, ONE_PROCESS),
+        "tasks_per_node": (1, ONE_PROCESS),
+        "gpus_per_node": (None, "the sweep assigns GPUs by runtime.gpus_per_trial"),
+        "mem_gb": (None, "memory is limited by launcher=slurm only"),
+    },
+}
+# Smallest values of whole numbers, where one is set.
+MINIMA = {
+    "cpus_per_task": 1,
+    "timeout_min": 1,
+    "mem_gb": 1,
+    "gpus_per_node": 0,
+    "array_parallelism": 1,
+    "max_num_timeout": 0,
+    "signal_delay_s": 0,
+}
 
 
 class SweepCallback(Callback):
@@ -100,7 +113,8 @@ class SweepCallback(Callback):
         self.process, self.folder = os.getpid(), Path.cwd()
         try:
             _reject_secrets(config)
-            check_launcher(config)
+            check_settings(config.hydra)
+            check_sweep(config)
             with sweep_subdir(config) as folder:
                 self.parent, self.rerun = self._open(config)
         except Exception as error:
@@ -194,7 +208,7 @@ def _reject_secrets(config: DictConfig) -> None:
 
     Jobs do not read that file: they compose their configuration from conf/, params.yaml and the command line.
     """
-    for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra):
+    for word in (*typed_words(config, "task"), *typed_words(config, "hydra")):
         if contains_secret(word):
             raise UserError(
                 f"A sweep keeps its command line in files, and {word} contains a secret: put it into an environment "
@@ -207,8 +221,12 @@ def _reject_secrets(config: DictConfig) -> None:
 
 
 def reject_swept_ranking(swept: Iterable[str]) -> None:
-    """Raise UserError for a sweep over what ranks its trials."""
+    """Raise UserError for a sweep over what ranks its trials, or over what belongs to the whole sweep."""
     for key in swept:
+        if key in SWEEP_GROUPS:
+            raise UserError(
+                f"{key}: a sweep has one option of it, for all trials; choose one, or start several sweeps."
+            )
         if key in (*RANKING_KEYS, "evaluation", LEVEL_KEY):
             raise UserError(
                 f"A sweep ranks its trials by {', '.join(RANKING_KEYS)}, so it cannot have several values of {key}: "
@@ -278,5 +296,107 @@ def num_trials(config: DictConfig) -> int:
 
 def _last_overrides(config: DictConfig) -> dict[str, Override]:
     texts = [f"{key}={values}" for key, values in (config.hydra.sweeper.get("params") or {}).items()]
-    texts += list(config.hydra.overrides.task)
+    texts += typed_words(config, "task")
     return {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(texts)}
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Raise UserError for folders, a sweeper or a launcher with which trials cannot run from this machine."""
+    hydra = config.hydra
+    _check_folders(hydra)
+    for plugin in ("sweeper", "launcher"):
+        _check_keys(plugin, hydra.runtime.choices[f"hydra/{plugin}"], hydra[plugin])
+    if (size := hydra.sweeper.get("max_batch_size")) is not None and size < 1:
+        raise UserError(f"hydra.sweeper.max_batch_size={size} is not allowed; it must be at least 1, or null.")
+    _check_values(hydra)
+    check_launcher(config)
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raise UserError if the launcher cannot start jobs from this machine."""
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise UserError(
+            "Slurm's `sbatch` is not installed on this machine: start the sweep on a Slurm cluster, or set "
+            "launcher=submitit_local."
+        )
+    if launcher == "ray":
+        _require_cluster(config.hydra.launcher.ray.init.get("address") or os.environ.get("RAY_ADDRESS", ""))
+
+
+def _require_cluster(address: str) -> None:
+    """Raise UserError if nothing listens at the cluster's address: Ray itself would retry for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
+    if not match:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=TIMEOUT_SECONDS).close()
+    except OSError:
+        raise UserError(
+            f"No Ray cluster responds at {address}: start it, or unset hydra.launcher.ray.init.address and RAY_ADDRESS "
+            "to use this machine only."
+        ) from None
+
+
+def _check_folders(hydra: DictConfig) -> None:
+    """Refuse a sweep's folder that is the project's or in one of its folders, and trials that share a folder."""
+    folder, root = Path(hydra.sweep.dir), Path.cwd().resolve()
+    inside = folder.resolve().relative_to(root).parts[:1] if folder.resolve().is_relative_to(root) else ("outside",)
+    if not inside or inside[0] in PROJECT_FOLDERS:
+        raise UserError(
+            f"hydra.sweep.dir={to_yaml_inline(hydra.sweep.dir)} is a folder of the project, in which a sweep would mix "
+            "its files with others: write another one, such as hydra.sweep.dir=multirun/mine."
+        )
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"hydra.sweep.dir={hydra.sweep.dir} cannot be a folder, because {existing} is a file.")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"hydra.sweep.dir={hydra.sweep.dir} cannot be written: {existing} is not writable.")
+    subdir = str(OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"])  # type: ignore[index, call-overload]
+    excluded = bool(hydra.job.config.override_dirname.exclude_keys)
+    names = set(TRIAL_NAMES.findall(subdir)) - ({"override_dirname"} if excluded else set())
+    if not names:
+        raise UserError(
+            f"hydra.sweep.subdir={to_yaml_inline(subdir)} can be the same for several trials, which would overwrite "
+            "each other's results: write '${hydra.job.num}' in it."
+        )
+    if Path(subdir).is_absolute() or ".." in Path(subdir).parts:
+        raise UserError(f"hydra.sweep.subdir={subdir} is outside of the sweep's folder: leave out `/` and `..`.")
+
+
+def _check_keys(plugin: str, choice: str, node: DictConfig) -> None:
+    """Refuse keys that the chosen launcher or sweeper does not declare."""
+    stored = ConfigStore.instance().repo["hydra"][plugin].get(f"{choice}.yaml")
+    known = [str(key) for key in (stored.node if stored else node)]
+    for key in map(str, node):
+        if key not in (*known, "_target_"):
+            usable = [name for name in known if not name.startswith("_") and name not in JOBLIB_FIXED]
+            hint = suggest(key, usable) if usable else "it has no keys."
+            raise UserError(f"hydra.{plugin}.{key}: unknown key of hydra/{plugin}={choice}; {hint}")
+
+
+def _check_values(hydra: DictConfig) -> None:
+    """Refuse values that the chosen launcher rejects only after the sweep has started, or ignores."""
+    choice, node = hydra.runtime.choices["hydra/launcher"], hydra.launcher
+    if choice == "joblib":
+        if node.n_jobs == 0:
+            raise UserError(
+                "hydra.launcher.n_jobs=0 is not allowed; it is a number of trials at a time, or -1 for all cores."
+            )
+        if not re.fullmatch(r"auto|[1-9]\d*", str(node.batch_size)):
+            raise UserError(
+                f"hydra.launcher.batch_size={node.batch_size} is not allowed; it must be auto or a whole number of at "
+                "least 1."
+            )
+        for key, allowed in JOBLIB_FIXED.items():
+            if node[key] not in allowed:
+                raise UserError(
+                    f"hydra.launcher.{key}={to_yaml_inline(node[key])} does not suit trials, which run in processes of "
+                    "their own and share no data: leave it out."
+                )
+    for key, (value, instead) in SUBMITIT_FIXED.get(choice, {}).items():
+        if node[key] != value:
+            raise UserError(f"hydra.launcher.{key}={to_yaml_inline(node[key])} does not suit trials: {instead}.")
+    for key, minimum in MINIMA.items() if choice in SUBMITIT_FIXED else ():
+        if (number := node.get(key)) is not None and number < minimum:
+            raise UserError(f"hydra.launcher.{key}={number} is not allowed; it must be at least {minimum}.")

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cifar_pipeline.utils.atomic import exclusive_lock_if_free
 from cifar_pipeline.utils.paths import sweep_dir
@@ -117,6 +117,16 @@ def _abort() -> None:
         abort_sweep(_parent, _holds_lock)
 
 
+def typed_words(config: DictConfig, kind: str) -> list[str]:
+    """Return the overrides of a multirun as typed, those of Hydra's keys (`hydra`) or the others (`task`).
+
+    Their interpolations are not resolved: they have values in each trial only, and may read secrets.
+    """
+    words = OmegaConf.to_container(config.hydra.overrides[kind], resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
+
+
 @contextmanager
 def sweep_subdir(config: DictConfig) -> Iterator[Path]:
     """Create a folder for the multirun, with a suffix such as `-2` if two start in the same second.
@@ -125,7 +135,7 @@ def sweep_subdir(config: DictConfig) -> Iterator[Path]:
     line is used unchanged. If the block raises, the folder is removed.
     """
     default = Path(config.hydra.sweep.dir)
-    if any(word.lstrip("+").startswith(f"{FOLDER_KEY}=") for word in config.hydra.overrides.hydra):
+    if any(word.lstrip("+").startswith(f"{FOLDER_KEY}=") for word in typed_words(config, "hydra")):
         yield default
         return
     for number in count(1):
