@@ -4,6 +4,7 @@ Takes the overrides of train.py. Nothing else is written: no weights, no run in 
 """
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,9 @@ def print_suggestion(optimizer: Any, suggestion: float) -> None:
     values = {key: value for key, _, value in typed if key.partition(".")[0] not in NON_RESULT_GROUPS} | found
     for key, value in params_values(values).items():
         log.info(f"params.yaml: {key}: {value}")
-    log.info("Command line: " + " ".join(["python src/train.py", *(f"{key}={value}" for key, value in values.items())]))
+    log.info(
+        "Command line: " + shlex.join(["python", "src/train.py", *(f"{key}={value}" for key, value in values.items())])
+    )
 
 
 if __name__ == "__main__":

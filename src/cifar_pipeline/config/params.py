@@ -1,6 +1,8 @@
 """Read params.yaml and add it to Hydra's defaults list, as the config `params` that conf/config.yaml lists last."""
 
+import math
 import re
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,8 +10,12 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import require_bounded
@@ -253,23 +259,73 @@ def suggest(word: str, allowed: list[str]) -> str:
 
 
 def params_values(values: dict[str, str]) -> dict[str, str]:
-    """Map each key of params.yaml to its new value, `overrides` with those that params.yaml has already."""
-    params = {key: value for key, value in values.items() if is_params_key(key)}
-    nested = [f"{key}={value}" for key, value in values.items() if not is_params_key(key)]
-    if nested:
-        merged = OmegaConf.merge(read_params().get("overrides") or {}, OmegaConf.from_dotlist(nested))
+    """Map each key of params.yaml to its new value as YAML, `overrides` with those that params.yaml has already.
+
+    Args:
+        values: by dotted key, as on a command line: in Hydra's grammar, in which `no`, `0x10` and `12:30` are text.
+    """
+    parsed = {key: OverridesParser.create().parse_override(f"{key}={text}").value() for key, text in values.items()}
+    params = {key: to_yaml_inline(value) for key, value in parsed.items() if is_params_key(key)}
+    if params.keys() != parsed.keys():
+        merged = OmegaConf.create(read_params().get("overrides") or {})
+        for key, value in parsed.items():
+            if key not in params:
+                OmegaConf.update(merged, key, value, merge=not isinstance(value, dict), force_add=True)
         params["overrides"] = to_yaml_inline(OmegaConf.to_container(merged))
     return params
 
 
+def format_override(key: str, value: str) -> str:
+    """Return `key=value` as one word of a shell, in which Hydra reads the value as text."""
+    if not _is_hydra_text(value):
+        value = QuotedString(text=value, quote=Quote.double).with_quotes()
+    return shlex.quote(f"{key}={value}")
+
+
+def _is_hydra_text(text: str) -> bool:
+    """Whether Hydra's grammar reads this text, without quotes, as itself."""
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+        return not override.is_sweep_override() and override.value() == text
+    except HydraException:
+        return False
+
+
+# Words that some readers of YAML take for null, true or false, and numbers of one version of YAML or the other.
+YAML_WORDS = re.compile(r"(?i)null|~|true|false|yes|no|on|off|y|n|[-+]?0o[0-7_]+")
+PLAIN_TEXT = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
+
+
 def to_yaml_inline(value: Any) -> str:
-    """Format a value as in YAML's flow style or on the command line."""
-    if isinstance(value, str) and value:
-        return value
+    """Format a value in YAML's flow style, so that OmegaConf, DVC (YAML 1.2) and PyYAML (1.1) read the same type."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {to_yaml_inline(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{to_yaml_inline(key)}: {to_yaml_inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(to_yaml_inline, value)) + "]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return repr(value)
+    if isinstance(value, float):
+        return yaml.safe_dump(value).splitlines()[0]
+    if not isinstance(value, str):
+        return repr(value)
+    if not value:
+        return "''"
+    if _is_yaml_text(value):
+        return value
+    quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf)
+    return quoted.strip()
+
+
+def _is_yaml_text(text: str) -> bool:
+    """Whether every reader of YAML takes this text, without quotes and in any place, for itself."""
+    if YAML_WORDS.fullmatch(text) or not re.match(r"[\w/.$+(]", text):
+        return False
+    if PLAIN_TEXT.fullmatch(text):
+        return True
+    try:
+        return bool(
+            yaml.safe_load(f"{{key: {text}}}") == {"key": text}
+            and OmegaConf.to_container(OmegaConf.create(f"{{key: {text}}}")) == {"key": text}
+        )
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        return False

@@ -168,7 +168,7 @@ def _ungrouped_keys(conf: Path) -> str:
     rows = [
         [
             f"`{key}`",
-            f"`{to_yaml_inline(value)}`",
+            f"`{_shown(value)}`",
             escape_markdown(describe_allowed(field_schemas()[key])),
             escape_markdown(option.comments.get(key, "")),
         ]
@@ -201,7 +201,7 @@ def _entry_rows(group: Group) -> Iterator[list[str]]:
     """Yield a row for each key of a group from which several options can be chosen."""
     for option in group.options:
         for key in option.keys:
-            value = escape_markdown(f"`{to_yaml_inline(option.values[key])}`")
+            value = escape_markdown(f"`{_shown(option.values[key])}`")
             yield [f"`{group.name}.{option.name}.{key}`", value, escape_markdown(option.comments.get(key, ""))]
 
 
@@ -222,7 +222,7 @@ def _format_values(group: Group, key: str) -> str:
     """Format the key's values, with the names of their options if the values differ."""
     by_value: dict[str, list[str]] = {}
     for option, value in group.values_by_option(key).items():
-        by_value.setdefault(f"`{to_yaml_inline(value)}`", []).append(option)
+        by_value.setdefault(f"`{_shown(value)}`", []).append(option)
     if len(by_value) == 1 and (len(group.options) == 1 or len(next(iter(by_value.values()))) > 1):
         return escape_markdown(next(iter(by_value)))
     return ", ".join(
@@ -250,3 +250,8 @@ def escape_markdown(text: str) -> str:
         for index, segment in enumerate(segments)
     ]
     return "`".join(escaped)
+
+
+def _shown(value: Any) -> str:
+    """Format a value as in a file, where an interpolation needs no quotes."""
+    return value if isinstance(value, str) and "${" in value else to_yaml_inline(value)

@@ -63,7 +63,7 @@ def tags() -> dict[str, str]:
 
 def configured_tags(options: DictConfig) -> dict[str, str]:
     """Return the tags and the description of conf/mlflow/ as the tags of a run."""
-    values = {name: to_yaml_inline(value) if value != "" else "" for name, value in options.tags.items()}
+    values = {name: value if isinstance(value, str) else to_yaml_inline(value) for name, value in options.tags.items()}
     description = {} if options.description is None else {DESCRIPTION_TAG: options.description}
     return redact_values(values | description)  # type: ignore[no-any-return]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag, ViewType
+from omegaconf import OmegaConf
 
 from cifar_pipeline.config.source_files import variables
 from cifar_pipeline.config.tracking_uri import tracking_uri
@@ -314,7 +314,7 @@ def _create(
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     client.log_batch(run_id, params=[Param(key, _truncate(str(value))) for key, value in flatten_dict(config).items()])
     client.log_inputs(run_id, [DatasetInput(_dataset(dataset), [InputTag("mlflow.data.context", "training")])])
-    client.log_text(run_id, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
+    client.log_text(run_id, OmegaConf.to_yaml(OmegaConf.create(dict(config))), "config.yaml")
     if changes := provenance.diff():
         _log_bytes(client, run_id, changes, "code.diff")
     return run_id
