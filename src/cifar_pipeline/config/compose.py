@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options
+from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options, to_yaml_inline
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
@@ -214,7 +214,8 @@ def write_composed(config: DictConfig, path: Path) -> None:
         root = OmegaConf.select(config, key, default=config.image_dir)
         if root != config.image_dir:
             raise UserError(
-                f"{key}={root}, but DVC watches {config.image_dir}: write `image_dir: {root}` in params.yaml."
+                f"{key}={root}, but DVC watches {config.image_dir}: write `image_dir: {to_yaml_inline(root)}` in "
+                "params.yaml."
             )
     header = "# Composed from conf/ and params.yaml by `dvc repro configure`: change those instead.\n"
     text = header + OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS, stage_targets
-from cifar_pipeline.config.params import CONF, DEFAULT_WEIGHTS, MLFLOW_SCHEMES
+from cifar_pipeline.config.params import CONF, DEFAULT_WEIGHTS, MLFLOW_SCHEMES, format_override
 from cifar_pipeline.config.source_files import PACKAGE, PROJECT, SOURCE, loaded_sources
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import list_names
@@ -37,7 +37,7 @@ def reject_outside(path: str, folder: Path, key: str) -> None:
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise UserError(
             f"{key}={path} is outside of {folder}, the folder that DVC tracks: move the file into it and write "
-            f"{key}={Path(path).name}."
+            f"{format_override(key, Path(path).name)}."
         )
 
 
@@ -68,7 +68,7 @@ def _reject_untracked_weights(config: DictConfig) -> None:
         if ".." in path.parts or not path.is_relative_to(PRETRAINED):
             raise UserError(
                 f"model.weights={address} is outside of {PRETRAINED}/, the folder that DVC tracks: move it there and "
-                f"write model.weights={PRETRAINED / path.name}."
+                f"write {format_override('model.weights', str(PRETRAINED / path.name))}."
             )
 
 

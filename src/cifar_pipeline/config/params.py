@@ -16,10 +16,12 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import list_names, one_line
+from cifar_pipeline.utils.text import flatten_dict, list_names, one_line
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -122,7 +124,8 @@ def read_params() -> dict[str, Any]:
         raise UserError(f"{Path.cwd()} has no {CONF}/ or no {PARAMS}: run this from the project's root folder.")
     try:
         # Read as Hydra reads conf/: 1e-3 is a number, and a duplicate key is an error.
-        require_bounded(PARAMS.read_text(encoding="utf-8"), str(PARAMS))
+        text = PARAMS.read_text(encoding="utf-8")
+        require_bounded(text, str(PARAMS))
         params = OmegaConf.to_container(OmegaConf.load(PARAMS))
     except yaml.YAMLError as error:
         raise UserError(describe_yaml_error(error)) from None
@@ -133,7 +136,33 @@ def read_params() -> dict[str, Any]:
     if not isinstance(params, dict) or not params:
         raise UserError(f"{PARAMS} must be a mapping that names an experiment, such as `experiment: tutorial`.")
     _check_keys(params)
+    _reject_ambiguous_values(params, text)
     return {str(key): value for key, value in params.items()}
+
+
+def _reject_ambiguous_values(params: dict[Any, Any], text: str) -> None:
+    """Refuse values that DVC, which reads and writes this file as YAML 1.2, takes for others than Hydra (YAML 1.1).
+
+    Also those of `image_dir` that only Hydra can read, because dvc.yaml has its value too.
+    """
+    try:
+        known = flatten_dict(YAML(typ="safe", pure=True).load(text))
+    except (MarkedYAMLError, ValueError):
+        return
+    for key, value in flatten_dict({str(key): value for key, value in params.items()}).items():
+        other = known.get(key, value)
+        if to_yaml_inline(value) != to_yaml_inline(other) and str(value) != str(other):
+            words = [f"`{key.rpartition('.')[2]}: {to_yaml_inline(read)}`" for read in (str(other), value)]
+            raise UserError(
+                f"{PARAMS}: {key} is {to_yaml_inline(value)} for Hydra, but {to_yaml_inline(other)} for DVC: write "
+                f"{' or '.join(words)}."
+            )
+    image_dir = params.get("image_dir", "images")
+    if image_dir is None or "${" in str(image_dir):
+        shown = to_yaml_inline(image_dir)
+        raise UserError(
+            f"{PARAMS}: `image_dir: {shown}` has no value for DVC: write the path, such as `image_dir: images`."
+        )
 
 
 def describe_yaml_error(error: yaml.YAMLError) -> str:

@@ -7,8 +7,10 @@ arguments of that target, checked by `validation.check_targets`.
 
 import functools
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +23,7 @@ from cifar_pipeline.config.params import (
     OTHER_PLACES,
     SINGLE_ENTRY_GROUPS,
     check_entry_names,
+    format_override,
     groups,
     options,
     suggest,
@@ -349,6 +352,13 @@ def _require_free_tag(name: str) -> str:
 TagName = Annotated[str, AfterValidator(_require_free_tag)]
 
 
+def _reject_home(path: str) -> str:
+    if path.startswith("~"):
+        full = Path(path).expanduser() if path.startswith("~/") else "/..."
+        raise PydanticCustomError("home", f"DVC does not know `~`; write the whole path, `image_dir: {full}`")
+    return path
+
+
 class Mlflow(Options):
     """Experiment in MLflow, and what is recorded with its runs."""
 
@@ -409,7 +419,7 @@ class Config(Options):
     seed: Seed
     monitor: Annotated[Text, Field(description=f"the name of a metric{SEVERAL_OBJECTIVES}")]
     mode: Annotated[Mode, Field(description=f"max or min{SEVERAL_OBJECTIVES}")]
-    image_dir: Text
+    image_dir: Annotated[Text, AfterValidator(_reject_home)]
     rerun: bool
     data: Data
     normalization: Normalization
@@ -456,7 +466,7 @@ def validate(config: DictConfig, *only: str) -> None:
     except ValidationError as error:
         errors = [entry for entry in error.errors(include_url=False) if not only or entry["loc"][0] in only]
         if errors:
-            raise UserError(_describe_error(errors[0], plain)) from None
+            raise UserError(_describe_error(errors[0], plain, config)) from None
     if not only or "data" in only:
         _check_fold(plain["data"])
 
@@ -469,7 +479,7 @@ def _check_fold(data: Mapping[str, Any]) -> None:
         )
 
 
-def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
+def _describe_error(error: ErrorDetails, plain: Mapping[str, Any], config: DictConfig) -> str:
     """Describe a pydantic error in one sentence: the key, its value, and what is allowed."""
     group, *_ = error["loc"]
     if group in LIST_GROUPS and len(error["loc"]) > 1:
@@ -483,6 +493,8 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
             return f"{prefix}{name} is not a key: {instead}."
         keys = [key.removeprefix(prefix) for key in field_schemas() if key.startswith(prefix)]
         return f"{prefix}{name}: unknown key in {CONF}/; {suggest(str(name), [key for key in keys if '.' not in key])}"
+    if error["type"] == "home":
+        return f"{name}={plain[str(name)]}: {error['msg']}."
     if error["type"] == "tag":
         return f"{prefix.removesuffix('.')}: {error['msg']}."
     # The location of an error in a list or in a union is longer than the key's.
@@ -494,7 +506,50 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
     schema = field_schemas()[key]
     close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
+    hint = _how_to_write(key, value, plain, config) or hint
     return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
+
+
+def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictConfig) -> str:
+    """Say how to write a value of the wrong type so that it has the right one; empty if that is not its fault."""
+    if isinstance(value, int | float):
+        text = to_yaml_inline(value)
+        return f"; in quotes it is text: {format_override(key, text)}." if _is_allowed(key, text, plain) else ""
+    if not isinstance(value, str) or not value or to_yaml_inline(value) == value:
+        return ""
+    decoded = OmegaConf.create({"text": value, "decoded": "${oc.decode:${text}}"}).decoded
+    if isinstance(decoded, str) or not _is_allowed(key, decoded, plain):
+        return ", but this is text."
+    *parents, name = key.split(".")
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    for part in (*parents, name):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    if isinstance(raw, str) and re.fullmatch(r"\$\{oc\.env:[^{}]*\}", raw):
+        word = format_override(key, f"${{oc.decode:{raw}}}")
+        return f", but an environment variable is text; write {word}, which reads the value in it."
+    return f", but in quotes it is text; write {shlex.quote(f'{key}={value}')}."
+
+
+def _is_allowed(key: str, value: Any, plain: Mapping[str, Any]) -> bool:
+    """Whether a key may have another value."""
+    changed = OmegaConf.create(dict(plain))
+    OmegaConf.update(changed, key, value, merge=False)
+    try:
+        Config.model_validate(OmegaConf.to_container(changed))
+    except ValidationError as error:
+        return not any(".".join(map(str, entry["loc"])).startswith(key) for entry in error.errors(include_url=False))
+    return True
+
+
+def takes_text(key: str, text: str) -> bool:
+    """Whether a key may have a text such as this one; True for a key that is not declared."""
+    schema = field_schemas().get(key, {"type": "string"})
+    return any(
+        entry.get("type") == "string"
+        and not {"enum", "const"} & entry.keys()
+        and re.search(entry.get("pattern", ""), text)
+        for entry in schema.get("anyOf", [schema])
+    )
 
 
 def _describe_list_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -29,10 +30,12 @@ from cifar_pipeline.config.params import (
     OTHER_PLACES,
     PARAMS,
     describe_yaml_error,
+    format_override,
     options,
     suggest,
     to_yaml_inline,
 )
+from cifar_pipeline.config.schema import takes_text
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import list_names, one_line
 
@@ -42,6 +45,8 @@ PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, er
 PLUGINS = {"hydra/launcher": "launcher", "hydra/sweeper": "sweeper"}
 # Hydra's message for an unknown option in a list such as callbacks=[a,b].
 COULD_NOT_LOAD = re.compile(r"Could not load '(\w+)/([^']+)'")
+# Hydra's message for a comma in a single run, and the keys of overrides.
+AMBIGUOUS, TYPED_KEY = re.compile(r"Ambiguous value for argument '(.*)'$", re.MULTILINE), re.compile(r"[+~]*[\w./@-]+")
 # Extras in pyproject.toml that install the plugins of conf/.
 EXTRAS = {"joblib": "launchers", "submitit": "launchers", "ray": "ray"}
 # Extras whose packages do not fit the versions in constraints.txt.
@@ -99,10 +104,10 @@ def format_error(error: BaseException) -> str:
         return _no_such_file(match[1], match[2], options(match[1]))
     if isinstance(error, MissingConfigException):
         return _unknown_option(error)
+    if match := AMBIGUOUS.match(str(error)):
+        return _ambiguous_override(match[1])
     if isinstance(error, OverrideParseException):
-        # The last line is a link to Hydra's grammar.
-        reason = one_line(" ".join((error.message or "").splitlines()[:-1]))
-        return f"{one_line(error.override)}: {reason}; write key=value."
+        return _unreadable_override(error)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
@@ -113,6 +118,30 @@ def format_error(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).splitlines()[0]}."
     return f"{one_line(error).rstrip('.')}."
+
+
+def _unreadable_override(error: OverrideParseException) -> str:
+    """Describe an override that Hydra's grammar cannot read, with the quoted form if its key takes text."""
+    key, _, value = error.override.partition("=")
+    shown = one_line(error.override)
+    if value.startswith("~/") and TYPED_KEY.fullmatch(key):
+        return f"{shown}: Hydra does not know `~`; write {format_override(key, str(Path(value).expanduser()))}."
+    if value and TYPED_KEY.fullmatch(key) and ("${" in value or takes_text(key.lstrip("+~"), value)):
+        return f"{shown}: Hydra needs quotes around such text; write {format_override(key, value)}."
+    # The last line is a link to Hydra's grammar.
+    reason = one_line(" ".join((error.message or "").splitlines()[:-1]))
+    if reason.startswith("LexerNoViableAlt"):
+        reason = "Hydra cannot read one of its characters without quotes"
+    return f"{shown}: {reason}; write key=value."
+
+
+def _ambiguous_override(word: str) -> str:
+    """Describe a comma outside of a sweep: alternatives of a sweep, or part of a text."""
+    key, _, value = word.partition("=")
+    text = f", or {format_override(key, value)} for text" if takes_text(key.lstrip("+~"), value) else ""
+    return (
+        f"{one_line(word)}: a comma separates the trials of a sweep: add --multirun, or write [...] for a list{text}."
+    )
 
 
 def _unknown_option(error: MissingConfigException) -> str:

@@ -342,6 +342,8 @@ def _check_folders(hydra: DictConfig) -> None:
     """Refuse a sweep's folder that is the project's or in one of its folders, and trials that share a folder."""
     folder, root = Path(hydra.sweep.dir), Path.cwd().resolve()
     inside = folder.resolve().relative_to(root).parts[:1] if folder.resolve().is_relative_to(root) else ("outside",)
+    if folder.parts[:1] and folder.parts[0].startswith("~"):
+        raise UserError(f"hydra.sweep.dir={hydra.sweep.dir}: Hydra does not know `~`; write the whole path.")
     if not inside or inside[0] in PROJECT_FOLDERS:
         raise UserError(
             f"hydra.sweep.dir={to_yaml_inline(hydra.sweep.dir)} is a folder of the project, in which a sweep would mix "
