@@ -66,7 +66,7 @@ COMMANDS = {
     "trainer.strategy=dp": ["trainer.strategy=dp", "auto, ddp or fsdp"],
     "trainer.max_tim=1": ["trainer.max_tim", "`trainer.max_time`"],
     "trainer.max_time=5": ["trainer.max_time=5", "DD:HH:MM:SS", "{minutes: 30}"],
-    "trainer.max_time=1:00:00": ["trainer.max_time=1:00:00", "DD:HH:MM:SS"],
+    "trainer.max_time=1:00:00": ['trainer.max_time="1:00:00"', "DD:HH:MM:SS"],
     "trainer.max_steps=0": ["trainer.max_steps=0", "-1 for no limit"],
     "trainer.limit_train_batches=1.5": ["trainer.limit_train_batches=1.5", "a fraction"],
     "trainer.overfit_batches=-1": ["trainer.overfit_batches=-1", "a fraction of them from 0"],
@@ -80,6 +80,9 @@ COMMANDS = {
     "+trainer.callbacks=[]": ["trainer.callbacks is not a key", "callbacks=[early_stopping]"],
     "+trainer.plugins=[]": ["trainer.plugins is not a key", "trainer.strategy"],
     "precision.cpu=16": ["precision.cpu=16", "16-mixed", "transformer-engine"],
+    "trainer.gradient_clip_algorithm=value": ["has no effect without a limit", "trainer.gradient_clip_val"],
+    "+weight_averaging.decay=0.9": ["weight_averaging.decay has no effect", "weight_averaging=ema"],
+    "-m seed=1,2": ["configure.py runs one configuration", "`python src/train.py -m ...`"],
     "mode=maximum": ["mode=maximum", "`max`"],
     "callbacks=early": ["callbacks=early", "conf/callbacks/", "early_stopping"],
     "callbacks=[early_stopping,lr_monitr]": ["callbacks=lr_monitr", "`lr_monitor`"],
@@ -292,6 +295,22 @@ def test_printing_the_configuration_validates_it(project: Project, flags: tuple[
     ended = project.start(configure, *flags, "optimizer.lr=0.5")
     assert ended.code in (0, None) and "lr: 0.5" in ended.out and ended.err == ""
     assert not (project.folder / "composed.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("added", "fragment"),
+    [
+        ("+optimizer.lrr=1", "optimizer.lrr: torch.optim.SGD has no such argument; did you mean `lr`?"),
+        # Another optimizer's.
+        ("+optimizer.betas=[0.9,0.9]", "optimizer.betas: torch.optim.SGD has no such argument"),
+        ("+scheduler.warmup=0.1", "did you mean `warmup_fraction`?"),
+        ("+model.width=3", "model.width: cifar_pipeline.models.lenet.LeNet has no such argument"),
+    ],
+)
+def test_an_unknown_key_is_refused_where_the_configuration_is_printed(
+    project: Project, added: str, fragment: str
+) -> None:
+    project.start(configure, "--cfg", "job", added).assert_refused(fragment)
 
 
 def test_a_printed_configuration_is_what_the_stages_run_with(project: Project) -> None:

@@ -79,7 +79,7 @@ from cifar_pipeline.config.params import (
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.tracking_uri import tracking_uri
-from cifar_pipeline.config.validation import find_user_error, format_error
+from cifar_pipeline.config.validation import check_added_keys, find_user_error, format_error
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import (
     LEVEL_HELP,
@@ -107,6 +107,7 @@ log = logging.getLogger(__name__)
 COMPOSED = Path("composed.yaml")
 CONFIGURE = "configure"
 MISSING = object()
+STAGES_WITHOUT_SWEEPS = {CONFIGURE, *STAGES} - {"train"}
 
 
 @dataclass
@@ -331,20 +332,24 @@ def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: 
     with exit_on_error("Stopped: the same command resumes."):
         register_params()
         reject_invalid_group_overrides(sys.argv[1:])
-        if _is_config_printed(sys.argv[1:]):
+        if _is_config_printed(sys.argv[1:], stage.__name__):
             return
         hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(
             decorator(_with_checks(stage))
         )()
 
 
-def _is_config_printed(arguments: list[str]) -> bool:
+def _is_config_printed(arguments: list[str], stage: str) -> bool:
     """Validate the configuration of a single run, and print it if the command line has `--cfg job`.
 
     Hydra prints a configuration without validating it, and composes it twice before it calls a stage. The jobs of a
     multirun validate theirs when they start.
     """
     args, is_help = parse_arguments(arguments)
+    if not is_help and is_multirun(args) and stage in STAGES_WITHOUT_SWEEPS:
+        raise UserError(
+            f"{stage}.py runs one configuration: leave out -m; `python src/train.py -m ...` starts a sweep."
+        )
     if is_help or is_multirun(args):
         return False
     config = compose_with_hydra(args.overrides)
@@ -352,6 +357,8 @@ def _is_config_printed(arguments: list[str]) -> bool:
     with open_dict(config):
         del config["hydra"]
     validate(config)
+    if args.cfg:
+        check_added_keys(config, args.overrides)
     is_printed = args.cfg == "job" and not args.package and not args.resolve
     if is_printed:
         print(OmegaConf.to_yaml(config), end="")

@@ -469,6 +469,23 @@ def validate(config: DictConfig, *only: str) -> None:
             raise UserError(_describe_error(errors[0], plain, config)) from None
     if not only or "data" in only:
         _check_fold(plain["data"])
+    if not only:
+        _reject_values_without_effect(plain)
+
+
+def _reject_values_without_effect(plain: Mapping[str, Any]) -> None:
+    """Refuse values that only have an effect together with another one that is not set."""
+    trainer, averaging = plain["trainer"], plain["weight_averaging"]
+    if trainer["gradient_clip_algorithm"] is not None and trainer["gradient_clip_val"] is None:
+        raise UserError(
+            f"trainer.gradient_clip_algorithm={trainer['gradient_clip_algorithm']} has no effect without a limit: set "
+            "trainer.gradient_clip_val, or leave it out."
+        )
+    if averaging["_target_"] is None and (unused := [key for key in averaging if key != "_target_"]):
+        raise UserError(
+            f"weight_averaging.{unused[0]} has no effect without an average: choose weight_averaging=ema or swa, or "
+            "leave it out."
+        )
 
 
 def _check_fold(data: Mapping[str, Any]) -> None:
@@ -519,7 +536,9 @@ def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictCo
         return ""
     decoded = OmegaConf.create({"text": value, "decoded": "${oc.decode:${text}}"}).decoded
     if isinstance(decoded, str) or not _is_allowed(key, decoded, plain):
-        return ", but this is text."
+        schema = field_schemas()[key]
+        takes_words = any(entry.get("type") == "string" for entry in schema.get("anyOf", [schema]))
+        return "" if takes_words else ", but this is text."
     *parents, name = key.split(".")
     raw: Any = OmegaConf.to_container(config, resolve=False)
     for part in (*parents, name):

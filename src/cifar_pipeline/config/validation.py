@@ -8,7 +8,7 @@ import errno
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +35,7 @@ from cifar_pipeline.config.params import (
     suggest,
     to_yaml_inline,
 )
-from cifar_pipeline.config.schema import takes_text
+from cifar_pipeline.config.schema import field_schemas, takes_text
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import list_names, one_line
 
@@ -252,6 +252,21 @@ def check_targets(config: DictConfig) -> None:
         check_target(key, target_config(node, key))
     for key, function in NAME_LOOKUPS.items():
         get_object(function)(OmegaConf.select(config, key))
+
+
+def check_added_keys(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Raise UserError for keys that the `_target_` of their option does not take.
+
+    Only the targets with keys that the schema does not declare, or that an override adds, are imported.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    added = [word.lstrip("+").partition("=")[0] for word in overrides if word.startswith("+")]
+    for key, node in _targets({str(key): value for key, value in plain.items()}):
+        arguments = target_config(node, key)
+        is_declared = all(name in HYDRA_KEYS or f"{key}.{name}" in field_schemas() for name in arguments)
+        if not is_declared or any(name.startswith(f"{key}.") for name in added):
+            check_target(key, arguments)
 
 
 def check_target(key: str, node: Mapping[str, Any]) -> None:
