@@ -303,7 +303,7 @@ def test_printing_the_configuration_validates_it(project: Project, flags: tuple[
         ("+optimizer.lrr=1", "optimizer.lrr: torch.optim.SGD has no such argument; did you mean `lr`?"),
         # Another optimizer's.
         ("+optimizer.betas=[0.9,0.9]", "optimizer.betas: torch.optim.SGD has no such argument"),
-        ("+scheduler.warmup=0.1", "did you mean `warmup_fraction`?"),
+        ("+scheduler.warmup_fractio=0.1", "did you mean `warmup_fraction`?"),
         ("+model.width=3", "model.width: cifar_pipeline.models.lenet.LeNet has no such argument"),
     ],
 )

@@ -17,7 +17,8 @@ from cifar_pipeline.config.params import (
 )
 from cifar_pipeline.config.reference import Group, read_groups
 from cifar_pipeline.config.schema import JsonSchema as Schema
-from cifar_pipeline.config.schema import describe_allowed, field_schemas
+from cifar_pipeline.config.schema import field_schemas
+from cifar_pipeline.utils.text import describe_allowed
 
 
 def infer_schema(values: list[Any]) -> Schema:

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SEARCH_GROUPS, SWEEP_GROUPS, to_yaml_inline
-from cifar_pipeline.config.schema import JsonSchema, describe_allowed, field_schemas
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.config.schema import JsonSchema, field_schemas
+from cifar_pipeline.utils.text import describe_allowed, one_line
 
 KEY = re.compile(r"(\w+):")
 # Keys of an option's file that Hydra reads.

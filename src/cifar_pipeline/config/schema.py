@@ -30,6 +30,7 @@ from cifar_pipeline.config.params import (
     to_yaml_inline,
 )
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.text import allowed_words, describe_allowed
 
 JsonSchema = dict[str, Any]
 
@@ -521,7 +522,7 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any], config: DictC
     for part in key.split("."):
         value = value[part]
     schema = field_schemas()[key]
-    close = get_close_matches(value, _words(schema), n=1) if isinstance(value, str) else []
+    close = get_close_matches(value, allowed_words(schema), n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
     hint = _how_to_write(key, value, plain, config) or hint
     return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
@@ -539,9 +540,8 @@ def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictCo
         schema = field_schemas()[key]
         takes_words = any(entry.get("type") == "string" for entry in schema.get("anyOf", [schema]))
         return "" if takes_words else ", but this is text."
-    *parents, name = key.split(".")
     raw: Any = OmegaConf.to_container(config, resolve=False)
-    for part in (*parents, name):
+    for part in key.split("."):
         raw = raw.get(part) if isinstance(raw, dict) else None
     if isinstance(raw, str) and re.fullmatch(r"\$\{oc\.env:[^{}]*\}", raw):
         word = format_override(key, f"${{oc.decode:{raw}}}")
@@ -558,17 +558,6 @@ def _is_allowed(key: str, value: Any, plain: Mapping[str, Any]) -> bool:
     except ValidationError as error:
         return not any(".".join(map(str, entry["loc"])).startswith(key) for entry in error.errors(include_url=False))
     return True
-
-
-def takes_text(key: str, text: str) -> bool:
-    """Whether a key may have a text such as this one; True for a key that is not declared."""
-    schema = field_schemas().get(key, {"type": "string"})
-    return any(
-        entry.get("type") == "string"
-        and not {"enum", "const"} & entry.keys()
-        and re.search(entry.get("pattern", ""), text)
-        for entry in schema.get("anyOf", [schema])
-    )
 
 
 def _describe_list_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
@@ -612,40 +601,3 @@ def _field_schemas(model: JsonSchema, definitions: JsonSchema, prefix: str = "")
         types: Any = ["object", "null"] if null else "object"
         yield key, {"type": types, "description": f"{subject}{target}{null}"}
         yield from _field_schemas(nested, definitions, f"{key}.")
-
-
-def describe_allowed(schema: JsonSchema) -> str:
-    """Describe in words the values that a JSON schema allows: `a number above 0, or null`."""
-    if "description" in schema:
-        return str(schema["description"])
-    if "anyOf" in schema:
-        described = [describe_allowed(entry) for entry in schema["anyOf"] if entry != {"type": "null"}]
-        null = ", or null" if {"type": "null"} in schema["anyOf"] else ""
-        return " or ".join(described) + null
-    if words := _words(schema):
-        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    if schema["type"] == "array":
-        return f"a list of {describe_allowed(schema['items']).removeprefix('a ').replace('number', 'numbers', 1)}"
-    if schema["type"] == "string":
-        return "a non-empty string" if schema.get("minLength") else "a string"
-    return {"boolean": "true or false", "null": "null"}.get(schema["type"]) or _describe_number(schema)
-
-
-def _describe_number(schema: JsonSchema) -> str:
-    noun = "a whole number" if schema["type"] == "integer" else "a number"
-    low, high = schema.get("minimum"), schema.get("maximum")
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if low is not None and high is not None:
-        return f"{noun} from {low:g} to {high:.0f}"
-    bounds = {"of at least ": low, "above ": above, "of at most ": high, "below ": below}
-    limits = [f"{text}{bound:g}" for text, bound in bounds.items() if bound is not None]
-    return " ".join(filter(None, [noun, " and ".join(limits)]))
-
-
-def _words(schema: JsonSchema) -> list[str]:
-    """Return the words that a schema allows, its alternatives' among them."""
-    own = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return [
-        *(word for word in own if isinstance(word, str)),
-        *(word for entry in schema.get("anyOf", ()) for word in _words(entry)),
-    ]

@@ -35,7 +35,7 @@ from cifar_pipeline.config.params import (
     suggest,
     to_yaml_inline,
 )
-from cifar_pipeline.config.schema import field_schemas, takes_text
+from cifar_pipeline.config.schema import field_schemas
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import list_names, one_line
 
@@ -118,6 +118,17 @@ def format_error(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {str(error).splitlines()[0]}."
     return f"{one_line(error).rstrip('.')}."
+
+
+def takes_text(key: str, text: str) -> bool:
+    """Whether a key may have a text such as this one; True for a key that is not declared."""
+    schema = field_schemas().get(key, {"type": "string"})
+    return any(
+        entry.get("type") == "string"
+        and not {"enum", "const"} & entry.keys()
+        and re.search(entry.get("pattern", ""), text)
+        for entry in schema.get("anyOf", [schema])
+    )
 
 
 def _unreadable_override(error: OverrideParseException) -> str:

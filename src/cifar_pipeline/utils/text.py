@@ -1,4 +1,4 @@
-"""Redact secrets, escape control characters, and format text.
+"""Redact secrets, escape control characters, and format text and the values that a JSON schema allows.
 
 Redaction covers all text that leaves the process: messages, tags, files. A secret is recognized by its position (the
 password of a URL, a query parameter such as `token` or `X-Amz-Signature`), or by its value, where an environment
@@ -178,3 +178,40 @@ def flatten_dict(values: Mapping[str, Any], separator: str = ".") -> dict[str, A
         else:
             flat[str(key)] = value
     return flat
+
+
+def describe_allowed(schema: Mapping[str, Any]) -> str:
+    """Describe in words the values that a JSON schema allows: `a number above 0, or null`."""
+    if "description" in schema:
+        return str(schema["description"])
+    if "anyOf" in schema:
+        described = [describe_allowed(entry) for entry in schema["anyOf"] if entry != {"type": "null"}]
+        null = ", or null" if {"type": "null"} in schema["anyOf"] else ""
+        return " or ".join(described) + null
+    if words := allowed_words(schema):
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    if schema["type"] == "array":
+        return f"a list of {describe_allowed(schema['items']).removeprefix('a ').replace('number', 'numbers', 1)}"
+    if schema["type"] == "string":
+        return "a non-empty string" if schema.get("minLength") else "a string"
+    return {"boolean": "true or false", "null": "null"}.get(schema["type"]) or _describe_number(schema)
+
+
+def _describe_number(schema: Mapping[str, Any]) -> str:
+    noun = "a whole number" if schema["type"] == "integer" else "a number"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if low is not None and high is not None:
+        return f"{noun} from {low:g} to {high:.0f}"
+    bounds = {"of at least ": low, "above ": above, "of at most ": high, "below ": below}
+    limits = [f"{text}{bound:g}" for text, bound in bounds.items() if bound is not None]
+    return " ".join(filter(None, [noun, " and ".join(limits)]))
+
+
+def allowed_words(schema: Mapping[str, Any]) -> list[str]:
+    """Return the words that a schema allows, its alternatives' among them."""
+    own = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return [
+        *(word for word in own if isinstance(word, str)),
+        *(word for entry in schema.get("anyOf", ()) for word in allowed_words(entry)),
+    ]
