@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cifar_pipeline.config.compose import compose_with_hydra
-from cifar_pipeline.config.hydra_settings import check_settings, parse_arguments
+from cifar_pipeline.config.validation import check_settings, parse_arguments
 from cifar_pipeline.sweeps.callback import check_sweep, reject_swept_ranking
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, Project

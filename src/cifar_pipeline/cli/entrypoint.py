@@ -66,7 +66,6 @@ from cifar_pipeline.config.compose import (
     set_experiment_name,
     stage_targets,
 )
-from cifar_pipeline.config.hydra_settings import check_settings, is_multirun, parse_arguments
 from cifar_pipeline.config.params import (
     CONF,
     PARAMS,
@@ -79,7 +78,14 @@ from cifar_pipeline.config.params import (
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.tracking_uri import tracking_uri
-from cifar_pipeline.config.validation import check_added_keys, find_user_error, format_error
+from cifar_pipeline.config.validation import (
+    check_added_keys,
+    check_settings,
+    find_user_error,
+    format_error,
+    is_multirun,
+    parse_arguments,
+)
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import (
     LEVEL_HELP,

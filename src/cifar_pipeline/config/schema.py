@@ -517,7 +517,8 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any], config: DictC
         return f"{prefix.removesuffix('.')}: {error['msg']}."
     # The location of an error in a list or in a union is longer than the key's.
     names = error["loc"][:-1] if error["type"] == "missing" else error["loc"]
-    key = next(key for key in _prefixes(names) if key in field_schemas())
+    prefixes = [".".join(map(str, names[:end])) for end in range(len(names), 0, -1)]
+    key = next(prefix for prefix in prefixes if prefix in field_schemas())
     value: Any = plain
     for part in key.split("."):
         value = value[part]
@@ -568,11 +569,6 @@ def _describe_list_error(error: ErrorDetails, plain: Mapping[str, Any]) -> str:
         return f"{group}.{entry}.{rest[0]}={value} is not allowed; {error['msg'].lower()}."
     choose = f"choose {group}=[{entry}], or " if entry in options(group) else ""
     return f"{group}.{entry} names no class: {choose}write +{group}.{entry}._target_=package.module.Class."
-
-
-def _prefixes(location: tuple[int | str, ...]) -> Iterator[str]:
-    """Yield `a.b.c`, `a.b` and `a`."""
-    yield from (".".join(map(str, location[:end])) for end in range(len(location), 0, -1))
 
 
 @functools.cache

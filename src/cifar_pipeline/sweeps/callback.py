@@ -30,10 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
-from cifar_pipeline.config.hydra_settings import check_settings
 from cifar_pipeline.config.params import SWEEP_GROUPS, suggest, to_yaml_inline
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.config.validation import find_user_error, format_error
+from cifar_pipeline.config.validation import check_settings, find_user_error, format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
 from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
