@@ -59,7 +59,9 @@ def scenario_killed_job(workspace: Workspace) -> KilledJob:
 
 
 def scenario_killed_first(workspace: Workspace) -> tuple[str, list[Run]]:
-    sweep = workspace.start("python", "src/train.py", "-m", "loss=slow", "seed=0,1", *SWEEP[2:])
+    # The second one trains for longer than submitit takes to notice the end of a job.
+    overrides = ("loss=slow", "seed=0,1", "trainer.max_epochs=100", "launcher=submitit_local")
+    sweep = workspace.start("python", "src/train.py", "-m", *overrides)
     start = time.monotonic()
     while sum(len(workspace.logged(run)) > 0 for run in workspace.runs() if "sweep" not in run.data.tags) < 2:
         assert sweep.process.poll() is None and time.monotonic() - start < SECONDS, sweep.end()
