@@ -23,7 +23,9 @@ def download(config: "DictConfig") -> None:
     require_writable(RAW)
     source = instantiate(config.data.source)
     fallback = instantiate(config.data.fallback)
-    fetch_or_fallback(RAW, source, fallback, list(config.data.mirrors), config.data.timeout, PARTIAL, require_unchanged)
+    # Local sources have neither.
+    mirrors, timeout = list(config.data.get("mirrors", ())), config.data.get("timeout", 0)
+    fetch_or_fallback(RAW, source, fallback, mirrors, timeout, PARTIAL, require_unchanged)
 
 
 if __name__ == "__main__":

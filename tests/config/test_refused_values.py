@@ -82,6 +82,8 @@ COMMANDS = {
     "precision.cpu=16": ["precision.cpu=16", "16-mixed", "transformer-engine"],
     "trainer.gradient_clip_algorithm=value": ["has no effect without a limit", "trainer.gradient_clip_val"],
     "+weight_averaging.decay=0.9": ["weight_averaging.decay has no effect", "weight_averaging=ema"],
+    "data=digits data.mirrors=[http://host/a.tar.gz]": ["data.mirrors", "has this key", "val_fraction"],
+    "data=image_folder data.timeout=1": ["data.timeout", "has this key", "resize_mode"],
     "-m seed=1,2": ["configure.py runs one configuration", "`python src/train.py -m ...`"],
     "mode=maximum": ["mode=maximum", "`max`"],
     "callbacks=early": ["callbacks=early", "conf/callbacks/", "early_stopping"],

@@ -98,12 +98,12 @@ class Source(TargetOptions):
 
 
 class Data(Options):
-    """Data set and its splits; the keys from `root` on belong to a user's own images."""
+    """Data set and its splits; `mirrors` and `timeout` belong to downloads, the keys from `group` on to own images."""
 
     source: Source
     fallback: Source | None
-    mirrors: Annotated[list[str], Field(description="a list of URLs")]
-    timeout: Positive
+    mirrors: Annotated[list[str], Field(description="a list of URLs")] = ABSENT
+    timeout: Positive = ABSENT
     val_fraction: HalfOpenUnit
     folds: Annotated[int, Field(ge=2)]
     fold: NonNegativeInt | None

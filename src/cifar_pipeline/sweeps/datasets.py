@@ -136,7 +136,8 @@ def _fetched_raw_dir(config: DictConfig) -> Path:
         return folder
     folder = _raw_cache_dir(source)
     try:
-        fetch(folder, source, list(config.data.mirrors), config.data.timeout, PARTIAL)
+        # Local sources have neither mirrors nor a timeout.
+        fetch(folder, source, list(config.data.get("mirrors", ())), config.data.get("timeout", 0), PARTIAL)
     except AllSourcesFailed as failure:
         log_failure(failure)
         raise UserError(
