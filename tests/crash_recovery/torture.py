@@ -50,7 +50,7 @@ SPECIAL = {
         "mode=min",
         "callbacks=[early_stopping,gradient_norm]",
         "callbacks.early_stopping.patience=2",
-        "callbacks.early_stopping.min_delta=0.05",
+        "callbacks.early_stopping.min_delta=0.1",
     )
 }
 # Steps, or chunks of them, that may be repeated after a kill: those since the last checkpoint.

@@ -165,7 +165,8 @@ class Workspace:
 
     def copy(self, root: Path) -> "Workspace":
         """Copy the workspace to another folder, with its cache and its runs."""
-        shutil.copytree(self.root, root, symlinks=True)
+        # In another process: if one that has a SQLite database open also reads its file, SQLite loses its locks.
+        subprocess.run(["cp", "-a", self.root, root], check=True)
         # Now, so that no command in the copy prints a message about it.
         relocate(root / "mlflow.db", self.root.resolve(), root.resolve())
         return Workspace(root, self.source)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_moved_project_uses_its_champion_and_trains_into_its_new_folder(
     ask = ("python", "src/predict.py", "--model", "models:/digits@champion", "--json", image_file)
     before = sentences(copy.run(*ask))[-1]
     twin = Workspace(tmp_path / "the twin")
-    shutil.copytree(copy.root, twin.root, symlinks=True)
+    subprocess.run(["cp", "-a", copy.root, twin.root], check=True)
     moved = Workspace(copy.root.rename(tmp_path / "umbenannt & neu"))
     for workspace in (moved, twin):
         said = workspace.run("python", "src/registry.py", "list")
