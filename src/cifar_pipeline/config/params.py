@@ -312,7 +312,7 @@ def format_override(key: str, value: str) -> str:
 
 
 def _is_hydra_text(text: str) -> bool:
-    """Whether Hydra's grammar reads this text, without quotes, as itself."""
+    """Return whether Hydra's grammar reads this text, without quotes, as itself."""
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
         return not override.is_sweep_override() and override.value() == text
@@ -346,7 +346,7 @@ def to_yaml_inline(value: Any) -> str:
 
 
 def _is_yaml_text(text: str) -> bool:
-    """Whether every reader of YAML takes this text, without quotes and in any place, for itself."""
+    """Return whether every reader of YAML takes this text, without quotes and in any place, for itself."""
     if YAML_WORDS.fullmatch(text) or not re.match(r"[\w/.$+(]", text):
         return False
     if PLAIN_TEXT.fullmatch(text):

@@ -551,7 +551,7 @@ def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictCo
 
 
 def _is_allowed(key: str, value: Any, plain: Mapping[str, Any]) -> bool:
-    """Whether a key may have another value."""
+    """Return whether a key may have another value."""
     changed = OmegaConf.create(dict(plain))
     OmegaConf.update(changed, key, value, merge=False)
     try:

@@ -127,7 +127,7 @@ def format_error(error: BaseException) -> str:
 
 
 def takes_text(key: str, text: str) -> bool:
-    """Whether a key may have a text such as this one; True for a key that is not declared."""
+    """Return whether a key may have a text such as this one; True for a key that is not declared."""
     schema = field_schemas().get(key, {"type": "string"})
     return any(
         entry.get("type") == "string"
@@ -486,7 +486,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, bool]:
 
 
 def is_multirun(args: argparse.Namespace) -> bool:
-    """Whether a command line starts a multirun."""
+    """Return whether a command line starts a multirun."""
     return bool(args.multirun) or "hydra.mode=MULTIRUN" in args.overrides
 
 

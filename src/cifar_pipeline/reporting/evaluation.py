@@ -35,7 +35,7 @@ class ReportOptions:
     sample_seed: int
 
     def is_many(self, classes: Sequence[str]) -> bool:
-        """Whether there are too many classes to show all of them."""
+        """Return whether there are too many classes to show all of them."""
         return len(classes) >= self.many_classes
 
     def choose_samples(self, classes: Sequence[str]) -> list[int]:
@@ -88,7 +88,7 @@ class Evaluation:
 
     @property
     def has_many_classes(self) -> bool:
-        """Whether there are too many classes to show all of them."""
+        """Return whether there are too many classes to show all of them."""
         return self.options.is_many(self.predictions.classes)
 
     def most_confused(self) -> Predictions:

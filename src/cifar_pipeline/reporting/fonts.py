@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import Formatter, FuncFormatter
 
-from cifar_pipeline.utils.text import escape_control
+from cifar_pipeline.utils.text import escape_control, list_names
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ PLACEHOLDER_FONT = "Last Resort"
 # Packages of Debian and Ubuntu, by how the Unicode names of their characters begin.
 CJK_PACKAGE, SYMBOL_PACKAGE, OTHER_PACKAGE = "fonts-noto-cjk", "fonts-symbola", "fonts-noto-core"
 CJK_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC", "KANGXI")
-MAX_LISTED = 10
 
 _numbers: dict[str, int] = {}
 
@@ -115,11 +114,10 @@ def _numbering(characters: frozenset[str]) -> Callable[[str], str]:
 def _log_numbers(new: Sequence[tuple[int, str]], characters: frozenset[str]) -> None:
     if not new:
         return
-    listed = ", ".join(f"[{number}] {escape_control(text)}" for number, text in new[:MAX_LISTED])
-    more = f" and {len(new) - MAX_LISTED:,} more" if len(new) > MAX_LISTED else ""
+    listed = list_names(f"[{number}] {escape_control(text)}" for number, text in new)
     log.warning(
         "No installed font has some characters of the figures, which show numbers instead: install one (Debian, "
-        f"Ubuntu: `apt install {' '.join(_packages(characters))}`). The numbers: {listed}{more}."
+        f"Ubuntu: `apt install {' '.join(_packages(characters))}`). The numbers: {listed}."
     )
 
 
