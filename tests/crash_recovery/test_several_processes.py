@@ -13,7 +13,7 @@ import psutil
 import pytest
 from torture import TRAINING
 
-from helpers.source_tree import ROOT
+from helpers.source_tree import HANGS_AFTER, ROOT
 from helpers.tiny_networks import options, save_network, tiny_network
 from helpers.workspace import Command, Workspace, sentences
 
@@ -235,7 +235,7 @@ def test_the_command_of_the_slurm_job_file_trains(single_process, copy, nodes, p
     (line,) = (line for line in job().splitlines() if line.startswith("srun "))
     command = shlex.split(line.replace('"$@"', shlex.join(RECIPE)))
     started = tasks(copy, command[command.index("python") :], nodes, per_node)
-    first, second = (process.communicate(timeout=240)[0] for process in started)
+    first, second = (process.communicate(timeout=HANGS_AFTER)[0] for process in started)
     assert [process.returncode for process in started] == [0, 0], first + second
     assert first.count("epoch 4/4") == 1
     assert second == ""

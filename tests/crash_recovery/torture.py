@@ -22,6 +22,7 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from helpers.source_tree import HANGS_AFTER
 from helpers.workspace import Workspace, prepared
 
 DRIVER = str(Path(__file__).with_name("kill_driver.py"))
@@ -144,7 +145,7 @@ def start(workspace: Workspace, moment: Moment, script: str, *arguments: str) ->
     steps_file = workspace.root / "steps.txt"
     steps_file.unlink(missing_ok=True)
     command = workspace.start("python", DRIVER, moment.event, str(moment.number), f"src/{script}.py", *arguments)
-    output = command.process.communicate(timeout=240)[0]
+    output = command.process.communicate(timeout=HANGS_AFTER)[0]
     steps = steps_file.read_text().split() if steps_file.exists() else []
     return Start(moment, command.process.returncode, output, steps)
 

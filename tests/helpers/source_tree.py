@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# Seconds after which a command hangs: the longest take minutes on a slow machine that does other things too.
+HANGS_AFTER = 900
 SRC = ROOT / "src"
 PACKAGE = "cifar_pipeline"
 STAGES = sorted(path for path in SRC.glob("*.py"))

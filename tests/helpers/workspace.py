@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.tracking.client import relocate
-from helpers.source_tree import ROOT
+from helpers.source_tree import HANGS_AFTER, ROOT
 
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
@@ -67,7 +67,7 @@ class Command:
 
     def end(self, code: int = 0) -> str:
         """Wait for the end of the command, assert its exit code, and return its output."""
-        self.output += self.process.communicate(timeout=240)[0]
+        self.output += self.process.communicate(timeout=HANGS_AFTER)[0]
         returncode = self.process.returncode
         assert returncode == code, f"{self.command} ended with {returncode} instead of {code}:\n{self.output}"
         return self.output

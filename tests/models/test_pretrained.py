@@ -430,8 +430,8 @@ def test_other_classes_need_a_new_classifier(earlier: Project, digits: Dataset) 
     renamed = dataclasses.replace(digits, classes=tuple("abcdefghij"))
     overrides = (*OWN, "model.weights=models/best")
     assert refusal(earlier, renamed, *overrides) == (
-        "model.weights=models/best has 10 classes (0, 1, 2, ...), but the data has 10 classes (a, b, c, ...): write "
-        "model.reset_classifier=true to start with a new classifier."
+        "model.weights=models/best has 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9), but the data has 10 classes "
+        "(a, b, c, d, e, f, g, h, i, j): write model.reset_classifier=true to start with a new classifier."
     )
     for dataset in (renamed, digits):
         model = built(earlier, dataset, *overrides, "model.reset_classifier=true")

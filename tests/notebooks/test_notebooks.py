@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 
 from download import download
 from helpers.config_project import ROOT, Project
+from helpers.source_tree import HANGS_AFTER
 from preprocess import preprocess
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -90,7 +91,7 @@ def test_a_notebook_runs_from_top_to_bottom(
         cell.source = cell.source.replace(SWEEP, "optimizer=sgd,adam experiment=debug")
     # A failing cell raises CellExecutionError, with the cell and its traceback.
     NotebookClient(
-        notebook, kernel_name=kernel, timeout=240, resources={"metadata": {"path": str(workplace)}}
+        notebook, kernel_name=kernel, timeout=HANGS_AFTER, resources={"metadata": {"path": str(workplace)}}
     ).execute()
     assert not list(workplace.iterdir()), "the notebook left files behind"
 

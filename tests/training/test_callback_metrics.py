@@ -20,6 +20,7 @@ from cifar_pipeline.training.compiled import step
 from cifar_pipeline.training.compiled.engine import EAGER, Engine
 from cifar_pipeline.utils.process import Interrupted
 from helpers.config_project import ROOT, Project
+from helpers.source_tree import HANGS_AFTER
 
 COMPILED = Engine("compiled", "test", 2, 3)
 TRAIN, VAL = ("train/loss", "train/accuracy"), ("val/loss", "val/accuracy")
@@ -202,7 +203,7 @@ def test_two_processes_have_the_metrics_of_one(project: Project, config: DictCon
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests")))},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGS_AFTER,
     )
     assert ended.returncode == 0, ended.stderr
     first, second = (json.loads((project.folder / f"rank{rank}.json").read_text()) for rank in range(2))

@@ -78,6 +78,7 @@ from cifar_pipeline.config.params import (
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources, variables
 from cifar_pipeline.config.tracking_uri import tracking_uri
+from cifar_pipeline.config.unused_values import check_unused
 from cifar_pipeline.config.validation import (
     check_added_keys,
     check_settings,
@@ -107,6 +108,7 @@ from cifar_pipeline.utils.process import (
     relax_gc,
 )
 from cifar_pipeline.utils.safe_io import require_bounded
+from cifar_pipeline.utils.text import list_names
 
 log = logging.getLogger(__name__)
 
@@ -363,6 +365,9 @@ def _is_config_printed(arguments: list[str], stage: str) -> bool:
     with open_dict(config):
         del config["hydra"]
     validate(config)
+    others = check_unused(config, args.overrides, stage, compose_config)
+    if others and not args.cfg and not is_started_by_dvc(stage):
+        log.warning(f"{stage}.py does not read {list_names(others)}.")
     if args.cfg:
         check_added_keys(config, args.overrides)
     is_printed = args.cfg == "job" and not args.package and not args.resolve

@@ -37,6 +37,8 @@ SHARED_GROUPS = {"trainer", "data"}
 # Groups from which several options can be chosen, and those of them whose files hold one entry with the file's name.
 SINGLE_ENTRY_GROUPS = ("callbacks", "metrics", "logger")
 LIST_GROUPS = ("augmentation", *SINGLE_ENTRY_GROUPS)
+# Folders of the project that hold results, of which DVC lets no other stage depend on a part.
+OUTPUTS = ("data/raw", "data/processed", "models", "reports")
 # Keys without a group that params.yaml sets directly.
 TOP_LEVEL_KEYS = ("seed", "monitor", "mode", "image_dir")
 # Arguments of Lightning's Trainer that the pipeline sets itself, and its MLflow logger, with what to use instead.
@@ -163,6 +165,20 @@ def _reject_ambiguous_values(params: dict[Any, Any], text: str) -> None:
         raise UserError(
             f"{PARAMS}: `image_dir: {shown}` has no value for DVC: write the path, such as `image_dir: images`."
         )
+
+
+def image_dir_problem(path: str) -> str:
+    """Say why DVC cannot watch this folder as `image_dir`; empty if it can."""
+    if path.startswith("~"):
+        full = Path(path).expanduser() if path.startswith("~/") else "/..."
+        return f"DVC does not know `~`; write the whole path, `image_dir: {full}`"
+    folder, root = Path(path).resolve(), Path.cwd().resolve()
+    if root.is_relative_to(folder):
+        return "this folder contains the whole project; choose one that holds images only"
+    for output in OUTPUTS:
+        if (root / output).is_relative_to(folder) or folder.is_relative_to(root / output):
+            return f"this folder holds or is in {output}/, which the pipeline writes; choose another one"
+    return ""
 
 
 def describe_yaml_error(error: yaml.YAMLError) -> str:

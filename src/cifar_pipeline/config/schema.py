@@ -10,7 +10,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,10 +24,12 @@ from cifar_pipeline.config.params import (
     check_entry_names,
     format_override,
     groups,
+    image_dir_problem,
     options,
     suggest,
     to_yaml_inline,
 )
+from cifar_pipeline.config.unused_values import reject_values_without_effect
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import allowed_words, describe_allowed
 
@@ -353,10 +354,9 @@ def _require_free_tag(name: str) -> str:
 TagName = Annotated[str, AfterValidator(_require_free_tag)]
 
 
-def _reject_home(path: str) -> str:
-    if path.startswith("~"):
-        full = Path(path).expanduser() if path.startswith("~/") else "/..."
-        raise PydanticCustomError("home", f"DVC does not know `~`; write the whole path, `image_dir: {full}`")
+def _check_image_dir(path: str) -> str:
+    if problem := image_dir_problem(path):
+        raise PydanticCustomError("folder", problem)
     return path
 
 
@@ -420,7 +420,7 @@ class Config(Options):
     seed: Seed
     monitor: Annotated[Text, Field(description=f"the name of a metric{SEVERAL_OBJECTIVES}")]
     mode: Annotated[Mode, Field(description=f"max or min{SEVERAL_OBJECTIVES}")]
-    image_dir: Annotated[Text, AfterValidator(_reject_home)]
+    image_dir: Annotated[Text, AfterValidator(_check_image_dir)]
     rerun: bool
     data: Data
     normalization: Normalization
@@ -471,22 +471,7 @@ def validate(config: DictConfig, *only: str) -> None:
     if not only or "data" in only:
         _check_fold(plain["data"])
     if not only:
-        _reject_values_without_effect(plain)
-
-
-def _reject_values_without_effect(plain: Mapping[str, Any]) -> None:
-    """Refuse values that only have an effect together with another one that is not set."""
-    trainer, averaging = plain["trainer"], plain["weight_averaging"]
-    if trainer["gradient_clip_algorithm"] is not None and trainer["gradient_clip_val"] is None:
-        raise UserError(
-            f"trainer.gradient_clip_algorithm={trainer['gradient_clip_algorithm']} has no effect without a limit: set "
-            "trainer.gradient_clip_val, or leave it out."
-        )
-    if averaging["_target_"] is None and (unused := [key for key in averaging if key != "_target_"]):
-        raise UserError(
-            f"weight_averaging.{unused[0]} has no effect without an average: choose weight_averaging=ema or swa, or "
-            "leave it out."
-        )
+        reject_values_without_effect(plain)
 
 
 def _check_fold(data: Mapping[str, Any]) -> None:
@@ -511,7 +496,7 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any], config: DictC
             return f"{prefix}{name} is not a key: {instead}."
         keys = [key.removeprefix(prefix) for key in field_schemas() if key.startswith(prefix)]
         return f"{prefix}{name}: unknown key in {CONF}/; {suggest(str(name), [key for key in keys if '.' not in key])}"
-    if error["type"] == "home":
+    if error["type"] == "folder":
         return f"{name}={plain[str(name)]}: {error['msg']}."
     if error["type"] == "tag":
         return f"{prefix.removesuffix('.')}: {error['msg']}."

@@ -29,9 +29,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_pipeline.config.compose import digest, set_experiment_name, stage_config
+from cifar_pipeline.config.compose import compose_config, digest, set_experiment_name, stage_config
 from cifar_pipeline.config.params import SWEEP_GROUPS, suggest, to_yaml_inline
 from cifar_pipeline.config.schema import validate
+from cifar_pipeline.config.unused_values import check_unused
 from cifar_pipeline.config.validation import check_settings, find_user_error, format_error
 from cifar_pipeline.sweeps import job, multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
@@ -137,6 +138,7 @@ class SweepCallback(Callback):
             composed = compose("config", overrides=fixed)
         sweeper = plan.identity if plan else OmegaConf.to_container(config.hydra.sweeper, resolve=True)
         validate(composed, "monitor", "mode", "mlflow", "comparison")
+        check_unused(composed, typed_words(config, "task"), "train", compose_config, swept)
         base = stage_config(composed, "train")
         check_data(config, fixed)
         if EXPERIMENT_KEY in swept:
