@@ -8,6 +8,10 @@ pixels. Both loaders alternate in one process; each repetition takes all images 
 in memory, without reading and decoding.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import sys
 import time
 from argparse import ArgumentParser

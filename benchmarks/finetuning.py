@@ -8,6 +8,10 @@ method, then `train` and `evaluate` for each seed, without cached features or co
 written to the output file as soon as it is there; with --append the results in that file are not measured again.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import json
 import shutil
 import sys

@@ -5,6 +5,10 @@ python benchmarks/http_clients.py --clients 4 --requests 50 --images 1
 Each client has one connection and sends its next request after the previous response.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import http.client
 import json
 import socket

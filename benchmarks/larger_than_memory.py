@@ -6,6 +6,10 @@ LeNet in large batches is the worst case for gathering images; larger networks w
 is the peak of RssAnon, which excludes the pages of the memory map: the system reclaims them when it needs to.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import sys
 from argparse import ArgumentParser
 from statistics import median

@@ -4,6 +4,10 @@ python benchmarks/model_files.py --write exported --network resnet18     both fo
 python benchmarks/model_files.py --predict exported/model.onnx --images 10000     or model.pt2, which torch opens
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 from argparse import ArgumentParser
 from pathlib import Path
 

@@ -6,6 +6,10 @@ Arguments without dashes are overrides of src/train.py. `--steps` limits an epoc
 compiled engine). The first epoch, which includes compilation, is not measured.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import csv
 import threading
 import time

@@ -6,6 +6,10 @@ One epoch of the tutorial's recipe on the real CIFAR-10, each training in its ow
 the project. The table that it prints is in docs/guarantees.md.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import csv
 import hashlib
 from argparse import ArgumentParser

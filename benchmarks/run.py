@@ -8,6 +8,10 @@ shape do the same work. `--only NAME` measures one section, `--tiny` is a smoke 
 the reports.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import subprocess
 import sys
 import time

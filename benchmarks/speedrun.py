@@ -7,6 +7,10 @@ command to the test accuracy: start-up, training, export and evaluation. docs/le
 logged to the project's own MLflow database, from which `make results-table` prints its table.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import subprocess
 import sys
 import time

@@ -6,6 +6,10 @@ Imports what src/train.py imports, records when certain functions are entered, r
 first step.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import os
 import runpy
 import sys

@@ -6,6 +6,10 @@ A hundred trials of LeNet with about a second of optimizer steps each, one threa
 two processes of joblib; the same with `plain_hydra.py`, which only trains. Takes about ten minutes on two quiet cores.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import csv
 import json
 import re

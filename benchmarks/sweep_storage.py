@@ -6,6 +6,10 @@ Logs runs with the project's own code and metrics of real epochs to a temporary 
 bytes, not seconds, and leaves out the models, whose size depends on the network.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import os
 import sqlite3
 import sys

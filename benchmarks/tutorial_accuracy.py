@@ -5,6 +5,10 @@
 Uses nothing of the pipeline but data/processed; network and loop are written as in the tutorial.
 """
 
+import environment  # noqa: F401
+
+# isort: split
+
 import sys
 from pathlib import Path
 

@@ -17,15 +17,13 @@ def download(config: "DictConfig") -> None:
     from hydra.utils import instantiate
 
     from cifar_pipeline.cli.entrypoint import require_unchanged
-    from cifar_pipeline.data.sources.base import fetch_or_fallback
+    from cifar_pipeline.data.sources.base import download_options, fetch_or_fallback
     from cifar_pipeline.utils.atomic import require_writable
 
     require_writable(RAW)
     source = instantiate(config.data.source)
     fallback = instantiate(config.data.fallback)
-    # Local sources have neither.
-    mirrors, timeout = list(config.data.get("mirrors", ())), config.data.get("timeout", 0)
-    fetch_or_fallback(RAW, source, fallback, mirrors, timeout, PARTIAL, require_unchanged)
+    fetch_or_fallback(RAW, source, fallback, *download_options(config.data), PARTIAL, require_unchanged)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_pipeline.config.params import suggest
+from cifar_pipeline.data.image_paths import SkipCounts
 from cifar_pipeline.data.sources.csv_table import CsvTable
 from cifar_pipeline.data.sources.image_files import warn_missing_classes
 from cifar_pipeline.data.splits import stratified_split
@@ -54,6 +55,11 @@ def test_a_refusal_is_short(refused: Callable[[], Any], tmp_path: Path, monkeypa
     with pytest.raises(UserError) as raised:
         refused()
     assert len(str(raised.value)) < 600 and re.search(r" and 2,39\d more", str(raised.value))
+
+
+def test_a_list_of_reasons_is_short() -> None:
+    skipped = SkipCounts((name, f".{name} is not an image suffix") for name in NAMES)
+    assert str(skipped).endswith("; .name0009 is not an image suffix (1) and 2,390 more")
 
 
 def test_a_warning_is_short(caplog: pytest.LogCaptureFixture) -> None:

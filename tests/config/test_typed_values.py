@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -127,6 +128,11 @@ def test_a_value_that_dvc_and_hydra_read_differently_is_refused(project: Project
     with pytest.raises(UserError) as error:
         read_params()
     assert sentence in str(error.value)
+
+
+def test_a_folder_in_another_form_of_unicode_is_refused(published: DictConfig, tmp_path: Path) -> None:
+    (tmp_path / "cafe\u0301").mkdir()
+    assert "the same characters in another Unicode form" in refusal(published, f"image_dir='{tmp_path}/caf\u00e9'")
 
 
 @pytest.mark.parametrize("path", ["~/flowers", "~", "~other/flowers"])

@@ -122,6 +122,13 @@ def test_invalid_arguments_are_refused_in_a_sentence(files: Project, arguments: 
     assert sentence in ended.err and ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("arguments", "what"), [([""], "an argument"), (["0.png", "--csv="], "--csv=")])
+def test_an_empty_argument_is_not_the_current_folder(files: Project, arguments: list[str], what: str) -> None:
+    ended = run(predict, *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{what} is empty; is a variable of the shell unset?" in ended.err
+
+
 def test_an_invalid_value_in_conf_is_refused(files: Project) -> None:
     files.edit("conf/predict/default.yaml", "top_k: 2", "top_k: all")
     ended = run(predict, "0.png")

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -448,9 +449,18 @@ def _record_duration(stage: str, seconds: float) -> None:
         tmp.write_text(json.dumps({"seconds": round(seconds, 2)}) + "\n", encoding="utf-8")
 
 
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse an empty argument, such as that of an unset variable: as a path it is the current folder."""
+        for argument in sys.argv[1:]:
+            if not argument or re.fullmatch("--[a-z-]+=", argument):
+                self.error(f"{argument or 'an argument'} is empty; is a variable of the shell unset?")
+        return super().parse_args(*args, **kwargs)
+
+
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a script's parser, whose help lists the options of the log level, which `run_script` takes."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(description=description)
     for option, text in LEVEL_HELP.items():
         parser.add_argument(option, action="store_true", help=text)
     return parser

@@ -21,7 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import flatten_dict, list_names, one_line
+from cifar_pipeline.utils.text import compose_characters, flatten_dict, list_names, one_line
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -178,6 +178,10 @@ def image_dir_problem(path: str) -> str:
     for output in OUTPUTS:
         if (root / output).is_relative_to(folder) or folder.is_relative_to(root / output):
             return f"this folder holds or is in {output}/, which the pipeline writes; choose another one"
+    if not folder.exists() and folder.parent.is_dir():
+        name = compose_characters(folder.name)
+        if any(compose_characters(other.name) == name for other in folder.parent.iterdir()):
+            return "the folder's name has the same characters in another Unicode form; rename it as it is written here"
     return ""
 
 

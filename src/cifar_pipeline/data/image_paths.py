@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 from cifar_pipeline.data.images import SUFFIXES
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import irregular_type
+from cifar_pipeline.utils.text import MAX_LISTED, list_names
 
 # Thumbnails, snapshots and trash of operating systems, archivers and network drives.
 SYSTEM_FILES = {
@@ -20,7 +21,6 @@ SYSTEM_FILES = {
 }  # fmt: skip
 HIDDEN = "hidden or system file"
 NOT_A_FILE = ", not a file"
-MAX_LISTED = 10
 STDIN = "-"
 # With the line ending; Linux allows 4,096 bytes, Windows 32,767 characters.
 MAX_PATH_LENGTH = 100_000
@@ -109,7 +109,7 @@ class SkipCounts:
 
     def __str__(self) -> str:
         """The reasons with their counts, the most frequent first."""
-        return "; ".join(f"{reason} ({count:,})" for reason, count in self.counts.most_common())
+        return list_names((f"{reason} ({count:,})" for reason, count in self.counts.most_common()), "; ")
 
     def named(self) -> list[tuple[str, str]]:
         """Return up to ten (name, reason) pairs, equally many for each reason."""

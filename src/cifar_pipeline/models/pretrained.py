@@ -26,7 +26,6 @@ from cifar_pipeline.utils.safe_io import parse_yaml, read_text
 from cifar_pipeline.utils.text import compose_characters, list_names, one_line
 
 # The number of tensors that a message lists.
-MAX_LISTED = 3
 WHITE = 255
 # Parts of torch's and timm's messages about a pickle that holds more than tensors and plain values.
 PYTHON_OBJECT_ERRORS = ("Unsupported global", "Unsupported operand", "pickle globals")
@@ -282,10 +281,9 @@ def _require_fit(
     problems += [f"{name} is missing" for name in state if name not in tensors and name not in skipped]
     problems += [f"the network has no {name}" for name in tensors if name not in state and name not in skipped]
     if problems:
-        more = f", and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise UserError(
             f"model.weights={weights.address} ({weights.title}) does not fit this network: "
-            f"{'; '.join(problems[:MAX_LISTED])}{more}. Choose the network that the weights are of."
+            f"{list_names(problems, '; ')}. Choose the network that the weights are of."
         )
 
 

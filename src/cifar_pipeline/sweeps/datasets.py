@@ -21,7 +21,15 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import UsedFiles, loaded_sources
 from cifar_pipeline.data.dataset import Dataset, differing_values
 from cifar_pipeline.data.preprocessing import process, read, require_usable, sources
-from cifar_pipeline.data.sources.base import AllSourcesFailed, RawDataset, Source, available_source, fetch, log_failure
+from cifar_pipeline.data.sources.base import (
+    AllSourcesFailed,
+    RawDataset,
+    Source,
+    available_source,
+    download_options,
+    fetch,
+    log_failure,
+)
 from cifar_pipeline.data.sources.image_files import CACHE
 from cifar_pipeline.data.splits import train_val_split
 from cifar_pipeline.reporting.tables import write_skipped
@@ -136,8 +144,7 @@ def _fetched_raw_dir(config: DictConfig) -> Path:
         return folder
     folder = _raw_cache_dir(source)
     try:
-        # Local sources have neither mirrors nor a timeout.
-        fetch(folder, source, list(config.data.get("mirrors", ())), config.data.get("timeout", 0), PARTIAL)
+        fetch(folder, source, *download_options(config.data), PARTIAL)
     except AllSourcesFailed as failure:
         log_failure(failure)
         raise UserError(

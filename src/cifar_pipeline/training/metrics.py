@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
+from torch.nn.functional import one_hot
 from torchmetrics import Metric, MetricCollection
 
 from cifar_pipeline.config.params import CONF
@@ -14,6 +15,8 @@ from cifar_pipeline.config.validation import root_cause, target_config
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
+# Classes that each metric is tried on.
+TRIED_CLASSES = 64
 # Names of metrics that are always measured, of the validation or the test split.
 BUILT_IN_NAMES = ("accuracy", "loss", "top3_accuracy", "calibration_error")
 
@@ -45,9 +48,10 @@ def _build_metric(name: str, values: dict[str, Any], num_classes: int) -> Metric
         values["num_classes"] = num_classes
     try:
         metric: Metric = instantiate(values, _convert_="all")
-        # One image of each class, to find out before the training whether it works.
+        # One image of each of the first classes, to find out before the training whether it works.
+        labels = torch.arange(min(num_classes, TRIED_CLASSES))
         with warnings.catch_warnings(action="ignore"):
-            value = metric(torch.eye(num_classes), torch.arange(num_classes))
+            value = metric(one_hot(labels, num_classes).float(), labels)
         metric.reset()
     except Exception as error:
         raise UserError(

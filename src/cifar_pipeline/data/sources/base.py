@@ -5,10 +5,10 @@ before a validation split.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,11 @@ class AllSourcesFailed(Exception):
         super().__init__(f"{title} could not be fetched")
         self.title = title
         self.reasons = reasons
+
+
+def download_options(data: Mapping[str, Any]) -> tuple[list[str], float]:
+    """Return the mirrors and the timeout in seconds of the group `data`; a local source has neither."""
+    return list(data.get("mirrors", ())), data.get("timeout", 0)
 
 
 def fetch_or_fallback(
