@@ -78,6 +78,13 @@ lr: $(SETUP) ## suggest a learning rate for the recipe, and plot the range test 
 test: $(SETUP) ## set up and run the tests (five minutes or more on two cores)
 	@python -m pytest
 
+# Folders whose tests run whole pipelines, sweeps, servers and notebooks.
+SLOW_TESTS := pipeline sweeps crash_recovery environment_failures notebooks
+
+.PHONY: test-quick
+test-quick: $(SETUP) ## run the tests of single functions and scripts only (two minutes or more on two cores)
+	@python -m pytest $(SLOW_TESTS:%=--ignore=tests/%)
+
 .PHONY: test-long
 test-long: $(SETUP) ## run all tests, including those that take minutes
 	@python -m pytest -m ''

@@ -1,6 +1,7 @@
 """Atomic replacement of files and folders, also when a writer is killed in between."""
 
 import errno
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from cifar_pipeline.utils import atomic
 from cifar_pipeline.utils.atomic import atomic_replace_dir, atomic_update_dir, atomic_write, exclusive_lock
+from cifar_pipeline.utils.errors import EnvironmentFailure
 from helpers.source_tree import SRC
 
 
@@ -155,3 +157,48 @@ def test_a_second_writer_waits(tmp_path, capsys):
     second.join(10)
     assert read(tmp_path / "x") == "second"
     assert "waiting" in capsys.readouterr().out
+
+
+class OpenOnWindows:
+    """`Path.replace` as on Windows, where another program has the path open for the first calls."""
+
+    def __init__(self, calls: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.replace = calls, Path.replace
+        monkeypatch.setattr(atomic, "RENAMES_OPEN_PATHS", False)
+        monkeypatch.setattr(atomic, "EXCHANGE_SYSCALLS", {})
+        monkeypatch.setattr(Path, "replace", lambda path, target: self(path, target))
+
+    def __call__(self, path: Path, target: Path) -> Path:
+        if self.left > 0:
+            self.left -= 1
+            raise PermissionError(errno.EACCES, "The process cannot access the file", str(path))
+        return self.replace(path, target)
+
+
+def test_on_windows_a_rename_waits_for_another_program(tmp_path, monkeypatch):
+    fill(tmp_path / "x", "old")
+    monkeypatch.setattr(atomic, "RENAME_INTERVAL", 0)
+    program = OpenOnWindows(3, monkeypatch)
+    fill(tmp_path / "x", "new")
+    assert read(tmp_path / "x") == "new" and program.left == 0
+    program.left = 2
+    with atomic_write(tmp_path / "file") as tmp:
+        tmp.write_text("new")
+    assert (tmp_path / "file").read_text() == "new" and program.left == 0
+
+
+def test_on_windows_a_path_that_stays_open_keeps_its_content(tmp_path, monkeypatch):
+    fill(tmp_path / "x", "old")
+    monkeypatch.setattr(atomic, "RENAME_SECONDS", 0.05)
+    program = OpenOnWindows(math.inf, monkeypatch)
+    with pytest.raises(EnvironmentFailure, match="cannot be replaced while another program has it open: close"):
+        fill(tmp_path / "x", "new")
+    program.left = 0
+    assert read(tmp_path / "x") == "old" and visible(tmp_path) == ["x"]
+
+
+def test_elsewhere_a_missing_permission_is_told_at_once(tmp_path, monkeypatch):
+    OpenOnWindows(math.inf, monkeypatch)
+    monkeypatch.setattr(atomic, "RENAMES_OPEN_PATHS", True)
+    with pytest.raises(PermissionError), atomic_write(tmp_path / "file") as tmp:
+        tmp.touch()

@@ -125,3 +125,23 @@ time.sleep(1)
 """
     ended = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, timeout=30, capture_output=True)
     assert ended.returncode == 0
+
+
+def test_on_windows_a_process_ends_itself_with_its_cleanup():
+    """os.kill would end it there without its signal handler, and `signal.SIGKILL` is missing."""
+    code = """
+import os, signal, sys
+from cifar_pipeline.utils import process
+sys.platform = "win32"
+del signal.SIGKILL
+os.kill = lambda *_: os._exit(9)
+process.install_sigterm_handler()
+try:
+    process._send_sigterm()
+    signal.pause()
+finally:
+    print("cleanup", flush=True)
+"""
+    environment = {"PYTHONPATH": str(SRC)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "cleanup\n"), ended.stderr

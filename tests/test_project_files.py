@@ -29,6 +29,18 @@ def test_the_workflow_runs_what_a_person_runs_and_may_comment_only_where_it_does
     assert "${{" not in script
 
 
+def test_other_systems_run_the_pipeline_and_the_quick_tests():
+    matrix = WORKFLOW["jobs"]["systems"]["strategy"]["matrix"]
+    assert matrix["os"] == ["ubuntu-latest", "macos-latest", "windows-latest"]
+    assert f">={matrix['python'][0]}" == PROJECT["requires-python"]
+    ran = [step["run"] for step in WORKFLOW["jobs"]["systems"]["steps"] if "run" in step]
+    extras = re.search(r"\.\[[\w,]+\]", read(ROOT / "Makefile"))
+    assert extras and extras[0] in ran[0]
+    (slow,) = re.findall(r"^SLOW_TESTS := (.*)$", read(ROOT / "Makefile"), re.MULTILINE)
+    assert re.findall(r"--ignore=tests/(\w+)", ran[-1]) == slow.split()
+    assert all((ROOT / "tests" / name).is_dir() for name in slow.split())
+
+
 def test_actions_are_pinned():
     steps = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
     used = [step["uses"] for step in steps if "uses" in step]

@@ -19,6 +19,8 @@ from preprocess import preprocess
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What looks at a project's runs needs a project; the others need nothing.
 IN_A_PROJECT = "03-runs.ipynb"
+# What clones the project itself, and sets it up.
+IN_A_CLONE = "05-colab.ipynb"
 SWEEP = "optimizer=sgd,adam loss=cross_entropy,mse trainer.batch_size=16 trainer.max_epochs=2"
 KERNEL = "tests-own"
 
@@ -65,11 +67,14 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize(
     "file",
-    [pytest.param(file, marks=pytest.mark.long) if file.name == IN_A_PROJECT else file for file in NOTEBOOKS],
+    [
+        pytest.param(file, marks=pytest.mark.long) if file.name in (IN_A_PROJECT, IN_A_CLONE) else file
+        for file in NOTEBOOKS
+    ],
     ids=lambda file: file.name,
 )
 def test_a_notebook_runs_from_top_to_bottom(
-    file: Path, kernel: str, tmp_path: Path, request: pytest.FixtureRequest
+    file: Path, kernel: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workplace = tmp_path / "workplace" / "notebooks"
     if file.name == IN_A_PROJECT:
@@ -86,6 +91,10 @@ def test_a_notebook_runs_from_top_to_bottom(
         f"assert cifar_pipeline.__file__.startswith({str(ROOT / 'src')!r}), cifar_pipeline.__file__"
     )
     notebook.cells.insert(0, whose)
+    if file.name == IN_A_CLONE:
+        monkeypatch.setenv("REPOSITORY", str(ROOT))
+        environment = f"!ln -s {sys.prefix} .venv"
+        notebook.cells.insert(3, nbformat.v4.new_code_cell(environment))  # type: ignore[no-untyped-call, unused-ignore]
     for cell in notebook.cells:
         # Two points of a few steps are a sweep too, and spare seconds.
         cell.source = cell.source.replace(SWEEP, "optimizer=sgd,adam experiment=debug")
@@ -93,7 +102,11 @@ def test_a_notebook_runs_from_top_to_bottom(
     NotebookClient(
         notebook, kernel_name=kernel, timeout=HANGS_AFTER, resources={"metadata": {"path": str(workplace)}}
     ).execute()
-    assert not list(workplace.iterdir()), "the notebook left files behind"
+    left = [path.name for path in workplace.iterdir()]
+    assert left == (["project"] if file.name == IN_A_CLONE else []), "the notebook left files behind"
+    if file.name == IN_A_CLONE:
+        report = (workplace / "project" / "reports" / "report.html").read_text(encoding="utf-8")
+        assert "digits" in report and "rank" in texts(notebook.cells[-1])[1]
 
 
 def with_data(project: Project) -> Project:

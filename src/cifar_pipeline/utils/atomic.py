@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from tempfile import TemporaryDirectory
 import psutil
 from filelock import FileLock, Timeout
 
-from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.errors import EnvironmentFailure, UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ DESCRIPTORS = re.compile(r"/proc/(self|thread-self|\d+)(/task/\d+)?/fd|/dev/fd")
 # The target of a link that DVC made into its cache: it may be the only copy of an older result.
 IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?$")
 MAX_LINKS = 40
+# Windows renames no path that another process has open: a virus scanner for a moment, a program for as long as it runs.
+RENAMES_OPEN_PATHS = os.name != "nt"
+RENAME_SECONDS, RENAME_INTERVAL = 10.0, 0.1
 
 
 def real_path(path: Path) -> Path:
@@ -209,7 +213,7 @@ def remove_stale_tmp(path: Path, folder: Path) -> None:
         old = old_path(path, token)
         try:
             if old.exists() and not path.exists():
-                old.rename(path)
+                _rename(old, path)
             for match in own:
                 if match["token"] == token and match["role"] != "lock":
                     remove(folder / match[0])
@@ -293,7 +297,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with claim_tmp_path(target, target.parent) as tmp:
         yield tmp
         _fsync(tmp)
-        tmp.replace(target)
+        _rename(tmp, target)
         _fsync(target.parent)
 
 
@@ -411,7 +415,7 @@ def _move_into_place(tmp: Path, target: Path) -> bool:
             if target.exists():
                 _swap_dirs(tmp, target)
             else:
-                tmp.rename(target)
+                _rename(tmp, target)
             return True
         except OSError as error:
             if error.errno in MOUNT_POINT_ERRNOS:
@@ -438,9 +442,31 @@ def _swap(new: Path, path: Path) -> None:
         if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # the file system does not support it
             raise OSError(number, os.strerror(number), str(path))
     old = old_path(path, token_of(new)) if is_tmp_name(new.name) else path.with_name(f"{path.name}.old")
-    path.rename(old)
-    new.rename(path)
-    old.rename(new)
+    _rename(path, old)
+    _rename(new, path)
+    _rename(old, new)
+
+
+def _rename(path: Path, target: Path) -> None:
+    """Rename a file or folder, a file over an existing one; on Windows wait for other processes that have it open.
+
+    Raises:
+        EnvironmentFailure: another process has it open for more than `RENAME_SECONDS`.
+    """
+    end = time.monotonic() + RENAME_SECONDS
+    while True:
+        try:
+            path.replace(target)
+            return
+        except PermissionError:
+            if RENAMES_OPEN_PATHS:
+                raise
+            if time.monotonic() > end:
+                raise EnvironmentFailure(
+                    f"{target} cannot be replaced while another program has it open: close that program; finished work "
+                    "is kept, and the same command resumes it."
+                ) from None
+            time.sleep(RENAME_INTERVAL)
 
 
 def _replace_entries(tmp: Path, folder: Path, names: Iterable[str]) -> None:
@@ -463,7 +489,7 @@ def _replace_entries(tmp: Path, folder: Path, names: Iterable[str]) -> None:
         else:
             if old.is_dir() and not old.is_symlink():
                 remove(old)
-            new.replace(old)
+            _rename(new, old)
 
 
 def _link_missing(folder: Path, tmp: Path) -> None:

@@ -86,7 +86,8 @@ def _watch_signals() -> None:
         return
     _is_watched = True
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+        os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget_pipe)
@@ -111,19 +112,19 @@ def _end_in_time(pipe: int) -> None:
         if _observer:
             _observer()
         if _forwards_sigterm and number == signal.SIGTERM:
-            _signal_descendants(signal.SIGTERM)
+            _for_descendants(psutil.Process.terminate)
         time.sleep(GRACE_SECONDS)
         if not _is_reported:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, UNCLEAN.encode())
-        _signal_descendants(signal.SIGKILL)
+        _for_descendants(psutil.Process.kill)
         os._exit(128 + number)
 
 
-def _signal_descendants(number: int) -> None:
+def _for_descendants(end: Callable[[psutil.Process], None]) -> None:
     with suppress(psutil.Error):
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                process.send_signal(number)
+                end(process)
 
 
 def _raise(number: int, _: Any) -> None:
@@ -164,12 +165,20 @@ def _end_with(processes: Iterable[psutil.Process]) -> None:
     def watch() -> None:
         while all(map(is_alive, processes)):
             time.sleep(POLL_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
+        _send_sigterm()
         # A launcher's worker treats the exit of its job as the job's result, and waits for another job.
         time.sleep(GRACE_SECONDS)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _send_sigterm() -> None:
+    """Send SIGTERM to this process."""
+    if sys.platform == "win32":  # where os.kill ends a process at once, without its handler
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_alive(process: psutil.Process) -> bool:
