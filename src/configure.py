@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cifar_pipeline.cli.entrypoint import is_started_by_dvc, require_unchanged, run_stage
 from cifar_pipeline.config.compose import write_composed
-from cifar_pipeline.config.dvc_inputs import require_tracked_inputs
+from cifar_pipeline.config.dvc_inputs import create_input_folders, require_tracked_inputs
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.utils.atomic import require_writable
 
@@ -24,6 +24,7 @@ def configure(config: "DictConfig") -> None:
     if is_started_by_dvc("configure"):
         require_tracked_inputs(config)
     require_unchanged()
+    create_input_folders()
     write_composed(config, COMPOSED)
 
 

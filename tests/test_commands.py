@@ -40,6 +40,15 @@ BY_FILE = {
         "test_an_interrupted_training_changes_train_alone_and_the_next_repro_completes_it": "dvc status",
         "test_dvc_shows_metrics_plots_and_the_graph": "dvc plots show",
     },
+    "tests/pipeline/test_versioned_data.py": {
+        "test_added_images_are_a_version_of_each_commit": r"dvc add( \S+)?",
+        "test_an_imported_table_is_updated": r"dvc import-url \S+/labels.csv \S+",
+        "test_an_imported_folder_is_updated": r"dvc import-url( \S+ images)?|dvc update( images.dvc)?",
+        "test_another_folder_gets_the_model_by_path_and_by_tag": (
+            r"dvc get( \S+ models -o model)?|dvc artifacts get( \S+ model --stage prod -o model)?|"
+            r"python src/predict.py --model model cat.jpg|gto (register|assign) model --version v1.0.0( --stage prod)?"
+        ),
+    },
     "tests/pipeline/test_shared_results.py": {
         "test_a_colleague_has_the_results_from_a_shared_folder_without_training": (
             r"dvc (push|pull)|dvc remote add --default storage \S+"
@@ -191,7 +200,7 @@ BY_HAND = {
     r"mlflow models (build-docker|generate-dockerfile).*": "it needs a daemon; docs/scaling.md says what was tried",
     r"pre-commit install": "it writes into .git; `pre-commit run --all-files` runs the hooks",
     r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
-    r"git (add|commit|push|pull).*": "git's own",
+    r"git (add|commit|push|pull|clone|checkout).*": "git's own",
 }
 # Started by make, a make below it would print the directory that it enters.
 SHELL_ENV = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_pipeline.config.compose import NON_RESULT_GROUPS, stage_targets
 from cifar_pipeline.config.params import CONF, DEFAULT_WEIGHTS, MLFLOW_SCHEMES, format_override
 from cifar_pipeline.config.source_files import PACKAGE, PROJECT, SOURCE, loaded_sources
+from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import list_names
 
@@ -43,8 +44,23 @@ def reject_outside(path: str, folder: Path, key: str) -> None:
 
 # Files of weights to start from.
 PRETRAINED = Path("pretrained")
+# Folders of users' own files that stages depend on, and the output of `configure` that lists them.
+INPUT_FOLDERS, LIST_OF_FOLDERS = (Path("images"), PRETRAINED), Path(".cache/input_folders")
 # The package for a user's own code, for each stage that uses `_target_`s.
 PROJECT_PACKAGES = {"preprocess": f"{PROJECT}.data", "train": PROJECT}
+
+
+def create_input_folders() -> None:
+    """Create the folders of users' own files, empty where there are none, and list them.
+
+    DVC needs each dependency of a stage, and git keeps no empty folder; a file to keep it would have to be tracked by
+    git, and then `dvc add` would refuse the folder. The list is an output of `configure`, so that DVC runs this in each
+    clone and temporary workspace: there the list is missing.
+    """
+    for folder in INPUT_FOLDERS:
+        folder.mkdir(exist_ok=True)
+    with atomic_write(LIST_OF_FOLDERS) as tmp:
+        tmp.write_text("".join(f"{folder}\n" for folder in INPUT_FOLDERS), encoding="utf-8")
 
 
 def require_tracked_inputs(config: DictConfig) -> None:
