@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from graphlib import TopologicalSorter
 
 import pytest
@@ -79,11 +80,12 @@ def test_every_module_of_ours_that_is_imported_exists():
 
 
 def code_of(path):
-    """Return the Python code in a file; for a notebook, that of all code cells."""
+    """Return the Python code in a file; for a notebook, that of all code cells, without commands of the shell."""
     if path.suffix == ".py":
         return path.read_text(encoding="utf-8")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"^[!%].*$", "", code, flags=re.MULTILINE)
 
 
 ALL_CODE = [path for folder in ("src", "tests", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]

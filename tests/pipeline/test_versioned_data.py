@@ -59,14 +59,14 @@ def test_added_images_are_a_version_of_each_commit(own: Workspace) -> None:
 def test_an_experiment_in_a_temporary_directory_sees_the_added_images(own: Workspace) -> None:
     setting = "++overrides.data.val_fraction=0.2"
     own.dvc("exp", "run", "--temp", "-S", setting, "--name", "elsewhere", "preprocess")
-    stages = yaml.safe_load(own.run("git", "show", "elsewhere:dvc.lock"))["stages"]
+    references = own.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (reference,) = (name for name in references if name.endswith("/elsewhere"))
+    stages = yaml.safe_load(own.run("git", "show", f"{reference}:dvc.lock"))["stages"]
     assert stages["preprocess"]["params"]["composed.yaml"]["preprocess"]["data"]["val_fraction"] == 0.2
 
 
-def test_an_imported_table_is_updated(own: Workspace, tmp_path: Path) -> None:
-    workspace = own.copy(tmp_path / "importing")
-    workspace.run("git", "rm", "--quiet", "images.dvc")
-    shutil.rmtree(workspace.root / "images")
+def test_an_imported_table_is_updated(clone: Workspace, tmp_path: Path) -> None:
+    workspace = clone.copy(tmp_path / "importing")
     draw_all(workspace.root / "images" / "files")
     names = sorted(path.relative_to(workspace.root / "images") for path in (workspace.root / "images").rglob("*.png"))
     rows = [f"{name.as_posix()},{name.parent.name}" for name in names]
@@ -76,7 +76,7 @@ def test_an_imported_table_is_updated(own: Workspace, tmp_path: Path) -> None:
     with serve_folder(served) as address:
         workspace.dvc("import-url", f"{address}/labels.csv", "images/labels.csv")
         workspace.dvc("add", "images/files")
-        workspace.set_params(data="csv_table")
+        workspace.set_params(experiment="custom_images", data="csv_table")
         workspace.dvc("repro", "preprocess")
         assert sizes(workspace) == 11
         (served / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
