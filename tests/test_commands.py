@@ -131,6 +131,11 @@ BY_FILE = {
     "tests/inference/test_predict_script.py": {
         "test_predict_prints_a_table_and_a_line_for_the_bad_file": "python src/predict.py.*",
     },
+    "tests/inference/test_evaluate_data.py": {
+        "test_the_predictions_are_those_of_predict_and_the_numbers_those_of_a_count_by_hand": (
+            r"python src/evaluate.py( --model \S+)+ --data \S+"
+        ),
+    },
     "tests/inference/test_server.py": {
         "test_the_server_predicts_as_predict_does": "python src/serve.py",
         "test_the_readmes_curl_works": "python -c .*|curl .*",

@@ -25,12 +25,12 @@ NOT_COMPUTING_PACKAGES = {
 }  # fmt: skip
 # Packages that a stage imports, but which cannot change its outputs: the list of skipped files is made without torch
 # and pandas; a training reads no image files, attributes nothing, and writes the same table of epochs with any pandas;
-# ONNX Runtime checks what is exported, and onnx what is evaluated. (`preprocess` depends on pillow-heif where there are
-# images that it may read.)
+# ONNX Runtime checks what is exported, and onnx what is evaluated; scikit-learn and scipy are needed with `--model`,
+# which is no stage. (`preprocess` depends on pillow-heif where there are images that it may read.)
 UNUSED = {
     "preprocess": {"pandas", "pillow-heif", "torch", "torchmetrics"},
     "train": {"captum", "onnxruntime", "pandas", "pillow-heif"},
-    "evaluate": {"onnx", "pillow-heif"},
+    "evaluate": {"onnx", "pillow-heif", "scikit-learn", "scipy"},
 }
 each_stage = pytest.mark.parametrize("stage", STAGES)
 

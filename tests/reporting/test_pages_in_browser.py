@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from sample_evaluation import make_evaluation
 from test_comparison_figures import sweep
+from test_model_comparison import comparison, evaluation, outputs
 
 from cifar_pipeline.reporting.html_report import write_report
+from cifar_pipeline.reporting.model_comparison import render_comparison
+from cifar_pipeline.reporting.model_evaluation import render_evaluation
 from cifar_pipeline.sweeps.summary import write
 from helpers.headless_browser import Page, chromium, opened
 
@@ -53,12 +56,27 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "report": write_report(folder / "report.html", make_evaluation()),
         "many classes": write_report(folder / "many.html", make_evaluation(200, 50)),
         "comparison": folder / "compare.html",
+        **models(folder),
     }
+
+
+def models(folder: Path) -> dict[str, Path]:
+    """Write the pages of a model, and of two models with long names; the images are also of unknown classes."""
+    names = ["cat"] * 9 + ["dog"] * 6 + [30 * "unknown"] * 4
+    first = outputs([*["dog", "cat", "horse"] * 5, *["mule"] * 4], names, address=f"runs:/{32 * 'a'}/best")
+    second = outputs([*["cat"] * 8, *["mule", "dog"] * 4, *["mule"] * 3], names, address=20 * "long/", size=12)
+    pages = {
+        "model": render_evaluation(evaluation(first)),
+        "two models": render_comparison(comparison(first, second), [("data", 30 * "folder/")]),
+    }
+    for name, page in pages.items():
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in pages}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("name", ["report", "many classes", "comparison"])
+@pytest.mark.parametrize("name", ["report", "many classes", "comparison", "model", "two models"])
 def test_a_page_opens_without_errors_and_nothing_is_wider_than_the_screen(
     page: Page, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:

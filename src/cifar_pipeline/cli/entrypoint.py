@@ -450,12 +450,12 @@ def _record_duration(stage: str, seconds: float) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse an empty argument, such as that of an unset variable: as a path it is the current folder."""
         for argument in sys.argv[1:]:
             if not argument or re.fullmatch("--[a-z-]+=", argument):
                 self.error(f"{argument or 'an argument'} is empty; is a variable of the shell unset?")
-        return super().parse_args(*args, **kwargs)
+        return super().parse_known_args(*args, **kwargs)
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:

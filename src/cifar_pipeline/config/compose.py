@@ -111,9 +111,9 @@ def experiment_name() -> str:
     return _experiment_name
 
 
-def load_config() -> DictConfig:
-    """Compose conf/ and params.yaml, validate the configuration, and use its experiment in MLflow."""
-    config = compose_config()
+def load_config(overrides: list[str] | None = None) -> DictConfig:
+    """Compose conf/, params.yaml and overrides, validate the configuration, and use its experiment in MLflow."""
+    config = compose_config(overrides)
     validate(config)
     set_experiment_name(config.mlflow.experiment_name)
     return config

@@ -375,17 +375,17 @@ class Mlflow(Options):
         Field(description="a mapping of names to text, numbers, true or false"),
     ]
     description: Annotated[
-        Annotated[str, Field(max_length=8000)] | None,
-        Field(description="a text of at most 8000 characters, or null"),
+        Annotated[str, Field(max_length=8000)] | None, Field(description="a text of at most 8000 characters, or null")
     ]
     # MLflow's variable may also be 1 or 0.
     log_system_metrics: Annotated[bool | Literal[0, 1], Field(description="true or false")]
 
 
 class Comparison(Options):
-    """Comparison of a sweep's trials."""
+    """Comparison of a sweep's trials, and of two models on the same images."""
 
     significance_level: OpenUnit
+    num_differing_images: NonNegativeInt
 
 
 class Registry(Options):
@@ -403,6 +403,7 @@ class Predict(Options):
     batch_size: Count
     top_k: Count
     max_megapixels: Positive
+    max_unreadable: NonNegativeInt
 
 
 class Serve(Options):

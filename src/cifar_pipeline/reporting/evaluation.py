@@ -48,43 +48,25 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Results of a model on the test split, as figures and the report page need them.
+class Measurement:
+    """Predictions of a model for labelled images, as figures and pages show them.
 
     Attributes:
-        run: `id` and `name` of the MLflow run.
-        metadata: content of models/metadata.json.
-        checkpoint: the evaluated weights, `last` or `best`.
-        dataset: content of dataset.json.
-        metrics: content of metrics.json.
         per_class: precision, recall, f1 and support by class name.
-        caption: name of the data set.
-        predictions: N predictions of the test split.
-        images: `[N, H, W, C] uint8`, the images of the test split.
-        history: one row per epoch.
-        filters: `[O, C, h, w]`, weights of the first layer; None if it is not a convolution.
-        attributions: attribution maps of some of the images.
+        predictions: N predictions.
+        images: `[N, H, W, C] uint8`, or an object that reads the images at an index or at an array of indices.
         options: what to show.
     """
 
-    run: Mapping[str, str]
-    metadata: Mapping[str, Any]
-    checkpoint: str
-    dataset: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, Any]]
     per_class: Mapping[str, Mapping[str, float]]
-    caption: str
     predictions: Predictions
     images: np.ndarray
-    history: pd.DataFrame
-    filters: np.ndarray | None
-    attributions: AttributionMaps
     options: ReportOptions
 
     @property
     def title(self) -> str:
-        """Title of figures and pages: the run and the data set."""
-        return f"{self.run['name']} on {self.caption}"
+        """Title of figures and pages: the model and the data."""
+        raise NotImplementedError
 
     @property
     def has_many_classes(self) -> bool:
@@ -113,6 +95,50 @@ class Evaluation:
         else:
             title = f"The {len(shown.classes) - 1} most confused of {len(classes):,} classes: {self.title}"
         return confusion_figure(shown.labels, shown.predictions, shown.classes, title, self.has_many_classes)
+
+    def error_figure(self) -> Figure:
+        """Draw the most confident errors."""
+        return error_figure(
+            self.images,
+            self.predictions.labels,
+            self.predictions.predictions,
+            self.predictions.confidence,
+            self.predictions.classes,
+            self.options.num_error_images,
+            f"Most confident errors: {self.title}",
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation(Measurement):
+    """Results of a model on the test split, as figures and the report page need them.
+
+    Attributes:
+        run: `id` and `name` of the MLflow run.
+        metadata: content of models/metadata.json.
+        checkpoint: the evaluated weights, `last` or `best`.
+        dataset: content of dataset.json.
+        metrics: content of metrics.json.
+        caption: name of the data set.
+        history: one row per epoch.
+        filters: `[O, C, h, w]`, weights of the first layer; None if it is not a convolution.
+        attributions: attribution maps of some of the images.
+    """
+
+    run: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    checkpoint: str
+    dataset: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    caption: str
+    history: pd.DataFrame
+    filters: np.ndarray | None
+    attributions: AttributionMaps
+
+    @property
+    def title(self) -> str:
+        """Title of figures and pages: the run and the data set."""
+        return f"{self.run['name']} on {self.caption}"
 
     @property
     def monitor(self) -> tuple[str, str]:
@@ -165,24 +191,14 @@ def figure_writers(evaluation: Evaluation, dataset: Dataset) -> dict[str, Writer
     def saved(draw: Callable[[], Figure]) -> Writer:
         return lambda path: save(draw(), path)
 
-    title, predictions = evaluation.title, evaluation.predictions
+    title = evaluation.title
     filters = np.zeros((0, 3, 1, 1)) if evaluation.filters is None else evaluation.filters
     return {
         "learning_curves.png": saved(
             lambda: learning_curves(evaluation.history, f"Learning curves: {title}", *evaluation.monitor)
         ),
         "confusion.png": saved(evaluation.confusion_figure),
-        "mistakes.png": saved(
-            lambda: error_figure(
-                evaluation.images,
-                predictions.labels,
-                predictions.predictions,
-                predictions.confidence,
-                predictions.classes,
-                evaluation.options.num_error_images,
-                f"Most confident errors: {title}",
-            )
-        ),
+        "mistakes.png": saved(evaluation.error_figure),
         "filters.png": saved(lambda: first_layer_figure(filters, f"First layer: {title}")),
         "samples.png": saved(lambda: draw_samples(dataset, evaluation.metadata, evaluation.options)),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cifar_pipeline.reporting.evaluation import Evaluation, ReportOptions
+from cifar_pipeline.reporting.evaluation import Evaluation, Measurement, ReportOptions
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
 from cifar_pipeline.reporting.metric_names import chosen_metrics, display_name
@@ -57,7 +57,7 @@ def render_report(evaluation: Evaluation) -> str:
         curves=_curves(evaluation),
         confusion=confusion_table(evaluation),
         per_class=class_tables(evaluation.per_class, options),
-        calibration=_calibration(reliability(predictions, options.calibration_bins)),
+        calibration=calibration_section(reliability(predictions, options.calibration_bins)),
         errors=error_cards(predictions, evaluation.images, options.num_error_images),
         num_errors=images - correct,
         attributions=attribution_cards(predictions, evaluation.images, evaluation.attributions),
@@ -122,14 +122,14 @@ class ConfusionTable:
     pairs: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
-def confusion_table(evaluation: Evaluation) -> ConfusionTable:
+def confusion_table(measurement: Measurement) -> ConfusionTable:
     """Lay out the confusion matrix as a table, or as an image; with many classes, that of the most confused ones."""
-    predictions, classes = evaluation.predictions, list(evaluation.predictions.classes)
+    predictions, classes = measurement.predictions, list(measurement.predictions.classes)
     top_errors = [
         f"{classes[pair.actual]} as {classes[pair.predicted]} ({_describe_pair(pair)})"
         for pair in predictions.confused_pairs(MAX_LISTED)
     ]
-    if evaluation.has_many_classes:
+    if measurement.has_many_classes:
         pairs = [
             (
                 classes[pair.actual],
@@ -137,13 +137,13 @@ def confusion_table(evaluation: Evaluation) -> ConfusionTable:
                 percent(pair.share, 0),
                 f"{pair.count:,} of {pair.images:,}",
             )
-            for pair in predictions.confused_pairs(evaluation.options.num_confused_pairs)
+            for pair in predictions.confused_pairs(measurement.options.num_confused_pairs)
         ]
-        source = figure_image_uri(evaluation.confusion_figure()) if pairs else ""
-        num_shown = len(evaluation.most_confused().classes) - 1
+        source = figure_image_uri(measurement.confusion_figure()) if pairs else ""
+        num_shown = len(measurement.most_confused().classes) - 1
         return ConfusionTable(classes, source=source, num_shown=num_shown, top_errors=top_errors, pairs=pairs)
     if len(classes) > MAX_CLASSES:
-        return ConfusionTable(classes, source=figure_image_uri(evaluation.confusion_figure()), top_errors=top_errors)
+        return ConfusionTable(classes, source=figure_image_uri(measurement.confusion_figure()), top_errors=top_errors)
     counts = predictions.confusion_matrix()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = [
@@ -330,7 +330,8 @@ def _curves(evaluation: Evaluation) -> list[dict[str, str]]:
     ]
 
 
-def _calibration(bins: Reliability) -> dict[str, Any]:
+def calibration_section(bins: Reliability) -> dict[str, Any]:
+    """Return the reliability diagram, and by how much the confidence differs from the accuracy on average."""
     return {
         "source": figure_uri(reliability_diagram(bins)),
         "alt": "Reliability diagram: accuracy by confidence",

@@ -1,6 +1,7 @@
-"""Test whether the rows of a sweep's comparison differ from the best row beyond chance.
+"""Test whether the rows of a sweep's comparison differ from the best row beyond chance, or two models on some images.
 
-Paired tests over the seeds, folds or splits that both rows have finished, corrected for the number of rows.
+Paired tests over the seeds, folds or splits that both rows have finished, corrected for the number of rows; of two
+models, over the images of which one is right and the other is wrong.
 """
 
 import math
@@ -93,6 +94,25 @@ def paired_t_test(values: Floats, references: Floats, overlap: float = 0.0) -> F
     constant = np.abs(deviations).max(axis=1, initial=0.0) <= ROUNDING * scale
     zero = np.abs(kept).max(axis=1, initial=0.0) <= ROUNDING * scale
     return np.where(number < 2, np.nan, np.where(zero, 1.0, np.where(constant, np.nan, p)))
+
+
+def mcnemar_test(first_only: int, second_only: int) -> float:
+    """Compute the two-sided p-value of McNemar's exact test: whether two models have the same accuracy.
+
+    Images on which both are right, or both wrong, do not count. If the accuracy is the same, each of the others is as
+    likely to be one on which only the first model is right, so their number has a binomial distribution.
+
+    Source: Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12, 1947.
+
+    Args:
+        first_only: number of images on which only the first model is right.
+        second_only: number of images on which only the second one is.
+    """
+    from scipy import stats  # here, because it takes most of a second to import
+
+    total = first_only + second_only
+    return float(stats.binomtest(first_only, total).pvalue) if total else 1.0
 
 
 def holm(p: Floats) -> Floats:

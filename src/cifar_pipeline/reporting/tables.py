@@ -47,7 +47,7 @@ def write_confusion(
         labels, predictions: `[N] int`, class indices.
         classes: class names, in order.
     """
-    _write(path, ["actual", "predicted"], zip(_names(labels, classes), _names(predictions, classes), strict=True))
+    write_table(path, ["actual", "predicted"], zip(_names(labels, classes), _names(predictions, classes), strict=True))
 
 
 def write_per_class(path: str | os.PathLike[str], per_class: Mapping[str, Mapping[str, float]]) -> None:
@@ -58,7 +58,7 @@ def write_per_class(path: str | os.PathLike[str], per_class: Mapping[str, Mappin
     """
     names = ("precision", "recall", "f1", "support")
     rows = ([name, *(values[key] for key in names)] for name, values in per_class.items())
-    _write(path, ["class", *names], rows)
+    write_table(path, ["class", *names], rows)
 
 
 def write_predictions(
@@ -77,14 +77,15 @@ def write_predictions(
     """
     columns = (_names(labels, classes), _names(predictions, classes), [f"{p:.6f}" for p in probabilities])
     rows = zip(range(len(labels)), *columns, strict=True)
-    _write(path, ["index", "label", "prediction", "probability"], rows)
+    write_table(path, ["index", "label", "prediction", "probability"], rows)
 
 
 def _names(indices: "np.ndarray", classes: Sequence[str]) -> list[str]:
     return [classes[int(index)] for index in indices]
 
 
-def _write(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_table(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a header and rows as a CSV file."""
     with atomic_write(Path(path)) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         write_rows(file, [header, *rows])
 
@@ -186,8 +187,7 @@ def _as_table(header: list[str], rows: Iterable[list[str]], widths: list[int], i
 
 def write_skipped(skipped: Iterable[tuple[str, str]], path: Path) -> None:
     """Write `path,reason` for each file that `preprocess` skipped; without any, only the header."""
-    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        write_rows(file, [("path", "reason"), *skipped])
+    write_table(path, ["path", "reason"], skipped)
 
 
 RETRAIN_HINT = "run `dvc repro -f train` to write it again (without training if it is still in .cache/)"

@@ -225,6 +225,40 @@ def resume_run(run_id: str, name: str) -> Iterator[TrainingRun]:
         yield TrainingRun(client, run_id, name, tracking_uri())
 
 
+def log_evaluation(
+    name: str,
+    model: Mapping[str, str],
+    metrics: Mapping[str, float],
+    data: Mapping[str, str],
+    files: Mapping[Path, str],
+) -> str:
+    """Log the evaluation of a model on any data to a new run, and return its id. The run of the training is unchanged.
+
+    Args:
+        name: of the new run.
+        model: its `address`, `sha256` and `fingerprint`, which become the tags `model_uri`, `model_sha256` and
+            `model_fingerprint`; `model_run` is the id of the run that trained it, where this store has it.
+        metrics: logged with the prefix `evaluation/`.
+        data: `name`, `digest` and `source` of the run's data set.
+        files: artifacts, each with the folder to log it in.
+    """
+    client, experiment = connect()
+    training = _newest(client, experiment, {"fingerprint": model["fingerprint"]}, "FINISHED")
+    tags = {"model_uri": model["address"]}
+    tags |= {f"model_{key}": model[key] for key in ("sha256", "fingerprint")}
+    tags |= {"model_run": training.info.run_id} if training else {}
+    tags |= {WORKSPACE_TAG: workspace_id(), **provenance.tags()}
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    with _terminate_run(client, run_id):
+        dataset = Dataset(data["name"], data["digest"][:36], source_type="local", source=data["source"])
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+        run = TrainingRun(client, run_id, name, tracking_uri())
+        run.log_metrics({f"evaluation/{key}": value for key, value in metrics.items()})
+        for path, folder in files.items():
+            client.log_artifact(run_id, str(path), folder or None)
+    return run_id
+
+
 def fail_stale_run(fingerprint: str) -> None:
     """End the run of this fingerprint as FAILED if the process that logged to it was killed and left it RUNNING."""
     client, experiment = connect()
