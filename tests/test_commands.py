@@ -55,6 +55,9 @@ BY_FILE = {
         ),
         "test_a_colleague_has_the_results_from_an_s3_server_without_training": "dvc remote modify --local",
     },
+    "tests/commands/test_new_code.py": {
+        "test_it_names_what_it_wrote_and_the_command_that_tries_it": r"python src/new.py( \w+ \w+)?",
+    },
     "tests/commands/test_started_scripts.py": {
         "test_showing_the_configuration_loads_nothing_heavy": "python src/train.py --cfg job",
         "test_the_shell_completes_the_keys_and_options_of_every_stage": (

@@ -12,7 +12,8 @@ import yaml
 from jsonschema import Draft7Validator
 from omegaconf import OmegaConf
 
-from build_docs import SCHEMA_DIR, build_docs, documents
+from build_docs import build_docs
+from cifar_pipeline.cli.documents import SCHEMA_DIR, documents
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.json_schema import dotted_keys, schemas
 from cifar_pipeline.config.params import NON_PARAM_GROUPS

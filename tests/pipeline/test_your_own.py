@@ -36,9 +36,10 @@ def extended(copy: Workspace) -> Workspace:
         "src/project/data/stripes.py",
         "src/project/losses/poly.py",
         "src/project/models/linear.py",
-        "src/project/optimizers.py",
+        "src/project/optimizers/sign_sgd.py",
     ]
     for path, content in files.items():
+        (copy.root / path).parent.mkdir(exist_ok=True)
         copy.write(path, content)
     return copy
 
@@ -50,7 +51,7 @@ def test_a_custom_network_optimizer_loss_and_data_set_train(extended: Workspace)
     assert (run.info.run_name, run.info.status) == ("sign_sgd-poly-0", "FINISHED")
     assert run.data.tags["dataset"] == "stripes"
     assert run.data.params["model._target_"] == "project.models.linear.Linear"
-    assert run.data.params["optimizer._target_"] == "project.optimizers.SignSGD"
+    assert run.data.params["optimizer._target_"] == "project.optimizers.sign_sgd.SignSGD"
     assert run.data.params["loss._target_"] == "project.losses.poly.PolyLoss"
     assert extended.json("models/metadata.json")["classes"] == ["vertical", "horizontal"]
     launcher = extended.run("python", "src/train.py", "launcher=night", "--cfg", "hydra", "--package", "hydra.launcher")
