@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
+from cifar_pipeline.config import local_settings
 from cifar_pipeline.config.compose import compose_config, restrict_to_stage
 from cifar_pipeline.data.dataset import Dataset, dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
@@ -40,6 +41,9 @@ class FolderScheduling(LoadScopeScheduling):
 
 
 def pytest_configure() -> None:
+    # The settings of this machine must not change a test: those of this clone are not read.
+    for find in (local_settings.settings_file, local_settings.env_file):
+        setattr(local_settings, find.__name__, elsewhere_than_here(find))
     # Functions that are tested without their script print the same lines.
     configure_logging()
     if os.access(MEMORY_DIR, os.W_OK) and shutil.disk_usage(MEMORY_DIR).free > MIN_FREE_BYTES:
@@ -51,6 +55,11 @@ def pytest_configure() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     # There is a process for each core: more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def elsewhere_than_here(find: Callable[[], Path]) -> Callable[[], Path]:
+    """Return a function that finds the file of every project but this one."""
+    return lambda: Path("/nowhere") if find().is_relative_to(ROOT) else find()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,7 +9,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from cifar_pipeline.config.compose import recorded_config
-from cifar_pipeline.config.params import register_params
+from cifar_pipeline.config.local_settings import register_configs
 from cifar_pipeline.stages.train import train
 from cifar_pipeline.sweeps import callback
 from cifar_pipeline.utils.errors import UserError
@@ -49,7 +49,7 @@ def test_every_launcher_of_conf_is_tested_here() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_launcher_composes_and_changes_no_result(project: Project, plugins, name: str) -> None:
     plugins(PRESETS[name], True)
-    register_params()
+    register_configs()
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
         config = compose("config", overrides=[f"launcher={name}"], return_hydra_config=True)
     assert config.hydra.runtime.choices["hydra/launcher"] == PRESETS[name]

@@ -2,18 +2,20 @@
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch as mock_patch
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.cli.entrypoint import run_script, run_stage
-from cifar_pipeline.config import compose
+from cifar_pipeline.config import compose, local_settings
 from cifar_pipeline.config.compose import Stage, compose_config
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
@@ -55,6 +57,7 @@ class Project:
     def made(folder: Path) -> "Project":
         """Copy the project's configuration to `folder`."""
         shutil.copytree(ROOT / "conf", folder / "conf")
+        (folder / local_settings.FILE).unlink(missing_ok=True)
         shutil.copy(ROOT / "params.yaml", folder)
         return Project(folder)
 
@@ -89,7 +92,9 @@ def started(
 ) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    # A command also sets the variables of .env.
+    with pytest.MonkeyPatch.context() as patch, streams[0], streams[1], mock_patch.dict(os.environ):
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR", "LOG_LEVEL"):
             patch.setenv(name, "")

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, flag_override
 
-from cifar_pipeline.config.params import register_params
+from cifar_pipeline.config.local_settings import register_configs
 from cifar_pipeline.sweeps import summary
 from cifar_pipeline.sweeps.callback import num_trials, split_fixed_and_swept
 from cifar_pipeline.sweeps.summary import dvc_override, reproduce_command
@@ -18,7 +18,7 @@ from helpers.config_project import Project
 
 def multirun(project: Project, overrides: list[str]) -> DictConfig:
     """Compose the configuration of a multirun as the callback gets it, with swept values as text."""
-    register_params()
+    register_configs()
     hydra_overrides = [text for text in overrides if text.startswith(("hydra", "sweep="))]
     with initialize_config_dir(str(project.folder / "conf"), version_base="1.3"):
         config = compose("config", overrides=hydra_overrides, return_hydra_config=True)

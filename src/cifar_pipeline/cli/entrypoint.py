@@ -9,6 +9,7 @@ run, so a change in the meantime would be recorded in dvc.lock with a result tha
 
 import argparse
 import functools
+import io
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,11 +68,11 @@ from cifar_pipeline.config.compose import (
     set_experiment_name,
     stage_targets,
 )
+from cifar_pipeline.config.local_settings import LAUNCHER_OPTION, load_environment, register_configs
 from cifar_pipeline.config.params import (
     CONF,
     PARAMS,
     SWEEP_GROUPS,
-    register_params,
     reject_invalid_group_overrides,
     reject_values_of_other_options,
     to_yaml_inline,
@@ -109,7 +110,7 @@ from cifar_pipeline.utils.process import (
     relax_gc,
 )
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import list_names
+from cifar_pipeline.utils.text import list_names, redact
 
 log = logging.getLogger(__name__)
 
@@ -290,6 +291,8 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
     install_sigterm_handler()
     try:
         configure_logging()
+        if load_environment():
+            configure_logging()  # LOG_LEVEL may be among the variables.
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:
         interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
@@ -332,20 +335,33 @@ def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: 
     take_level_options(sys.argv)
     exit_when_dvc_dies()
     relax_gc()
-    _record_environment()
     # Workers of some launchers do not search the folder of the script for modules.
     script_dir = str(Path(sys.argv[0]).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([script_dir, *filter(None, [os.environ.get("PYTHONPATH")])])
     # Let Hydra raise its errors instead of printing them over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with exit_on_error("Stopped: the same command resumes."):
-        register_params()
+        _record_environment()
+        register_configs()
         reject_invalid_group_overrides(sys.argv[1:])
         if _is_config_printed(sys.argv[1:], stage.__name__):
             return
-        hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(
-            decorator(_with_checks(stage))
-        )()
+        with _redacted_config(sys.argv[1:]):
+            hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(
+                decorator(_with_checks(stage))
+            )()
+
+
+@contextmanager
+def _redacted_config(arguments: list[str]) -> Iterator[None]:
+    """Redact what Hydra prints for `--cfg`, as `--resolve` reads environment variables."""
+    if not parse_arguments(arguments)[0].cfg:
+        yield
+        return
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        yield
+    print(redact(printed.getvalue()), end="")
 
 
 def _is_config_printed(arguments: list[str], stage: str) -> bool:
@@ -373,7 +389,7 @@ def _is_config_printed(arguments: list[str], stage: str) -> bool:
         check_added_keys(config, args.overrides)
     is_printed = args.cfg == "job" and not args.package and not args.resolve
     if is_printed:
-        print(OmegaConf.to_yaml(config), end="")
+        print(redact(OmegaConf.to_yaml(config)), end="")
     return is_printed
 
 
@@ -382,8 +398,9 @@ def _with_checks(stage: Stage) -> Stage:
     def run(config: DictConfig) -> Any:
         start = time.perf_counter()
         relax_gc()  # again, because a launcher's worker does not call `run_stage`
-        _record_environment()
         try:
+            load_environment()
+            _record_environment()
             _setup_rank(config)
             _reject_sweep_only_groups()
             reject_values_of_other_options(chosen_options())
@@ -426,7 +443,7 @@ def _record_environment() -> None:
 
 def _reject_sweep_only_groups() -> None:
     for group in SWEEP_GROUPS if not is_sweep() else ():
-        if (option := chosen_options().get(group, "None")) != "None":
+        if (option := chosen_options().get(group, "None")) not in ("None", LAUNCHER_OPTION):
             raise UserError(f"{group}={option} is for sweeps only: add -m, or leave it out.")
 
 

@@ -24,7 +24,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_pipeline.config.params import CONF, register_params, reject_values_of_other_options, to_yaml_inline
+from cifar_pipeline.config.local_settings import register_configs
+from cifar_pipeline.config.params import CONF, reject_values_of_other_options, to_yaml_inline
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
@@ -82,7 +83,7 @@ def compose_config(overrides: list[str] | None = None) -> DictConfig:
 
 def compose_with_hydra(overrides: list[str]) -> DictConfig:
     """Compose as `compose_config` does, with Hydra's settings in the key `hydra`."""
-    register_params()
+    register_configs()
     if GlobalHydra.instance().is_initialized():  # in a stage started by Hydra
         return _composed(overrides)
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):

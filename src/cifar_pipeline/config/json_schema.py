@@ -7,6 +7,7 @@ the comments. An option whose `_target_` occurs in no file of conf/ may have any
 from pathlib import Path
 from typing import Any
 
+from cifar_pipeline.config import local_settings
 from cifar_pipeline.config.params import (
     LIST_GROUPS,
     NON_PARAM_GROUPS,
@@ -58,6 +59,7 @@ def schemas(conf: Path) -> dict[str, Schema]:
         "experiment": _file_schema("An experiment", values),
         "sweep": _sweep_schema(groups, param_groups),
         "launcher": _launcher_schema(),
+        "local": _local_schema(groups, param_groups),
         **{name: _option_schema(groups[name]) for name in SEARCH_GROUPS},
     }
     for group in [
@@ -110,6 +112,26 @@ def _launcher_schema() -> Schema:
     # A launcher's keys are defined by its package.
     hydra = {"type": "object", "properties": {"launcher": {}, "sweep": {}}, "additionalProperties": False}
     return _file_schema("A launcher of a sweep's trials", {"defaults": HYDRA_SCHEMA["defaults"], "hydra": hydra})
+
+
+def _local_schema(groups: dict[str, Group], param_groups: dict[str, Group]) -> Schema:
+    """Return the schema of conf/local/default.yaml."""
+    trainer = {name: field_schemas()[key] for key in local_settings.KEYS for _, _, name in [key.partition(".")]}
+    return _file_schema(
+        "conf/local/default.yaml: the settings of this machine",
+        {
+            **_group_values({name: param_groups[name] for name in local_settings.GROUPS}),
+            "trainer": {"type": "object", "properties": trainer, "additionalProperties": False},
+            "launcher": {"enum": [*groups["launcher"].names, None], "description": "The launcher of sweeps."},
+            "logger": _option_enum(groups["logger"], "Loggers besides MLflow."),
+            "hydra": _launcher_schema()["properties"]["hydra"],
+            "paths": {
+                "type": "object",
+                "additionalProperties": {"type": ["string", "null"]},
+                "description": "Where the store of MLflow's runs and copies of data sets are on this machine.",
+            },
+        },
+    )
 
 
 def dotted_keys(groups: dict[str, Group]) -> list[str]:
@@ -187,7 +209,7 @@ def _ungrouped_keys(groups: dict[str, Group]) -> Schema:
         option_by_group |= {f"{prefix}{name}": {"type": "string"} for prefix in ("override ", "override /")}
     entries: Schema = {
         "anyOf": [
-            {"enum": [*groups["experiment"].names, "_self_", "params"]},
+            {"enum": [*groups["experiment"].names, "_self_", "params", "local_settings"]},
             {"type": "object", "properties": option_by_group, "additionalProperties": False},
         ]
     }

@@ -30,8 +30,10 @@ DEFAULT_WEIGHTS, MLFLOW_SCHEMES = "default", ("models:/", "runs:/")
 # Groups that only a sweep (`-m`) reads: its trials, how a search proposes and stops them, the launcher that runs them.
 SEARCH_GROUPS = ("sampler", "pruner")
 SWEEP_GROUPS = ("sweep", *SEARCH_GROUPS, "launcher")
+# The folder of conf/ with the settings of this machine (`config/local_settings.py`), which is no group.
+LOCAL_FOLDER = "local"
 # Groups that are not part of a training's configuration. params.yaml has a key of its own for `experiment`.
-NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS)
+NON_PARAM_GROUPS = ("experiment", *SWEEP_GROUPS, LOCAL_FOLDER)
 # Groups whose options all have the same keys, so that an experiment's values suit each of them.
 SHARED_GROUPS = {"trainer", "data"}
 # Groups from which several options can be chosen, and those of them whose files hold one entry with the file's name.
@@ -236,8 +238,7 @@ def reject_invalid_group_overrides(arguments: list[str]) -> None:
         is_group = group in (*NON_PARAM_GROUPS, *groups())
         if group in LIST_GROUPS and option.startswith("["):
             continue
-        # `sweep=null` and `launcher=null` are valid: they choose nothing.
-        if is_group and (option.startswith(container) or (group not in SWEEP_GROUPS and scalar.fullmatch(option))):
+        if is_group and (option.startswith(container) or scalar.fullmatch(option)):
             raise UserError(f"{shown}: {CONF}/{group}/ has no file of this name; {suggest(option, options(group))}")
 
 

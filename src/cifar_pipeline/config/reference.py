@@ -10,7 +10,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_pipeline.config.params import LIST_GROUPS, NON_PARAM_GROUPS, SEARCH_GROUPS, SWEEP_GROUPS, to_yaml_inline
+from cifar_pipeline.config.params import (
+    LIST_GROUPS,
+    LOCAL_FOLDER,
+    NON_PARAM_GROUPS,
+    SEARCH_GROUPS,
+    SWEEP_GROUPS,
+    to_yaml_inline,
+)
 from cifar_pipeline.config.schema import JsonSchema, field_schemas
 from cifar_pipeline.utils.text import describe_allowed, one_line
 
@@ -93,7 +100,8 @@ class Group:
 
 def read_groups(conf: Path) -> dict[str, Group]:
     """Read the groups of conf/ by name."""
-    return {folder.name: _read_group(folder, folder.name) for folder in sorted(conf.iterdir()) if folder.is_dir()}
+    folders = (path for path in sorted(conf.iterdir()) if path.is_dir() and path.name != LOCAL_FOLDER)
+    return {folder.name: _read_group(folder, folder.name) for folder in folders}
 
 
 def read_option(path: Path) -> Option:

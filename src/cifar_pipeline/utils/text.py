@@ -2,7 +2,7 @@
 
 Redaction covers all text that leaves the process: messages, tags, files. A secret is recognized by its position (the
 password of a URL, a query parameter such as `token` or `X-Amz-Signature`), or by its value, where an environment
-variable such as MLFLOW_TRACKING_PASSWORD contains it.
+variable such as MLFLOW_TRACKING_PASSWORD, or any variable of the file .env, contains it.
 
 Escaping covers file names, class names and messages that come from outside. A control character moves the cursor or
 starts an escape sequence, a bidirectional override changes the order of the text shown, and a lone surrogate (a byte of
@@ -63,7 +63,14 @@ _USERINFO = re.compile(
 _QUERY = re.compile(rf"(?P<name>[?&;](?:{_NAME})=)(?P<value>[^\s&#;\"'<>\])}},]+)", re.IGNORECASE)
 # Stricter for keys of a configuration, where `key` and `code` may be ordinary names.
 _SECRET_KEY = re.compile(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", re.IGNORECASE)
+# The variables in .env, with their values.
+_declared: dict[str, str] = {}
 _ASSIGNMENT = re.compile(r"(?P<name>[~+]*[\w./@-]+=)(?P<value>.+)", re.DOTALL)
+
+
+def add_secrets(variables: Mapping[str, str]) -> None:
+    """Declare environment variables whose values are secrets, whatever their names are."""
+    _declared.update(variables)
 
 
 def redact(text: str) -> str:
@@ -119,17 +126,31 @@ def _is_secret_key(name: str) -> bool:
 
 
 def _known_secrets() -> Iterator[str]:
-    """Yield the secrets in this process's environment variables."""
+    """Yield the secrets in this process's environment variables, and those declared."""
+    for value in _declared.values():
+        yield from _forms(value)
     # Not `items()`, because a thread of MLflow removes a variable in the meantime.
     for name in list(os.environ):
         value = os.environ.get(name, "")
-        if _SECRET_VARIABLE.fullmatch(name) and len(value) >= MIN_SECRET_LENGTH:
-            yield value
+        if name in _declared or _SECRET_VARIABLE.fullmatch(name):
+            yield from _forms(value)
         elif "://" in value:
-            for match in _USERINFO.finditer(value):
-                password = (match["password"] or "").removeprefix(":")
-                yield from {text for text in (password, unquote(password)) if len(text) >= MIN_SECRET_LENGTH}
-            yield from (match["value"] for match in _QUERY.finditer(value) if len(match["value"]) >= MIN_SECRET_LENGTH)
+            yield from _parts(value)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield a secret, each of its lines, and the secrets in it if it is a URL, except those that are too short."""
+    yield from (text for text in {secret, *map(str.strip, secret.splitlines())} if len(text) >= MIN_SECRET_LENGTH)
+    if "://" in secret:
+        yield from _parts(secret)
+
+
+def _parts(url: str) -> Iterator[str]:
+    """Yield the passwords and secret parameters of a URL, except those that are too short."""
+    for match in _USERINFO.finditer(url):
+        password = (match["password"] or "").removeprefix(":")
+        yield from {text for text in (password, unquote(password)) if len(text) >= MIN_SECRET_LENGTH}
+    yield from (match["value"] for match in _QUERY.finditer(url) if len(match["value"]) >= MIN_SECRET_LENGTH)
 
 
 def redact_and_escape(text: str) -> str:
