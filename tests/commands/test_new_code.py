@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from cifar_pipeline.cli.new_code import KINDS, TAKEN, render, snake_case
+from cifar_pipeline.config import dvc_inputs
 from cifar_pipeline.config.compose import compose_config, fingerprint, stage_targets
 from cifar_pipeline.config.source_files import SourceTree
 from cifar_pipeline.training.metrics import BUILT_IN_NAMES
 from helpers.config_project import ROOT, Project, run
-from helpers.workspace import Workspace, make_repository, prepared, stages_that
+from helpers.workspace import Workspace, make_repository, stages_that, workspace_of_tree
 from new import new
 
 NAMES = {
@@ -29,8 +30,8 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace with the digits and an example of each kind."""
-    workspace = prepared(tmp_path_factory.mktemp("own") / "workspace")
+    """A workspace with an example of each kind."""
+    workspace = workspace_of_tree(tmp_path_factory.mktemp("own"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.root)
         for kind, name in NAMES.items():
@@ -74,8 +75,19 @@ def test_the_code_has_no_errors_of_type(extended: Workspace) -> None:
     extended.run("mypy", "src/project")
 
 
+# Tests of the library that read conf/ or src/ as a whole; what is the user's own must not make them fail.
+OF_ALL_OPTIONS = (
+    "tests/config/test_schemas.py::test_the_page_is_up_to_date",
+    "tests/config/test_schemas.py::test_the_page_has_every_key_and_every_option",
+    "tests/test_layout.py::test_there_are_few_modules_of_a_fair_size",
+    "tests/training/test_losses.py::test_every_loss_of_conf_has_its_formula_here",
+    "tests/training/test_optimizers.py::test_every_optimizer_of_conf_is_tested_here",
+    "tests/inference/test_every_network.py::test_every_option_is_tested",
+)
+
+
 def test_the_tests_that_are_written_pass(extended: Workspace) -> None:
-    said = extended.run("python", "-m", "pytest", "-n", "0", "-q", "tests/project")
+    said = extended.run("python", "-m", "pytest", "-n", "0", "-q", "tests/project", *OF_ALL_OPTIONS)
     assert re.search(r"^\d+ passed", said, re.MULTILINE)
     written = {path.name for path in (extended.root / "tests" / "project").glob("test_*.py")}
     assert written == {f"test_{kind}_{snake_case(name)}.py" for kind, name in NAMES.items()}
@@ -86,27 +98,39 @@ def test_the_page_of_all_options_has_the_new_ones(extended: Workspace) -> None:
     assert "[`sign_sgd`](../conf/optimizer/sign_sgd.yaml)" in page and "[`stripes`](../conf/data/stripes.yaml)" in page
 
 
+@pytest.mark.long
 def test_all_of_them_train_in_the_pipeline_and_dvc_tracks_their_code(extended: Workspace, tmp_path: Path) -> None:
-    copy = extended.copy(tmp_path / "copy")
-    options = {group: option for group, _, option in (word.partition("=") for word in OPTIONS)}
-    copy.set_params(experiment="debug", **options)
+    root = tmp_path / "copy"
+    shutil.copytree(extended.root, root)
+    copy = Workspace(root)
     make_repository(copy)
-    said = copy.dvc("repro", "train")
-    assert "train" in stages_that(said, "ran")
-    run_ = copy.runs()[-1]
-    assert (run_.info.run_name, run_.info.status) == ("debug-tiny-sign_sgd-tiny-0", "FINISHED")
-    assert {"train/weight_norm", "val/sure"} <= run_.data.metrics.keys()
-    assert run_.data.params["scheduler._target_"] == "project.schedulers.ramp.ramp"
-    (copy.root / "src" / "project" / "models" / "tiny.py").open("a").write("\n# edited\n")
-    status = copy.dvc("status", "train")
-    assert "src/project" in status
+    # The command that is printed for a data set makes its data itself.
+    copy.train("-m", "data=stripes", "experiment=debug")
+    assert copy.runs()[-1].data.tags["dataset"] == "stripes"
+    assert not (root / "data" / "processed").exists()
+    options = {group: option for group, _, option in (word.partition("=") for word in OPTIONS)}
+    copy.set_params(experiment="debug", data="stripes", **options)
+    assert stages_that(copy.dvc("repro", "train"), "ran") == ["configure", "download", "preprocess", "train"]
+    trained = copy.runs()[-1]
+    assert (trained.info.run_name, trained.info.status) == ("debug-sign_sgd-tiny-0", "FINISHED")
+    assert {"train/weight_norm", "val/sure"} <= trained.data.metrics.keys()
+    assert trained.data.params["scheduler._target_"] == "project.schedulers.ramp.ramp"
+    copy.write("src/project/models/tiny.py", copy.read("src/project/models/tiny.py") + "\n# edited\n")
+    changed = copy.dvc("status", "train", "download")
+    assert "src/project" in changed and "download" not in changed
 
 
-def test_a_new_data_set_is_made_for_the_command_that_is_printed(extended: Workspace) -> None:
-    before = (extended.root / "data" / "processed" / "dataset.json").read_bytes()
-    extended.train("-m", "data=stripes", "experiment=debug")
-    assert extended.runs()[-1].data.tags["dataset"] == "stripes"
-    assert (extended.root / "data" / "processed" / "dataset.json").read_bytes() == before
+def test_dvc_accepts_the_code_as_tracked(extended: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(extended.root)
+    monkeypatch.setattr(dvc_inputs, "SOURCE", extended.root / "src")
+    monkeypatch.setattr(dvc_inputs, "loaded_sources", lambda: SourceTree(extended.root / "src"))
+    config = compose_config([*OPTIONS, "data=stripes"])
+    assert stage_targets(config, "preprocess") == ["project.data.stripes.Stripes"]
+    for stage in ("preprocess", "train"):
+        stages = yaml.safe_load(extended.read("dvc.yaml"))["stages"][stage]["deps"]
+        tracked = [(extended.root / path).resolve() for path in stages if isinstance(path, str)]
+        for target in stage_targets(config, stage):
+            dvc_inputs._require_tracked(target, stage, tracked)
 
 
 def test_an_edit_of_the_code_changes_the_fingerprint(

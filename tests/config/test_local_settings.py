@@ -221,6 +221,23 @@ def test_no_form_of_a_value_is_written(project: Project, value: str, said: str) 
     assert "hunter22" not in text.redact(said)
 
 
+def test_a_user_name_is_no_secret(project: Project) -> None:
+    project.write(".env", "MLFLOW_TRACKING_USERNAME=pipeline\nMLFLOW_TRACKING_PASSWORD=hunter22\n")
+    assert project.start(configure).code == 0
+    load_environment()
+    assert text.redact("cifar-pipeline of hunter22") == "cifar-pipeline of ***"
+
+
+def test_a_word_of_the_configuration_is_refused_as_a_secret(project: Project) -> None:
+    project.write(".env", "PLAIN=softmax\n")
+    project.start(configure).assert_refused("loss.output_activation contains the value of PLAIN in .env", "the shell")
+    project.write(".env", "PLAIN=pipeline\n")
+    project.start(configure).assert_refused("contains the value of PLAIN in .env")
+    assert not (project.folder / "composed.yaml").exists()
+    project.write(".env", "MLFLOW_EXPERIMENT_NAME=flowers\n")
+    assert project.start(configure).code == 0
+
+
 def test_the_password_of_a_server_is_in_no_message(project: Project) -> None:
     project.write(".env", "MLFLOW_TRACKING_URI=ftp://me:hunter22@127.0.0.1:9/runs\n")
     ended = project.start(train, "data=digits")

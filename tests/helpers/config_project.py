@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -17,14 +18,24 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_pipeline.cli.entrypoint import run_script, run_stage
 from cifar_pipeline.config import compose, local_settings
 from cifar_pipeline.config.compose import Stage, compose_config
+from cifar_pipeline.config.source_files import PROJECT
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
 from helpers.source_tree import ROOT
 
 
+# A `_target_` in src/project/.
+USER_TARGET = re.compile(rf"^ *_target_: {PROJECT}\.", re.MULTILINE)
+
+
 def options_of(group: str, own: bool = False) -> list[str]:
-    """Return the options of conf/`group`; `own` leaves out those that inherit from another option."""
-    files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+    """Return the options of conf/`group`, except those of a user's code, which has tests of its own in tests/project/.
+
+    `own` leaves out those that inherit from another option.
+    """
+    files = [
+        file for file in sorted((ROOT / "conf" / group).glob("*.yaml")) if not USER_TARGET.search(file.read_text())
+    ]
     return [file.stem for file in files if not own or "defaults" not in OmegaConf.load(file)]
 
 

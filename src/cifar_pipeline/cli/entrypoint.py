@@ -68,7 +68,12 @@ from cifar_pipeline.config.compose import (
     set_experiment_name,
     stage_targets,
 )
-from cifar_pipeline.config.local_settings import LAUNCHER_OPTION, load_environment, register_configs
+from cifar_pipeline.config.local_settings import (
+    LAUNCHER_OPTION,
+    load_environment,
+    register_configs,
+    reject_secrets_in,
+)
 from cifar_pipeline.config.params import (
     CONF,
     PARAMS,
@@ -405,6 +410,7 @@ def _with_checks(stage: Stage) -> Stage:
             _reject_sweep_only_groups()
             reject_values_of_other_options(chosen_options())
             validate(config)
+            reject_secrets_in(config)
             tracking_uri()  # Refuses an invalid one before any work.
             if not is_sweep():  # The callback of a sweep sets its experiment for all trials.
                 set_experiment_name(config.mlflow.experiment_name)

@@ -17,7 +17,7 @@ import yaml
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_pipeline.config.params import (
     CONF,
@@ -34,7 +34,7 @@ from cifar_pipeline.config.tracking_uri import TRACKING_VARIABLE
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace
 from cifar_pipeline.utils.safe_io import require_bounded
-from cifar_pipeline.utils.text import add_secrets, flatten_dict, list_names
+from cifar_pipeline.utils.text import add_secrets, declared_in, flatten_dict, list_names
 
 FILE, ENV_FILE = CONF / LOCAL_FOLDER / "default.yaml", Path(".env")
 # The option of conf/launcher/ that this file's `launcher` becomes, with the values of `hydra.launcher`.
@@ -81,6 +81,23 @@ def load_environment() -> bool:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     return bool(variables)
+
+
+def reject_secrets_in(config: DictConfig) -> None:
+    """Raise UserError if a value of the configuration contains one of .env, so that it would be masked in results.
+
+    Values that read the variable itself (`${oc.env:NAME}`) may.
+    """
+    raw, resolved = (OmegaConf.to_container(config, resolve=resolve) for resolve in (False, True))
+    assert isinstance(raw, dict) and isinstance(resolved, dict)
+    written = flatten_dict({str(key): value for key, value in raw.items()})
+    for key, value in flatten_dict({str(key): value for key, value in resolved.items()}).items():
+        for name in declared_in(str(value)):
+            if f"oc.env:{name}" not in str(written.get(key)):
+                raise UserError(
+                    f"{key} contains the value of {name} in {ENV_FILE}, which is masked as a secret everywhere: if it "
+                    f"is none, set {name} in the shell instead."
+                )
 
 
 def read_settings() -> dict[str, Any]:

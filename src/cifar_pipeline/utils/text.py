@@ -63,14 +63,21 @@ _USERINFO = re.compile(
 _QUERY = re.compile(rf"(?P<name>[?&;](?:{_NAME})=)(?P<value>[^\s&#;\"'<>\])}},]+)", re.IGNORECASE)
 # Stricter for keys of a configuration, where `key` and `code` may be ordinary names.
 _SECRET_KEY = re.compile(r"(?:\w*_)?(?:password|passwd|secret|token|api_?key|access_key)", re.IGNORECASE)
+# User names are no secrets, in URLs neither.
+_USER_NAME = re.compile(r"(?:.*_)?USER(?:_?NAME)?", re.IGNORECASE)
 # The variables in .env, with their values.
 _declared: dict[str, str] = {}
 _ASSIGNMENT = re.compile(r"(?P<name>[~+]*[\w./@-]+=)(?P<value>.+)", re.DOTALL)
 
 
 def add_secrets(variables: Mapping[str, str]) -> None:
-    """Declare environment variables whose values are secrets, whatever their names are."""
-    _declared.update(variables)
+    """Declare environment variables whose values are secrets, whatever their names are, except user names."""
+    _declared.update({name: value for name, value in variables.items() if not _USER_NAME.fullmatch(name)})
+
+
+def declared_in(text: str) -> list[str]:
+    """Return the names of the declared variables whose values a text contains."""
+    return [name for name, value in _declared.items() if any(form in text for form in _forms(value))]
 
 
 def redact(text: str) -> str:
