@@ -23,7 +23,6 @@ from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
 from helpers.source_tree import ROOT
 
-
 # A `_target_` in src/project/.
 USER_TARGET = re.compile(rf"^ *_target_: {PROJECT}\.", re.MULTILINE)
 

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cifar_pipeline.sweeps.search_space import corners, distribution, format_value
+from cifar_pipeline.sweeps.search import corners, distribution, format_value
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 

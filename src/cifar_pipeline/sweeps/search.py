@@ -3,17 +3,21 @@
 A study is resumed by the same command. Its name is the fingerprint of the sweep, which does not include the number of
 trials, how many run at a time, and the storage. Trials that were interrupted run again with the same values under the
 same number; failed ones of earlier commands are replaced by new ones.
+
+The search space is read in Hydra's override grammar as Optuna's distributions, and proposed values are written as
+overrides. `interval(a, b)` is a range of numbers, of whole ones with `int(...)` or `tag(int, ...)`; `choice(...)` and
+`a,b,c` are alternatives; `range(...)` are evenly spaced numbers; `tag(log, ...)` makes a range logarithmic.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, islice, repeat
 from typing import Any
 
 import numpy as np
 import optuna
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
@@ -22,7 +26,6 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.params import to_yaml_inline
 from cifar_pipeline.config.schema import validate
-from cifar_pipeline.sweeps.search_space import corners, distribution, format_value
 from cifar_pipeline.sweeps.study import (
     StudyReference,
     build_pruner,
@@ -35,6 +38,7 @@ from cifar_pipeline.sweeps.study import (
 from cifar_pipeline.tracking.trial import RUN_METRICS, Objective
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import workspace_id
+from cifar_pipeline.utils.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ log = logging.getLogger(__name__)
 WORKSPACE_ATTRIBUTE = "workspace"
 # Metrics of an epoch that are not named SPLIT/METRIC.
 OTHER_EPOCH_METRICS = ("lr", "images_per_second")
+# Types of the bounds of Optuna's distributions.
+Number = int | float
 
 
 @dataclass(frozen=True)
@@ -315,3 +321,54 @@ def _options(sweeper: DictConfig, composed: DictConfig, key: str) -> dict[str, A
 
 def _direction(objective: Objective) -> StudyDirection:
     return StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Convert the values of a swept override to a distribution. Raises UserError if Optuna rejects them."""
+    sweep = override.value()
+    try:
+        if isinstance(sweep, IntervalSweep):
+            assert sweep.start is not None and sweep.end is not None
+            is_int = "int" in sweep.tags or (isinstance(sweep.start, int) and isinstance(sweep.end, int))
+            return _range(sweep.start, sweep.end, is_int, "log" in sweep.tags)
+        if isinstance(sweep, RangeSweep):
+            values: list[Any] = sorted(override.sweep_iterator())
+            is_int, is_log = all(isinstance(value, int) for value in values), "log" in sweep.tags
+            step = None if is_log or len(values) < 2 else values[1] - values[0]
+            return _range(values[0], values[-1], is_int, is_log, step)
+        return CategoricalDistribution([_plain(value) for value in override.sweep_iterator(Transformer.encode)])
+    except (ValueError, IndexError) as error:
+        key, _, text = str(override.input_line).partition("=")
+        reason = "it has no values" if isinstance(error, IndexError) else one_line(error).rstrip(".")
+        raise UserError(f"{key.lstrip('+')}={text} cannot be searched: {reason}.") from None
+
+
+def _range(low: Number, high: Number, is_int: bool, is_log: bool, step: Number | None = None) -> BaseDistribution:
+    if is_int:
+        return IntDistribution(int(low), int(high), log=is_log, step=int(step or 1))
+    return FloatDistribution(float(low), float(high), log=is_log, step=step)
+
+
+def _plain(value: Any) -> Any:
+    """Return a choice as Optuna stores it: a number, a bool, or text as on the command line."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def format_value(value: Any) -> str:
+    """Format a proposed value as on the command line."""
+    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+
+
+def corners(space: Mapping[str, BaseDistribution]) -> list[dict[str, str]]:
+    """Return proposals that contain, together, the bounds of each range and all alternatives of each choice."""
+    values = {key: _extremes(entry) for key, entry in space.items()}
+    count = max(map(len, values.values()))
+    columns = {key: list(islice(chain(known, repeat(known[-1])), count)) for key, known in values.items()}
+    return [{key: format_value(column[row]) for key, column in columns.items()} for row in range(count)]
+
+
+def _extremes(entry: BaseDistribution) -> list[Any]:
+    if isinstance(entry, CategoricalDistribution):
+        return list(entry.choices)
+    assert isinstance(entry, FloatDistribution | IntDistribution)
+    return list(dict.fromkeys([entry.low, entry.high]))
