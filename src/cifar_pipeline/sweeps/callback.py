@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_pipeline.config.compose import compose_config, digest, set_experiment_name, stage_config
+from cifar_pipeline.config.local_settings import load_environment
 from cifar_pipeline.config.params import SWEEP_GROUPS, suggest, to_yaml_inline
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.unused_values import check_unused
@@ -182,6 +183,8 @@ class SweepCallback(Callback):
         if self.parent:
             # The working directory of a Ray worker is where its node was started.
             os.chdir(self.folder)
+            # Before the first line, which names the trial's values.
+            load_environment()
             settings = HydraConfig.get()
             job.start_trial(
                 Trial(
