@@ -234,6 +234,9 @@ def test_a_word_of_the_configuration_is_refused_as_a_secret(project: Project) ->
     project.write(".env", "PLAIN=pipeline\n")
     project.start(configure).assert_refused("contains the value of PLAIN in .env")
     assert not (project.folder / "composed.yaml").exists()
+
+
+def test_a_value_that_reads_the_variable_may_contain_it(project: Project) -> None:
     project.write(".env", "MLFLOW_EXPERIMENT_NAME=flowers\n")
     assert project.start(configure).code == 0
 
