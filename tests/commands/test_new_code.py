@@ -174,7 +174,6 @@ def test_it_names_what_it_wrote_and_the_command_that_tries_it(folder: Project, k
         (["Model", "Tiny"], ["write `python src/new.py model Tiny`"]),
         (["logger", "Tiny"], ["a logger of Lightning needs only its file in conf/logger/"]),
         (["model"], ["The name of the class is missing", "`python src/new.py model Tiny`"]),
-        (["model", ""], ["The name of the class is missing"]),
         (["model", "tiny"], ["write `python src/new.py model Tiny`"]),
         (["model", "tiny_net"], ["write `python src/new.py model TinyNet`"]),
         (["model", "my-net.v2"], ["write `python src/new.py model MyNetV2`"]),
