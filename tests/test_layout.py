@@ -42,7 +42,7 @@ FORBIDDEN_PACKAGES = {
     "tracking": {"torch", "lightning", "torchmetrics"},
     "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
 }
-MAX_MODULES, MAX_LINES, MIN_LINES, MAX_TRAIN_IMPORTS = 129, 600, 40, 86
+MAX_MODULES, MAX_LINES, MIN_LINES, MAX_TRAIN_IMPORTS = 134, 600, 40, 86
 
 
 def test_every_package_has_a_layer():
