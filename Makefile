@@ -96,33 +96,11 @@ COUNT ?= 100
 torture: $(SETUP) ## kill trainings at COUNT=100 moments and compare the results (15 minutes at most)
 	@python tests/crash_recovery/torture.py --count $(COUNT)
 
-.PHONY: bench
-bench: $(SETUP) ## benchmark against a plain loop, plain Lightning and hardware limits (seven to ten minutes)
-	@python benchmarks/run.py
-
-# Recipes of benchmarks/speedrun.py; seeds, if other than those of the leaderboard's rules: `SEEDS="0 1"`.
-RECIPE ?= quick airbench94
-
-.PHONY: speedrun
-speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RECIPE=quick, SEEDS="0 1 2"; half an hour or more for both)
-	@python benchmarks/speedrun.py $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS))
-
-# More options of benchmarks/finetuning.py: `OPTIONS="--images 10 100 --methods head"`.
-.PHONY: bench-finetuning
-bench-finetuning: $(SETUP) ## measure accuracy and time by number of training images (hours; the same command continues)
-	@python benchmarks/finetuning.py --append $(OPTIONS)
-
-.PHONY: bench-augmentation
-bench-augmentation: $(SETUP) ## time the augmentations, and photo at 224 pixels against torchvision's usual loader
-	@python benchmarks/augmentation_speed.py $(OPTIONS)
-
-.PHONY: bench-sweep
-bench-sweep: $(SETUP) ## measure what a sweep of a hundred small trials costs beside their training (ten minutes)
-	@python benchmarks/sweep_overhead.py $(OPTIONS)
-
 .PHONY: results-table
 results-table: $(SETUP) ## print the table of experiments (Markdown) from MLflow's database
 	@python src/report.py results-table
+
+include $(wildcard benchmarks/targets.mk)
 
 .PHONY: check
 check: $(SETUP) ## check format, style and types
@@ -145,7 +123,7 @@ ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 .PHONY: serve
-serve: $(SETUP) ## serve the champion over HTTP, on http://127.0.0.1:5001 (MODEL=models:/cifar10/3)
+serve: $(SETUP) ## serve the champion over HTTP, on http://127.0.0.1:5001 (MODEL=models:/NAME/3)
 	@python src/serve.py $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: list-models
@@ -157,7 +135,7 @@ rollback: $(SETUP) ## make the previous champion the champion again
 	@python src/registry.py rollback
 
 .PHONY: export
-export: $(SETUP) ## copy the model to exported/, where it runs without this project and in a browser (MODEL=models:/cifar10@champion)
+export: $(SETUP) ## copy the model to exported/, where it runs without this project and in a browser (MODEL=models:/NAME@champion)
 	@python src/export.py $(if $(MODEL),--model '$(MODEL)')
 
 .PHONY: cifar10
@@ -173,4 +151,4 @@ clean: ## remove the outputs of the stages; the environment, DVC's cache and the
 
 .PHONY: help
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 22

@@ -19,6 +19,7 @@ from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.utils.console import configure_logging
 from helpers.config_project import ROOT, Project
+from helpers.source_tree import PUBLISHED
 
 TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory, where fsync takes no time; the tests call it thousands of times.
@@ -138,7 +139,7 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory, val: int) -> Dataset:
         test_labels=dataset.test_labels[:TEST],
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         config = compose_config(["data=digits", *(["data.val_fraction=0"] if not val else [])])
         data_config = dataset_config(restrict_to_stage(config, "preprocess").data)
     order = np.arange(count)

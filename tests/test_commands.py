@@ -1,6 +1,5 @@
 """List the test that runs each command of the documentation, and check that the list is complete."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cifar_pipeline.config.schema import validate
 from helpers.config_project import Project
-from helpers.docs import PAGES, ROOT, commands, name_of, read
+from helpers.docs import PAGES, ROOT, SHELL_ENV, commands, name_of, read
 
 # By file: the test that runs a command (or a text of another file that does), and the pattern of the whole command.
 BY_FILE = {
@@ -185,10 +184,8 @@ BY_FILE = {
             r"install -d -m 700 ~/\.cache/dvc-site|dvc config --local core\.site_cache_dir ~/\.cache/dvc-site"
         ),
     },
-    "tests/test_commands.py": {
-        "test_every_documented_command_is_run_by_a_test": "python -m pytest.*",
-        "test_help_names_every_target": "make help",
-    },
+    "tests/test_commands.py": {"test_every_documented_command_is_run_by_a_test": "python -m pytest.*"},
+    "tests/test_project_files.py": {"test_help_names_every_target": "make help"},
     ".ci/run": {
         "make check": "ruff (format|check) ?(--check|--fix)?|mypy src",
         "make setup": "make setup",
@@ -210,8 +207,6 @@ BY_HAND = {
     r"python benchmarks/tutorial_accuracy.py 10 11 12": "it trains on the real data for minutes, three times",
     r"git (add|commit|push|pull|clone|checkout).*": "git's own",
 }
-# Started by make, a make below it would print the directory that it enters.
-SHELL_ENV = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
 OVERRIDES = re.compile(r"python src/train.py (?!--|-sc)(.+)|dvc exp run (.+)")
 
 # The changelog keeps the commands of the past.
@@ -315,12 +310,3 @@ def is_created_by_the_page(word: str) -> bool:
         f"conf/{group}/{option}.yaml" in read(ROOT / "docs" / "extending.md")
         and not Path(ROOT / "conf" / group / f"{option}.yaml").is_file()
     )
-
-
-def test_help_names_every_target() -> None:
-    output = subprocess.run(
-        ["make", "help"], cwd=ROOT, env=SHELL_ENV, capture_output=True, text=True, check=True
-    ).stdout
-    listed = re.findall(r"^make (\S+)", output, re.MULTILINE)
-    assert sorted(listed) == sorted(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert len(output.splitlines()) == len(listed)

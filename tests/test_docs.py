@@ -1,4 +1,4 @@
-"""Check the documentation against the code: tests, files, headings, keys, messages, packages, traces, both READMEs."""
+"""Check the documentation against the code: tests, files, headings, keys, messages, packages, traces."""
 
 import ast
 import re
@@ -11,13 +11,12 @@ from cifar_pipeline.config.json_schema import dotted_keys
 from cifar_pipeline.config.params import NON_PARAM_GROUPS
 from cifar_pipeline.config.reference import read_groups
 from helpers import docs
-from helpers.docs import PAGES, ROOT, anchors, blocks, headings, links, numbers, read, spans
+from helpers.docs import PAGES, ROOT, anchors, blocks, links, read, spans
 from helpers.source_tree import FILES, PACKAGE, SRC, imported_files, name_of, package_of
 
 GUARANTEES = read(ROOT / "docs" / "guarantees.md")
 CITED_TESTS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", GUARANTEES)
 GROUPS = read_groups(ROOT / "conf")
-ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=docs.name_of)
 
@@ -145,27 +144,3 @@ def test_the_paths_in_the_architecture_exist():
     for name in spans(ARCHITECTURE):
         if re.fullmatch(r"\w+/[\w/]+\.(py|html)", name) and not name.startswith("tests/"):
             assert any((root / name).is_file() for root in (ROOT, SRC / PACKAGE)), f"{name} does not exist"
-
-
-def test_the_readme_is_short():
-    assert len(read(ENGLISH).splitlines()) < 300
-
-
-def without_comments(block: str) -> str:
-    return re.sub(r" +# .*", "", block)
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        lambda text: [level for level, _ in headings(text)],
-        lambda text: sorted(spans(text)),
-        lambda text: [(language, without_comments(block)) for language, block in blocks(text)],
-        lambda text: sorted(link for link in links(text) if not link.startswith("README")),
-        numbers,
-        lambda text: [line.count("|") for line in text.splitlines() if line.startswith("|")],
-    ],
-    ids=["headings", "code", "blocks", "links", "numbers", "tables"],
-)
-def test_both_readmes_have_the_same_content(what):
-    assert what(read(CHINESE)) == what(read(ENGLISH))

@@ -17,6 +17,7 @@ from cifar_pipeline.config import compose
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from helpers.servers import fixed_response_server
+from helpers.source_tree import EXPERIMENT
 
 
 def caused_by(cause: BaseException) -> BaseException:
@@ -116,7 +117,7 @@ def test_a_server_that_refuses_or_fails_is_not_taken_for_one_that_is_gone_or_emp
     from cifar_pipeline.tracking.model_uri import resolve_model
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
+    monkeypatch.setattr(compose, "_experiment_name", EXPERIMENT)  # There is no conf/.
     address = f"http://127.0.0.1:{server.server_port}"
     server.reply = code, body
     for request in (connect, lambda: resolve_model("models:/digits@champion", "", "last").__enter__()):

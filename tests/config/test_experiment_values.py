@@ -12,12 +12,35 @@ from cifar_pipeline.config.compose import output_root
 from cifar_pipeline.sweeps.job import isolate_failures
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
-from helpers.config_project import Project, started
+from helpers.config_project import FAST, Project, started
 
 MESSAGE = (
-    "optimizer=adam does not fit experiment=quick, which sets optimizer.lr and optimizer.momentum for optimizer=muon; "
+    "optimizer=adam does not fit experiment=fast, which sets optimizer.lr and optimizer.momentum for optimizer=muon; "
     "choose another experiment, such as tutorial, or keep optimizer=muon."
 )
+
+
+PARENT = """# @package _global_
+defaults:
+  - tutorial
+  - override /loss: label_smoothing
+  - _self_
+loss:
+  label_smoothing: 0.2
+"""
+CHILD = """# @package _global_
+defaults:
+  - parent
+  - _self_
+trainer:
+  max_epochs: 40
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipes(project: Project) -> None:
+    for name, text in (("fast", FAST), ("parent", PARENT), ("child", CHILD)):
+        project.write(f"conf/experiment/{name}.yaml", text)
 
 
 def write_seed(config: DictConfig) -> None:
@@ -26,11 +49,11 @@ def write_seed(config: DictConfig) -> None:
 
 
 def test_another_option_is_refused_on_the_command_line(project: Project) -> None:
-    project.start(configure, "experiment=quick", "optimizer=adam").assert_refused(MESSAGE)
+    project.start(configure, "experiment=fast", "optimizer=adam").assert_refused(MESSAGE)
     assert not (project.folder / "composed.yaml").exists()
 
 
-@pytest.mark.parametrize("arguments", [("experiment=quick",), ("experiment=quick", "optimizer.lr=0.1")])
+@pytest.mark.parametrize("arguments", [("experiment=fast",), ("experiment=fast", "optimizer.lr=0.1")])
 def test_another_option_is_refused_in_params(project: Project, arguments: tuple[str, ...]) -> None:
     project.edit("params.yaml", "optimizer: null", "optimizer: adam")
     project.start(configure, *arguments).assert_refused(MESSAGE)
@@ -44,7 +67,7 @@ def test_another_option_fails_its_trial_of_a_sweep(
 ) -> None:
     shutil.copy(empty_database, project.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}")
-    arguments = ["-m", "experiment=quick", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x"]
+    arguments = ["-m", "experiment=fast", "optimizer=muon,adam", "hydra.sweep.dir=multirun/x"]
     ended = started(write_seed, partial(run_stage, decorator=isolate_failures), arguments)
     assert f"[1] {MESSAGE}" in ended.err and "Traceback" not in ended.err
     assert [path.parent.name for path in Path("multirun/x").rglob("seed")] == ["0"]
@@ -53,12 +76,12 @@ def test_another_option_fails_its_trial_of_a_sweep(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("experiment=quick", "optimizer=muon", "scheduler=one_cycle"),
-        ("experiment=quick", "augmentation=flip_crop", "loss=mse", "model=airbench"),
+        ("experiment=fast", "optimizer=muon", "scheduler=one_cycle"),
+        ("experiment=fast", "augmentation=flip_crop", "loss=mse", "model=airbench"),
         # The options of `trainer` and of `data` have the same keys.
-        ("experiment=quick", "trainer=debug", "data=digits"),
-        # The parent of airbench96 sets loss.label_smoothing, but nothing for the optimizer.
-        ("experiment=airbench96", "optimizer=adam"),
+        ("experiment=fast", "trainer=debug", "data=digits"),
+        # Its parent sets loss.label_smoothing, but nothing for the optimizer.
+        ("experiment=child", "optimizer=adam"),
         ("experiment=null", "optimizer=adam"),
         ("experiment=tutorial.yaml", "optimizer=adam"),
     ],
@@ -72,12 +95,12 @@ def test_options_that_fit_the_experiments_values_are_accepted(project: Project, 
 
 
 def test_a_parents_values_are_refused_too(project: Project) -> None:
-    project.start(configure, "experiment=airbench96", "loss=cross_entropy").assert_refused(
-        "loss=cross_entropy does not fit experiment=airbench96, which sets loss.label_smoothing"
+    project.start(configure, "experiment=child", "loss=cross_entropy").assert_refused(
+        "loss=cross_entropy does not fit experiment=child, which sets loss.label_smoothing"
     )
 
 
 def test_values_for_a_group_whose_option_the_experiment_leaves_open_are_accepted(project: Project) -> None:
-    project.write("conf/experiment/fast.yaml", "# @package _global_\noptimizer:\n  lr: 0.01\n")
+    project.write("conf/experiment/open.yaml", "# @package _global_\noptimizer:\n  lr: 0.01\n")
     for option in ("sgd", "adam"):
-        assert project.compose("experiment=fast", f"optimizer={option}").optimizer.lr == 0.01
+        assert project.compose("experiment=open", f"optimizer={option}").optimizer.lr == 0.01

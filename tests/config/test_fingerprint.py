@@ -12,6 +12,7 @@ from cifar_pipeline.config import source_files
 from cifar_pipeline.config.compose import compose_config, fingerprint
 from cifar_pipeline.config.source_files import SourceTree
 from helpers.config_project import ROOT, Project
+from helpers.source_tree import PUBLISHED
 
 Edited = Callable[[str], Path]
 
@@ -43,7 +44,7 @@ def edited(sources: Path, tmp_path: Path) -> Edited:
 def published(*overrides: str) -> DictConfig:
     """The published configuration, composed once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         return compose_config(list(overrides))
 
 

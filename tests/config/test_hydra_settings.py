@@ -10,8 +10,9 @@ from cifar_pipeline.config.compose import compose_with_hydra
 from cifar_pipeline.config.validation import check_settings, parse_arguments
 from cifar_pipeline.sweeps.callback import check_sweep, reject_swept_ranking
 from cifar_pipeline.utils.errors import UserError
-from helpers.config_project import ROOT, Project
+from helpers.config_project import Project
 from helpers.dir_snapshot import content_of
+from helpers.source_tree import PUBLISHED
 
 MULTIRUN = ("-m", "seed=1,2")
 
@@ -54,7 +55,7 @@ def test_a_setting_in_a_file_is_refused_as_well(project: Project, path: str, old
 
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(PUBLISHED)
 
 
 # Arguments that are refused before the configuration is composed, and fragments of the message.
@@ -108,7 +109,7 @@ def composed() -> Iterator[Callable[[str], DictConfig]]:
     """Return a function that returns a copy of the composed configuration with a launcher."""
     known: dict[str, DictConfig] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
 
         def copied(launcher: str) -> DictConfig:
             if launcher not in known:

@@ -13,8 +13,9 @@ from cifar_pipeline.config.schema import field_schemas, validate
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
-from helpers.config_project import ROOT, Project
+from helpers.config_project import Project
 from helpers.dir_snapshot import content_of
+from helpers.source_tree import PUBLISHED
 
 Edit = Callable[[Project], Any]
 
@@ -273,7 +274,7 @@ def test_an_invalid_file_of_conf_is_refused_in_a_sentence(project: Project, case
 @pytest.fixture(scope="module")
 def published() -> DictConfig:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         return compose_config()
 
 

@@ -21,6 +21,7 @@ from cifar_pipeline.config.reference import read_groups
 from cifar_pipeline.config.schema import field_schemas, validate
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, Project, run
+from helpers.source_tree import PUBLISHED
 
 SCHEMAS = schemas(ROOT / "conf")
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "conf").rglob("*.yaml"))]
@@ -123,7 +124,7 @@ def test_valid_content_has_no_errors(schema: str, text: str) -> None:
 @pytest.fixture(scope="module")
 def composed() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         # data.fold must be below data.folds; clipping and averaging are needed for their keys to have an effect.
         needed = [
             "data.folds=8000000000",

@@ -15,7 +15,8 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.validation import format_error
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
-from helpers.config_project import ROOT, Project
+from helpers.config_project import Project
+from helpers.source_tree import PUBLISHED
 
 PATHS = [
     "my flowers #2", "a=b", "a(b", "a(b)", "it's", "{x}", "花", "/data/花 草 (1)", 'a"b', "a&b", "a;b", "a!b", "a`b",
@@ -67,7 +68,7 @@ def test_nested_interpolations_are_refused_with_their_quoted_form() -> None:
 @pytest.fixture(scope="module")
 def published() -> DictConfig:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         return compose_config()
 
 

@@ -7,7 +7,8 @@ from cifar_pipeline.config.unused_values import check_unused
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
 from evaluate import evaluate
-from helpers.config_project import ROOT, Project
+from helpers.config_project import Project
+from helpers.source_tree import PUBLISHED
 from train import train
 
 OWN = "data=image_folder model=timm"
@@ -52,7 +53,7 @@ ACCEPTED = (
 
 @pytest.fixture(autouse=True)
 def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(PUBLISHED)
 
 
 def check(text: str, command: str = "train", swept: tuple[str, ...] | None = None) -> list[str]:

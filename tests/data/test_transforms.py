@@ -25,7 +25,8 @@ from cifar_pipeline.data.loader import TensorLoader
 from cifar_pipeline.data.random_streams import RandomStream, Streams
 from cifar_pipeline.data.transforms import Augmentation, build_augmentation
 from cifar_pipeline.utils.errors import UserError
-from helpers.config_project import ROOT, options_of
+from helpers.config_project import options_of
+from helpers.source_tree import PUBLISHED
 
 OPTIONS = options_of("augmentation")
 SIZE, NETWORK_SIZE, CLASSES = 40, 32, 5
@@ -41,7 +42,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def options(name: str) -> Mapping[str, Any]:
     """Return the transforms of an option, as Hydra composes them."""
-    with chdir(ROOT):
+    with chdir(PUBLISHED):
         transforms: Mapping[str, Any] = compose_config([f"augmentation={name}"]).augmentation
     return transforms
 

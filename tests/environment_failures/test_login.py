@@ -8,6 +8,7 @@ import pytest
 import requests
 
 from helpers.servers import mlflow_server
+from helpers.source_tree import EXPERIMENT
 from helpers.workspace import Workspace
 
 ADMIN, ADMIN_PASSWORD = "admin", "password-of-the-administrator"
@@ -61,7 +62,7 @@ def test_a_training_needs_a_login_with_permission(copy: Workspace, server: str) 
 
     session = requests.Session()
     session.auth = (READER, READER_PASSWORD)
-    experiment = session.get(f"{server}/{API}/experiments/get-by-name", params={"experiment_name": "cifar-pipeline"})
+    experiment = session.get(f"{server}/{API}/experiments/get-by-name", params={"experiment_name": EXPERIMENT})
     identity = experiment.json()["experiment"]["experiment_id"]
     (run,) = session.post(f"{server}/{API}/runs/search", json={"experiment_ids": [identity]}).json()["runs"]
     assert run["info"]["status"] == "FINISHED" and run["outputs"]["model_outputs"]

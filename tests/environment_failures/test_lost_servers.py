@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from helpers.servers import mlflow_server
+from helpers.source_tree import EXPERIMENT
 from helpers.workspace import logged_steps
 
 EPOCHS = 6
@@ -90,7 +91,7 @@ def test_a_lost_server_stops_no_training_and_receives_everything_when_it_is_back
     output = copy.run(*command)
     assert "has already finished: its weights are reused" in output and "epoch" not in output
     client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("cifar-pipeline").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert run.info.status == "FINISHED"
     for key in ("train/loss", "val/accuracy", "lr"):
         assert logged_steps(client, run.info.run_id, key) == list(range(1, EPOCHS + 1))

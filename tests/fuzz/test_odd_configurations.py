@@ -10,6 +10,7 @@ from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.schema import field_schemas, validate
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT
+from helpers.source_tree import PUBLISHED
 
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 KEYS = sorted(field_schemas())
@@ -21,7 +22,7 @@ nested = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dict
 @pytest.fixture(scope="module")
 def published():
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         return OmegaConf.to_container(compose_config([]), resolve=True)
 
 

@@ -21,7 +21,22 @@ from cifar_pipeline.config.compose import Stage, compose_config
 from cifar_pipeline.config.source_files import PROJECT
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
-from helpers.source_tree import ROOT
+from helpers.source_tree import PUBLISHED, ROOT
+
+# A recipe with values for the options that it selects.
+FAST = """# @package _global_
+defaults:
+  - tutorial
+  - override /optimizer: muon
+  - override /scheduler: one_cycle
+  - _self_
+optimizer:
+  lr: 0.028
+  momentum: 0.9
+trainer:
+  max_epochs: 2
+  batch_size: 128
+"""
 
 # A `_target_` in src/project/.
 USER_TARGET = re.compile(rf"^ *_target_: {PROJECT}\.", re.MULTILINE)
@@ -59,7 +74,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of conf/ and params.yaml in its own folder, which is the working directory."""
+    """A copy of conf/ and the published params.yaml in its own folder, which is the working directory."""
 
     folder: Path
 
@@ -68,7 +83,7 @@ class Project:
         """Copy the project's configuration to `folder`."""
         shutil.copytree(ROOT / "conf", folder / "conf")
         (folder / local_settings.FILE).unlink(missing_ok=True)
-        shutil.copy(ROOT / "params.yaml", folder)
+        shutil.copy(PUBLISHED / "params.yaml", folder)
         return Project(folder)
 
     def edit(self, path: str, old: str, new: str) -> None:

@@ -1,13 +1,20 @@
 """Parse the documentation: its pages, their code blocks, commands, links and numbers."""
 
+import os
 import re
 from pathlib import Path
 
 from cifar_pipeline.utils.text import one_line
 from helpers.source_tree import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# The pages in the root folder of an adopted project are its own.
+IS_ADOPTED = (ROOT / ".adopted.yaml").exists()
+PAGES = sorted([*(() if IS_ADOPTED else ROOT.glob("*.md")), *(ROOT / "docs").glob("*.md")])
+# What both READMEs tell a reader with images to write in params.yaml and to type.
+IMAGES_EXPERIMENT, IMAGES_COMMANDS = "finetune", ["make", "python src/predict.py images/cats/01.jpg"]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+# Started by make, a make below it would print the directory that it enters.
+SHELL_ENV = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
 PROGRAMS = "make dvc docker python python3 git pip uv mlflow pre-commit source curl chmod eval"
 
 

@@ -1,18 +1,13 @@
 """Measure the memory of the stages that a command starts."""
 
 import re
-import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import psutil
 
-from helpers.source_tree import ROOT
 from helpers.workspace import Command
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-from common import anonymous_bytes
 
 
 def peaks(command: Command) -> dict[str, int]:
@@ -23,8 +18,9 @@ def peaks(command: Command) -> dict[str, int]:
         try:
             for process in (root, *root.children(recursive=True)):
                 stage = re.search(r"src/(\w+)\.py", " ".join(process.cmdline()))
-                if stage:
-                    found[stage[1]] = max(found[stage[1]], anonymous_bytes(process.pid))
+                anonymous = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text("utf-8"))
+                if stage and anonymous:
+                    found[stage[1]] = max(found[stage[1]], int(anonymous[1]) * 1024)
         except (psutil.NoSuchProcess, OSError):
             pass  # it has ended meanwhile
         time.sleep(0.05)

@@ -4,9 +4,19 @@ import ast
 import functools
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 # Seconds after which a command hangs: the longest take minutes on a slow machine that does other things too.
 HANGS_AFTER = 900
+# A folder with conf/ and the published params.yaml, in which tests compose: users edit the params.yaml of the project.
+PUBLISHED = ROOT / "tests" / "published"
+# The name of the experiment in MLflow that conf/mlflow/ sets: `make adopt` changes it.
+EXPERIMENT = (
+    yaml.safe_load((ROOT / "conf" / "mlflow" / "default.yaml").read_text(encoding="utf-8"))["experiment_name"]
+    .rpartition(",")[2]
+    .removesuffix("}")
+)
 SRC = ROOT / "src"
 PACKAGE = "cifar_pipeline"
 STAGES = sorted(path for path in SRC.glob("*.py"))

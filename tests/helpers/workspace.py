@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.tracking.client import relocate
-from helpers.source_tree import HANGS_AFTER, ROOT
+from helpers.source_tree import EXPERIMENT, HANGS_AFTER, PUBLISHED, ROOT
 
 EPOCHS = 3
 STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
@@ -155,7 +155,7 @@ class Workspace:
 
     def runs(self) -> list[Run]:
         """Return the runs of the experiment, oldest first."""
-        experiment = self.mlflow.get_experiment_by_name("cifar-pipeline")
+        experiment = self.mlflow.get_experiment_by_name(EXPERIMENT)
         assert experiment
         return list(self.mlflow.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
 
@@ -173,7 +173,10 @@ class Workspace:
 
 
 def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
-    """Copy what git would commit of the working tree, without the published results and without a repository."""
+    """Copy what git would commit of the working tree, without its results and without a repository.
+
+    params.yaml is as published.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -181,6 +184,7 @@ def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
         if name != "dvc.lock" and not name.startswith("reports/") and (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    shutil.copy(PUBLISHED / "params.yaml", root)
     workspace = Workspace(root, source)
     mirrors = yaml.safe_load(workspace.read("conf/data/cifar10.yaml"))["mirrors"]
     workspace.edit("conf/data/cifar10.yaml", "".join(f"  - {url}\n" for url in mirrors), f"  - {NOWHERE}\n")

@@ -10,13 +10,14 @@ import pytest
 from cifar_pipeline.config.compose import ExperimentRecipe, compose_config, stage_config
 from cifar_pipeline.reporting.summary import experiments_table
 from cifar_pipeline.tracking.runs import EvaluatedRun, training_run
-from helpers.config_project import Project, run
+from helpers.config_project import FAST, Project, run
 from report import report
 
 
 @pytest.fixture
 def database(project: Project, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Iterator[None]:
-    """Make an empty MLflow database in the project."""
+    """Make an empty MLflow database in the project, which has one more recipe."""
+    project.write("conf/experiment/fast.yaml", FAST)
     shutil.copy(empty_database, project.folder)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
@@ -41,18 +42,18 @@ def log_evaluated_run(fingerprint: str, accuracy: float, dataset: str, *override
 
 
 def test_the_table_has_a_row_for_each_experiment_with_the_accuracy_over_its_seeds(database: None) -> None:
-    log_evaluated_run("a", 0.62, "cifar10", "experiment=quick", "seed=0")
-    log_evaluated_run("b", 0.64, "cifar10", "experiment=quick", "seed=1")
-    log_evaluated_run("c", 0.7, "cifar10", "experiment=quick", "seed=0", "data.val_fraction=0")
-    log_evaluated_run("d", 0.9, "cifar10", "experiment=quick", "trainer.max_epochs=77")  # not the experiment's value
-    log_evaluated_run("e", 0.9, "digits", "experiment=quick")
+    log_evaluated_run("a", 0.62, "cifar10", "experiment=fast", "seed=0")
+    log_evaluated_run("b", 0.64, "cifar10", "experiment=fast", "seed=1")
+    log_evaluated_run("c", 0.7, "cifar10", "experiment=fast", "seed=0", "data.val_fraction=0")
+    log_evaluated_run("d", 0.9, "cifar10", "experiment=fast", "trainer.max_epochs=77")  # not the experiment's value
+    log_evaluated_run("e", 0.9, "digits", "experiment=fast")
     ended = run(report, "results-table")
     assert not ended.code, ended.err
     heading, rule, *rows = ended.out.splitlines()
     columns = heading.count("|")
     assert heading.startswith("| ") and set(rule) == set("|- ")
     assert len(rows) == 2 and all(row.count("|") == columns for row in (rule, *rows))
-    assert rows[0].startswith("| `dvc exp run -S experiment=quick` |") and "abacus, cpu, 2 threads" in rows[0]
+    assert rows[0].startswith("| `dvc exp run -S experiment=fast` |") and "abacus, cpu, 2 threads" in rows[0]
     assert "63.00 ± 1.41 % (0: 62.00, 1: 64.00)" in rows[0]
     assert "-S ++overrides.data.val_fraction=0`, " in rows[1] and "70.00 % (0: 70.00)" in rows[1]
 
@@ -63,7 +64,7 @@ def test_without_evaluated_runs_there_is_no_table(database: None) -> None:
 
 def target_cell(*accuracies: float, target: float | None) -> str:
     runs = [EvaluatedRun(seed, accuracy, 90.0, "abacus", "abc", {}) for seed, accuracy in enumerate(accuracies)]
-    table = experiments_table([(ExperimentRecipe("quick", (), {}, target), runs)])
+    table = experiments_table([(ExperimentRecipe("fast", (), {}, target), runs)])
     return table.splitlines()[-1].split(" | ")[2].strip()
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from helpers.servers import free_port, mlflow_server
+from helpers.source_tree import EXPERIMENT
 from helpers.workspace import Workspace, logged_steps
 
 JOBS, PROCESSES = 16, 4
@@ -76,7 +77,7 @@ def test_sixteen_jobs_from_four_processes_lose_nothing(never_swept: Workspace, t
     assert "Traceback" not in command.end()
 
     client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("cifar-pipeline")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment
     runs = list(client.search_runs([experiment.experiment_id]))
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 from cifar_pipeline.config import compose
+from helpers.source_tree import EXPERIMENT
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) ->
         patch.chdir(root)
         for variable in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
             patch.delenv(variable)
-        patch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
+        patch.setattr(compose, "_experiment_name", EXPERIMENT)  # There is no conf/.
         before = mlflow.get_tracking_uri()
         yield root
         mlflow.set_tracking_uri(before)

@@ -18,6 +18,7 @@ from cifar_pipeline.tracking.model_uri import resolve_model
 from cifar_pipeline.tracking.registry import promote
 from cifar_pipeline.tracking.runs import training_run
 from helpers.data_facts import data_facts
+from helpers.source_tree import EXPERIMENT
 
 POLICY = PromotionPolicy("digits", "champion", 0.0)
 CHAMPION = "models:/digits@champion"
@@ -40,7 +41,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Change to this folder, without the variables that name another workspace or MLflow's database."""
     for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
+    monkeypatch.setattr(compose, "_experiment_name", EXPERIMENT)  # There is no conf/.
     monkeypatch.chdir(root)
 
 

@@ -19,7 +19,7 @@ from cifar_pipeline.tracking.champion import from_run
 from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
-from helpers.source_tree import SRC
+from helpers.source_tree import EXPERIMENT, SRC
 
 PROCESSES = 3
 CONNECT = """
@@ -51,7 +51,7 @@ def test_concurrent_processes_create_one_database(tmp_path):
     assert len({printed for printed, _, _ in results}) == 1
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
-        assert names == ["cifar-pipeline"]
+        assert names == [EXPERIMENT]
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
@@ -84,7 +84,7 @@ def database(tmp_path, empty_database, monkeypatch):
     root.mkdir()
     shutil.copy(empty_database, root)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(compose, "_experiment_name", "cifar-pipeline")  # There is no conf/.
+    monkeypatch.setattr(compose, "_experiment_name", EXPERIMENT)  # There is no conf/.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it; monkeypatch restores it.
     return root / "mlflow.db"
 

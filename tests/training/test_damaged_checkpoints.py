@@ -24,7 +24,8 @@ from cifar_pipeline.training.checkpoints import (
     checkpoint_path,
     read_checkpoint,
 )
-from helpers.config_project import ROOT, Project
+from helpers.config_project import Project
+from helpers.source_tree import PUBLISHED
 
 EPOCHS = 3
 
@@ -42,7 +43,7 @@ def put_something_else(path: Path) -> None:
 @pytest.fixture(scope="module")
 def config() -> DictConfig:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(PUBLISHED)
         return compose_config(["optimizer=adam", "trainer.batch_size=9", f"trainer.max_epochs={EPOCHS}"])
 
 

@@ -20,6 +20,7 @@ from cifar_pipeline.training.setup import build_training
 from cifar_pipeline.training.tuning import CpuEstimator, RangeTest, RangeTestClassifier, suggest_lr
 from find_lr import find_lr
 from helpers.config_project import Project
+from helpers.source_tree import EXPERIMENT
 
 QUICK = ("data=digits", "trainer.max_epochs=1", "runtime.accelerator=cpu", "runtime.threads=1", "runtime.engine=eager")
 AUTO = (*QUICK, "trainer.batch_size=auto", "runtime.auto_batch_min_steps=6")
@@ -123,7 +124,7 @@ def test_the_suggestion_is_the_steepest_point_of_a_noisy_curve(project: Project)
 
 def runs(project: Project) -> list:
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("cifar-pipeline")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
 

@@ -12,6 +12,7 @@ from cifar_pipeline.stages.evaluate import evaluate
 from cifar_pipeline.stages.train import train
 from helpers.config_project import Ended, Project, run
 from helpers.servers import fixed_response_server
+from helpers.source_tree import EXPERIMENT
 from report import report
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=1", "runtime.accelerator=cpu", "runtime.threads=1")
@@ -79,7 +80,7 @@ def test_the_id_of_another_experiment_is_refused_before_an_experiment_is_made(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
     ended = ready.start(train, *QUICK)
     assert ended.code == 2 and f"MLFLOW_EXPERIMENT_ID is {other}" in ended.err and "epoch 1/" not in ended.err
-    assert client_of(ready).get_experiment_by_name("cifar-pipeline") is None
+    assert client_of(ready).get_experiment_by_name(EXPERIMENT) is None
     trained(ready, "mlflow.experiment_name=other")
 
 
@@ -94,7 +95,7 @@ def test_a_foreign_run_is_refused_and_the_trainings_own_is_not(ready: Project, m
 
     monkeypatch.delenv("MLFLOW_RUN_ID")
     trained(ready)
-    (own,) = runs(ready)["cifar-pipeline"]
+    (own,) = runs(ready)[EXPERIMENT]
     monkeypatch.setenv("MLFLOW_RUN_ID", own.info.run_id)
     assert "has already finished" in trained(ready).out
     ended = ready.start(train, *QUICK, "rerun=true")
@@ -104,7 +105,7 @@ def test_a_foreign_run_is_refused_and_the_trainings_own_is_not(ready: Project, m
     before = (ready.folder / "reports" / "metrics.json").stat().st_mtime_ns
     assert foreign in ready.start(evaluate, "data=digits").err
     assert (ready.folder / "reports" / "metrics.json").stat().st_mtime_ns == before
-    assert [entry.info.run_id for entry in runs(ready)["cifar-pipeline"]] == [own.info.run_id]
+    assert [entry.info.run_id for entry in runs(ready)[EXPERIMENT]] == [own.info.run_id]
 
 
 def test_tags_and_description_are_set_also_on_a_finished_training(
@@ -112,12 +113,12 @@ def test_tags_and_description_are_set_also_on_a_finished_training(
 ) -> None:
     monkeypatch.setenv("SERVICE_PASSWORD", "correct-horse")
     trained(ready, "mlflow.tags={team: vision, ticket: 17, tuned: true, note: with correct-horse}")
-    (entry,) = runs(ready)["cifar-pipeline"]
+    (entry,) = runs(ready)[EXPERIMENT]
     expected = {"team": "vision", "ticket": "17", "tuned": "true", "note": "with ***"}
     assert entry.data.tags.items() >= expected.items() and "mlflow.note.content" not in entry.data.tags
     ended = trained(ready, "mlflow.tags.team=speech", "mlflow.description='**Baseline**'")
     assert "has already finished" in ended.out
-    (entry,) = runs(ready)["cifar-pipeline"]
+    (entry,) = runs(ready)[EXPERIMENT]
     assert (entry.data.tags["team"], entry.data.tags["ticket"]) == ("speech", "17")
     assert entry.data.tags["mlflow.note.content"] == "**Baseline**"
 
@@ -129,7 +130,7 @@ def test_system_metrics_are_logged_where_they_are_switched_on(ready: Project, mo
     trained(ready, "seed=1")
     measured = {
         entry.data.params["seed"]: "system/cpu_utilization_percentage" in entry.data.metrics
-        for entry in runs(ready)["cifar-pipeline"]
+        for entry in runs(ready)[EXPERIMENT]
     }
     assert measured == {"0": False, "1": True}
 

@@ -23,6 +23,7 @@ from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.setup import TrainingSetup
 from cifar_pipeline.training.trainer import fit
 from helpers.config_project import Ended, Project
+from helpers.source_tree import EXPERIMENT
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=2", "runtime.accelerator=cpu", "runtime.threads=1")
 COMPILED = ("runtime.engine=compiled", "runtime.steps_per_chunk=5")
@@ -43,7 +44,7 @@ def recorded(project: Project) -> tuple[dict[str, Any], dict[str, str]]:
 
 def runs(project: Project) -> list[Run]:
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("cifar-pipeline")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment
     return list(client.search_runs([experiment.experiment_id]))
 
