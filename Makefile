@@ -145,6 +145,18 @@ cifar10: $(SETUP) ## download the real CIFAR-10 after a start with the fallback 
 	@$(PROMOTE)
 	@python src/report.py summary
 
+# The name is taken from the command line only, because some systems set a variable NAME. With make's own --dry-run the
+# script lists what would change.
+DRY_RUN := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--dry-run)
+
+.PHONY: adopt
+adopt: $(SETUP) ## make this clone your own project (NAME=flowers, KEEP=notebooks,chinese; --dry-run lists the changes)
+	+@python src/adopt.py $(if $(findstring command,$(origin NAME)),"$$NAME") $(if $(KEEP),--keep "$$KEEP") $(DRY_RUN)
+
+.PHONY: update
+update: $(SETUP) ## merge a newer version of the upstream into your adopted project (UPSTREAM=URL the first time)
+	@python src/update.py $(if $(UPSTREAM),"$$UPSTREAM")
+
 .PHONY: clean
 clean: ## remove the outputs of the stages; the environment, DVC's cache and the runs in MLflow are kept
 	rm -rf data models multirun logs exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv reports/lr_finder.png reports/lr_finder.csv .cache

@@ -25,7 +25,7 @@ TRAIN, VAL, TEST = 90, 30, 20
 # Linux's file system in memory, where fsync takes no time; the tests call it thousands of times.
 MEMORY_DIR, MIN_FREE_BYTES = Path("/dev/shm"), 4 << 30
 # Folders whose tests share a workspace in which the real stages have run, and the slowest other ones.
-SHARED_FOLDERS = ("pipeline", "sweeps", "crash_recovery", "environment_failures")
+SHARED_FOLDERS = ("pipeline", "sweeps", "crash_recovery", "environment_failures", "adoption")
 FIRST_FOLDERS = (*SHARED_FOLDERS, "notebooks", "training")
 
 

@@ -75,7 +75,9 @@ def test_a_stage_depends_on_the_versions_of_the_packages_that_compute_in_it(stag
     imported = {IMPORTED_AS.get(name, name) for path in files for name in imported_packages(path)}
     imported -= {PACKAGE, *sys.stdlib_module_names, *NOT_COMPUTING_PACKAGES, *UNUSED.get(stage, ())}
     assert imported == set(PACKAGES[stage])
-    assert list(PACKAGES[stage]) == list(yaml.safe_load((ROOT / "composed.yaml").read_text())[stage]["versions"])
+    recorded = yaml.safe_load((ROOT / "composed.yaml").read_text())[stage]["versions"]
+    # With images of one's own, `preprocess` depends on pillow-heif too.
+    assert list(PACKAGES[stage]) == [name for name in recorded if name != "pillow-heif"]
 
 
 def test_reading_a_key_of_another_stage_is_an_error(project):

@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -130,17 +130,29 @@ def warn_git_failed(error: GitError) -> str:
     return reason
 
 
-def git_output(*arguments: str) -> bytes:
-    """Return what a git command prints on standard output.
+def git_output(*arguments: str, stdin: bytes = b"") -> bytes:
+    """Return what a git command prints on standard output, without the whitespace around it.
 
     Raises:
         FileNotFoundError: git is not installed.
         GitError: it fails.
     """
-    completed = _run(*arguments)
+    return git_bytes(*arguments, stdin=stdin).strip()
+
+
+def git_bytes(
+    *arguments: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+) -> bytes:
+    """Return the standard output of a git command unchanged; `variables` are added to its environment.
+
+    Raises:
+        FileNotFoundError: git is not installed.
+        GitError: it fails.
+    """
+    completed = _run(*arguments, stdin=stdin, variables=variables, timeout=timeout)
     if completed.returncode:
         raise GitError(_reason(completed.stderr) or f"`git {arguments[0]}` exited with code {completed.returncode}")
-    return completed.stdout.strip()
+    return completed.stdout
 
 
 def _is_unborn() -> bool:
@@ -152,11 +164,14 @@ def _is_unborn() -> bool:
     return not git_output("for-each-ref", "--format=%(refname)", branch)
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+def _run(
+    *arguments: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+) -> subprocess.CompletedProcess[bytes]:
+    environment = _environment() | dict(variables or {})
     try:
-        return subprocess.run(_command(arguments), capture_output=True, env=_environment(), timeout=TIMEOUT_SECONDS)
+        return subprocess.run(_command(arguments), input=stdin, capture_output=True, env=environment, timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise GitError(f"`git {arguments[0]}` timed out after {TIMEOUT_SECONDS} seconds") from None
+        raise GitError(f"`git {arguments[0]}` timed out after {timeout:.0f} seconds") from None
     except PermissionError as error:
         raise GitError(f"git could not be started ({error})") from None
 
