@@ -38,7 +38,6 @@ def test_other_systems_run_the_pipeline_and_the_quick_tests():
     assert extras and extras[0] in ran[0]
     (slow,) = re.findall(r"^SLOW_TESTS := (.*)$", read(ROOT / "Makefile"), re.MULTILINE)
     assert re.findall(r"--ignore=tests/(\w+)", ran[-1]) == slow.split()
-    assert all((ROOT / "tests" / name).is_dir() for name in slow.split())
 
 
 def test_actions_are_pinned():
