@@ -83,7 +83,7 @@ def test_the_readme_is_short_and_what_it_says_works(adopted: Adopted, monkeypatc
     assert "%" not in text and "![" not in text and "<img" not in text and "{" not in text
     assert all((repository.root / link).exists() for link in docs.links(text) if not link.startswith("https:"))
     for file in re.findall(r"`([\w/]+/|[\w.]+\.yaml)`", text):
-        assert (repository.root / file).exists() or file in ("exported/", "images/roses/", "images/tulips/"), file
+        assert (repository.root / file).exists() or file in ("exported/", "images/", "images/roses/", "images/tulips/", "more/"), file
     targets = re.findall(r"^make (\S+)", repository.run("make", "help"), re.MULTILINE)
     typed = docs.commands(text)
     assert len(typed) > 8
@@ -138,7 +138,7 @@ def without_scripts(changes: object, folder: Path) -> None:
 
 def test_with_images_the_project_trains_on_them(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adoption, "generate", without_scripts)
-    (clone.root / "images" / "roses").mkdir()
+    (clone.root / "images" / "roses").mkdir(parents=True)
     clone.write("images/roses/1.jpg", "")
     (clone.root / ".venv").mkdir()
     clone.write(".venv/.set-up", "")
