@@ -42,7 +42,7 @@ BY_FILE = {
     "tests/pipeline/test_versioned_data.py": {
         "test_added_images_are_a_version_of_each_commit": r"dvc add( \S+)?",
         "test_an_imported_table_is_updated": r"dvc import-url \S+/labels.csv \S+",
-        "test_an_imported_folder_is_updated": r"dvc import-url( \S+ images)?|dvc update( images.dvc)?",
+        "test_an_imported_folder_is_updated": r"rm -r images|dvc import-url( \S+ images)?|dvc update( images.dvc)?",
         "test_another_folder_gets_the_model_by_path_and_by_tag": (
             r"dvc get( \S+ models -o model)?|dvc artifacts get( \S+ model --stage prod -o model)?|"
             r"python src/predict.py --model model cat.jpg|gto (register|assign) model --version v1.0.0( --stage prod)?"

@@ -83,7 +83,13 @@ def test_the_readme_is_short_and_what_it_says_works(adopted: Adopted, monkeypatc
     assert "%" not in text and "![" not in text and "<img" not in text and "{" not in text
     assert all((repository.root / link).exists() for link in docs.links(text) if not link.startswith("https:"))
     for file in re.findall(r"`([\w/]+/|[\w.]+\.yaml)`", text):
-        assert (repository.root / file).exists() or file in ("exported/", "images/", "images/roses/", "images/tulips/", "more/"), file
+        assert (repository.root / file).exists() or file in (
+            "exported/",
+            "images/",
+            "images/roses/",
+            "images/tulips/",
+            "more/",
+        ), file
     targets = re.findall(r"^make (\S+)", repository.run("make", "help"), re.MULTILINE)
     typed = docs.commands(text)
     assert len(typed) > 8

@@ -32,7 +32,7 @@ def own(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace
     """A repository with its own images, added to DVC before the first `dvc repro` of them."""
     workspace = clone.copy(tmp_path_factory.mktemp("versioned") / "own")
     workspace.set_params(experiment="custom_images")
-    assert not list((workspace.root / "images").iterdir())  # made by `configure`
+    assert [path.name for path in (workspace.root / "images").iterdir()] == [".keep"]  # made by `configure`
     draw_all(workspace.root / "images")
     workspace.dvc("add", "images")
     workspace.commit()

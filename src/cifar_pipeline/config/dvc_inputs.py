@@ -51,7 +51,7 @@ PROJECT_PACKAGES = {"preprocess": f"{PROJECT}.data", "train": PROJECT}
 
 
 def create_input_folders() -> None:
-    """Create the folders of users' own files, empty where there are none, and list them.
+    """Create the folders of users' own files where they are missing, and list them.
 
     DVC needs each dependency of a stage, and git keeps no empty folder; a file to keep it would have to be tracked by
     git, and then `dvc add` would refuse the folder. The list is an output of `configure`, so that DVC runs this in each
@@ -59,6 +59,8 @@ def create_input_folders() -> None:
     """
     for folder in INPUT_FOLDERS:
         folder.mkdir(exist_ok=True)
+        if not any(folder.iterdir()):
+            (folder / ".keep").touch()  # because DVC warns of each empty folder
     with atomic_write(LIST_OF_FOLDERS) as tmp:
         tmp.write_text("".join(f"{folder}\n" for folder in INPUT_FOLDERS), encoding="utf-8")
 
