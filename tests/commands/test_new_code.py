@@ -165,6 +165,13 @@ def test_it_names_what_it_wrote_and_the_command_that_tries_it(folder: Project, k
     folder.compose(choice)
 
 
+def test_the_command_uses_the_data_of_the_project(folder: Project) -> None:
+    folder.edit("params.yaml", "experiment: tutorial", "experiment: finetune")
+    assert (
+        "Try it:  python src/train.py -m loss=tiny experiment=debug data=image_folder\n" in run(new, "loss", "Tiny").out
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [

@@ -16,6 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cifar_pipeline.cli.documents import PAGE, write_documents
+from cifar_pipeline.config.compose import compose_with_hydra
 from cifar_pipeline.config.params import CONF, format_override, read_params, suggest, to_yaml_inline
 from cifar_pipeline.config.source_files import PROJECT
 from cifar_pipeline.utils.errors import UserError
@@ -90,14 +91,23 @@ def create(kind: str, name: str) -> None:
     for path in (*texts, *generated):
         log.info(f"Wrote {path}")
     choice = format_override(group, option)
-    # The trial of a sweep makes its data itself, and leaves that of the pipeline as it is.
-    multirun = "-m " if kind == "source" else ""
     debug = " experiment=debug" if (CONF / "experiment" / "debug.yaml").is_file() else ""
-    if kind != "source" and not DATA.is_dir():
+    data = "" if kind == "source" or not debug else _other_data()
+    # The trial of a sweep makes its data itself, and leaves that of the pipeline as it is.
+    multirun = "-m " if kind == "source" or data else ""
+    if kind != "source" and not multirun and not DATA.is_dir():
         log.info("Data:    dvc repro preprocess")
-    log.info(f"Try it:  python src/train.py {multirun}{choice}{debug}")
+    log.info(f"Try it:  python src/train.py {multirun}{choice}{debug}{data}")
     log.info(f"Test it: python -m pytest {next(path for path in texts if path.is_relative_to(TESTS))}")
     log.info(f"Use it:  write `{group}: {option}` in params.yaml, then `dvc repro`")
+
+
+def _other_data() -> str:
+    """Return the override for the data set of params.yaml, if `experiment=debug` has another one; else nothing."""
+    wanted, used = (
+        compose_with_hydra(overrides).hydra.runtime.choices["data"] for overrides in ([], ["experiment=debug"])
+    )
+    return "" if wanted == used else " " + format_override("data", str(wanted))
 
 
 def snake_case(name: str) -> str:
