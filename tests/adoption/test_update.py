@@ -84,7 +84,7 @@ def test_the_library_arrives_and_nothing_else_comes_back(
     ended = updated(newer)
     assert not ended.code, ended.err
     commit = newer.git("rev-parse", "HEAD")
-    assert f"Merged upstream's {commit[:10]}, 1 commits newer: " in ended.out
+    assert f"Merged upstream's {commit[:10]}, 1 commit newer: " in ended.out
     assert grown.git("rev-parse", "HEAD^2") == commit and grown.state()[1] == ""
     assert grown.files() - before == {"conf/loss/hinge.yaml"} and before <= grown.files()
     assert grown.read(LIBRARY).endswith(ADDED)

@@ -49,8 +49,8 @@ def update(url: str = "", branch: str = BRANCH) -> None:
     count = int(git_output("rev-list", "--count", f"{old}..{new}"))
     changed = git_bytes("diff", "--name-only", "-z", head, "HEAD").count(b"\0")
     log.info(
-        f"Merged upstream's {new[:10]}, {count} commits newer: {changed} files changed. `make` runs what that changes, "
-        "`make test` the tests; `git reset --keep HEAD~1` undoes the merge."
+        f"Merged upstream's {new[:10]}, {_count(count, 'commit')} newer: {_count(changed, 'file')} changed. "
+        "`make` runs what that changes, `make test` the tests; `git reset --keep HEAD~1` undoes the merge."
     )
 
 
@@ -176,3 +176,7 @@ def finish(new: str) -> None:
     present = [path for path in changes.generate if Path(path).exists()]
     git_output("add", "--", *present)
     git_output("commit", "--quiet", "--no-verify", "--no-edit", "--file", str(repository.git_path("MERGE_MSG")))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
