@@ -75,7 +75,7 @@ def results_table() -> None:
     from cifar_pipeline.tracking.runs import list_evaluated_runs, result_params
     from cifar_pipeline.utils.console import stdout_console
 
-    runs = list_evaluated_runs("cifar10")
+    runs = list_evaluated_runs(str(compose.compose_with_hydra([]).hydra.runtime.choices["data"]))
     rows = []
     for recipe in compose.experiments():
         matching = [run for run in runs if run.values == result_params(recipe.values)]

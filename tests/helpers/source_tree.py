@@ -50,8 +50,13 @@ def imported_names(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module and node.level == 0, f"{name_of(path)}: relative imports are not used here"
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            module = node.module or ""
+            if node.level:
+                # Only in a user's own code.
+                parts = path.relative_to(SRC).parts
+                assert parts[0] != PACKAGE, f"{name_of(path)}: relative imports are not used here"
+                module = ".".join([*parts[: -node.level], *filter(None, [module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
