@@ -85,7 +85,7 @@ def test_what_depends_on_a_swept_key_is_left_to_the_trials() -> None:
 @pytest.mark.parametrize(
     ("command", "text", "others"),
     [
-        ("evaluate", "experiment=quick optimizer.lr=1 seed=2 evaluation=best", ["optimizer.lr", "seed"]),
+        ("evaluate", "experiment=debug optimizer.lr=1 seed=2 evaluation=best", ["optimizer.lr", "seed"]),
         ("evaluate", "data/source=digits rerun=true", ["data/source", "rerun"]),
         ("preprocess", "data.size=9 model.input_size=9 optimizer=adam", ["optimizer"]),
         ("download", "data=digits trainer.max_epochs=1", ["trainer.max_epochs"]),
