@@ -17,7 +17,7 @@ def test_a_second_repro_runs_nothing(clone):
     assert stages_that(said, "ran") == []
 
 
-def test_a_repro_in_a_fresh_clone_runs_nothing(clone, tmp_path):
+def test_a_repro_in_a_fresh_clone_only_creates_the_folders_of_inputs(clone, tmp_path):
     fresh = Workspace(tmp_path / "fresh")
     clone.run("git", "clone", "--quiet", str(clone.root), str(fresh.root))
     # By a link, because DVC's own configuration takes no umlaut in a path.
@@ -26,7 +26,8 @@ def test_a_repro_in_a_fresh_clone_runs_nothing(clone, tmp_path):
     fresh.dvc("checkout")
     assert fresh.model() == clone.model()
     said = fresh.dvc("repro")
-    assert stages_that(said, "skipped") == STAGES and stages_that(said, "ran") == []
+    assert stages_that(said, "ran") == ["configure"] and stages_that(said, "skipped") == STAGES[1:]
+    assert (fresh.root / "images").is_dir() and (fresh.root / "pretrained").is_dir()
     assert fresh.run("git", "status", "--porcelain") == ""
 
 

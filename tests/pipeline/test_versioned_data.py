@@ -116,12 +116,3 @@ def test_another_folder_gets_the_model_by_path_and_by_tag(clone: Workspace, tmp_
     model, image = str(here.root / "by stage"), str(here.root / "red.png")
     said = clone.run("python", "src/predict.py", "--json", "--model", model, image)
     assert json.loads(said.splitlines()[-1])["class"]
-
-
-def test_a_fresh_clone_gets_the_folders_that_stages_depend_on(clone: Workspace, tmp_path: Path) -> None:
-    fresh = Workspace(tmp_path / "fresh")
-    clone.run("git", "clone", "--quiet", ".", str(fresh.root))
-    assert not (fresh.root / "images").exists()
-    assert stages_that(fresh.dvc("repro", "configure"), "ran") == ["configure"]
-    assert (fresh.root / "images").is_dir() and (fresh.root / "pretrained").is_dir()
-    assert "images" not in fresh.dvc("status", "preprocess")
