@@ -31,7 +31,7 @@ def hundred_classes(folder: Path) -> Workspace:
     workspace, random = workspace_of_tree(folder), np.random.default_rng(0)
     for number in range(100):
         directory = workspace.root / "images" / f"a class of images with the number {number}"
-        directory.mkdir()
+        directory.mkdir(parents=True)
         for image in range(IMAGES_PER_CLASS):
             Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(directory / f"{image}.png")
     workspace.set_params(data="image_folder", experiment="debug")
