@@ -175,6 +175,15 @@ def test_no_color_is_honored() -> None:
     assert "Odd" in written and not COLOR.search(written)
 
 
+def test_colors_in_a_pipe_do_not_make_it_a_terminal() -> None:
+    environment = {**os.environ, "FORCE_COLOR": "1"}
+    command = [sys.executable, "-c", BARS]
+    done = subprocess.run(command, cwd=SRC, env=environment, capture_output=True, text=True, check=True)
+    written = CONTROL.sub("", done.stdout + done.stderr)
+    assert "Drawing figures ..." in written and "That is all" in written
+    assert "\x1b[?25l" not in done.stdout + done.stderr and "━" not in written
+
+
 def test_the_status_is_not_printed_on_standard_output() -> None:
     program = (
         "import time; from cifar_pipeline.utils import console; console.STATUS_DELAY = 0.05; console.status('Loading');"

@@ -123,6 +123,11 @@ def _prefixed(line: str) -> str:
     return escape(redact_and_escape(line_prefix() + line))
 
 
+def _can_redraw(console: Console) -> bool:
+    """Return whether lines can be redrawn. With FORCE_COLOR, rich takes every pipe for a terminal."""
+    return console.is_terminal and console.file.isatty()
+
+
 class _DelayedSpinner:
     """Show a status after `STATUS_DELAY`: a spinner with its seconds on a terminal, one line elsewhere."""
 
@@ -139,7 +144,7 @@ class _DelayedSpinner:
         with self.lock:
             if self.stopped:
                 return
-            if not console.is_terminal or _bars:
+            if not _can_redraw(console) or _bars:
                 console.print(f"{self.line} ...")
                 return
             columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
@@ -201,7 +206,7 @@ def progress_bar(
     if _hides_progress():
         yield lambda amount: None
         return
-    if not console.is_terminal:
+    if not _can_redraw(console):
         interval = STATUS_DELAY if min_interval is None else min_interval
         yield _TextProgress(description, total, is_bytes, console, interval, initial)
         return
