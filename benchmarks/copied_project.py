@@ -12,11 +12,9 @@ from measure import Workspace
 from workload_sizes import TINY, Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
-# With everything that dvc.yaml depends on; of folders of the user's files only the README.
-COPIED_PATHS = (
-    "benchmarks", "conf", "src", "constraints.txt", "images/README.md", "pretrained/README.md",
-    "dvc.yaml", ".dvcignore", ".dvc/config",
-)  # fmt: skip
+# With everything that dvc.yaml depends on; the folders of the user's files are empty.
+COPIED_PATHS = ("benchmarks", "conf", "src", "constraints.txt", "dvc.yaml", ".dvcignore", ".dvc/config")
+EMPTY_FOLDERS = ("images", "pretrained")
 
 
 def with_a_model(workspace: Workspace) -> None:
@@ -39,6 +37,8 @@ def copy_of_the_project(sizes: Sizes) -> Iterator[Workspace]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, root / name)
+        for name in EMPTY_FOLDERS:
+            (root / name).mkdir()
         (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
         (root / "params.yaml").write_text(
             "experiment: tutorial\nseed: 0\nimage_dir: images\noverrides: {}\n", encoding="utf-8"

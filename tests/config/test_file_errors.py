@@ -30,7 +30,7 @@ def test_a_configuration_file_in_another_encoding_is_named(
         (("data=image_folder", f"image_dir={NAME_TOO_LONG}"), "cannot be used (file name too long)"),
         (("data=csv_table", "image_dir=conf", "data.csv_file=config.yaml/x.csv"), "config.yaml/x.csv cannot be used"),
         (("data=csv_table", "image_dir=conf", "data.csv_file=."), "conf is a folder, not a file"),
-        (("data=digits",), ".cache/stages cannot be used (not a directory)"),
+        (("data=digits",), ".cache cannot be used (file exists)"),
     ],
 )
 def test_a_path_that_cannot_exist_is_named(project: Project, arguments: tuple[str, ...], words: str) -> None:

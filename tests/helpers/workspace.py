@@ -181,9 +181,10 @@ def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if name != "dvc.lock" and not name.startswith("reports/") and (ROOT / name).is_file():
+        exists = (ROOT / name).is_file() or (ROOT / name).is_symlink()
+        if exists and name != "dvc.lock" and not name.startswith("reports/"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+            shutil.copy(ROOT / name, root / name, follow_symlinks=False)
     shutil.copy(PUBLISHED / "params.yaml", root)
     workspace = Workspace(root, source)
     mirrors = yaml.safe_load(workspace.read("conf/data/cifar10.yaml"))["mirrors"]

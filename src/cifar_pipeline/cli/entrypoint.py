@@ -389,7 +389,7 @@ def _is_config_printed(arguments: list[str], stage: str) -> bool:
     validate(config)
     others = check_unused(config, args.overrides, stage, compose_config)
     if others and not args.cfg and not is_started_by_dvc(stage):
-        log.warning(f"{stage}.py does not read {list_names(others)}.")
+        log.info(f"{stage}.py does not read {list_names(others)}.")
     if args.cfg:
         check_added_keys(config, args.overrides)
     is_printed = args.cfg == "job" and not args.package and not args.resolve

@@ -32,7 +32,8 @@ OTHER_READERS = {
 STAGE_READS = {
     "download": ("data", "image_dir"),
     "preprocess": ("data", "image_dir", "model"),
-    "evaluate": ("evaluation", "metrics", "model", "normalization", "tta", "runtime", "mlflow"),
+    # The data of the model: `evaluate` refuses others.
+    "evaluate": ("data", "evaluation", "metrics", "model", "normalization", "tta", "runtime", "mlflow"),
 }
 Values = Mapping[str, Any]
 
