@@ -29,7 +29,8 @@ def test_a_damaged_result_is_made_again_and_removed_weights_are_restored(ready: 
     }
 
     shutil.rmtree(ready.folder / "models" / "best")
-    ready.start(evaluate, *start).assert_refused("models/best is missing: `dvc repro -f train` restores it")
+    read = [word for word in start if not word.startswith(("optimizer", "trainer"))]
+    ready.start(evaluate, *read).assert_refused("models/best is missing: `dvc repro -f train` restores it")
     (result,) = (ready.folder / ".cache" / "trainings").glob("*/result")
     flip_a_bit(result / "best" / "weights.safetensors")
     again = ready.start(train, *start)
