@@ -2,8 +2,8 @@
 
 import pytest
 
-from cifar_pipeline.config.compose import compose_config
-from cifar_pipeline.config.unused_values import check_unused
+from cifar_pipeline.config.compose import STAGE_KEYS, compose_config
+from cifar_pipeline.config.unused_values import STAGE_READS, check_unused
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
 from evaluate import evaluate
@@ -116,3 +116,8 @@ def test_params_file_cannot_add_a_key_that_the_data_does_not_have(project: Proje
     project.edit("params.yaml", "overrides: {}", "overrides: {data: {mirrors: [x]}}")
     project.edit("params.yaml", "data: null", "data: digits")
     project.start(configure).assert_refused("data.mirrors")
+
+
+@pytest.mark.parametrize("stage", STAGE_READS)
+def test_a_stage_reads_what_decides_its_result(stage: str) -> None:
+    assert {key.partition(".")[0] for key in STAGE_KEYS[stage]} <= {*STAGE_READS[stage]}

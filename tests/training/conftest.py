@@ -1,7 +1,6 @@
 """Use a single thread: these trainings are too small for more, and their numbers are compared."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,7 @@ import torch
 
 from cifar_pipeline.data.dataset import Dataset
 from helpers.config_project import ROOT, Project
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from helpers.one_thread import one_thread  # noqa: F401
 
 
 @pytest.fixture

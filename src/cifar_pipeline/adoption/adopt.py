@@ -19,6 +19,7 @@ import yaml
 
 from cifar_pipeline.adoption import repository
 from cifar_pipeline.adoption.plan import OUR_NAME, RECORD, TABLE, Changes, Plan, Record, read_changes, read_record
+from cifar_pipeline.config.params import read_params
 from cifar_pipeline.data.image_paths import iter_files
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import GitError, git_bytes, git_output
@@ -86,22 +87,15 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def params() -> dict[str, object]:
-    """Return the content of params.yaml. Raises UserError where it has none."""
-    from cifar_pipeline.config.params import read_params
-
-    return dict(read_params())
-
-
 def is_left_as_published() -> bool:
-    """Whether params.yaml still selects the published experiment and its data."""
-    values = params()
+    """Return whether params.yaml still selects the published experiment and its data."""
+    values = read_params()
     return values.get("experiment") == OUR_EXPERIMENT and values.get("data") is None
 
 
 def images() -> Iterator[Path]:
     """Yield the images in the folder that params.yaml names."""
-    folder = Path(str(params().get("image_dir", "images")))
+    folder = Path(str(read_params().get("image_dir", "images")))
     return (file.path for file in iter_files(folder) if not file.reason) if folder.is_dir() else iter(())
 
 
@@ -123,7 +117,7 @@ def build(record: Record) -> Adopted:
     lines = git_bytes("diff-tree", "-r", "-z", "--no-renames", "--name-status", record.tree, tree).split(b"\0")[:-1]
     changes = [(os.fsdecode(letter), os.fsdecode(path)) for letter, path in zip(lines[::2], lines[1::2], strict=True)]
     commit = repository.make_commit(tree, [record.commit], message)
-    return Adopted(commit, record.commit, changes, has_images, str(params().get("image_dir", "images")))
+    return Adopted(commit, record.commit, changes, has_images, str(read_params().get("image_dir", "images")))
 
 
 def generate(changes: Changes, folder: Path) -> None:

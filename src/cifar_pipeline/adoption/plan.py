@@ -1,4 +1,4 @@
-"""What an adoption changes in the files of a commit, by the table changes.yaml of that commit."""
+"""Plan the changes of an adoption to the files of a commit, by the table changes.yaml of that commit."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from cifar_pipeline.utils.errors import UserError
 
 TABLE = "src/cifar_pipeline/adoption/changes.yaml"
 TEMPLATES = Path(__file__).parent / "templates"
-# What was adopted, as which name and from which commit. `make update` reads and writes it.
+# The adoption: under which name and from which commit. `make update` reads and writes it.
 RECORD = Path(".adopted.yaml")
 RECORD_HEADER = (
     "# Written by `make adopt`; `make update` reads it, and notes the commit of the upstream that it merged.\n"
@@ -94,7 +94,7 @@ def read_changes(files: Mapping[str, Entry]) -> Changes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What changes in the files of a commit: removed paths, and edited ones with their new text.
+    """Changes to the files of a commit: removed paths, and edited ones with their new text.
 
     `owned` are the paths that the adopted project has as its own, or makes itself: no update touches them.
     """

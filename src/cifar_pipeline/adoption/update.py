@@ -14,7 +14,7 @@ from cifar_pipeline.adoption.plan import RECORD, Plan, Record, read_changes, rea
 from cifar_pipeline.utils.console import clear_status, status
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError
 from cifar_pipeline.utils.git import GitError, git_bytes, git_output
-from cifar_pipeline.utils.text import list_names, redact
+from cifar_pipeline.utils.text import count_noun, list_names, redact
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def update(url: str = "", branch: str = BRANCH) -> None:
     count = int(git_output("rev-list", "--count", f"{old}..{new}"))
     changed = git_bytes("diff", "--name-only", "-z", head, "HEAD").count(b"\0")
     log.info(
-        f"Merged upstream's {new[:10]}, {_count(count, 'commit')} newer: {_count(changed, 'file')} changed. "
+        f"Merged upstream's {new[:10]}, {count_noun(count, 'commit')} newer: {count_noun(changed, 'file')} changed. "
         "`make` runs what that changes, `make test` the tests; `git reset --keep HEAD~1` undoes the merge."
     )
 
@@ -176,7 +176,3 @@ def finish(new: str) -> None:
     present = [path for path in changes.generate if Path(path).exists()]
     git_output("add", "--", *present)
     git_output("commit", "--quiet", "--no-verify", "--no-edit", "--file", str(repository.git_path("MERGE_MSG")))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -349,18 +349,19 @@ def run_stage(stage: Stage, decorator: Callable[[Stage], Stage] = lambda stage: 
         _record_environment()
         register_configs()
         reject_invalid_group_overrides(sys.argv[1:])
-        if _is_config_printed(sys.argv[1:], stage.__name__):
+        args, is_help = parse_arguments(sys.argv[1:])
+        if _is_config_printed(args, is_help, stage.__name__):
             return
-        with _redacted_config(sys.argv[1:]):
+        with _redacted_config(args):
             hydra.main(config_path=str(CONF.resolve()), config_name="config", version_base="1.3")(
                 decorator(_with_checks(stage))
             )()
 
 
 @contextmanager
-def _redacted_config(arguments: list[str]) -> Iterator[None]:
+def _redacted_config(args: argparse.Namespace) -> Iterator[None]:
     """Redact what Hydra prints for `--cfg`, as `--resolve` reads environment variables."""
-    if not parse_arguments(arguments)[0].cfg:
+    if not args.cfg:
         yield
         return
     printed = io.StringIO()
@@ -369,13 +370,12 @@ def _redacted_config(arguments: list[str]) -> Iterator[None]:
     print(redact(printed.getvalue()), end="")
 
 
-def _is_config_printed(arguments: list[str], stage: str) -> bool:
+def _is_config_printed(args: argparse.Namespace, is_help: bool, stage: str) -> bool:
     """Validate the configuration of a single run, and print it if the command line has `--cfg job`.
 
     Hydra prints a configuration without validating it, and composes it twice before it calls a stage. The jobs of a
     multirun validate theirs when they start.
     """
-    args, is_help = parse_arguments(arguments)
     if not is_help and is_multirun(args) and stage in STAGES_WITHOUT_SWEEPS:
         raise UserError(
             f"{stage}.py runs one configuration: leave out -m; `python src/train.py -m ...` starts a sweep."

@@ -33,7 +33,7 @@ MAX_NAME = 30
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be added: the package for its code in src/project/, its group in conf/, and what it is in words."""
+    """A kind of option to add: the package of its code in src/project/, its group in conf/, and its name in words."""
 
     package: str
     group: str

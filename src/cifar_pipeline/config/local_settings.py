@@ -23,6 +23,8 @@ from cifar_pipeline.config.params import (
     CONF,
     LOCAL_FOLDER,
     OTHER_PLACES,
+    SWEEP_GROUPS,
+    TOP_LEVEL_KEYS,
     describe_yaml_error,
     groups,
     options,
@@ -178,18 +180,7 @@ def _check_key(key: str, value: Any) -> None:
         raise UserError(f"{FILE}: `image_dir` is also read by dvc.yaml: set it in params.yaml, or make it a link.")
     if instead := OTHER_PLACES.get(key):
         raise UserError(f"{FILE}: {key} is not a key: {instead}.")
-    if group in (
-        *groups(),
-        "seed",
-        "monitor",
-        "mode",
-        "rerun",
-        "experiment",
-        "overrides",
-        "sweep",
-        "sampler",
-        "pruner",
-    ):
+    if group in (*groups(), *TOP_LEVEL_KEYS, *SWEEP_GROUPS, "rerun", "experiment", "overrides"):
         raise UserError(
             f"{FILE}: {key} must be the same on every machine: set it in params.yaml or on the command line; this file "
             f"has {list_names(allowed, total=len(allowed))}."

@@ -29,6 +29,7 @@ from cifar_pipeline.reporting.model_evaluation import (
 )
 from cifar_pipeline.reporting.significance import BETTER, EQUAL, UNCLEAR, WORSE, format_p, holm, mcnemar_test
 from cifar_pipeline.reporting.tables import write_table
+from cifar_pipeline.utils.text import count_noun
 
 # The names of the models on the page and in file names, in the order in which the user gave them.
 LETTERS = ascii_lowercase
@@ -59,7 +60,7 @@ class PairedTest:
 
     @property
     def verdict(self) -> str:
-        """Whether the other model is better or worse beyond chance."""
+        """Verdict on the other model: better or worse beyond chance, or neither."""
         if not self.first_only + self.other_only:
             return EQUAL
         if self.p >= self.level:
@@ -72,10 +73,7 @@ class PairedTest:
         first, other = self.first.upper(), self.other.upper()
         if self.verdict == EQUAL:
             return f"{first} and {other} are right on the same images, so that they cannot be told apart."
-        counts = (
-            f"only {first} is right on {self.first_only:,} {_images(self.first_only)}, only {other} on "
-            f"{self.other_only:,}"
-        )
+        counts = f"only {first} is right on {count_noun(self.first_only, 'image')}, only {other} on {self.other_only:,}"
         method = f"McNemar's exact test, {format_p(self.p, self.level)}"
         if self.num_tests > 1:
             method += f", corrected for {self.num_tests} models by Holm's method"
@@ -83,10 +81,6 @@ class PairedTest:
         if self.verdict == UNCLEAR:
             return f"{first} and {other} cannot be told apart on these images: {counts} ({method})."
         return f"{other} is {self.verdict} than {first} beyond chance: {counts} ({method})."
-
-
-def _images(count: int) -> str:
-    return "image" if count == 1 else "images"
 
 
 @dataclass(frozen=True)

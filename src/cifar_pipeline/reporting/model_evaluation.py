@@ -321,10 +321,8 @@ def unknown_rows(outputs: ModelOutputs) -> list[tuple[str, int, str, str]]:
     names = np.array(outputs.names)
     for name, counts in outputs.unknown_classes().items():
         total = counts.total()
-        predicted = ", ".join(
-            f"{other} ({percent(count / total, 0)})" for other, count in counts.most_common(MAX_PREDICTED)
-        )
-        more = f" and {len(counts) - MAX_PREDICTED} more" if len(counts) > MAX_PREDICTED else ""
+        shares = (f"{other} ({percent(count / total, 0)})" for other, count in counts.most_common())
+        predicted = list_names(shares, limit=MAX_PREDICTED)
         confidence = float(outputs.confidence[names == name].mean())
-        rows.append((name, total, predicted + more, percent(confidence, 0)))
+        rows.append((name, total, predicted, percent(confidence, 0)))
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cifar_pipeline.reporting.metric_names import display_name, heading_name
-from cifar_pipeline.utils.text import one_line
+from cifar_pipeline.utils.text import count_noun, one_line
 
 # Keys whose values repeat a choice instead of being one, with the noun for one of their values: trials that differ only
 # in them are averaged.
@@ -79,7 +79,7 @@ class Comparison:
         """The replicates that are averaged over: `5 folds`, or `15 runs (5 folds, 3 seeds)`; empty without any."""
         counts = {REPLICATE_KEYS[key]: self.trials[key].nunique() for key in self.replicates if key in self.trials}
         several = {noun: count for noun, count in counts.items() if count > 1} or dict([*counts.items()][:1])
-        parts = [f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in several.items()]
+        parts = [count_noun(count, noun) for noun, count in several.items()]
         return parts[0] if len(parts) == 1 else f"{self.runs_per_group} runs ({', '.join(parts)})" if parts else ""
 
     @cached_property

@@ -55,7 +55,7 @@ from cifar_pipeline.utils.file_hashes import hash_files
 from cifar_pipeline.utils.paths import MODEL_FILE
 from cifar_pipeline.utils.process import disable_malloc_trim
 from cifar_pipeline.utils.safe_io import parse_json, read_text
-from cifar_pipeline.utils.text import escape_control, list_names, percent
+from cifar_pipeline.utils.text import count_noun, escape_control, list_names, percent
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ REPORTS = Path("reports")
 EVALUATIONS = REPORTS / "evaluations"
 PROCESSED = Path("data/processed")
 SKIPPED_FILE = "skipped.csv"
-# What the folder of an evaluation contains besides the folders of several models.
+# Files in the folder of an evaluation besides the folders of several models.
 FILES = (*EVALUATION_FILES, *COMPARISON_FILES, SKIPPED_FILE)
 # File systems allow 255, and temporary names are longer.
 MAX_NAME_BYTES = 200
@@ -80,7 +80,7 @@ class OpenModel:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What identifies the model, for metrics.json."""
+        """Identifiers of the model, for metrics.json."""
         metadata = self.predictor.metadata
         return {
             "address": self.address,
@@ -93,7 +93,7 @@ class OpenModel:
 
     @property
     def rows(self) -> Rows:
-        """What identifies the model, for the page."""
+        """Identifiers of the model, for the page."""
         metadata = self.predictor.metadata
         height, width, channels = metadata.shape
         rows = [
@@ -444,7 +444,7 @@ def _describe(data: LabeledImages, unreadable: int) -> tuple[dict[str, Any], Row
         ("images", f"{len(data):,} of {len(set(data.labels)):,} classes"),
         (
             "unreadable",
-            f"{unreadable:,} {'file' if unreadable == 1 else 'files'}, listed in {SKIPPED_FILE}" if unreadable else "",
+            f"{count_noun(unreadable, 'file')}, listed in {SKIPPED_FILE}" if unreadable else "",
         ),
         ("hash", digest[:16]),
     ]
@@ -475,11 +475,8 @@ def _log_runs(evaluations: Sequence[ModelEvaluation], data: LabeledImages, folde
     from cifar_pipeline.tracking.runs import log_evaluation  # here, because MLflow takes seconds
 
     is_comparison = len(evaluations) > 1
-    for evaluation, own in zip(
-        evaluations,
-        sorted(path for path in folder.iterdir() if path.is_dir()) if is_comparison else [folder],
-        strict=True,
-    ):
+    for letter, evaluation in zip(LETTERS, evaluations, strict=False):
+        own = folder / letter if is_comparison else folder
         files = dict.fromkeys(sorted(own.iterdir()), "")
         if is_comparison:
             files |= {path: "comparison" for path in sorted(folder.iterdir()) if path.is_file()}

@@ -179,12 +179,17 @@ def compose_characters(text: str) -> str:
 MAX_LISTED = 10
 
 
-def list_names(names: Iterable[object], separator: str = ", ", total: int = 0) -> str:
-    """List the first ten names for a message, and say how many more there are; `total` if `names` are only some."""
+def list_names(names: Iterable[object], separator: str = ", ", total: int = 0, limit: int = MAX_LISTED) -> str:
+    """List the first `limit` names for a message, and say how many more there are; `total` if `names` are only some."""
     listed = [str(name) for name in names]
     total = total or len(listed)
-    more = f" and {total - MAX_LISTED:,} more" if total > MAX_LISTED else ""
-    return separator.join(listed[:MAX_LISTED]) + more
+    more = f" and {total - limit:,} more" if total > limit else ""
+    return separator.join(listed[:limit]) + more
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Format a number with its noun: `1 image`, `1,200 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def one_line(text: object) -> str:
