@@ -117,10 +117,10 @@ format: $(SETUP) ## format the code and apply automatic fixes
 docs: $(SETUP) ## generate docs/configuration.md and schema/ from conf/
 	@python src/build_docs.py
 
+# `make ui PORT=5002`; `OPTIONS=--no-browser` prints the address only.
 .PHONY: ui
-ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000
-	@MLFLOW_TRACKING_URI= python src/report.py address
-	@mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
+ui: $(SETUP) ## show the runs in MLflow, on http://127.0.0.1:5000 (PORT=5000)
+	@python src/ui.py $(if $(PORT),--port $(PORT)) $(OPTIONS)
 
 .PHONY: serve
 serve: $(SETUP) ## serve the champion over HTTP, on http://127.0.0.1:5001 (MODEL=models:/NAME/3)

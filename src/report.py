@@ -1,4 +1,4 @@
-"""Print results: the last run, DVC's experiments, a sweep's trials, a table of the recipes, or their page in MLflow."""
+"""Print results: the last run, DVC's experiments, a sweep's trials, or a table of the recipes."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,6 @@ def arguments() -> argparse.Namespace:
     sweep.add_argument("sweep", nargs="?", default="", metavar="SWEEP", help="run id or name (default: the newest)")
     commands.add_parser("experiments", help="what the experiments of `dvc exp run` change, and their results")
     commands.add_parser("results-table", help="Markdown table of conf/experiment/: test accuracy over the seeds")
-    commands.add_parser("address", help="address of the runs on the page of `make ui`")
     return parser.parse_args()
 
 
@@ -27,8 +26,6 @@ def report() -> None:
         sweep(args.sweep)
     elif args.command == "experiments":
         experiments()
-    elif args.command == "address":
-        address()
     else:
         results_table()
 
@@ -52,13 +49,6 @@ def sweep(name: str) -> None:
     if parent is None:
         raise UserError(f"There is no sweep {name or 'yet'}: `make sweep` or `python src/train.py -m ...` starts one.")
     print_summary(load_comparison(parent.info.run_id), parent.info.run_id)
-
-
-def address() -> None:
-    from cifar_pipeline.tracking.client import connect
-
-    # MLflow's start page is about language models; this address opens the runs.
-    print(f"The runs: http://127.0.0.1:5000/#/experiments/{connect()[1]}?workflowType=machine_learning")
 
 
 def experiments() -> None:

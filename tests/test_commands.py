@@ -26,7 +26,6 @@ BY_FILE = {
             "git restore .*|dvc checkout"
         ),
         "test_a_cleared_cache_keeps_what_the_workspace_needs": "dvc gc --workspace",
-        "test_the_runs_can_be_looked_at": "mlflow ui --host 127.0.0.1 .*",
         "test_help_lists_the_options": "python src/train.py --help",
     },
     "tests/pipeline/test_experiments.py": {
@@ -106,7 +105,9 @@ BY_FILE = {
         "test_system_metrics_are_logged_where_they_are_switched_on": (
             "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true python src/train.py"
         ),
-        "test_a_command_without_stage_uses_the_same_experiment": ("MLFLOW_TRACKING_URI= python src/report.py address"),
+    },
+    "tests/tracking/test_ui.py": {
+        "test_the_address_is_printed_when_the_page_answers": "python src/ui.py",
     },
     "tests/environment_failures/test_login.py": {
         "test_a_training_needs_a_login_with_permission": "mlflow server --app-name basic-auth",

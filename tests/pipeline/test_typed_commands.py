@@ -1,9 +1,7 @@
 """Commands of the documentation that no other test types."""
 
 import pytest
-import requests
 
-from helpers.servers import free_port, wait_for_answer
 from helpers.workspace import Workspace, stages_that
 
 pytestmark = pytest.mark.long
@@ -39,15 +37,3 @@ def test_a_cleared_cache_keeps_what_the_workspace_needs(copy: Workspace) -> None
 def test_help_lists_the_options(clone: Workspace) -> None:
     said = clone.train("--help")
     assert "optimizer: adam, adamw, " in said and "loss: " in said
-
-
-def test_the_runs_can_be_looked_at(copy: Workspace) -> None:
-    port = free_port()
-    words = ("--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", "sqlite:///mlflow.db")
-    server = copy.start("mlflow", "ui", *words)
-    try:
-        wait_for_answer(f"http://127.0.0.1:{port}/", server.process)
-        assert "<title>MLflow</title>" in requests.get(f"http://127.0.0.1:{port}/", timeout=60).text
-    finally:
-        server.process.terminate()
-        server.process.communicate(timeout=60)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cifar_pipeline.reporting.summary import tracking_url
 from helpers.source_tree import SRC
 
 STAGES = ("configure", "download", "preprocess", "train", "evaluate")
@@ -172,16 +171,3 @@ def test_the_summary_imports_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=SRC, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-
-
-@pytest.mark.parametrize(
-    ("tracking_uri", "page"),
-    [
-        ("", "make ui"),
-        ("sqlite:///mlflow.db", "make ui"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("https://me:secret@runs.example:8443/lab", "https://runs.example:8443/lab"),
-    ],
-)
-def test_the_summary_has_the_url_of_the_mlflow_server(tracking_uri: str, page: str) -> None:
-    assert tracking_url(tracking_uri) == page

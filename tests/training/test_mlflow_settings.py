@@ -10,10 +10,10 @@ from mlflow.entities import Run
 
 from cifar_pipeline.stages.evaluate import evaluate
 from cifar_pipeline.stages.train import train
-from helpers.config_project import Ended, Project, run
+from cifar_pipeline.tracking.client import connect
+from helpers.config_project import Ended, Project
 from helpers.servers import fixed_response_server
 from helpers.source_tree import EXPERIMENT
-from report import report
 
 QUICK = ("data=digits", "trainer.batch_size=9", "trainer.max_epochs=1", "runtime.accelerator=cpu", "runtime.threads=1")
 
@@ -52,7 +52,7 @@ def test_a_command_without_stage_uses_the_same_experiment(ready: Project) -> Non
     ready.edit("params.yaml", "overrides: {}", "overrides: {mlflow: {experiment_name: of params}}")
     trained(ready)
     (trained_in,) = {entry.info.experiment_id for entry in runs(ready)["of params"]}
-    assert f"/experiments/{trained_in}?" in run(report, "address").out
+    assert connect()[1] == trained_in
 
 
 def test_an_experiment_made_by_someone_else_keeps_its_artifact_location(ready: Project, tmp_path: Path) -> None:

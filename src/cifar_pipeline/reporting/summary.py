@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from rich import box
 from rich.table import Table
@@ -16,7 +15,7 @@ from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.git import is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
-from cifar_pipeline.utils.text import escape_control
+from cifar_pipeline.utils.text import escape_control, server_url
 
 if TYPE_CHECKING:
     from cifar_pipeline.config.compose import ExperimentRecipe
@@ -67,7 +66,7 @@ def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, A
         ("time", "\n".join(f"{stage:<11}{_time(root, stage, metrics)}" for stage in STAGES)),
         ("figures", "\n".join(str(path.relative_to(root)) for path in figures) or "none"),
         ("report", str(page.relative_to(root)) if page.is_file() else "none"),
-        ("MLflow page", tracking_url(os.environ.get("MLFLOW_TRACKING_URI", ""))),
+        ("MLflow page", server_url(os.environ.get("MLFLOW_TRACKING_URI", "")) or "make ui"),
     ]
     return [(name, value) for name, value in rows if value]
 
@@ -108,14 +107,6 @@ def format_device(train: Mapping[str, Any]) -> str:
     if not threads or "thread" in device:
         return device
     return f"{device}, {threads} thread{'' if str(threads) == '1' else 's'}"
-
-
-def tracking_url(tracking_uri: str) -> str:
-    """Return the MLflow server's URL without credentials, or the command that starts a local one."""
-    url = urlsplit(tracking_uri)
-    if url.scheme not in ("http", "https"):
-        return "make ui"
-    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
 
 
 def _time(root: Path, stage: str, metrics: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -125,6 +126,17 @@ def _for_descendants(end: Callable[[psutil.Process], None]) -> None:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 end(process)
+
+
+def end_process_tree(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to a child process, and kill it and its own children if it still runs after some seconds."""
+    with suppress(psutil.Error):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        for child in psutil.wait_procs(children, timeout=GRACE_SECONDS / 2)[1]:
+            with suppress(psutil.Error):
+                child.kill()
+    process.wait()
 
 
 def _raise(number: int, _: Any) -> None:

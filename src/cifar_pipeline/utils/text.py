@@ -16,7 +16,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 # C0 and DEL, C1; directional marks, embeddings, overrides and isolates; line separators; surrogates; tags.
 _UNSAFE = re.compile(
@@ -93,6 +93,13 @@ def redact(text: str) -> str:
     for secret in sorted(set(_known_secrets()), key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
+
+
+def server_url(uri: str) -> str:
+    """Return the URL of an MLflow server without credentials; empty for the URI of a database or another store."""
+    url = urlsplit(uri)
+    is_server = url.scheme in ("http", "https")
+    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2])) if is_server else ""
 
 
 def redact_bytes(content: bytes) -> bytes:
