@@ -15,7 +15,7 @@ from typing import Any
 
 START = time.perf_counter()
 # Removed from the environment, so that each command runs as in a new shell.
-REMOVED_PREFIXES = ("DVC_", "MLFLOW_", "OMP_", "MKL_", "TORCH", "PYTHONPATH", "CIFAR10_SOURCE", "MAKE")
+REMOVED_PREFIXES = ("DVC_", "MLFLOW_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTHONPATH", "CIFAR10_SOURCE", "MAKE")
 GIGABYTE = 10**9
 PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "dvc", "hydra-core", "jax")
 

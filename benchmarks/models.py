@@ -1,5 +1,6 @@
 """Networks of the benchmarks; each takes channels, size and classes like those of conf/model."""
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
@@ -8,7 +9,7 @@ from torchvision import models
 from cifar_pipeline.models import lenet
 from cifar_pipeline.models.airbench import AirbenchNet
 
-__all__ = ["AirbenchNet", "LeNet", "resnet18"]
+__all__ = ["AirbenchNet", "LeNet", "efficientnet", "resnet18"]
 
 
 class LeNet(lenet.LeNet):
@@ -26,4 +27,10 @@ def resnet18(channels: int, size: int, classes: int) -> nn.Module:
     if channels != 3:
         raise ValueError(f"ResNet-18 takes 3 channels, not {channels}")
     network: nn.Module = models.resnet18(num_classes=classes)
+    return network
+
+
+def efficientnet(channels: int, size: int, classes: int) -> nn.Module:
+    """Return timm's EfficientNet-Lite0 without pretrained weights, 3 million parameters, for any image size."""
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", num_classes=classes, in_chans=channels)
     return network

@@ -16,8 +16,9 @@ from torch import nn
 arguments = parser(__doc__)
 arguments.add_argument("--network", default="LeNet", choices=models.__all__)
 arguments.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+arguments.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
 options = arguments.parse_args()
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(options.threads)
 torch.manual_seed(0)
 
 raw, targets = train_images(options.data)

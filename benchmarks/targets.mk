@@ -1,7 +1,7 @@
 # Targets of the Makefile that run benchmarks.
 
 .PHONY: bench
-bench: $(SETUP) ## benchmark against a plain loop, plain Lightning and hardware limits (seven to ten minutes)
+bench: $(SETUP) ## benchmark against a plain loop, plain Lightning and hardware limits (a quarter of an hour)
 	@python benchmarks/run.py
 
 # Recipes of benchmarks/speedrun.py; seeds, if other than those of the leaderboard's rules: `SEEDS="0 1"`.

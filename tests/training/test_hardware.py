@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.models.build import build_untrained_model
 from cifar_pipeline.training import hardware
-from cifar_pipeline.training.hardware import select_hardware
+from cifar_pipeline.training.distributed import DistributedContext
+from cifar_pipeline.training.hardware import Hardware, select_hardware
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 
@@ -21,6 +23,63 @@ def test_a_requested_number_of_threads_is_used(project: Project) -> None:
     hardware = select_hardware(config.runtime, config.precision, cores=3, images=1000)
     assert (hardware.threads, torch.get_num_threads()) == (1, 1)
     assert str(hardware) == "cpu, 1 thread (requested), precision 32-true"
+
+
+class Load:
+    """A meter that reads what it was given."""
+
+    def __init__(self, busy: float) -> None:
+        self.busy = busy
+
+    def busy_cores(self) -> float:
+        return self.busy
+
+
+@pytest.fixture
+def selected(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hardware]:
+    """Return a function that selects the threads of a step of `images` on four cores, beside some busy processes."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 4)
+    config = project.compose("runtime.accelerator=cpu", "precision=fp32", "runtime.min_images_per_thread=16")
+
+    def select(busy: float, images: int = 1000, cores: int = 4, **options: Any) -> Hardware:
+        monkeypatch.setattr(hardware, "load_meter", lambda: Load(busy))
+        return select_hardware(config.runtime, config.precision, cores=cores, images=images, **options)
+
+    return select
+
+
+@pytest.mark.parametrize(("busy", "threads"), [(0.0, 4), (0.4, 4), (0.6, 3), (1.2, 3), (2.0, 2), (3.9, 1), (9.0, 1)])
+def test_cores_that_other_processes_keep_busy_are_left_to_them(
+    selected: Callable[..., Hardware], busy: float, threads: int
+) -> None:
+    chosen = selected(busy)
+    assert (chosen.threads, torch.get_num_threads()) == (threads, threads)
+    assert (f"other processes keep {busy:.1f} of 4 cores busy" in str(chosen)) is (threads < 4)
+
+
+def test_a_small_step_or_a_share_of_the_cores_is_not_reduced_further(selected: Callable[..., Hardware]) -> None:
+    assert selected(2.0, images=33).threads == 2 and "busy" not in str(selected(2.0, images=33))
+    # A job of a sweep that may use one of the four cores, beside three other jobs.
+    assert selected(3.0, cores=1).threads == 1 and "busy" not in str(selected(3.0, cores=1))
+
+
+def test_a_resumed_training_keeps_its_threads(selected: Callable[..., Hardware]) -> None:
+    assert selected(0.0, resumed_threads=1).threads == 1
+    assert selected(9.0, resumed_threads=3).threads == 3
+
+
+def test_omp_num_threads_limits_the_threads(selected: Callable[..., Hardware], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert selected(9.0).threads == 2 and "OMP_NUM_THREADS=2" in str(selected(9.0))
+    assert selected(0.0, resumed_threads=4).threads == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert selected(9.0).threads == 4 and "OMP_NUM_THREADS" not in str(selected(9.0))
+
+
+def test_ranks_do_not_count_each_other(selected: Callable[..., Hardware]) -> None:
+    ranks = DistributedContext(local_world_size=2)
+    assert selected(2.0, distributed=ranks).threads == 2
 
 
 def test_single_precision_turns_tf32_off_for_convolutions(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +110,9 @@ def test_an_unavailable_accelerator_is_refused(project: Project, monkeypatch: py
 
 
 def test_auto_selects_a_gpu_if_available_and_its_precision(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "load_meter", lambda: Load(0.0))
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 3)
     config = project.compose("precision=auto")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -72,7 +134,7 @@ def test_a_gpu_that_torch_cannot_use_is_reported_with_the_reason(
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
 
     monkeypatch.setattr(torch.cuda, "init", broken)
-    config = project.compose()
+    config = project.compose("runtime.threads=1")
     options = {"cores": 3, "images": 1000}
     monkeypatch.setattr(hardware, "NVIDIA_DRIVER_GPUS", tmp_path / "gpus")
     assert select_hardware(config.runtime, config.precision, **options).reason == "no GPU found"

@@ -2,6 +2,8 @@
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from cifar_pipeline.data.dataset import Dataset
 from cifar_pipeline.inference.predictor import Predictor
 from cifar_pipeline.inference.trained_model import TrainedModel
 from cifar_pipeline.stages.train import train
+from cifar_pipeline.training import hardware
 from cifar_pipeline.training.compiled.step import CompiledSteps
 from cifar_pipeline.training.hardware import Hardware
 from cifar_pipeline.training.module import Classifier
 from cifar_pipeline.training.setup import TrainingSetup
 from cifar_pipeline.training.trainer import fit
+from cifar_pipeline.utils.cpu_load import LoadMeter
 from helpers.config_project import Ended, Project
 from helpers.source_tree import EXPERIMENT
 
@@ -71,7 +75,8 @@ def test_the_precision_that_lightning_uses_is_recorded(project: Project, digits:
         assert fit(setup, [made.logger]).runtime["precision"] == "bf16-mixed"
 
 
-def test_a_training_resumed_with_other_threads_records_both(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def interrupted_in_the_second_epoch() -> Iterator[None]:
     original = Classifier.on_train_batch_start
 
     def stop(self: Classifier, batch: Any, index: int) -> None:
@@ -79,8 +84,32 @@ def test_a_training_resumed_with_other_threads_records_both(ready: Project, monk
             raise KeyboardInterrupt
         original(self, batch, index)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", stop)
+        yield
+
+
+def test_a_training_resumed_under_another_load_keeps_its_threads(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 2)
+    monkeypatch.setattr("cifar_pipeline.stages.train.available_cores", lambda: 2)
+    auto = ("runtime.threads=auto", "runtime.min_images_per_thread=1")
+    monkeypatch.setattr(LoadMeter, "busy_cores", lambda _: 1.0)
+    with interrupted_in_the_second_epoch():
+        ended = trained(ready, *auto, code=128 + signal.SIGINT)
+    assert "cpu, 1 thread (requested; other processes keep 1.0 of 2 cores busy)" in ended.out
+    monkeypatch.setattr(LoadMeter, "busy_cores", lambda _: 0.0)
+    trained(ready, *auto)
+    assert recorded(ready)[1]["threads"] == "1"
+    # A training that begins now takes both cores.
+    trained(ready, *auto, "seed=1")
+    assert sorted(run.data.tags["threads"] for run in runs(ready)) == ["1", "2"]
+
+
+def test_a_training_resumed_with_other_threads_records_both(ready: Project) -> None:
+    with interrupted_in_the_second_epoch():
         trained(ready, code=128 + signal.SIGINT)
     ended = trained(ready, "runtime.threads=2")
     assert "threads 1, then 2 (planned: 2)" in ended.err

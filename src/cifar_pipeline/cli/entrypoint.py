@@ -103,6 +103,7 @@ from cifar_pipeline.utils.console import (
     status,
     take_level_options,
 )
+from cifar_pipeline.utils.cpu_load import load_meter
 from cifar_pipeline.utils.errors import EnvironmentFailure, UserError, describe_environment_error
 from cifar_pipeline.utils.file_hashes import hash_content
 from cifar_pipeline.utils.process import (
@@ -404,6 +405,7 @@ def _with_checks(stage: Stage) -> Stage:
         start = time.perf_counter()
         relax_gc()  # again, because a launcher's worker does not call `run_stage`
         try:
+            load_meter().restart()
             load_environment()
             _record_environment()
             _setup_rank(config)

@@ -11,7 +11,6 @@ The fingerprint names the checkpoint folder and the MLflow run, and a training t
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.source_files import HEIC_PACKAGE, PACKAGES, SourceTree, loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.utils.atomic import atomic_write
+from cifar_pipeline.utils.cpu_load import allowed_cores
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import redact_values
 
@@ -239,7 +239,7 @@ def output_root() -> Path:
 
 def available_cores() -> int:
     """Return the number of CPU cores for this process: its share, if a launcher runs several jobs at a time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = allowed_cores()
     launcher = HydraConfig.get().launcher if is_sweep() else OmegaConf.create()
     if cores_per_job := launcher.get("cpus_per_task") or OmegaConf.select(launcher, "ray.remote.num_cpus"):
         return max(1, int(cores_per_job))

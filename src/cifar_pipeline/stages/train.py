@@ -165,7 +165,13 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
         processes = SINGLE_PROCESS
     network = partial(build_untrained_model, config, dataset, weights)
     hardware = select_hardware(
-        config.runtime, config.precision, available_cores(), micro_batch_size(config), processes, network
+        config.runtime,
+        config.precision,
+        available_cores(),
+        micro_batch_size(config),
+        processes,
+        network,
+        run_dir.resumed_threads(),
     )
     callbacks = build_callbacks(config.callbacks)
     batch_callback = find_batch_callback(config.callbacks, callbacks)
@@ -224,6 +230,7 @@ def run_training(plan: Plan) -> None:
                 exported = exported or export(plan)
                 if plan.has_auto_batch:
                     run.tag({"trainer.batch_size": "auto"})
+                run_dir.record_threads(setup.hardware.threads)
                 with run.system_metrics(config.mlflow.log_system_metrics):
                     result = fit(setup, [logger, *loggers])
                 write_result(plan, result, exported)

@@ -256,14 +256,16 @@ HISTORY_FILE = "history.csv"
 RESULT_HASHES_FILE = "result.json"
 # Holds the id of an unfinished rerun. While it exists, the checkpoints are the rerun's and the result is the older one.
 RERUN_FILE = "rerun.json"
+THREADS_FILE = "threads.txt"
 
 
 @dataclass(frozen=True)
 class RunDir:
     """Files of the training with one fingerprint.
 
-    `last.ckpt` and `best.ckpt` are its checkpoints, `result/` is its result with the exported models. During a rerun
-    there is also `rerun.json`, and `result/` is that of the previous training.
+    `last.ckpt` and `best.ckpt` are its checkpoints, `threads.txt` has the number of threads that computed them, and
+    `result/` is its result with the exported models. During a rerun there is also `rerun.json`, and `result/` is that
+    of the previous training.
     """
 
     path: Path
@@ -295,6 +297,20 @@ class RunDir:
     def checkpoint(self, name: str) -> Path:
         """Return the path of the checkpoint with this name."""
         return checkpoint_path(self.path, name)
+
+    def record_threads(self, threads: int) -> None:
+        """Write the number of threads with which the training begins."""
+        with atomic_write(self.path / THREADS_FILE) as tmp:
+            tmp.write_text(f"{threads}\n", encoding="utf-8")
+
+    def resumed_threads(self) -> int | None:
+        """Return the number of threads with which the training began; None if it has no checkpoint to resume from."""
+        if not any(self.checkpoint(name).is_file() for name in (MID_EPOCH, LAST, PREVIOUS)):
+            return None
+        try:
+            return max(1, int((self.path / THREADS_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
 
     @contextmanager
     def lock(self, rerun: bool) -> Iterator[str]:

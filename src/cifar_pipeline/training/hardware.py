@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from cifar_pipeline.training.distributed import SINGLE_PROCESS, DistributedContext
 from cifar_pipeline.training.module import Classifier
+from cifar_pipeline.utils.cpu_load import allowed_cores, load_meter
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.text import one_line
 
@@ -129,6 +130,8 @@ UNSUPPORTED_PRECISIONS = {
     ("mps", "64-true"): ("Apple's GPUs have no float64", "32-true"),
 }
 
+# Number of threads of OpenMP, which torch and schedulers of clusters read.
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 # Where NVIDIA's driver lists the GPUs on Linux.
 NVIDIA_DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 
@@ -181,10 +184,9 @@ def select_hardware(
     images: int,
     distributed: DistributedContext = SINGLE_PROCESS,
     network: Callable[[], nn.Module] | None = None,
+    resumed_threads: int | None = None,
 ) -> Hardware:
     """Select the hardware by conf/runtime and conf/precision, and set torch's number of threads.
-
-    With `runtime.threads=auto` it is one thread per core, but only as many as a step's images can keep busy.
 
     Args:
         runtime: conf/runtime.
@@ -193,6 +195,7 @@ def select_hardware(
         images: images per micro-batch, shared by all ranks.
         distributed: the ranks.
         network: builds the network, by whose layers the precision `auto` is decided; None: it is single precision.
+        resumed_threads: threads with which the training began, if it is resumed (`select_threads`).
 
     Raises:
         UserError: the requested accelerator is not available, or does not support the precision.
@@ -203,16 +206,41 @@ def select_hardware(
     if (accelerator, requested) in UNSUPPORTED_PRECISIONS:
         why, instead = UNSUPPORTED_PRECISIONS[accelerator, requested]
         raise UserError(f"{key}={requested} is not supported: {why}; use {key}={instead}.")
-    max_useful_threads = max(1, images // distributed.world_size // int(runtime["min_images_per_thread"]))
     cores_per_rank = max(1, cores // distributed.local_world_size)
     usable_cores = cores_per_rank if runtime["threads"] == "auto" else int(runtime["threads"])
-    threads = min(usable_cores, max_useful_threads) if runtime["threads"] == "auto" else usable_cores
+    threads = usable_cores
+    if runtime["threads"] == "auto":
+        useful_threads = max(1, images // distributed.world_size // int(runtime["min_images_per_thread"]))
+        threads, load = select_threads(min(usable_cores, useful_threads), distributed, resumed_threads)
+        reason += load
     torch.set_num_threads(threads)
     if requested == "32-true":
         # Otherwise convolutions on NVIDIA GPUs round their inputs to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
     features_in_bfloat16 = requested.startswith("bf16") or (configured == "auto" and has_bfloat16_units())
     return Hardware(accelerator, distributed.world_size, threads, requested, reason, features_in_bfloat16, usable_cores)
+
+
+def select_threads(
+    most: int, distributed: DistributedContext = SINGLE_PROCESS, resumed_threads: int | None = None
+) -> tuple[int, str]:
+    """Return the number of threads for `runtime.threads=auto`, at least one, and what reduced it, for messages.
+
+    It is OMP_NUM_THREADS, if that is set and smaller than `most`. A resumed training keeps its number, without which
+    its weights would not be those of an uninterrupted one. Otherwise cores that other processes keep busy are left to
+    them. Several ranks of a training start at the same time, so they do not count each other.
+    """
+    if distributed.world_size > 1:
+        return most, ""
+    if (variable := os.environ.get(THREADS_VARIABLE, "")).isdecimal() and int(variable) > 0:
+        return min(most, int(variable)), f"; {THREADS_VARIABLE}={variable}" if int(variable) < most else ""
+    if resumed_threads is not None:
+        return resumed_threads, ""
+    if most == 1:
+        return 1, ""
+    busy, cores = load_meter().busy_cores(), allowed_cores()
+    threads = min(most, max(1, cores - round(busy)))
+    return threads, f"; other processes keep {busy:.1f} of {cores} cores busy" if threads < most else ""
 
 
 def auto_precision(network: Callable[[], nn.Module] | None, precision: Mapping[str, Any]) -> str:
