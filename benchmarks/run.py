@@ -17,12 +17,14 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from busy_machine import busy
 from copied_project import ROOT, copy_of_the_project, has_data
+from image_files import image_files
 from latency import model_file, stages, use
 from measure import START, CommandFailed, Row, Workspace, machine, report, say, write_report
 from training_speed import large_batch, large_network, recipes, sweep, tutorial
@@ -38,6 +40,7 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
     "sweep": sweep,
     "recipes": recipes,
     "busy": busy,
+    "image_files": image_files,
 }
 
 
@@ -56,9 +59,12 @@ def main() -> int:
     arguments.add_argument(
         "--reports", type=Path, help="where the results are written; reports/, and nowhere with --only or --tiny"
     )
+    arguments.add_argument("--image-files", type=int, help="number of files of the section image_files, 60 kB each")
     options = arguments.parse_args()
     is_complete = options.only == list(SECTIONS) and not options.tiny
     sizes = TINY if options.tiny else Sizes()
+    if options.image_files:
+        sizes = replace(sizes, image_files=options.image_files)
     hardware = machine()
     head: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),

@@ -32,6 +32,8 @@ class Sizes:
     overhead_steps: int = 600
     predicted_files: int = 10_000
     requests: int = 100
+    image_files: int = 4_000
+    large_image_files: int = 2_000
     engine: str = "compiled"
 
 
@@ -59,5 +61,7 @@ TINY = Sizes(
     overhead_steps=4,
     predicted_files=10,
     requests=2,
+    image_files=40,
+    large_image_files=40,
     engine="eager",
 )

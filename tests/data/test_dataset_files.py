@@ -1,6 +1,7 @@
 """data/processed: what is written is read again, and nothing else is."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -94,8 +95,18 @@ def test_images_in_two_splits_are_counted_and_the_first_of_them_listed(tmp_path)
 
 
 def test_statistics_of_one_color_are_exact():
-    mean, std = channel_mean_std(np.full((3, 2, 2, 1), 51, np.uint8))
-    assert (mean, std) == ([0.2], [0.0])
+    with ThreadPoolExecutor(2) as pool:
+        assert channel_mean_std(np.full((3, 2, 2, 1), 51, np.uint8), pool) == ([0.2], [0.0])
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 5, 3), (70_000, 1, 1, 1), (70, 300, 300, 3)])
+def test_statistics_are_those_of_floating_point_and_do_not_overflow(shape):
+    """The third array has more than one chunk; sums of squares of white lines exceed 32 bits in the second."""
+    images = np.random.default_rng(0).integers(250, 256, shape, np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        mean, std = channel_mean_std(images, pool)
+    pixels = images.reshape(-1, shape[-1]) / 255
+    np.testing.assert_allclose([mean, std], [pixels.mean(0), pixels.std(0)], rtol=1e-9)
 
 
 def test_a_validation_fraction_of_zero_is_an_empty_split(tmp_path):

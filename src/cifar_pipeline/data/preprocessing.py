@@ -7,15 +7,19 @@ are recorded, because memorized images do not measure anything.
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b, sha256
-from itertools import combinations
-from math import sqrt
+from itertools import chain, combinations
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from cifar_pipeline.config.compose import available_cores
 from cifar_pipeline.config.validation import instantiate_option
 from cifar_pipeline.data.dataset import (
     checksum,
@@ -46,6 +50,8 @@ from cifar_pipeline.utils.text import escape_control_json, list_names
 # 16 bytes per image: no collision among a billion images.
 DIGEST_BYTES = 16
 MAX_LISTED_DUPLICATES = 10
+SUMMED_BLOCK_BYTES = 1 << 17
+MAX_SUMMED_LINES = (2**32 - 1) // 255**2
 
 
 def process(
@@ -118,18 +124,23 @@ def write_dataset(
     raw_train = raw.train_images, raw.train_labels, raw.train_names
     raw_test = raw.test_images, raw.test_labels, raw.test_names
     splits = {TRAIN: (*raw_train, train), VAL: (*raw_train, val), TEST: (*raw_test, np.arange(len(raw.test_labels)))}
-    hashes: dict[str, str] = {}
+    arrays: dict[str, np.ndarray] = {}
     file_lists: dict[str, str] = {}
-    for split, (images, labels, names, indices) in splits.items():
-        (folder / split).mkdir(parents=True)
-        if names:
-            content = json.dumps([names[index] for index in indices], indent=0).encode()
-            (folder / split / "files.json").write_bytes(content)
-            file_lists[split] = sha256(content).hexdigest()
-        hashes[f"{split}/images"] = _write(folder / split / "images.npy", images, indices)
-        hashes[f"{split}/labels"] = _write(folder / split / "labels.npy", labels, indices)
-    written = {split: open_memmap(folder / split / "images.npy") for split in splits}
-    mean, std = channel_mean_std(written[TRAIN])
+    # Hashing and NumPy's sums release the interpreter's lock, so threads use all cores.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        hashing: dict[str, Future[str]] = {}
+        for split, (images, labels, names, indices) in splits.items():
+            (folder / split).mkdir(parents=True)
+            if names:
+                content = json.dumps([names[index] for index in indices], indent=0).encode()
+                (folder / split / "files.json").write_bytes(content)
+                file_lists[split] = sha256(content).hexdigest()
+            for name, array in (("images", images), ("labels", labels)):
+                arrays[f"{split}/{name}"] = _write(folder / split / f"{name}.npy", array, indices)
+                hashing[f"{split}/{name}"] = pool.submit(content_hash, arrays[f"{split}/{name}"])
+        mean, std = channel_mean_std(arrays[f"{TRAIN}/images"], pool)
+        duplicates = _duplicates({split: arrays[f"{split}/images"] for split in splits}, pool)
+        hashes = {name: hashed.result() for name, hashed in hashing.items()}
     values = {
         "name": source.name,
         "title": source.title,
@@ -144,7 +155,7 @@ def write_dataset(
         "hashes": hashes,
         "file_lists": file_lists,
         "hash": sha256(json.dumps([raw.classes, hashes], sort_keys=True).encode()).hexdigest(),
-        "duplicates": _duplicates(written),
+        "duplicates": duplicates,
         "skipped": skipped,
         "requested": requested,
         "effective": effective,
@@ -155,14 +166,14 @@ def write_dataset(
     )
 
 
-def _write(path: Path, array: np.ndarray | LazyImages, indices: Indices) -> str:
-    """Write the rows at `indices` and return the content hash."""
+def _write(path: Path, array: np.ndarray | LazyImages, indices: Indices) -> np.ndarray:
+    """Write the rows at `indices`, and open the written array as a memory map."""
     out = np.lib.format.open_memmap(path, "w+", array.dtype, (len(indices), *array.shape[1:]))
     _preallocate(path)
     for rows in row_slices(out):
         out[rows] = array[indices[rows]]
     out.flush()
-    return content_hash(out)
+    return open_memmap(path)
 
 
 def _preallocate(path: Path) -> None:
@@ -172,33 +183,46 @@ def _preallocate(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def channel_mean_std(images: Images) -> tuple[list[float], list[float]]:
+def channel_mean_std(images: Images, pool: Executor) -> tuple[list[float], list[float]]:
     """Compute mean and standard deviation of each channel of `[N, H, W, C] uint8`, pixels scaled to [0, 1].
 
     Summed in integers, so exact and the same on every machine.
     """
-    channels = images.shape[-1]
-    values = np.arange(256)
-    counts = np.zeros((channels, 256), np.int64)
-    for rows in row_slices(images):
-        pixels = images[rows].reshape(-1, channels)
-        for channel in range(channels):
-            counts[channel] += np.bincount(pixels[:, channel], minlength=256)
+    sums = list(pool.map(lambda rows: _channel_sums(images[rows]), row_slices(images)))
+    number = prod(images.shape[:-1])
     mean, std = [], []
-    for histogram in counts:
+    for channel in range(images.shape[-1]):
         # Python integers, because the product below exceeds 64 bits for CIFAR-10.
-        number, total, squares = (int(histogram @ values**power) for power in (0, 1, 2))
+        total, squares = (sum(int(part[power][channel]) for part in sums) for power in (0, 1))
         mean.append(total / number / 255)
         std.append(sqrt((squares * number - total**2) / number**2) / 255)
     return mean, std
 
 
-def find_duplicates(splits: Mapping[str, Images]) -> list[tuple[str, int, str, int]]:
+def _channel_sums(images: Images) -> NDArray[np.uint64]:
+    """Sum each channel of `[N, H, W, C] uint8` and its squares, as `[2, C]`."""
+    width, channels = images.shape[-2:]
+    lines = images.reshape(-1, width * channels)
+    # Few enough that the sums of squares fit into 32 bits, and that a block stays in the processor's cache.
+    step = min(MAX_SUMMED_LINES, max(1, SUMMED_BLOCK_BYTES // lines.shape[1]))
+    sums = np.zeros((2, lines.shape[1]), np.uint64)
+    for start in range(0, len(lines), step):
+        values = lines[start : start + step].astype(np.uint32)
+        sums[0] += values.sum(axis=0, dtype=np.uint32)
+        np.square(values, out=values)
+        sums[1] += values.sum(axis=0, dtype=np.uint32)
+    return sums.reshape(2, width, channels).sum(axis=1)
+
+
+def find_duplicates(splits: Mapping[str, Images], pool: Executor) -> list[tuple[str, int, str, int]]:
     """Find images of a split that are in an earlier split as well: (earlier split, index, split, index).
 
     Compares hashes of the pixels, `[H, W, C] uint8`.
     """
-    digests = {split: list(_digests(images)) for split, images in splits.items()}
+    digests = {
+        split: list(chain.from_iterable(pool.map(partial(_digests, images), row_slices(images))))
+        for split, images in splits.items()
+    }
     duplicates = []
     for earlier, later in combinations(splits, 2):
         first = {digest: index for index, digest in reversed(list(enumerate(digests[earlier])))}
@@ -208,17 +232,14 @@ def find_duplicates(splits: Mapping[str, Images]) -> list[tuple[str, int, str, i
     return duplicates
 
 
-def _digests(images: Images) -> list[bytes]:
-    digests = []
-    for rows in row_slices(images):
-        digests += [blake2b(image.tobytes(), digest_size=DIGEST_BYTES).digest() for image in images[rows]]
-    return digests
+def _digests(images: Images, rows: slice) -> list[bytes]:
+    return [blake2b(image, digest_size=DIGEST_BYTES).digest() for image in images[rows]]
 
 
-def _duplicates(splits: dict[str, Images]) -> dict[str, dict[str, Any]]:
+def _duplicates(splits: dict[str, Images], pool: Executor) -> dict[str, dict[str, Any]]:
     """Count the duplicates of each pair of splits and list the first few, for dataset.json."""
     entries: dict[str, dict[str, Any]] = {}
-    for first, one, second, two in find_duplicates(splits):
+    for first, one, second, two in find_duplicates(splits, pool):
         entry = entries.setdefault(f"{first}, {second}", {"count": 0, "pairs": []})
         entry["count"] += 1
         if len(entry["pairs"]) < MAX_LISTED_DUPLICATES:
