@@ -32,8 +32,8 @@ class Sizes:
     overhead_steps: int = 600
     predicted_files: int = 10_000
     requests: int = 100
-    image_files: int = 4_000
-    large_image_files: int = 2_000
+    image_files: int = 3_000
+    large_image_files: int = 1_000
     engine: str = "compiled"
 
 

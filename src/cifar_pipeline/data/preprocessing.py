@@ -211,7 +211,8 @@ def _channel_sums(images: Images) -> NDArray[np.uint64]:
         sums[0] += values.sum(axis=0, dtype=np.uint32)
         np.square(values, out=values)
         sums[1] += values.sum(axis=0, dtype=np.uint32)
-    return sums.reshape(2, width, channels).sum(axis=1)
+    of_channels: NDArray[np.uint64] = sums.reshape(2, width, channels).sum(axis=1)
+    return of_channels
 
 
 def find_duplicates(splits: Mapping[str, Images], pool: Executor) -> list[tuple[str, int, str, int]]:
