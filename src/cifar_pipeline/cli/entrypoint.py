@@ -62,6 +62,7 @@ from cifar_pipeline.config.compose import (
     chosen_options,
     compose_config,
     compose_with_hydra,
+    help_text,
     is_sweep,
     recorded_config,
     restrict_to_stage,
@@ -372,11 +373,14 @@ def _redacted_config(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _is_config_printed(args: argparse.Namespace, is_help: bool, stage: str) -> bool:
-    """Validate the configuration of a single run, and print it if the command line has `--cfg job`.
+    """Validate the configuration of a single run, and print it if the command line has `--cfg job`, or print the help.
 
     Hydra prints a configuration without validating it, and composes it twice before it calls a stage. The jobs of a
     multirun validate theirs when they start.
     """
+    if args.help:
+        print(redact(help_text(stage, args.overrides, args.resolve)))
+        return True
     if not is_help and is_multirun(args) and stage in STAGES_WITHOUT_SWEEPS:
         raise UserError(
             f"{stage}.py runs one configuration: leave out -m; `python src/train.py -m ...` starts a sweep."

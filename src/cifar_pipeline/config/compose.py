@@ -12,6 +12,7 @@ The fingerprint names the checkpoint folder and the MLflow run, and a training t
 import hashlib
 import json
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,24 @@ def _composed(overrides: list[str]) -> DictConfig:
     config = compose("config", overrides=overrides, return_hydra_config=True)
     reject_values_of_other_options({key: str(option) for key, option in config.hydra.runtime.choices.items()})
     return config
+
+
+def help_text(script: str, overrides: list[str], resolve: bool) -> str:
+    """Return the text of `--help`: the template of `hydra.help`, filled with the groups, options and composed values.
+
+    Hydra would compose the list of configuration files anew for each group, twice, which takes seconds.
+    """
+    config = compose_with_hydra([*overrides, f"hydra.job.name={script}"])
+    template = string.Template(config.hydra.help.template)
+    with open_dict(config):
+        del config["hydra"]
+    files = [path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml"))]
+    names: dict[str, list[str]] = {}
+    for file in files:
+        if file.parent.parts and file.parent.parts[0] != "hydra":
+            names.setdefault(file.parent.as_posix(), []).append(file.stem)
+    listed = "".join(f"{group}: {', '.join(names[group])}\n" for group in sorted(names))
+    return template.safe_substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(config, resolve=resolve))
 
 
 _experiment_name = ""

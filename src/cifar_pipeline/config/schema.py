@@ -81,7 +81,8 @@ Duration = (
 class Options(BaseModel):
     """Options of a group: no other keys, and no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    # Built when values are validated, because `--help` and some scripts validate none.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class TargetOptions(Options):
