@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, CLASSES = 500, 400, 10
+WIDTH, HEIGHT, CLASSES = 500, 400, 5
 START_OF_IMAGE, COMMENT = b"\xff\xd8", b"\xff\xfe"
 
 
@@ -50,7 +50,7 @@ def with_comment(content: bytes, text: bytes) -> bytes:
 arguments = ArgumentParser(description=__doc__)
 arguments.add_argument("folder", type=Path)
 arguments.add_argument("--count", type=int, required=True, help="number of files")
-arguments.add_argument("--distinct", type=int, default=200, help="number of images that are drawn")
+arguments.add_argument("--distinct", type=int, default=100, help="number of images that are drawn")
 options = arguments.parse_args()
 random = np.random.default_rng(0)
 contents = [encoded(photo(random)) for _ in range(min(options.count, options.distinct))]

@@ -59,12 +59,12 @@ def main() -> int:
     arguments.add_argument(
         "--reports", type=Path, help="where the results are written; reports/, and nowhere with --only or --tiny"
     )
-    arguments.add_argument("--image-files", type=int, help="number of files of the section image_files, 60 kB each")
+    arguments.add_argument("--image-files", type=int, help="number of files of the section image_files, 57 kB each")
     options = arguments.parse_args()
     is_complete = options.only == list(SECTIONS) and not options.tiny
     sizes = TINY if options.tiny else Sizes()
     if options.image_files:
-        sizes = replace(sizes, image_files=options.image_files)
+        sizes = replace(sizes, image_files=options.image_files, large_image_files=options.image_files // 10)
     hardware = machine()
     head: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),

@@ -32,8 +32,8 @@ class Sizes:
     overhead_steps: int = 600
     predicted_files: int = 10_000
     requests: int = 100
-    image_files: int = 3_000
-    large_image_files: int = 1_000
+    image_files: int = 6_000
+    large_image_files: int = 2_000
     engine: str = "compiled"
 
 
@@ -61,7 +61,7 @@ TINY = Sizes(
     overhead_steps=4,
     predicted_files=10,
     requests=2,
-    image_files=40,
-    large_image_files=40,
+    image_files=60,
+    large_image_files=60,
     engine="eager",
 )
