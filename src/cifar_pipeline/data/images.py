@@ -58,7 +58,7 @@ COLOR_GRID_SIZE, MAX_ROUNDING_ERROR = 9, 1
 #     4000 x 3000, 96      54.9 dB (0.21, 2)    54.9 dB (0.21, 2)    54.9 dB (0.21, 2)
 #     4000 x 3000, 224     50.8 dB (0.48, 6)    55.0 dB (0.20, 3)    55.0 dB (0.20, 3)
 #
-# With 2, reading and resizing takes 0.2 to 0.5 times as long as at full size; a 500 x 400 JPEG is decoded at full size
+# With 2, reading and resizing takes 0.15 to 0.5 times as long as at full size; a 500 x 400 JPEG is decoded at full size
 # for 224.
 MIN_DECODED_RATIO = 2
 # By EXIF orientation.
