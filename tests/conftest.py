@@ -1,8 +1,10 @@
 """Fixtures shared by several folders: a project to modify, and a small processed data set; scheduling of tests."""
 
 import dataclasses
+import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.utils.console import configure_logging
 from helpers.config_project import ROOT, Project
+from helpers.fork_server import ADDRESS
 from helpers.source_tree import PUBLISHED
 
 TRAIN, VAL, TEST = 90, 30, 20
@@ -41,7 +44,7 @@ class FolderScheduling(LoadScopeScheduling):
         return next((name for name in SHARED_FOLDERS if name in Path(path).parts), path)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # The settings of this machine must not change a test: those of this clone are not read.
     for find in (local_settings.settings_file, local_settings.env_file):
         setattr(local_settings, find.__name__, elsewhere_than_here(find))
@@ -56,6 +59,14 @@ def pytest_configure() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     # There is a process for each core: more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # With `make test-long` each command is a new process, as for users.
+    if hasattr(os, "fork") and config.option.markexpr == "not long" and ADDRESS not in os.environ:
+        os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="fork-server-")) / "socket")
+
+
+def pytest_unconfigure() -> None:
+    if ADDRESS in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(Path(os.environ.pop(ADDRESS)).parent)
 
 
 def elsewhere_than_here(find: Callable[[], Path]) -> Callable[[], Path]:
@@ -67,6 +78,12 @@ def elsewhere_than_here(find: Callable[[], Path]) -> Callable[[], Path]:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     config.option.loadscopereorder = False
     return FolderScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of each search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

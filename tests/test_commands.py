@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from cifar_pipeline.config.compose import compose_config
 from cifar_pipeline.config.schema import validate
 from helpers.config_project import Project
 from helpers.docs import PAGES, ROOT, SHELL_ENV, commands, name_of, read
+from helpers.source_tree import PUBLISHED
 
 # By file: the test that runs a command (or a text of another file that does), and the pattern of the whole command.
 BY_FILE = {
@@ -250,19 +252,19 @@ def expanded(command: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r"&&|\|(?!\|)", command) if part.strip())
 
 
-@pytest.mark.parametrize(("page", "command"), PAIRS)
-def test_every_documented_command_is_run_by_a_test(page: str, command: str) -> None:
-    for simple in expanded(command):
-        holders = [pattern for pattern in (*PATTERNS, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
-        assert holders, f"{page}: no test is known to run `{simple}`"
-        for script in re.findall(r"python ([\w/]+\.py)", simple):
-            assert (ROOT / script).is_file()
+def test_every_documented_command_is_run_by_a_test() -> None:
+    for page, command in PAIRS:
+        for simple in expanded(command):
+            holders = [pattern for pattern in (*PATTERNS, *BY_HAND) if re.fullmatch(pattern, simple, re.DOTALL)]
+            assert holders, f"{page}: no test is known to run `{simple}`"
+            for script in re.findall(r"python ([\w/]+\.py)", simple):
+                assert (ROOT / script).is_file(), f"{page}: {command}"
 
 
-@pytest.mark.parametrize(("file", "words"), PATTERNS.values())
-def test_every_test_that_runs_a_command_exists(file: str, words: str) -> None:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    assert (f"\ndef {words}(" if file.startswith("tests/") else words) in text
+def test_every_test_that_runs_a_command_exists() -> None:
+    for file, words in PATTERNS.values():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert (f"\ndef {words}(" if file.startswith("tests/") else words) in text, f"{file}: {words}"
 
 
 def test_every_listed_command_is_documented() -> None:
@@ -272,23 +274,36 @@ def test_every_listed_command_is_documented() -> None:
     } == set()
 
 
-@pytest.mark.parametrize(
-    ("page", "command"), [(page, command) for page, command in PAIRS if OVERRIDES.fullmatch(command)]
-)
-def test_the_values_of_a_documented_command_compose(page: str, command: str, project: Project) -> None:
+# Each command once, with the pages that have it.
+WITH_VALUES = {
+    command: [page for page, other in PAIRS if other == command] for _, command in PAIRS if OVERRIDES.fullmatch(command)
+}
+
+
+@cache
+def validated(*words: str) -> bool:
+    """Compose and validate the published configuration with these overrides, once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PUBLISHED)
+        validate(compose_config([*words]))
+    return True
+
+
+@pytest.mark.parametrize("command", WITH_VALUES)
+def test_the_values_of_a_documented_command_compose(command: str, project: Project) -> None:
     match = OVERRIDES.fullmatch(command)
     assert match
     arguments = shlex.split(match[1] or match[2])
     words = [word.removeprefix("++overrides.") for word in arguments if word not in ("-m", "-S")]
     if not {"-m", "-S"} & {*arguments}:
-        validate(project.compose(*words))
+        assert validated(*words), WITH_VALUES[command]
         return
     if "sweep=search" in words:  # All of its values are checked before its storage is opened.
         ended = project.start(train, "-m", *words, "hydra.sweeper.storage=nowhere")
         ended.assert_refused("hydra.sweeper.storage cannot be opened")
         return
     created_options = [
-        word for word in words if (ROOT / "docs" / "extending.md").name in page and is_created_by_the_page(word)
+        word for word in words if "docs/extending.md" in WITH_VALUES[command] and is_created_by_the_page(word)
     ]
     parsed = OverridesParser.create().parse_overrides(
         [word for word in words if word not in created_options and not word.startswith("hydra")]
@@ -301,11 +316,11 @@ def test_the_values_of_a_documented_command_compose(page: str, command: str, pro
     for override in parsed:
         if override.get_key_element() == "sweep":
             assert (project.folder / "conf" / "sweep" / f"{override.value()}.yaml").is_file()
-    validate(project.compose(*fixed))
+    assert validated(*fixed)
     for override in parsed:
         if override.is_sweep_override():
             for value in override.sweep_string_iterator():
-                validate(project.compose(*fixed, f"{override.get_key_element()}={value}"))
+                assert validated(*fixed, f"{override.get_key_element()}={value}")
 
 
 def train(config: object) -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from cifar_pipeline.config.source_files import NON_RESULT_PACKAGES, SourceTree
 from helpers.config_project import ROOT, Project
+from helpers.parameters import some_of
 
 SCRIPTS = ["configure", "download", "preprocess", "train", "evaluate"]
 # Runs a script as `python script ...` does, then prints the loaded modules.
@@ -37,7 +38,7 @@ def copy(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", some_of(SCRIPTS, SCRIPTS.index("train")))
 def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: str) -> None:
     ended = start("-c", LOADED, f"src/{script}.py", "--cfg", "job", "optimizer.lr=0.5")
     assert ended.returncode == 0, ended.stderr
@@ -83,8 +84,9 @@ def test_a_stage_started_outside_of_the_root_folder_is_refused(copy: Project) ->
     assert "run this from the project's root folder" in ended.stderr
 
 
-def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) -> None:
-    typed = [f"python src/{script}.py optimizer=ad" for script in SCRIPTS] + ["python src/train.py trainer.max_e"]
+@pytest.mark.parametrize("scripts", some_of([["train"], SCRIPTS], 0), ids=len)
+def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project, scripts: list[str]) -> None:
+    typed = [f"python src/{script}.py optimizer=ad" for script in scripts] + ["python src/train.py trainer.max_e"]
     shell = """
     eval "$(python src/train.py -sc install=bash)"
     for COMP_LINE in "$@"; do
@@ -99,7 +101,7 @@ def test_the_shell_completes_the_keys_and_options_of_every_stage(copy: Project) 
         capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": path},
     )  # fmt: skip
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw"] * len(SCRIPTS) + ["trainer.max_epochs="]
+    assert ended.stdout.splitlines() == ["optimizer=adam optimizer=adamw"] * len(scripts) + ["trainer.max_epochs="]
 
 
 def test_a_class_that_fails_shows_a_traceback(copy: Project) -> None:

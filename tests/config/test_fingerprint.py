@@ -49,8 +49,14 @@ def published(*overrides: str) -> DictConfig:
 
 
 @cache
+def unchanged(source: Path) -> SourceTree:
+    """The files of a folder, read once."""
+    return SourceTree(source)
+
+
+@cache
 def fingerprint_of(source: Path, *overrides: str, data: str = "1234") -> str:
-    return fingerprint(published(*overrides), data, SourceTree(source))
+    return fingerprint(published(*overrides), data, unchanged(source))
 
 
 def test_equal_configurations_have_one_fingerprint_however_they_are_written(project: Project, sources: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from torture import KILLED, Moment, train
 
 STOPPED_AT = "Stopped at epoch "
@@ -9,6 +10,7 @@ STOPPED_AT = "Stopped at epoch "
 MOMENTS = [Moment("step", 50), Moment("half a checkpoint", 16), Moment("log", 3), Moment("export", 1)]
 
 
+@pytest.mark.long
 def test_killed_four_times_it_stops_at_the_same_epoch_with_the_same_weights(copy, origin, tmp_path):
     expected = train(origin.copy(tmp_path / "undisturbed"), "early stopping")
     metadata = expected.workspace.json("models/metadata.json")

@@ -55,6 +55,7 @@ def assert_same_bits(workspace: Workspace, folder: Path, name: str, moments: lis
     return training
 
 
+@pytest.mark.long
 def test_killed_around_the_epoch_from_which_all_layers_train(with_weights: Workspace, tmp_path: Path) -> None:
     training = assert_same_bits(with_weights, tmp_path / "undisturbed", "gradual", UNFREEZING)
     assert f" trained until epoch {UNFREEZE_AT}, 32 px" in training.starts[0].output

@@ -20,7 +20,7 @@ from cifar_pipeline.tracking.trial import RUN_METRICS
 from helpers.workspace import sentences
 
 FIXED_MOMENTS = [
-    Moment("start-up", 2.5),
+    Moment("start-up", 0.5),
     Moment("SIGTERM", 7),
     Moment("half a checkpoint", 16),
     Moment("Ctrl-C", 20),

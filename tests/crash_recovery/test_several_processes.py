@@ -266,6 +266,7 @@ def test_the_slurm_job_file_requests_what_the_training_needs():
     assert options["signal"].startswith("TERM@")
 
 
+@pytest.mark.long
 def test_a_frozen_network_has_the_same_head_from_two_processes(origin: Workspace, tmp_path: Path) -> None:
     """One process trains it on features that are computed once, two of them on images."""
     one = origin.copy(tmp_path / "one")

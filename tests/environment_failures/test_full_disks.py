@@ -30,6 +30,7 @@ def test_a_data_set_without_disk_space_leaves_the_old_one(copy):
     assert content_of(copy.root / "data") == processed
 
 
+@pytest.mark.long
 def test_a_database_that_can_not_grow_is_named(copy):
     models = content_of(copy.root / "models")
     last = limited(copy, 8, "train", "seed=1")

@@ -1,5 +1,7 @@
 """Outputs that are links and mount points: a stage succeeds, and they are still links and mount points."""
 
+import pytest
+
 from helpers.dir_snapshot import content_of
 from helpers.mounts import OWN_MOUNTS, needs_mounts
 from helpers.workspace import sentences
@@ -20,6 +22,7 @@ def test_a_stage_fills_a_mounted_folder_and_one_behind_a_link(copy, tmp_path):
     assert (copy.root / "reports").is_symlink() and (tmp_path / "elsewhere" / "skipped.csv").is_file()
 
 
+@pytest.mark.long
 def test_a_file_where_a_folder_goes_is_refused_before_training(copy):
     (copy.root / "models").rename(copy.root / "away")
     (copy.root / "models").write_text("of another user")

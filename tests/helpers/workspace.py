@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from mlflow.entities import Run
 
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.tracking.client import relocate
+from helpers.fork_server import ADDRESS, ForkedProcess, start_fork
 from helpers.source_tree import EXPERIMENT, HANGS_AFTER, PUBLISHED, ROOT
 
 EPOCHS = 3
@@ -25,7 +28,16 @@ STAGES = ["configure", "download", "preprocess", "train", "evaluate"]
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 PERSON = ("-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false")
 # Variables that would make a command behave differently from the same command in a new shell.
-UNSET_PREFIXES = ("DVC_", "MLFLOW_", "GIT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CIFAR10_SOURCE")
+UNSET_PREFIXES = (
+    "DVC_",
+    "MLFLOW_",
+    "GIT_",
+    "PYTEST_",
+    "TESTS_",
+    "PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "CIFAR10_SOURCE",
+)
 
 # A loss slow enough for a training to be killed in the middle.
 SLOW = """
@@ -45,16 +57,7 @@ class Command:
 
     def __init__(self, arguments: tuple[str, ...], root: Path, environment: dict[str, str]) -> None:
         self.command, self.output = " ".join(arguments), ""
-        self.process = subprocess.Popen(
-            arguments,
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # Tests in the background ignore Ctrl-C, and child processes would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
-        )
+        self.process = start_process(arguments, root, environment)
 
     def wait_for(self, text: str) -> None:
         """Read until a line contains `text`."""
@@ -71,6 +74,29 @@ class Command:
         returncode = self.process.returncode
         assert returncode == code, f"{self.command} ended with {returncode} instead of {code}:\n{self.output}"
         return self.output
+
+
+def start_process(
+    arguments: Sequence[str], root: Path, environment: dict[str, str]
+) -> "subprocess.Popen[str] | ForkedProcess":
+    """Start a command; a script of Python in a fork of the server with the libraries, in a test run that has one."""
+    variables = list(takewhile(lambda word: "=" in word, arguments[1:])) if arguments[0] == "env" else []
+    python, *script = arguments[len(variables) + 1 :] if variables else arguments
+    if python == "dvc":
+        python, script = "python", [str(Path(sys.executable).with_name("dvc")), *script]
+    if ADDRESS in os.environ and python == "python" and script[0].endswith((".py", "dvc")):
+        given = dict(variable.split("=", 1) for variable in variables)
+        return start_fork(script, root, environment | given)
+    return subprocess.Popen(
+        arguments,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Tests in the background ignore Ctrl-C, and child processes would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,12 @@ def compare(project: Project, size: int, overrides: list[str], count: int = 1000
 # The tested networks by option of conf/model: name, image size, number of images, and whether the test is long.
 NETWORKS: dict[str, list[tuple[str, int, int, bool]]] = {
     "lenet": [("", 32, 1000, False)],
-    "airbench": [("", 32, 1000, False)],
+    "airbench": [("", 32, 200, False)],
     "airbench_wide": [("", 32, 100, True)],
     "torchvision": [("resnet18", 32, 1000, True), ("mobilenet_v3_small", 32, 1000, True), ("vit_b_16", 32, 50, True)],
     # Convolutions, a transformer, and both.
     "timm": [
-        ("test_efficientnet", 32, 1000, False), ("test_vit", 160, 1000, True), ("mobilevit_xxs", 32, 1000, True),
+        ("test_efficientnet", 32, 100, False), ("test_vit", 160, 1000, True), ("mobilevit_xxs", 32, 1000, True),
         ("convnext_atto", 32, 1000, True), ("coatnet_nano_rw_224", 224, 50, True),
         ("swin_tiny_patch4_window7_224", 224, 50, True),
     ],

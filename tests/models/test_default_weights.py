@@ -421,6 +421,7 @@ for name in ("resnet18", "resnet34"):
 """
 
 
+@pytest.mark.long
 def test_the_variables_of_the_hub_are_respected(server: Server, tmp_path: Path) -> None:
     home = tmp_path / "home"
     variables = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(home)}

@@ -19,6 +19,7 @@ from cifar_pipeline.models.pretrained import PretrainedWeights, resolve_input
 from cifar_pipeline.utils.errors import UserError
 from configure import configure
 from helpers.config_project import Project
+from helpers.parameters import some_of
 from helpers.tiny_networks import tiny_network
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -142,7 +143,7 @@ def test_weights_do_not_hold_the_matrix_that_resizes() -> None:
     assert set(resizing(nn.Linear(1, 1), 32, 64).state_dict()) == {"scale", "shift", "net.weight", "net.bias"}
 
 
-@pytest.mark.parametrize(("size", "new_size"), [(28, 64), (64, 33)])
+@pytest.mark.parametrize(("size", "new_size"), some_of([(28, 64), (64, 33)], 0))
 def test_the_exported_model_resizes_too(size: int, new_size: int) -> None:
     model = resizing(tiny_network(classes=5), size, new_size).eval()
     template = OnnxTemplate.of(model, (size, size, 3), "softmax")
@@ -223,7 +224,7 @@ SIZES: list[tuple[dict[str, Any], int, int | None, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "size", "trained", "expected"), SIZES)
+@pytest.mark.parametrize(("changes", "size", "trained", "expected"), some_of(SIZES, 0, 3, 5, -1))
 def test_the_size_that_a_network_sees(
     project: Project, changes: dict[str, Any], size: int, trained: int | None, expected: int
 ) -> None:

@@ -21,6 +21,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IN_A_PROJECT = "03-runs.ipynb"
 # What clones the project itself, and sets it up.
 IN_A_CLONE = "05-colab.ipynb"
+# In the default test run; the others are long.
+IN_SECONDS = "01-by-hand.ipynb"
 SWEEP = "optimizer=sgd,adam loss=cross_entropy,mse trainer.batch_size=16 trainer.max_epochs=2"
 KERNEL = "tests-own"
 
@@ -67,10 +69,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize(
     "file",
-    [
-        pytest.param(file, marks=pytest.mark.long) if file.name in (IN_A_PROJECT, IN_A_CLONE) else file
-        for file in NOTEBOOKS
-    ],
+    [pytest.param(file, marks=pytest.mark.long) if file.name != IN_SECONDS else file for file in NOTEBOOKS],
     ids=lambda file: file.name,
 )
 def test_a_notebook_runs_from_top_to_bottom(

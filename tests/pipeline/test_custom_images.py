@@ -47,6 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[s
     return workspace, {command: workspace.run("bash", "-c", command) for command in IMAGES_COMMANDS}
 
 
+@pytest.mark.long
 def test_the_readme_commands_end_with_a_model_of_the_images(trained) -> None:
     workspace, output = trained
     assert re.search(r"data set +images\b", output["make"]) and "test accuracy" in output["make"]
@@ -57,6 +58,7 @@ def test_the_readme_commands_end_with_a_model_of_the_images(trained) -> None:
     assert (dataset["name"], dataset["fallback"]) == ("image_folder", False)
 
 
+@pytest.mark.long
 def test_an_unpacked_archive_needs_no_git(trained) -> None:
     workspace, output = trained
     assert not (workspace.root / ".git").exists()
@@ -66,6 +68,7 @@ def test_an_unpacked_archive_needs_no_git(trained) -> None:
     assert not any(tag.startswith("git.") for tag in run.data.tags)
 
 
+@pytest.mark.long
 def test_unreadable_and_duplicate_images_are_reported(trained) -> None:
     _, output = trained
     assert "images/cats/broken.jpg: not an image of a supported format." in output["make"]
@@ -73,6 +76,7 @@ def test_unreadable_and_duplicate_images_are_reported(trained) -> None:
     assert re.search(r"1 images of the \w+ split are in the \w+ split as well: (cats|dogs)/[\w .]+ = ", output["make"])
 
 
+@pytest.mark.long
 def test_report_run_and_registry_have_the_classes(trained) -> None:
     workspace, _ = trained
     page = workspace.read("reports/report.html")
@@ -84,6 +88,7 @@ def test_report_run_and_registry_have_the_classes(trained) -> None:
     assert (metadata["classes"], metadata["shape"], metadata["resize_mode"]) == (list(COLORS), [280, 280, 3], "crop")
 
 
+@pytest.mark.long
 def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> None:
     workspace, _ = trained
     elsewhere = Workspace(tmp_path / "elsewhere")
@@ -98,6 +103,7 @@ def test_on_another_machine_the_models_folder_is_enough(trained, tmp_path) -> No
     assert json.loads(output.splitlines()[-1]) == json.loads(expected.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_one_more_image_reruns_what_depends_on_it_and_is_the_only_one_read(trained, tmp_path) -> None:
     workspace = trained[0].copy(tmp_path / "copy")
     assert stages_that(workspace.dvc("repro", "--dry"), "ran") == []

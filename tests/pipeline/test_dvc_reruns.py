@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from itertools import pairwise
 
 import psutil
@@ -17,6 +18,7 @@ def test_a_second_repro_runs_nothing(clone):
     assert stages_that(said, "ran") == []
 
 
+@pytest.mark.long
 def test_a_repro_in_a_fresh_clone_only_creates_the_folders_of_inputs(clone, tmp_path):
     fresh = Workspace(tmp_path / "fresh")
     clone.run("git", "clone", "--quiet", str(clone.root), str(fresh.root))
@@ -32,36 +34,42 @@ def test_a_repro_in_a_fresh_clone_only_creates_the_folders_of_inputs(clone, tmp_
 
 
 @pytest.fixture(scope="module")
-def edited(clone, tmp_path_factory) -> dict[str, tuple[Workspace, Command]]:
-    """Edits and what follows from them, started at once, each in a copy of its own."""
+def edited(clone, tmp_path_factory) -> Callable[[str], tuple[Workspace, Command]]:
+    """Return a function that edits a copy, and starts the command that shows what follows from it."""
     folder = tmp_path_factory.mktemp("edited")
     edits = {
         "not chosen": (["repro"], "conf/optimizer/adam.yaml", "lr: 0.001", "lr: 0.002"),
         "evaluation": (["repro", "configure"], "conf/evaluation/default.yaml", "bins: 15", "bins: 10"),
         "other data": (["repro", "preprocess"], "params.yaml", "data: null", "data: digits"),
     }
-    copies = {name: clone.copy(folder / name) for name in edits}
-    for name, (_, *edit) in edits.items():
-        copies[name].edit(*edit)
-    return {name: (copies[name], copies[name].start("dvc", *words)) for name, (words, *_) in edits.items()}
+
+    def start(name: str) -> tuple[Workspace, Command]:
+        words, *edit = edits[name]
+        copy = clone.copy(folder / name)
+        copy.edit(*edit)
+        return copy, copy.start("dvc", *words)
+
+    return start
 
 
+@pytest.mark.long
 def test_an_option_that_is_not_chosen_reruns_configure_alone(edited):
-    said = edited["not chosen"][1].end()
+    said = edited("not chosen")[1].end()
     assert stages_that(said, "ran") == ["configure"]
     assert stages_that(said, "skipped") == STAGES[1:]
 
 
 def test_a_value_of_the_evaluation_reruns_the_evaluation_alone(edited):
-    copy, command = edited["evaluation"]
+    copy, command = edited("evaluation")
     command.end()
     said = copy.dvc("repro", "--dry")
     assert stages_that(said, "ran") == ["evaluate"]
     assert stages_that(said, "skipped") == STAGES[:-1]
 
 
+@pytest.mark.long
 def test_data_without_a_fallback_is_tracked_like_any_other(edited):
-    copy, command = edited["other data"]
+    copy, command = edited("other data")
     said = command.end()
     assert stages_that(said, "ran") == ["configure", "download", "preprocess"]
     assert "digits: 1,294 train, 144 val, 359 test images." in said and "Continuing with" not in said
@@ -115,6 +123,7 @@ def test_changed_code_reruns_the_stages_that_use_it(copy):
     assert set(json.loads(copy.dvc("status", "--json"))) == {"preprocess", "evaluate"}
 
 
+@pytest.mark.long
 def test_dvc_shows_metrics_plots_and_the_graph(clone, tmp_path):
     assert "reports/metrics.json" in clone.dvc("metrics", "show").replace("\\", "/")
     graph = clone.dvc("dag", "--dot")

@@ -14,6 +14,7 @@ def experiment_names(workspace: Workspace) -> set[str]:
     return {experiment["name"] for revision in revisions for experiment in revision["experiments"] or []}
 
 
+@pytest.mark.long
 def test_an_edited_file_of_the_chosen_option_reruns_the_training(copy):
     copy.edit("conf/optimizer/sgd.yaml", "lr: 0.001", "lr: 0.002")
     copy.dvc("repro", "configure")

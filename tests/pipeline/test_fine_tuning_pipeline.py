@@ -65,6 +65,7 @@ def test_the_start_says_what_is_trained_on_what(tuned: tuple[Workspace, str]) ->
     assert line in output.splitlines()
 
 
+@pytest.mark.long
 def test_after_few_epochs_a_pretrained_network_beats_one_from_scratch_on_the_same_pictures(
     tuned: tuple[Workspace, str], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def test_a_stage_is_refused_while_an_edit_is_pending(shared: Workspace, clone: W
     assert "up to date" in shared.dvc("status")
 
 
+@pytest.mark.long
 def test_an_edit_or_other_data_while_it_trains_keeps_it_from_publishing(copy: Workspace, clone: Workspace) -> None:
     copy.edit("params.yaml", *LR)
     copy.dvc("repro", "configure")
@@ -67,6 +68,7 @@ def test_new_pins_run_configure_alone_and_other_versions_what_depends_on_them(sh
     assert "up to date" in shared.dvc("status")
 
 
+@pytest.mark.long
 def test_a_users_own_code_is_watched_or_refused(shared: Workspace) -> None:
     before = {path: shared.read(path) for path in ("params.yaml", "composed.yaml", "dvc.lock")}
     net = (shared.root / "src/cifar_pipeline/models/lenet.py").read_text().replace("LeNet", "Net")

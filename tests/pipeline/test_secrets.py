@@ -66,6 +66,7 @@ def test_no_secret_is_in_what_the_stages_say_or_write(secretive: Workspace, monk
     assert "data.mirrors=[http://me:***@127.0.0.1:9/a.tar.gz]" in command
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_is_named_without_its_password(copy: Workspace) -> None:
     words = ["env", f"MLFLOW_TRACKING_URI=http://me:{SERVER}@127.0.0.1:9", f"MLFLOW_TRACKING_PASSWORD={NAMED}"]
     said = copy.run(*words, "python", "src/train.py", "seed=6", code=1)
@@ -73,6 +74,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(copy: Works
     assert in_words(said) == [] and found_in(copy) == []
 
 
+@pytest.mark.long
 def test_a_sweep_with_a_secret_on_its_command_line_is_refused(secretive: Workspace) -> None:
     said = secretive.train("-m", "seed=7,8", f"data.mirrors=[http://me:{TYPED}@127.0.0.1:9/a.tar.gz]", code=2)
     assert "A sweep keeps its command line in files" in said and "${oc.env:NAME}" in said

@@ -41,6 +41,7 @@ def hundred_classes(folder: Path) -> Workspace:
     return workspace
 
 
+@pytest.mark.long
 def test_the_differences_after_one_changed_value_fit_a_screen(copy: Workspace) -> None:
     copy.set_params(**{"optimizer.lr": 0.01})
     copy.dvc("repro", "configure")

@@ -57,6 +57,7 @@ def test_an_infinite_loss_ends_with_one_sentence_and_a_failed_run(copy, clone):
     assert [run.info.status for run in copy.runs()] == ["FINISHED", "FAILED"]
 
 
+@pytest.mark.long
 def test_an_augmentation_is_named_and_shown_beside_the_originals(copy):
     before = (copy.root / "reports" / "samples.png").read_bytes()
     chosen = ("augmentation=[photo,mixup]", "trainer.max_epochs=1")

@@ -41,6 +41,7 @@ def own(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace
     return workspace
 
 
+@pytest.mark.long
 def test_added_images_are_a_version_of_each_commit(own: Workspace) -> None:
     assert sizes(own) == 12
     before = own.read("images.dvc")
@@ -56,6 +57,7 @@ def test_added_images_are_a_version_of_each_commit(own: Workspace) -> None:
     own.dvc("checkout")
 
 
+@pytest.mark.long
 def test_an_experiment_in_a_temporary_directory_sees_the_added_images(own: Workspace) -> None:
     setting = "++overrides.data.val_fraction=0.2"
     own.dvc("exp", "run", "--temp", "-S", setting, "--name", "elsewhere", "preprocess")
@@ -65,6 +67,7 @@ def test_an_experiment_in_a_temporary_directory_sees_the_added_images(own: Works
     assert stages["preprocess"]["params"]["composed.yaml"]["preprocess"]["data"]["val_fraction"] == 0.2
 
 
+@pytest.mark.long
 def test_an_imported_table_is_updated(clone: Workspace, tmp_path: Path) -> None:
     workspace = clone.copy(tmp_path / "importing")
     draw_all(workspace.root / "images" / "files")
@@ -85,6 +88,7 @@ def test_an_imported_table_is_updated(clone: Workspace, tmp_path: Path) -> None:
     assert sizes(workspace) == 12
 
 
+@pytest.mark.long
 def test_an_imported_folder_is_updated(own: Workspace, tmp_path: Path) -> None:
     workspace = own.copy(tmp_path / "importing")
     workspace.run("git", "rm", "--quiet", "images.dvc")
@@ -98,6 +102,7 @@ def test_an_imported_folder_is_updated(own: Workspace, tmp_path: Path) -> None:
     assert sizes(workspace) == 13
 
 
+@pytest.mark.long
 def test_another_folder_gets_the_model_by_path_and_by_tag(clone: Workspace, tmp_path: Path) -> None:
     repository = clone.copy(tmp_path / "repository")
     here = Workspace(tmp_path / "here")

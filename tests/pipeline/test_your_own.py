@@ -58,12 +58,14 @@ def test_a_custom_network_optimizer_loss_and_data_set_train(extended: Workspace)
     assert "SlurmLauncher" in launcher and "partition: night" in launcher
 
 
+@pytest.mark.long
 def test_an_optimizer_of_torch_needs_only_its_file(extended: Workspace) -> None:
     extended.train("optimizer=adagrad", "experiment=debug")
     run = extended.runs()[-1]
     assert (run.info.status, run.data.params["optimizer._target_"]) == ("FINISHED", "torch.optim.Adagrad")
 
 
+@pytest.mark.long
 def test_a_new_group_is_entered_in_the_defaults_only(extended: Workspace) -> None:
     (extended.root / "conf" / "regularization").mkdir()
     for option, value in {"weak": 0.1, "strong": 0.5}.items():

@@ -4,15 +4,37 @@ import csv
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mlflow.entities import Run
 from PIL import Image
 
+from helpers.dir_snapshot import content_of
 from helpers.workspace import Workspace
 
 PARENT = "mlflow.parentRunId"
+FOLDS = ("-m", "data.fold=range(3)", "data.folds=3", "optimizer=sgd,adam", "trainer.max_epochs=2")
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A sweep over folds, and what the same command printed later."""
+
+    workspace: Workspace
+    output: str
+    stricter: str
+    shown: str
+
+
+def scenario_folds(workspace: Workspace) -> Folds:
+    """A sweep over folds, then with another significance level, then shown again."""
+    before = content_of(workspace.root / "data")
+    output = workspace.train(*FOLDS)
+    stricter = workspace.train(*FOLDS, "comparison.significance_level=0.0001")
+    assert content_of(workspace.root / "data") == before
+    return Folds(workspace, output, stricter, workspace.run("python", "src/report.py", "sweep"))
 
 
 def sweeps(workspace: Workspace) -> list[Run]:

@@ -4,22 +4,21 @@ import os
 import re
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.entities import Run
-from sweep_runs import add_images, children, in_order, the_sweep, trained
+from sweep_runs import FOLDS, add_images, children, in_order, scenario_folds, the_sweep, trained
 
 from cifar_pipeline.data.dataset import Dataset
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.sweeps.datasets import _prune, processed_cache_dir
 from cifar_pipeline.utils.atomic import claim_tmp_path
-from helpers.dir_snapshot import content_of
+from helpers.config_project import Project
 from helpers.source_tree import ROOT
 from helpers.workspace import Workspace
 
-FOLDS = ("-m", "data.fold=range(3)", "data.folds=3", "optimizer=sgd,adam")
 KILL_DRIVER = str(ROOT / "tests" / "crash_recovery" / "kill_driver.py")
 MADE = re.compile(r"^\[(\d+)\] Made the data of this trial: (.*), in (\S+)$", re.MULTILINE)
 
@@ -32,22 +31,6 @@ def cached(workspace: Workspace) -> list[Path]:
 def dataset_hash(run: Run) -> str:
     (entry,) = run.inputs.dataset_inputs
     return str(entry.dataset.digest)
-
-
-@dataclass(frozen=True)
-class Swept:
-    workspace: Workspace
-    output: str
-    again: str
-
-
-def scenario_folds(workspace: Workspace) -> Swept:
-    """Two processes, which need each of three datasets twice."""
-    before = content_of(workspace.root / "data")
-    output = workspace.train(*FOLDS, "launcher=joblib")
-    again = workspace.train(*FOLDS, "launcher=joblib")
-    assert content_of(workspace.root / "data") == before
-    return Swept(workspace, output, again)
 
 
 def test_each_fold_is_made_once_and_is_the_data_of_its_trials(outcome):
@@ -76,9 +59,21 @@ def test_the_folds_part_the_training_images(outcome):
 
 def test_typed_again_nothing_is_made_or_trained_again(outcome):
     swept = outcome(scenario_folds)
-    assert not trained(swept.again) and not MADE.search(swept.again)
-    assert swept.again.count("finished before") == 6
+    assert not trained(swept.stricter) and not MADE.search(swept.stricter)
+    assert swept.stricter.count("finished before") == 6
     assert len(children(swept.workspace, the_sweep(swept.workspace))) == 6
+
+
+def scenario_parallel_folds(workspace: Workspace) -> tuple[Workspace, str]:
+    """Two processes, which need each of three datasets twice."""
+    return workspace, workspace.train(*FOLDS, "launcher=joblib")
+
+
+@pytest.mark.long
+def test_parallel_trials_make_each_fold_once(outcome):
+    workspace, output = outcome(scenario_parallel_folds)
+    assert sorted(trained(output)) == [0, 1, 2, 3, 4, 5]
+    assert len(MADE.findall(output)) == len(cached(workspace)) == 3
 
 
 def scenario_killed_making(workspace: Workspace) -> tuple[Workspace, list[Path], list[Run], str]:
@@ -88,6 +83,7 @@ def scenario_killed_making(workspace: Workspace) -> tuple[Workspace, list[Path],
     return workspace, cached(workspace), workspace.runs(), workspace.train(*sweep)
 
 
+@pytest.mark.long
 def test_a_dataset_that_was_being_made_is_made_again(outcome):
     workspace, left, runs_left, again = outcome(scenario_killed_making)
     assert len(left) == 1 and [run.info.status for run in runs_left] == ["RUNNING", "FINISHED"]
@@ -109,6 +105,7 @@ def scenario_sources(workspace: Workspace) -> tuple[Workspace, str]:
     return workspace, workspace.train("-m", "data=image_folder,cifar10,digits", code=1)
 
 
+@pytest.mark.long
 def test_trials_may_have_other_sources_than_the_pipeline(outcome):
     workspace, output = outcome(scenario_sources)
     runs = in_order(workspace, the_sweep(workspace))
@@ -156,9 +153,9 @@ def test_a_dataset_in_use_is_not_removed(tmp_path, monkeypatch):
         (("data.fold=0,x",), "data.fold=x is not allowed; it must be a whole number of at least 0, or null"),
     ],
 )
-def test_data_that_cannot_be_split_are_refused_before_any_trial(never_swept, overrides, message):
-    output = never_swept.train("-m", *overrides, code=2)
-    assert message in output and "Trial 1" not in output
+def test_data_that_cannot_be_split_are_refused_before_any_trial(never_swept, inside, overrides, message):
+    inside(never_swept)
+    Project(never_swept.root).start(train, "-m", *overrides).assert_refused(message)
     assert not never_swept.runs()
 
 

@@ -15,6 +15,7 @@ from sweep_runs import in_order, the_sweep, trained
 from cifar_pipeline.sweeps.devices import GpuPool, lock_dir, visible_gpus
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
+from helpers.parameters import some_of
 from helpers.workspace import Workspace
 
 TWO_GPUS = "GPU 0: NVIDIA H100 (UUID: GPU-aa1)\nGPU 1: NVIDIA H100 (UUID: GPU-bb2)\n"
@@ -175,7 +176,7 @@ def test_a_folder_that_is_not_writable_is_one_sentence(tmp_path: Path, monkeypat
         GpuPool({"0": "0"}, 1.0, lock_dir()).assign().__enter__()
 
 
-@pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "2", "all", "null"])
+@pytest.mark.parametrize("share", some_of(["0", "-0.5", "1.5", "2", "all", "null"], 0, -1))
 def test_a_share_that_no_trial_can_use_is_refused_before_the_sweep(project: Project, share: str) -> None:
     outcome = project.start(train, "-m", "seed=0,1", f"runtime.gpus_per_trial={share}")
     outcome.assert_refused("runtime.gpus_per_trial", "1, or a fraction above 0")

@@ -2,35 +2,31 @@
 
 import json
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mlflow.entities import Run
-from sweep_runs import add_images, artifact, in_order, params_lines, rows, set_params, sweeps, the_sweep, trained
+from sweep_runs import (
+    FOLDS,
+    add_images,
+    artifact,
+    in_order,
+    params_lines,
+    rows,
+    scenario_folds,
+    set_params,
+    sweeps,
+    the_sweep,
+    trained,
+)
 
 from cifar_pipeline.reporting.significance import compare_with_best, paired_t_test
+from cifar_pipeline.stages.train import train
 from cifar_pipeline.sweeps.summary import _data_columns, load_comparison
 from cifar_pipeline.tracking.sweeps import TrialRecord
-from helpers.workspace import Workspace, sentences
-
-FOLDS = ("-m", "optimizer=sgd,adam", "data.fold=range(3)", "data.folds=3", "trainer.max_epochs=2")
-
-
-@dataclass(frozen=True)
-class Swept:
-    workspace: Workspace
-    output: str
-    stricter: str
-    shown: str
-
-
-def scenario_folds(workspace: Workspace) -> Swept:
-    """A sweep over folds, then with another significance level, then shown again."""
-    output = workspace.train(*FOLDS)
-    stricter = workspace.train(*FOLDS, "comparison.significance_level=0.0001")
-    return Swept(workspace, output, stricter, workspace.run("python", "src/report.py", "sweep"))
+from helpers.config_project import Project
+from helpers.workspace import Workspace
 
 
 def accuracies(runs: list[Run], optimizer: str) -> list[float]:
@@ -126,6 +122,7 @@ def scenario_other_images(workspace: Workspace) -> tuple[Workspace, dict[str, Ru
     return workspace, parents, outputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "difference", "sentence"),
     [
@@ -142,6 +139,7 @@ def test_rows_on_other_images_or_of_one_run_are_not_tested(outcome, name, differ
     assert sentence in artifact(workspace, parents[name], "compare.html").decode()
 
 
+@pytest.mark.long
 def test_the_same_images_in_another_size_are_paired(outcome):
     workspace, parents, _ = outcome(scenario_other_images)
     table = rows(workspace, parents["size"])
@@ -149,6 +147,7 @@ def test_the_same_images_in_another_size_are_paired(outcome):
     assert not {"other images: cannot say", "other data: not comparable"} & {row["difference"] for row in table}
 
 
+@pytest.mark.long
 def test_a_pruned_trial_is_neither_ranked_nor_failed(outcome, inside):
     workspace, parents, _ = outcome(scenario_other_images)
     inside(workspace)
@@ -173,9 +172,9 @@ def test_a_pruned_trial_is_neither_ranked_nor_failed(outcome, inside):
         (("comparison.significance_level=0.1,0.2",), ("several values of comparison.significance_level",)),
     ],
 )
-def test_a_level_that_is_none_is_refused_before_any_trial(never_swept, arguments, fragments):
-    (sentence,) = sentences(never_swept.train("-m", *arguments, code=2))
-    assert all(fragment in sentence for fragment in fragments)
+def test_a_level_that_is_none_is_refused_before_any_trial(never_swept, inside, arguments, fragments):
+    inside(never_swept)
+    Project(never_swept.root).start(train, "-m", *arguments).assert_refused(*fragments)
     assert never_swept.runs() == []
 
 

@@ -1,5 +1,6 @@
 """A sweep's parent and trials are in one experiment with its tags, and no tag of the pipeline can be replaced."""
 
+import pytest
 from mlflow.entities import Run
 
 from cifar_pipeline.config.schema import RESERVED_TAGS
@@ -29,6 +30,7 @@ def own_tags(run: Run) -> dict[str, str]:
     return {key: value for key, value in run.data.tags.items() if not RESERVED_TAGS.fullmatch(key)}
 
 
+@pytest.mark.long
 def test_a_sweep_and_its_trials_are_in_one_experiment_with_its_tags(outcome):
     workspace, _, refused, foreign = outcome(scenario_in_its_own_experiment)
     experiment = workspace.mlflow.get_experiment_by_name("apart")

@@ -51,6 +51,7 @@ def test_jobs_in_one_process_each_write_their_lines(outcome):
     assert not list(workspace.root.glob("*.log"))
 
 
+@pytest.mark.long
 def test_workers_of_joblib_inherit_the_level(outcome):
     workspace, output = outcome(scenario_with_joblib)
     texts = logs(workspace)

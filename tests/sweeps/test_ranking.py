@@ -13,7 +13,10 @@ from helpers.workspace import Workspace
 
 BY_LOSS = ("-m", "optimizer.lr=0.001,0.03,1", "monitor=val/loss", "mode=min", "evaluation=best", "metrics=f1_macro")
 LONG = ("trainer.max_epochs=4", "trainer=default", "trainer.batch_size=32")
-SEARCH = ("-m", "sweep=search", "hydra.sweeper.n_trials=4", "trainer.max_epochs=1", "monitor=val/loss", "mode=min")
+SEARCH = (
+    "-m", "sweep=search", "sampler=random", "hydra.sweeper.n_trials=5", "trainer.max_epochs=2", "monitor=val/loss",
+    "mode=min", "pruner=median", "hydra.sweeper.pruner.n_startup_trials=1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ def scenario_by_loss(workspace: Workspace) -> Swept:
     return Swept(workspace, workspace.train(*BY_LOSS, *LONG))
 
 
+@pytest.mark.long
 def test_trials_are_ranked_by_the_lowest_loss_of_their_best_epoch(outcome):
     swept = outcome(scenario_by_loss)
     workspace, sweep = swept.workspace, the_sweep(swept.workspace)
@@ -79,10 +83,18 @@ def scenario_search(workspace: Workspace) -> Swept:
 
 def test_a_search_minimizes_where_smaller_values_are_better(outcome):
     swept = outcome(scenario_search)
-    losses = [epochs[-1] for epochs in swept.values("val/loss")]
+    sweep = the_sweep(swept.workspace)
     url = f"sqlite:///{swept.workspace.root / 'optuna.db'}"
-    study = optuna.load_study(study_name=the_sweep(swept.workspace).data.tags["study"], storage=url)
+    study = optuna.load_study(study_name=sweep.data.tags["study"], storage=url)
+    table = rows(swept.workspace, sweep)
+    losses = [float(row["val/loss"]) for row in table if row["status"] == "FINISHED"]
     assert study.best_value == min(losses) < max(losses)
+    # Poor trials were stopped, which does not fail the search.
+    states = {"COMPLETE": "FINISHED", "PRUNED": "PRUNED"}
+    assert [states[trial.state.name] for trial in study.trials] == [row["status"] for row in table]
+    stopped = [row["reason"] for row in table if row["status"] == "PRUNED"]
+    assert stopped and all(reason.startswith("Pruned after epoch 1 of 2 with validation loss") for reason in stopped)
+    assert sweep.info.status == "FINISHED" and len(table) == 5
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,7 @@ def test_what_would_rank_trials_inconsistently_is_refused(project, arguments, fr
     assert not (project.folder / "multirun").exists() or not any((project.folder / "multirun").rglob("*.log"))
 
 
+@pytest.mark.long
 def test_no_trial_is_compared_by_a_validation_split_that_does_not_exist(outcome):
     workspace, refused, output = outcome(scenario_without_validation)
     assert "no validation split to compare the trials by val/accuracy" in refused

@@ -19,7 +19,7 @@ SPACE = {
     "batch": CategoricalDistribution([4, 8]),
     "depth": IntDistribution(1, 9, step=2),
 }
-PROCESSES, TRIALS = 3, 8
+PROCESSES, TRIALS = 2, 8
 
 
 def opened(n_trials: int, n_jobs: int = 1, storage: str | None = None, rerun: str = "", sampler=TPE) -> Search:

@@ -39,6 +39,7 @@ def test_two_sweeps_of_the_same_second_have_different_folders(small: Project) ->
     assert set(files()) == {f"{first}/0/seed=1", f"{first}/1/seed=2", f"{second}/0/seed=3", f"{second}/1/seed=4"}
 
 
+@pytest.mark.long
 def test_a_folder_on_the_command_line_is_used_unchanged(small: Project) -> None:
     for seeds in ("1,2", "3,4"):
         ended = small.start(write_seed, "-m", f"seed={seeds}", *MINE)

@@ -5,8 +5,6 @@ import re
 import shlex
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 
 import pytest
@@ -20,6 +18,7 @@ from cifar_pipeline.tracking.client import connect
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import Project
 from helpers.source_tree import EXPERIMENT, SRC
+from helpers.workspace import Command
 
 PROCESSES = 3
 CONNECT = """
@@ -34,21 +33,10 @@ def test_concurrent_processes_create_one_database(tmp_path):
     Project.made(tmp_path)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
     environment = inherited | {"PYTHONPATH": str(SRC)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONNECT],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(PROCESSES)
-    ]
-    results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for _, _, code in results] == [0] * PROCESSES, [error for _, error, _ in results]
-    assert {error for _, error, _ in results} == {""}
-    assert len({printed for printed, _, _ in results}) == 1
+    (tmp_path / "connect.py").write_text(CONNECT)
+    commands = [Command(("python", "connect.py"), tmp_path, environment) for _ in range(PROCESSES)]
+    (experiment,) = {command.end() for command in commands}
+    assert experiment.strip().isdigit()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM experiments WHERE name != 'Default'")]
         assert names == [EXPERIMENT]

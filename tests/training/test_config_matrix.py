@@ -1,6 +1,7 @@
 """Train two steps with every option of every group that a training reads."""
 
 import math
+from itertools import cycle, islice
 
 import pytest
 import torch
@@ -10,34 +11,44 @@ from cifar_pipeline.data.dataset import Dataset
 from helpers.config_project import Project, options_of
 from helpers.tiny_networks import install_as_package
 
-GROUPS = (
-    "model",
-    "optimizer",
-    "loss",
-    "scheduler",
-    "augmentation",
-    "weight_averaging",
-    "normalization",
-    "precision",
-    "trainer",
-    "tta",
-    "finetune",
-    "experiment",
-)
-OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
 NEED_WEIGHTS = ("normalization=model", "experiment=finetune")
+# Groups of which one training uses an option each. With `make test-long` each option is also trained alone.
+COMBINED = ("optimizer", "loss", "scheduler", "augmentation", "normalization", "precision", "tta")
+ALONE = ("model", "weight_averaging", "trainer", "finetune", "experiment")
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+def overrides_of(group: str) -> list[str]:
+    return [f"{group}={option}" for option in options_of(group)]
+
+
+CHOICES = [[text for text in overrides_of(group) if text not in NEED_WEIGHTS] for group in COMBINED]
+COMBINATIONS = [
+    *islice(zip(*map(cycle, CHOICES), strict=False), max(map(len, CHOICES))),
+    *(
+        (text,)
+        for group in (*COMBINED, *ALONE)
+        for text in overrides_of(group)
+        if group in ALONE or text in NEED_WEIGHTS
+    ),
+    *(
+        pytest.param((text,), marks=pytest.mark.long)
+        for group in COMBINED
+        for text in overrides_of(group)
+        if text not in NEED_WEIGHTS
+    ),
+]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=" ".join)
 def test_every_option_trains_for_two_steps(
-    project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch, option: str
+    project: Project, digits: Dataset, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     limits = ("trainer.batch_size=2", "trainer.eval_batch_size=2", "trainer.max_epochs=1")
     monkeypatch.syspath_prepend(str(project.folder))
     # A large step, because the new classifier is zero and the first gradients of the layers before it are small.
-    weights = [*install_as_package(project.folder), "optimizer.lr=0.01"] if option in NEED_WEIGHTS else []
-    config = project.compose(option, *weights, *batch_limit(2), *limits)
-    if option.startswith("experiment="):
+    weights = [*install_as_package(project.folder), "optimizer.lr=0.01"] if options[0] in NEED_WEIGHTS else []
+    config = project.compose(*options, *weights, *batch_limit(2), *limits)
+    if options[0].startswith("experiment="):
         # bfloat16 takes a minute on a processor without it; precision=bf16 and optimizer=muon test it on LeNet.
         config.precision.cpu = "32-true"
         config.optimizer.update({"ns_steps": 1} if "ns_steps" in config.optimizer else {})

@@ -1,5 +1,6 @@
 """A training that was stopped inside an epoch resumes there and ends with the same result."""
 
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ class WithDropout(nn.Module):
 
 
 GROUPS = ("optimizer", "scheduler", "augmentation", "weight_averaging")
-OPTIONS = [f"{group}={option}" for group in GROUPS for option in options_of(group)]
+OPTIONS = [[f"{group}={option}" for option in options_of(group)] for group in GROUPS]
+# Each option at least once; with `make test-long` each one also alone.
+COMBINATIONS = [
+    *islice(zip(*map(cycle, OPTIONS), strict=False), max(map(len, OPTIONS))),
+    *(pytest.param((option,), marks=pytest.mark.long) for options in OPTIONS for option in options),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -95,15 +101,15 @@ def assert_equal(one: Trained, other: Trained) -> None:
 
 
 @pytest.mark.parametrize("engine", [EAGER, COMPILED], ids=["eager", "compiled"])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("options", COMBINATIONS, ids=" ".join)
 def test_a_training_resumed_within_an_epoch_ends_with_the_same_weights_and_metrics(
-    project: Project, digits: Dataset, engine: Engine, option: str
+    project: Project, digits: Dataset, engine: Engine, options: tuple[str, ...]
 ) -> None:
-    config = config_with_randomness(project, option)
+    if engine.is_compiled:  # which does not average weights
+        options = tuple(option for option in options if not option.startswith("weight_averaging="))
+    config = config_with_randomness(project, *options)
     if engine.is_compiled and config.optimizer.get("full_batch"):
         pytest.skip("the compiled engine does not support full batches")
-    if engine.is_compiled and config.weight_averaging._target_ is not None:
-        pytest.skip("the compiled engine does not support weight averaging")
     undisturbed = Trained(config, digits, engine, project.folder / "undisturbed")
     stopped = Trained(config, digits, engine, project.folder / "abc", stop_after=2 * undisturbed.batches // 3)
     resumed = Trained(config, digits, engine, project.folder / "abc")

@@ -1,0 +1,166 @@
+"""Start scripts in forks of a process that has imported the installed libraries, which takes seconds in a new one.
+
+    python fork_server.py DESCRIPTOR LIFELINE  (of a listening socket, and of a pipe that closes when the tests end)
+
+For the default test run, with one server for all its processes; with `make test-long` each command is a new process.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# The variable with the path of the server's socket, which tests/conftest.py sets and which no command inherits.
+ADDRESS = "TESTS_FORK_SERVER"
+# Imported by trainings, evaluations and sweeps, and without threads, which a fork would lack (onnxruntime has one).
+# Nothing of this project: each workspace has its own code.
+LIBRARIES = (
+    "alembic.command", "dvc.cachemgr", "dvc.cli", "dvc.commands.repro", "dvc.render", "dvc.repo.reproduce",
+    "hydra.main", "hydra._internal.hydra", "importlib_metadata", "lightning.pytorch", "matplotlib.pyplot", "mlflow",
+    "mlflow.onnx", "mlflow.pyfunc", "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store", "networkx", "onnx.reference", "onnxscript._framework_apis.torch_2_5",
+    "onnxscript.function_libs.torch_lib.ops",
+    "pandas", "ruamel.yaml", "sklearn.datasets", "sqlalchemy.dialects.sqlite", "torch._dynamo", "torch._inductor",
+    "torch.export", "torch.onnx", "torch.onnx._internal.exporter._core", "torch.utils.data", "torchmetrics",
+    "torchvision.transforms.v2",
+)  # fmt: skip
+MAX_MESSAGE = 1 << 20
+
+
+class ForkedProcess:
+    """A process of the fork server, with the methods of subprocess.Popen that tests use."""
+
+    def __init__(self, pid: int, output: int, status: int) -> None:
+        self.pid, self.stdout, self._status = pid, os.fdopen(output, encoding="utf-8"), status
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = int(os.read(self._status, 64))
+            os.close(self._status)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        with self.stdout:
+            output = self.stdout.read()
+        self.wait(timeout)
+        return output, None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_server(address: str) -> None:
+    """Start the server, which ends with this process."""
+    lifeline, _ = os.pipe()  # its other end stays open as long as this process
+    variables = os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(address)
+        listening.listen()
+        descriptors = [listening.fileno(), lifeline]
+        command = [sys.executable, __file__, *map(str, descriptors)]
+        subprocess.Popen(command, pass_fds=descriptors, env=variables, cwd="/")
+    os.close(lifeline)
+
+
+def connect() -> socket.socket:
+    """Connect to the server; the first process of a test run that needs it starts it."""
+    address, connection = os.environ[ADDRESS], socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with FileLock(f"{address}.lock"):
+        try:
+            connection.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            Path(address).unlink(missing_ok=True)
+            start_server(address)
+            connection.connect(address)
+    return connection
+
+
+def start_fork(script: Sequence[str], folder: Path, environment: dict[str, str]) -> ForkedProcess:
+    """Start a script with its arguments; its output and errors are in one stream."""
+    output, write_output = os.pipe()
+    status, write_status = os.pipe()
+    message = json.dumps([list(script), str(folder), environment]).encode()
+    with connect() as connection:
+        socket.send_fds(connection, [message], [write_output, write_status])
+    for descriptor in (write_output, write_status):
+        os.close(descriptor)
+    pid = os.read(status, 64)
+    assert pid, f"the fork server has not started {script}"
+    return ForkedProcess(int(pid), output, status)
+
+
+def serve(listening: socket.socket, lifeline: int) -> None:
+    """Fork a process for each message, and return in that process, in place of which its script then runs."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    # MLflow lists the modules of all packages once in a process.
+    importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
+    assert threading.active_count() == 1, threading.enumerate()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([listening, lifeline], [], [])
+        if lifeline in ready:
+            os._exit(0)
+        with listening.accept()[0] as connection:
+            message, descriptors, *_ = socket.recv_fds(connection, MAX_MESSAGE, 2)
+        if not os.fork():
+            os.close(lifeline)
+            listening.close()
+            watch(json.loads(message), *descriptors)
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def watch(message: list[Any], output: int, status: int) -> None:
+    """Fork once more, report process id and exit code of that process, and return in it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if pid := os.fork():
+        os.close(output)
+        os.write(status, str(pid).encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(status, str(code).encode())
+        os._exit(0)
+    os.close(status)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    arguments, folder, environment = message
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    random.seed()
+    sys.argv = arguments
+    folders = [str(Path(arguments[0]).resolve().parent), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.path[:1] = filter(None, folders)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
