@@ -82,9 +82,7 @@ def start_process(
     """Start a command; a script of Python in a fork of the server with the libraries, in a test run that has one."""
     variables = list(takewhile(lambda word: "=" in word, arguments[1:])) if arguments[0] == "env" else []
     python, *script = arguments[len(variables) + 1 :] if variables else arguments
-    if python == "dvc":
-        python, script = "python", [str(Path(sys.executable).with_name("dvc")), *script]
-    if ADDRESS in os.environ and python == "python" and script[0].endswith((".py", "dvc")):
+    if ADDRESS in os.environ and python == "python" and script[0].endswith((".py", "/dvc")):
         given = dict(variable.split("=", 1) for variable in variables)
         return start_fork(script, root, environment | given)
     return subprocess.Popen(
@@ -123,7 +121,8 @@ class Workspace:
         return self.start(*arguments).end(code)
 
     def dvc(self, *arguments: str) -> str:
-        return self.run("dvc", *arguments)
+        """Run DVC to its end. (Stages do not recognize a fork as DVC, with which they end: use `start` to kill it.)"""
+        return self.run("python", str(Path(sys.executable).with_name("dvc")), *arguments)
 
     def train(self, *overrides: str, code: int = 0) -> str:
         return self.run("python", "src/train.py", *overrides, code=code)
