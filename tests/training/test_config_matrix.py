@@ -47,7 +47,9 @@ def test_every_option_trains_for_two_steps(
     monkeypatch.syspath_prepend(str(project.folder))
     # A large step, because the new classifier is zero and the first gradients of the layers before it are small.
     weights = [*install_as_package(project.folder), "optimizer.lr=0.01"] if options[0] in NEED_WEIGHTS else []
-    config = project.compose(*options, *weights, *batch_limit(2), *limits)
+    # Not every loss bears every optimizer's own learning rate.
+    rate = ["optimizer.lr=0.001"] if len(options) > 1 else []
+    config = project.compose(*options, *weights, *rate, *batch_limit(2), *limits)
     if options[0].startswith("experiment="):
         # bfloat16 takes a minute on a processor without it; precision=bf16 and optimizer=muon test it on LeNet.
         config.precision.cpu = "32-true"
