@@ -12,6 +12,8 @@ from helpers.config_project import Project, options_of
 from helpers.tiny_networks import install_as_package
 
 NEED_WEIGHTS = ("normalization=model", "experiment=finetune")
+# Options that do not train with each other option: the learning rates of normed_muon are those of one recipe.
+NOT_COMBINED = (*NEED_WEIGHTS, "optimizer=normed_muon")
 # Groups of which one training uses an option each. With `make test-long` each option is also trained alone.
 COMBINED = ("optimizer", "loss", "scheduler", "augmentation", "normalization", "precision", "tta")
 ALONE = ("model", "weight_averaging", "trainer", "finetune", "experiment")
@@ -21,20 +23,20 @@ def overrides_of(group: str) -> list[str]:
     return [f"{group}={option}" for option in options_of(group)]
 
 
-CHOICES = [[text for text in overrides_of(group) if text not in NEED_WEIGHTS] for group in COMBINED]
+CHOICES = [[text for text in overrides_of(group) if text not in NOT_COMBINED] for group in COMBINED]
 COMBINATIONS = [
     *islice(zip(*map(cycle, CHOICES), strict=False), max(map(len, CHOICES))),
     *(
         (text,)
         for group in (*COMBINED, *ALONE)
         for text in overrides_of(group)
-        if group in ALONE or text in NEED_WEIGHTS
+        if group in ALONE or text in NOT_COMBINED
     ),
     *(
         pytest.param((text,), marks=pytest.mark.long)
         for group in COMBINED
         for text in overrides_of(group)
-        if text not in NEED_WEIGHTS
+        if text not in NOT_COMBINED
     ),
 ]
 
@@ -47,9 +49,7 @@ def test_every_option_trains_for_two_steps(
     monkeypatch.syspath_prepend(str(project.folder))
     # A large step, because the new classifier is zero and the first gradients of the layers before it are small.
     weights = [*install_as_package(project.folder), "optimizer.lr=0.01"] if options[0] in NEED_WEIGHTS else []
-    # Not every loss bears every optimizer's own learning rate.
-    rate = ["optimizer.lr=0.001"] if len(options) > 1 else []
-    config = project.compose(*options, *weights, *rate, *batch_limit(2), *limits)
+    config = project.compose(*options, *weights, *batch_limit(2), *limits)
     if options[0].startswith("experiment="):
         # bfloat16 takes a minute on a processor without it; precision=bf16 and optimizer=muon test it on LeNet.
         config.precision.cpu = "32-true"
