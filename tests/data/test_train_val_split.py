@@ -139,3 +139,8 @@ def test_a_single_group_cannot_be_split():
 def test_a_source_with_too_few_groups_is_refused():
     with pytest.raises(UserError, match="There are 2 groups for 30 training images"):
         raw(FEW, ("a", "b"))
+
+
+def test_the_seed_decides_a_stratified_split() -> None:
+    first, again, other = (train_val_split(raw(LABELS), 0.2, seed)[1].tolist() for seed in (3, 3, 4))
+    assert first == again != other

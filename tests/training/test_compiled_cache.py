@@ -44,6 +44,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     compiled_cache.cache_clear()
 
 
+@pytest.mark.long
 def test_a_library_planted_in_the_shared_temporary_folder_is_not_loaded(tmp_path: Path) -> None:
     shared, workspace = tmp_path / "tmp", tmp_path / "workspace"
     planted = shared / f"torchinductor_{getpass.getuser()}"
