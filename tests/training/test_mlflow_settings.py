@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from cifar_pipeline.config import compose
 from cifar_pipeline.stages.evaluate import evaluate
 from cifar_pipeline.stages.train import train
 from cifar_pipeline.tracking.client import connect
@@ -48,7 +49,8 @@ def test_the_experiment_is_the_variables_unless_the_command_line_or_params_name_
     assert set(runs(ready)) == {"of the variable", "typed", "of params"}
 
 
-def test_a_command_without_stage_uses_the_same_experiment(ready: Project) -> None:
+def test_a_command_without_stage_uses_the_same_experiment(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "_experiment_name", "")  # as in a new process
     ready.edit("params.yaml", "overrides: {}", "overrides: {mlflow: {experiment_name: of params}}")
     trained(ready)
     (trained_in,) = {entry.info.experiment_id for entry in runs(ready)["of params"]}
