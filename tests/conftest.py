@@ -5,9 +5,10 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch as mock_patch
 
 import numpy as np
 import pytest
@@ -92,6 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next(indices, len(FIRST_FOLDERS))
 
     items.sort(key=priority)
+
+
+@pytest.fixture(autouse=True)
+def environment_restored() -> Iterator[None]:
+    """Restore the variables that a test has set, also by a function that reads `.env`, for the next test."""
+    with mock_patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")
