@@ -139,7 +139,8 @@ def measure(workspace: Workspace, trial: Trial, preprocess_seconds: float) -> Re
     measured = train_and_evaluate(workspace, [*trial.words, f"seed={trial.seed}"])
     hardware = machine()
     where = f"{hardware['processor']}, {hardware['cores']} cores, torch {hardware['versions']['torch']}"
-    return Result(trial, preprocess_seconds, **asdict(measured), commit=commit(), machine=where)
+    seconds = preprocess_seconds, measured.train, measured.training, measured.evaluate
+    return Result(trial, *seconds, measured.accuracy, commit=commit(), machine=where)
 
 
 def trials(images: Sequence[int], methods: Sequence[str], seeds: Sequence[int], more: Sequence[str]) -> list[Trial]:

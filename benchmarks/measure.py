@@ -149,7 +149,10 @@ class Row:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine: processor, cores, system, load, package versions."""
+    """Describe the machine: processor with its instruction set, cores, system, load, package versions."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
     path = Path("/proc/cpuinfo")
     models = [
         line.partition(":")[2].strip()
@@ -157,7 +160,7 @@ def machine() -> dict[str, Any]:
         if line.startswith("model name")
     ]
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": f"{models[0] if models else platform.processor() or platform.machine()} ({capability})",
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "load_at_start": round(os.getloadavg()[0], 2),

@@ -11,6 +11,13 @@ RECIPE ?= quick airbench94
 speedrun: $(SETUP) ## run the best of docs/leaderboard.md and print its row (RECIPE=quick, SEEDS="0 1 2"; half an hour or more for both)
 	@python benchmarks/speedrun.py $(RECIPE) $(if $(SEEDS),--seeds $(SEEDS))
 
+# A row of reports/speedrun.json: `make verify ROW=tutorial`.
+ROW ?= quick
+
+.PHONY: verify
+verify: $(SETUP) ## train the first seed of a published row and compare (ROW=quick; tutorial and lenet_tuned take minutes)
+	@python benchmarks/verify.py $(ROW)
+
 # More options of benchmarks/finetuning.py: `OPTIONS="--images 10 100 --methods head"`.
 .PHONY: bench-finetuning
 bench-finetuning: $(SETUP) ## measure accuracy and time by number of training images (hours; the same command continues)

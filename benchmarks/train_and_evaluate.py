@@ -1,11 +1,15 @@
 """Train and evaluate in a copy of the project as a user does, measure both, and format the cells of a table."""
 
+import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+import onnx
 from copied_project import has_data
 from measure import FinishedCommand, Workspace
 from workload_sizes import TINY, Sizes
@@ -15,12 +19,17 @@ ACCURACY_PREFIX = "Test accuracy: "
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of the train command, of its training alone, and of evaluate to the number; test accuracy in percent."""
+    """Seconds of the train command, of its training alone, and of evaluate to the number; test accuracy in percent.
+
+    `metadata` is what the training recorded about itself, `weights` the SHA-256 of the last weights (`hash_weights`).
+    """
 
     train: float
     training: float
     evaluate: float
     accuracy: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
 
 def require_cifar10(workspace: Workspace, sizes: Sizes) -> None:
@@ -41,7 +50,17 @@ def train_and_evaluate(workspace: Workspace, words: Sequence[str]) -> Measured:
     evaluated = workspace.run("python", "src/evaluate.py", *words)
     facts = json.loads((workspace.root / "models" / "metadata.json").read_text(encoding="utf-8"))
     accuracy = json.loads((workspace.root / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"]
-    return Measured(trained.seconds, facts["timing"]["seconds"], seconds_to_accuracy(evaluated), 100 * accuracy)
+    seconds = trained.seconds, facts["timing"]["seconds"], seconds_to_accuracy(evaluated)
+    return Measured(*seconds, round(100 * accuracy, 2), metadata=facts)
+
+
+def hash_weights(path: Path) -> str:
+    """Return the SHA-256 of the weights in a model file, which also holds the commit and the versions of its making."""
+    digest = hashlib.sha256()
+    for weight in sorted(onnx.load(path).graph.initializer, key=lambda each: each.name):
+        digest.update(f"{weight.name} {list(weight.dims)} {weight.data_type} ".encode())
+        digest.update(onnx.numpy_helper.to_array(weight).tobytes())
+    return digest.hexdigest()
 
 
 def seconds_to_accuracy(ended: FinishedCommand) -> float:

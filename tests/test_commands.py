@@ -164,6 +164,9 @@ BY_FILE = {
     "tests/benchmarks/test_speedrun.py": {
         "test_every_recipe_runs": r"python benchmarks/speedrun.py .*",
     },
+    "tests/benchmarks/test_verify.py": {
+        "test_a_published_row_is_verified": r"python benchmarks/verify.py \S+",
+    },
     "tests/benchmarks/test_finetuning.py": {
         "test_every_method_is_trained": r"python benchmarks/finetuning.py.*",
     },

@@ -25,6 +25,17 @@ def test_a_requested_number_of_threads_is_used(project: Project) -> None:
     assert str(hardware) == "cpu, 1 thread (requested), precision 32-true"
 
 
+@pytest.mark.parametrize(
+    ("capability", "name"), [("AVX512", "abacus (AVX512)"), ("AVX2", "abacus (AVX2)"), ("DEFAULT", "abacus")]
+)
+def test_the_processor_is_named_with_its_instruction_set(
+    monkeypatch: pytest.MonkeyPatch, capability: str, name: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(hardware, "_processor_model", lambda: "abacus")
+    assert hardware.processor_name() == name
+
+
 class Load:
     """A meter that reads what it was given."""
 

@@ -112,7 +112,12 @@ def device_name(device: torch.device, threads: int) -> str:
 
 
 def processor_name() -> str:
-    """Return the model name of the CPU."""
+    """Return the model name of the CPU, and the instruction set of torch's kernels, on which rounding depends."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{_processor_model()} ({capability})" if capability.startswith("AVX") else _processor_model()
+
+
+def _processor_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
