@@ -109,7 +109,7 @@ BY_FILE = {
         ),
     },
     "tests/tracking/test_ui.py": {
-        "test_the_address_is_printed_when_the_page_answers": "python src/ui.py",
+        "test_the_address_is_printed_when_the_page_answers": r"python src/ui.py( --port \d+)?",
     },
     "tests/environment_failures/test_login.py": {
         "test_a_training_needs_a_login_with_permission": "mlflow server --app-name basic-auth",
@@ -142,8 +142,8 @@ BY_FILE = {
         ),
     },
     "tests/inference/test_server.py": {
-        "test_the_server_predicts_as_predict_does": "python src/serve.py",
-        "test_the_readmes_curl_works": "python -c .*|curl .*",
+        "test_the_server_predicts_as_predict_does": r"python src/serve.py( --model \S+)?",
+        "test_the_documented_curl_works": "python -c .*|curl .*",
         "test_mlflows_server_serves_the_folder": "mlflow models serve -m exported --env-manager local",
     },
     "tests/inference/test_browser.py": {

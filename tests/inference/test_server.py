@@ -101,11 +101,9 @@ def test_the_server_refuses_invalid_images_with_400_and_a_message(server: Server
         assert status == 400 and message
 
 
-def test_the_readmes_curl_works(server: Server, exported: Path, tmp_path: Path) -> None:
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    block = next((block for block in blocks if "curl" in block), "")
-    if not block:
-        pytest.skip("this README has no command with curl")
+def test_the_documented_curl_works(server: Server, exported: Path, tmp_path: Path) -> None:
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/mlflow.md"))
+    (block,) = {block for block in re.findall(r"```console\n(.*?)```", pages, re.S) if "curl" in block}
     command = block.partition("$ make serve\n$ ")[2].rpartition("\n{")[0].replace(":5001", f":{server.port}")
     Image.fromarray(random_images(1)[0]).save(tmp_path / "cat.png")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
