@@ -51,6 +51,12 @@ def test_no_link_is_dead(page):
         assert not anchor or anchor in anchors(read(target)), f"{target} has no heading #{anchor}"
 
 
+def test_the_overview_lists_every_page():
+    overview = ROOT / "docs" / "README.md"
+    listed = {(overview.parent / link.partition("#")[0]).resolve() for link in links(read(overview))}
+    assert {*(ROOT / "docs").glob("*.md")} - {overview} <= listed
+
+
 @each_page
 def test_every_key_and_option_is_in_conf(page):
     if page.name == "CHANGELOG.md":
