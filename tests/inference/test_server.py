@@ -101,9 +101,12 @@ def test_the_server_refuses_invalid_images_with_400_and_a_message(server: Server
         assert status == 400 and message
 
 
-def test_the_documented_curl_works(server: Server, exported: Path, tmp_path: Path) -> None:
-    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/mlflow.md"))
-    (block,) = {block for block in re.findall(r"```console\n(.*?)```", pages, re.S) if "curl" in block}
+PAGES = (ROOT / "README.md", ROOT / "docs" / "mlflow.md")
+BLOCKS = {block for page in PAGES for block in re.findall(r"```console\n(.*?)```", page.read_text("utf-8"), re.S)}
+
+
+@pytest.mark.parametrize("block", sorted(block for block in BLOCKS if "curl" in block))
+def test_the_documented_curl_works(block: str, server: Server, exported: Path, tmp_path: Path) -> None:
     command = block.partition("$ make serve\n$ ")[2].rpartition("\n{")[0].replace(":5001", f":{server.port}")
     Image.fromarray(random_images(1)[0]).save(tmp_path / "cat.png")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
