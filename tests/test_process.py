@@ -145,3 +145,32 @@ finally:
     environment = {"PYTHONPATH": str(SRC)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "cleanup\n"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [("KeyboardInterrupt()", 130), ("process.Interrupted(signal.SIGTERM)", 143), ("OSError(28)", 1)]
+)
+def test_a_library_that_replaces_the_interruption_hides_neither_it_nor_another_error(stop, code):
+    """torch.save writes the end of its archive while an exception passes, and raises its own error if that fails."""
+    program = f"""
+import io, signal, torch
+from cifar_pipeline.cli.entrypoint import run_script
+from cifar_pipeline.utils import process
+
+class Interrupting(io.BytesIO):
+    def write(self, content):
+        if self.tell() > 1000:
+            raise {stop}
+        return super().write(content)
+
+def save():
+    torch.save({{"weights": torch.zeros(10_000)}}, Interrupting())
+
+run_script(save)
+"""
+    environment = {"PYTHONPATH": str(SRC), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert (ended.stderr == "Stopped.\n") == (code > 100), ended.stderr
+    assert ("unexpected pos" in ended.stderr) == (code == 1)

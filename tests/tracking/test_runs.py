@@ -1,6 +1,7 @@
 """One run per training: opened once, resumed by the next process, ended with its real status."""
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from cifar_pipeline.tracking.client import connect, logged_epochs
 from cifar_pipeline.tracking.runs import MAX_PARAM_LENGTH, finished_run, resume_run, run_name, training_run
 from cifar_pipeline.tracking.trial import Trial, TrialPruned
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.process import Interrupted
 from helpers.data_facts import data_facts
 
 CONFIG = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "trainer": {"clip": None}, "seed": 0}
@@ -79,17 +81,30 @@ def test_a_long_value_is_cut_with_a_notice_and_complete_in_the_file(client, tmp_
     assert yaml.safe_load(Path(path).read_text(encoding="utf-8"))["augmentation"]["policy"] == value
 
 
+def replaced(error: BaseException) -> BaseException:
+    """Return the error of a library that failed while it cleaned up after another one."""
+    try:
+        try:
+            raise error
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+    except RuntimeError as library_error:
+        return library_error
+
+
 @pytest.mark.parametrize(
     ("exception", "expected"),
     [
         (KeyboardInterrupt(), "KILLED"),
         (SystemExit(143), "KILLED"),
         (ValueError("out of memory"), "FAILED"),
+        (replaced(Interrupted(signal.SIGTERM)), "KILLED"),
+        (replaced(ValueError("out of memory")), "FAILED"),
         (None, "FINISHED"),
     ],
 )
 def test_a_run_ends_with_the_status_of_its_block(client, exception, expected):
-    fingerprint = f"ends-{expected}-{type(exception).__name__}"
+    fingerprint = f"ends-{expected}-{type(exception).__name__}-{exception}"
     with pytest.raises(type(exception)) if exception else nullcontext(), open_run(fingerprint) as run:
         if exception:
             raise exception

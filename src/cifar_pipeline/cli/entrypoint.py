@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Packages of each command, of which another Python lacks at least one.
 REQUIRED = ("hydra", "omegaconf", "rich", "mlflow", "lightning", "torch")
@@ -111,6 +110,7 @@ from cifar_pipeline.utils.process import (
     Interrupted,
     exit_when_dvc_dies,
     exit_when_process_dies,
+    find_interruption,
     install_sigterm_handler,
     is_reported_by_launcher,
     mark_reported,
@@ -302,11 +302,7 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
             configure_logging()  # LOG_LEVEL may be among the variables.
         yield
     except (KeyboardInterrupt, Interrupted) as interruption:
-        interrupted = interruption if isinstance(interruption, Interrupted) else Interrupted(signal.SIGINT)
-        if not current_rank() and not is_reported_by_launcher():
-            log.error(interrupted.message or interrupt_message)
-        mark_reported()
-        sys.exit(interrupted.code)
+        _exit_interrupted(interruption, interrupt_message)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; Python would report the unwritten rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -317,6 +313,8 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
         log.error(format_error(error))
         sys.exit(2)
     except Exception as error:
+        if interrupted := find_interruption(error):
+            _exit_interrupted(interrupted, interrupt_message)
         if user_error := find_user_error(error):
             log.error(format_error(user_error))
             sys.exit(2)
@@ -325,6 +323,15 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
             raise
         log.error(failure)
         sys.exit(1)
+
+
+def _exit_interrupted(interruption: BaseException, interrupt_message: str) -> NoReturn:
+    interrupted = find_interruption(interruption)
+    assert interrupted
+    if not current_rank() and not is_reported_by_launcher():
+        log.error(interrupted.message or interrupt_message)
+    mark_reported()
+    sys.exit(interrupted.code)
 
 
 TIMINGS_DIR = Path(".cache/stages")

@@ -42,6 +42,7 @@ from cifar_pipeline.tracking.trial import (
 )
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.paths import main_workspace, workspace_id
+from cifar_pipeline.utils.process import find_interruption
 from cifar_pipeline.utils.text import flatten_dict
 
 log = logging.getLogger(__name__)
@@ -301,6 +302,9 @@ def _terminate_run(
     except TrialPruned as pruned:
         status = "KILLED"
         client.set_tag(run_id, PRUNED_TAG, str(pruned))
+        raise
+    except Exception as error:
+        status = "KILLED" if find_interruption(error) else "FAILED"
         raise
     finally:
         if not finished_before:

@@ -57,6 +57,21 @@ def install_sigterm_handler() -> None:
         _watch_signals()
 
 
+def find_interruption(error: BaseException | None) -> Interrupted | None:
+    """Return the Ctrl-C or SIGTERM that led to an error; None if there was none.
+
+    A library that writes the end of its file while the exception passes may fail at that, as torch.save does, and then
+    raises an error of its own with the interruption as its context.
+    """
+    while error is not None:
+        if isinstance(error, Interrupted):
+            return error
+        if isinstance(error, KeyboardInterrupt):
+            return Interrupted(signal.SIGINT)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 def mark_reported() -> None:
     """Record that a line about the interruption was printed."""
     global _is_reported
