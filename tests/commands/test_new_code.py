@@ -86,6 +86,7 @@ OF_ALL_OPTIONS = (
 )
 
 
+@pytest.mark.long
 def test_the_tests_that_are_written_pass(extended: Workspace) -> None:
     said = extended.run("python", "-m", "pytest", "-n", "0", "-q", "tests/project", *OF_ALL_OPTIONS)
     assert re.search(r"^\d+ passed", said, re.MULTILINE)

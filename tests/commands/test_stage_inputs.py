@@ -10,6 +10,7 @@ from cifar_pipeline.config import source_files
 from cifar_pipeline.utils.file_hashes import hash_content, hash_stats
 from configure import configure
 from helpers.config_project import Project
+from helpers.parameters import some_of
 
 LR = ("overrides: {}", "overrides: {optimizer: {lr: 0.3}}")
 
@@ -87,7 +88,7 @@ CHANGES: dict[str, tuple[Callable[[Project], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", some_of(CHANGES, 0, -1))
 def test_what_changes_while_a_stage_runs_keeps_it_from_publishing(recorded: Project, change: str) -> None:
     edit, message = CHANGES[change]
     ended = recorded.start(stage_that(lambda: edit(recorded)))

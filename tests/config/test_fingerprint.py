@@ -160,6 +160,7 @@ def test_code_from_anywhere_is_part_of_the_fingerprint(sources: Path, loose: Pat
     assert before != fingerprint(published(target), "1234", SourceTree(sources))
 
 
+@pytest.mark.long
 def test_code_in_nested_folders_without_init_files_is_part_of_the_fingerprint(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

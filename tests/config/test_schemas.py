@@ -138,12 +138,15 @@ def composed() -> dict[str, Any]:
         return OmegaConf.to_container(compose_config(needed))  # type: ignore[return-value]
 
 
+NOT_COMPARED = ("default", "description", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
 def same_as_before() -> list[Any]:
-    """Return the keys; those whose schema another key has as well, but for its description, are marked long."""
+    """Return the keys; those whose schema another key has as well, but for description and limits, are marked long."""
     seen: set[str] = set()
     keys = []
     for key, schema in field_schemas().items():
-        content = json.dumps({name: value for name, value in schema.items() if name not in ("default", "description")})
+        content = json.dumps({name: value for name, value in schema.items() if name not in NOT_COMPARED})
         keys.append(pytest.param(key, marks=[pytest.mark.long] if content in seen else []))
         seen.add(content)
     return keys

@@ -54,6 +54,7 @@ def kill_in_the_middle(workspace):
     assert [run.info.status for run in workspace.runs()] == ["KILLED"]
 
 
+@pytest.mark.long
 def test_a_killed_dvc_leaves_no_training_behind(slow):
     kill_in_the_middle(slow)
 

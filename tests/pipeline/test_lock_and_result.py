@@ -53,6 +53,7 @@ def test_an_edit_or_other_data_while_it_trains_keeps_it_from_publishing(copy: Wo
     assert copy.model() != clone.model()
 
 
+@pytest.mark.long
 def test_new_pins_run_configure_alone_and_other_versions_what_depends_on_them(shared: Workspace) -> None:
     before = {path: shared.read(path) for path in ("constraints.txt", "composed.yaml", "dvc.lock")}
     shared.edit("constraints.txt", "\nfuncy==", "\n# Another pin.\nfuncy==")

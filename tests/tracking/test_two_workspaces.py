@@ -139,6 +139,7 @@ def shared(
     yield SharedRegistry(workspace, candidates, monkeypatch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "others"),
     [

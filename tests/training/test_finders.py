@@ -193,6 +193,7 @@ def test_memory_for_larger_batches_is_extrapolated_and_never_used(
     assert other - one == pytest.approx(2 * (one - estimate(64)), rel=0.01)
 
 
+@pytest.mark.long
 def test_on_a_gpu_the_largest_batch_below_the_limit_is_taken(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset.open(ready.folder / "data" / "processed")
     hardware = Hardware("cuda", 1, 1, "32-true", "test")

@@ -475,8 +475,12 @@ def test_features_that_cannot_be_cached_are_computed_in_each_epoch(
 
 @pytest.mark.parametrize(
     "overrides",
-    [("finetune=head", "augmentation=flip"), (*NOT_CACHED, "augmentation=flip"), FULL, GRADUAL],
-    ids=["cached", "head", "full", "gradual"],
+    [
+        pytest.param(("finetune=head", "augmentation=flip"), id="cached"),
+        pytest.param((*NOT_CACHED, "augmentation=flip"), id="head", marks=pytest.mark.long),
+        pytest.param(FULL, id="full", marks=pytest.mark.long),
+        pytest.param(GRADUAL, id="gradual"),
+    ],
 )
 def test_stopped_at_any_step_and_resumed_it_ends_with_the_same_bits(
     tuned: Callable[..., Training], overrides: tuple[str, ...]
@@ -511,6 +515,7 @@ def stop_at(training: Training, step: int) -> None:
 # The file of weights in the `train` stage.
 
 
+@pytest.mark.long
 def test_a_training_is_identified_by_the_content_of_its_file_of_weights(ready: Project) -> None:
     file = Path("pretrained/net.safetensors")
     arguments = ("data=digits", *BASE, f"model.weights={file}", "finetune=head", "runtime.accelerator=cpu")

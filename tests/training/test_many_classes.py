@@ -21,6 +21,7 @@ def column(path: Path, name: str) -> list[str]:
         return [row[name] for row in csv.DictReader(file)]
 
 
+@pytest.mark.long
 def test_some_classes_are_shown_and_a_figure_that_fails_costs_nothing_else(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

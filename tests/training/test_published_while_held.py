@@ -47,6 +47,7 @@ def test_the_run_dir_is_locked_until_its_result_is_published_and_while_it_is_rea
     assert locked == [True, True, True]
 
 
+@pytest.mark.long
 def test_an_interrupted_training_replaces_the_history_in_reports_only(
     ready: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

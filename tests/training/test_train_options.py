@@ -180,6 +180,7 @@ def test_a_metric_that_a_callback_logs_reaches_each_logger_once(ready: Project) 
     assert best["epoch"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_weights_of_another_precision_are_exported_in_single_precision(ready: Project, precision: str) -> None:
     ended = start(ready, f"precision.cpu={precision}", "tta=flip")
