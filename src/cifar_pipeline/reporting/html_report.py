@@ -1,4 +1,4 @@
-"""Render reports/report.html: metrics, recipe, provenance, curves, confusion matrix, errors, attributions and filters.
+"""Render reports/report.html: metrics, curves, confusion matrix, errors, attributions, filters, recipe, provenance.
 
 The page is one file: figures and images are data URIs, each with an alternative text. Values are HTML-escaped.
 """
