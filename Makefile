@@ -169,8 +169,8 @@ update: $(SETUP) ## merge a newer version of the upstream into your adopted proj
 
 .PHONY: clean
 clean: ## remove the outputs of the stages; the environment, DVC's cache and the runs in MLflow are kept
-	rm -rf data models multirun logs exported reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv reports/lr_finder.png reports/lr_finder.csv .cache
+	rm -rf data models multirun logs exported dvc_plots reports/samples.png reports/skipped.csv reports/mistakes.png reports/report.html reports/confusion.csv reports/predictions.csv reports/lr_finder.png reports/lr_finder.csv .cache
 
 .PHONY: help
 help: ## list these targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/' | expand -t 28

@@ -210,3 +210,16 @@ def test_a_table_in_a_file_is_not_wrapped_at_the_width_of_a_screen(tmp_path: Pat
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert text in done.stdout
+
+
+def test_a_table_in_a_file_has_no_blanks_at_the_ends_of_its_lines(tmp_path: Path) -> None:
+    code = (
+        "from cifar_pipeline.utils.console import stdout_console; from rich.table import Table; "
+        "from rich.padding import Padding\n"
+        "table = Table(box=None); table.add_row('cat', 'x'); table.add_row('dog', 'longer')\n"
+        "stdout_console.print(Padding(table, (0, 0, 0, 1)), soft_wrap=False)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
+    assert "cat" in done.stdout and "longer" in done.stdout

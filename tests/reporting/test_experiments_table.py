@@ -1,6 +1,8 @@
 """The table of DVC's experiments shows each change once, in the width of a terminal, whatever changes."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from cifar_pipeline.reporting.experiments import (
     changed_values,
     dvc_experiments_table,
+    other_data_note,
     parse_experiments,
     read_experiments,
 )
@@ -116,6 +119,24 @@ def test_a_loss_as_the_monitor_is_no_percentage() -> None:
     assert "val/loss" in head and row.split() == ["63b445f", "50.00", "%", "1.2346", "9.0", "s"]
 
 
+def test_experiments_on_other_data_are_named() -> None:
+    def on(data_hash: str, rev: str, name: str | None) -> dict[str, Any]:
+        made = revision(rev, name, values())
+        made["data"]["deps"] = {"data/processed": {"hash": data_hash}}
+        return made
+
+    commit = on("cifar10", "63b445f7093f", "main")
+    commit["experiments"] = [
+        experiment(on("digits", "a", "swan")),
+        experiment(on("cifar10", "b", "same")),
+        experiment(revision("c", "queued", values(), {}), "queued"),
+    ]
+    same = list(parse_experiments([on("cifar10", "workspace", None), commit]))
+    assert other_data_note(same) == ("Trained on other data than main, so do not compare their accuracy with it: swan.")
+    commit["experiments"] = []
+    assert other_data_note(list(parse_experiments([on("cifar10", "workspace", None), commit]))) == ""
+
+
 def test_names_from_outside_cannot_control_the_terminal() -> None:
     commit = revision("63b445f7093f", "ma\x1b[31min", values(optimizer="\x1b]0;"))
     assert "\x1b" not in "".join(shown([revision("workspace", None, values(optimizer="\x1b]0;x")), commit]))
@@ -127,3 +148,13 @@ def test_outside_of_a_repository_the_reason_is_one_sentence(tmp_path: Path, monk
     with pytest.raises(UserError, match="`dvc exp show` cannot list the experiments: ") as caught:
         read_experiments()
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_without_git_the_commands_that_make_a_repository_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], check=True)
+    with pytest.raises(UserError, match="DVC's experiments need a git repository .*`git init`"):
+        read_experiments()

@@ -41,6 +41,16 @@ def test_an_attribution_of_zero_leaves_a_gray_image() -> None:
     assert overlay.shape == (1, 4, 4, 3) and len(np.unique(overlay)) == 1
 
 
+def test_attributions_of_large_images_are_added_up_in_blocks() -> None:
+    values = np.where(np.arange(280 * 280).reshape(1, 280, 280) % 2, 1.0, -1.0)  # alternating signs cancel
+    values[0, 100:105, 200:205] = 1.0
+    overlay = attribution_overlay(np.full((1, 280, 280, 3), 128, np.uint8), values)[0].astype(int)
+    assert len(np.unique(overlay[100:105, 200:205].reshape(-1, 3), axis=0)) == 1
+    red, _, blue = overlay[102, 202]
+    assert red > blue + 100
+    assert attribution_overlay(np.zeros((2, 57, 100, 1), np.uint8), np.ones((2, 57, 100))).shape == (2, 57, 100, 3)
+
+
 def test_the_most_frequent_errors_are_those_of_the_matrix() -> None:
     random = np.random.default_rng(0)
     labels, predictions = random.integers(0, 9, (2, 500))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.container import BarContainer
+from matplotlib.text import Text
 from sample_evaluation import make_evaluation
 
 from cifar_pipeline.reporting.metrics import Predictions
@@ -40,3 +41,12 @@ def test_the_diagram_draws_accuracy_and_counts() -> None:
     for axes, values in ((accuracy_axes, [0, 0, 1 / 3, 1]), (count_axes, [0, 0, 3, 2])):
         (bars,) = [container for container in axes.containers if isinstance(container, BarContainer)]
         np.testing.assert_allclose([bar.get_height() for bar in bars], values)
+
+
+def test_the_note_on_the_diagonal_does_not_cover_the_bars() -> None:
+    figure = reliability_diagram(reliability(make_predictions([0.05, 0.5, 1.0], [1, 1, 1]), 4))
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    (note,) = [text for text in axes.findobj(Text) if "dashed" in text.get_text()]
+    assert note.get_window_extent().y0 >= axes.get_window_extent().y1
+    assert note.get_window_extent().x0 > axes._left_title.get_window_extent().x1  # type: ignore[attr-defined]

@@ -182,6 +182,27 @@ def test_a_report_with_nothing_to_show_gives_reasons() -> None:
     assert without_gradient.unavailable_reason == "This network has no gradient with respect to its input pixels."
 
 
+@pytest.mark.parametrize(
+    ("shown", "errors", "expected"),
+    [
+        (5, 1, "The only incorrect prediction."),
+        (5, 2, "The 2 incorrect predictions, the most confident first."),
+        (1, 9, "The incorrect prediction with the highest confidence, out of 9."),
+        (5, 9, "The 5 incorrect predictions with the highest confidence, out of 9."),
+    ],
+)
+def test_the_errors_shown_are_counted(evaluation: Evaluation, shown: int, errors: int, expected: str) -> None:
+    labels = evaluation.predictions.labels
+    predicted = np.where(np.arange(len(labels)) < errors, (labels + 1) % 4, labels)
+    predictions = dataclasses.replace(evaluation.predictions, predictions=predicted)
+    options = dataclasses.replace(evaluation.options, num_error_images=shown)
+    assert expected in parse(dataclasses.replace(evaluation, predictions=predictions, options=options)).text
+
+
+def test_the_top3_accuracy_of_three_classes_is_left_out(page: str) -> None:
+    assert "top-3 accuracy" in page and "top-3 accuracy" not in parse(make_evaluation(classes=3)).text
+
+
 def test_one_epoch_without_validation_is_drawn() -> None:
     history = HISTORY.iloc[:1].drop(columns=["val/loss", "val/accuracy"])
     _, accuracy = panels(history, "val/accuracy")

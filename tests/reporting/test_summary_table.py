@@ -96,6 +96,14 @@ def test_the_summary_has_what_was_monitored_and_why_the_training_stopped(root: P
     assert rows["test metrics"] == "F1 macro 0.6123, balanced accuracy 62.50 %"
 
 
+@pytest.mark.parametrize(("classes", "expected"), [("ab", "62.34 %"), ("abcd", "62.34 % (top 3: 90.12 %)")])
+def test_few_classes_have_no_top3_accuracy(root: Path, classes: str, expected: str) -> None:
+    metadata = json.loads((root / METADATA).read_text())
+    write(root / METADATA, metadata | {"classes": list(classes)})
+    (line,) = [line for line in run(root).stdout.splitlines() if line.startswith(" test accuracy")]
+    assert line == f" test accuracy   {expected}"
+
+
 def test_the_fallback_is_named_with_the_command_for_the_real_data(root: Path) -> None:
     fall_back(root)
     printed = run(root).stdout

@@ -18,9 +18,10 @@ from rich.text import Text
 from cifar_pipeline.reporting.metric_names import format_metric, unit
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import escape_control, flatten_dict, one_line
+from cifar_pipeline.utils.text import escape_control, flatten_dict, list_names, one_line
 
 PARAMS, COMPOSED, METRICS = "params.yaml", "composed.yaml", "reports/metrics.json"
+PROCESSED = "data/processed"
 ACCURACY, SECONDS = "test/accuracy", "train/seconds"
 # Keys of params.yaml that are part of a group of another name.
 GROUPS = {"image_dir": "data"}
@@ -36,6 +37,7 @@ class ExperimentResult:
         metrics: content of metrics.json, flattened to `test/accuracy`.
         changes: values that differ from those of the commit it is based on, as in a command line of Hydra.
         is_commit: whether it is that commit.
+        has_other_data: whether its images, or their split, are not those of that commit.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ExperimentResult:
     metrics: dict[str, float]
     changes: list[str]
     is_commit: bool = False
+    has_other_data: bool = False
 
 
 def print_experiments() -> None:
@@ -54,6 +57,8 @@ def print_experiments() -> None:
     # The console does not wrap lines in pipes, but the table's columns need its width.
     results = list(parse_experiments(read_experiments()))
     stdout_console.print(dvc_experiments_table(results), soft_wrap=False)
+    if note := other_data_note(results):
+        stdout_console.print(Text(escape_control(note)), style="bold yellow")
     if len(results) <= len(("workspace", "commit")):
         stdout_console.print("No experiments yet: `dvc exp run -S optimizer=adam` runs one.")
 
@@ -66,6 +71,11 @@ def read_experiments() -> list[dict[str, Any]]:
         revisions: list[dict[str, Any]] = json.loads(process.stdout)
     except ValueError:
         reason = one_line(process.stderr).removeprefix("ERROR: ") or f"exit code {process.returncode}"
+        if "Only supported for Git repositories" in reason:
+            raise UserError(
+                "DVC's experiments need a git repository with a commit, which this folder is not part of: `git init`, "
+                "`git add --all`, `git commit`, then `dvc config --local --unset core.no_scm` make it one."
+            ) from None
         raise UserError(f"`dvc exp show` cannot list the experiments: {reason}") from None
     return revisions
 
@@ -93,7 +103,23 @@ def _parse(
         metrics=flatten_dict(results.get(METRICS, {}), "/"),
         changes=changed_values(values, _read(baseline, "params")) if values else [],
         is_commit=is_commit,
+        has_other_data=len({_data_hash(revision), _data_hash(baseline)} - {None}) > 1,
     )
+
+
+def _data_hash(revision: Mapping[str, Any]) -> str | None:
+    """Return DVC's hash of the images that a revision was trained on; None if it is not known."""
+    dependencies = (revision["data"] or {}).get("deps") or {}
+    return (dependencies.get(PROCESSED) or {}).get("hash")
+
+
+def other_data_note(results: Sequence[ExperimentResult]) -> str:
+    """Name the experiments whose accuracy says nothing in comparison with the commit's; empty if there are none."""
+    names = [result.name for result in results if result.has_other_data]
+    commits = [result.name for result in results if result.is_commit]
+    if not names or not commits:
+        return ""
+    return f"Trained on other data than {commits[0]}, so do not compare their accuracy with it: {list_names(names)}."
 
 
 def _read(revision: Mapping[str, Any], kind: str) -> dict[str, Any]:

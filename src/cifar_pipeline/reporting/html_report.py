@@ -50,6 +50,7 @@ def render_report(evaluation: Evaluation) -> str:
         other_metrics=chosen_metrics(evaluation.metrics["test"]),
         weighted=bool(evaluation.metadata.get("recipe", {}).get("loss", {}).get("class_weights")),
         images=images,
+        num_classes=len(predictions.classes),
         interval=wilson_interval(correct, images),
         parameters=evaluation.metadata["parameters"],
         recipe=recipe_rows(evaluation.metadata),

@@ -320,6 +320,11 @@ class AttributionMaps:
         return "" if self.values is not None else "This network has no gradient with respect to its input pixels."
 
 
+# Values are added up in blocks, so that a map has at most this height: those of single pixels of a large image have
+# alternating signs, which look like gray noise.
+MAX_MAP_PIXELS = 56
+
+
 def attribution_overlay(images: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Draw attributions over faint gray images: orange for the prediction, blue against it.
 
@@ -330,9 +335,22 @@ def attribution_overlay(images: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         `[N, H, W, 3] uint8`.
     """
+    values = _added_up(values)
     gray = (to_rgb(images) @ LUMA_WEIGHTS)[..., None]
     faint = 75 + 0.45 * gray
     scale = np.percentile(np.abs(values), CLIP_PERCENTILE, axis=(1, 2), keepdims=True)
     strength = np.clip(np.abs(values) / np.where(scale > 0, scale, 1), 0, 1)[..., None]
     color = np.where(values[..., None] > 0, POSITIVE_RGB, NEGATIVE_RGB)
     return np.asarray(np.round(faint + strength * (color - faint)), dtype=np.uint8)
+
+
+def _added_up(values: np.ndarray) -> np.ndarray:
+    """Replace the values `[N, H, W]` of a large image by the sums of the square blocks that they are in."""
+    height, width = values.shape[1:]
+    block = -(-max(height, width) // MAX_MAP_PIXELS)
+    if block == 1:
+        return values
+    padded = np.pad(values, ((0, 0), (0, -height % block), (0, -width % block)))
+    rows, columns = padded.shape[1] // block, padded.shape[2] // block
+    sums: np.ndarray = padded.reshape(-1, rows, block, columns, block).sum(axis=(2, 4))
+    return sums.repeat(block, axis=1).repeat(block, axis=2)[:, :height, :width]

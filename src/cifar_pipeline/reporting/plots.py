@@ -324,10 +324,10 @@ def reliability_diagram(bins: Reliability) -> Figure:
     clean_axes(accuracy_axes, "Accuracy")
     accuracy_axes.bar(starts, np.nan_to_num(bins.accuracy), width, align="edge", color=TRAIN, alpha=0.75, linewidth=0)
     accuracy_axes.plot([0, 1], [0, 1], color=VALIDATION, linewidth=1.6, linestyle=(0, (4, 3)))
-    accuracy_axes.text(
-        0.02, 0.93, "dashed: confidence equals accuracy", transform=accuracy_axes.transAxes, fontsize=SMALL,
-        color=TEXT_COLOR, family=FONT,
-    )  # fmt: skip
+    # Above the bars, which fill the panel of a network that is nearly always right.
+    accuracy_axes.set_title(
+        "dashed: confidence equals accuracy", loc="right", fontsize=SMALL, color=VALIDATION, family=FONT, pad=10
+    )
     accuracy_axes.set_xlim(0, 1)
     accuracy_axes.set_ylim(0, 1)
     clean_axes(count_axes, "Predictions", x="confidence (probability of the prediction)")

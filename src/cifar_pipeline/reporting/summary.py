@@ -57,7 +57,7 @@ def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, A
         ("data set", f"{dataset['title']}{' (fallback)' if dataset['fallback'] else ''}"),
         ("source", str(dataset["source"])),
         ("images", sizes + format_skipped(dataset)),
-        ("test accuracy", f"{100 * test['accuracy']:.2f} % (top 3: {100 * test['top3_accuracy']:.2f} %)"),
+        ("test accuracy", f"{100 * test['accuracy']:.2f} %{_top3(test, training)}"),
         ("test metrics", ", ".join(f"{name} {value}" for name, value in chosen.items())),
         ("monitor", f"{recipe['monitor']} ({recipe['mode']})" if "monitor" in recipe else ""),
         ("stopped early", str(training.get("stopped", ""))),
@@ -69,6 +69,13 @@ def summary_rows(root: Path, metrics: Mapping[str, Any], dataset: Mapping[str, A
         ("MLflow page", server_url(os.environ.get("MLFLOW_TRACKING_URI", "")) or "make ui"),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _top3(test: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """Return the top-3 accuracy in parentheses; empty for up to three classes, where it is always 100 %."""
+    if len(training.get("classes", ())) in (1, 2, 3):
+        return ""
+    return f" (top 3: {100 * test['top3_accuracy']:.2f} %)"
 
 
 def format_skipped(dataset: Mapping[str, Any]) -> str:

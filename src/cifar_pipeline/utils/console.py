@@ -58,10 +58,12 @@ class _EscapingConsole(Console):
     """A Console that escapes control characters in text; only rich's own escape sequences reach the terminal."""
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        return super()._render_buffer(
+        rendered = super()._render_buffer(
             segment if segment.control else Segment(escape_control(segment.text, keep="\n\t"), segment.style)
             for segment in buffer
         )
+        # Tables are filled up with blanks to the width of the console.
+        return rendered if self.is_terminal else re.sub(r" +$", "", rendered, flags=re.MULTILINE)
 
 
 class _Console(_EscapingConsole):
