@@ -4,6 +4,7 @@ Exit code 0: all files were classified; 1: some could not be read, each with a l
 """
 
 import argparse
+import io
 import logging
 import sys
 from pathlib import Path
@@ -32,13 +33,20 @@ def predict() -> int:
     args, config = arguments(), load_config()
     # Imported here, so that `--help` and invalid values do not wait for it.
     from cifar_pipeline.config.compose import available_cores
-    from cifar_pipeline.data.image_paths import SkipCounts, count_image_files, iter_image_files, iter_lines
+    from cifar_pipeline.data.image_paths import STDIN, SkipCounts, count_image_files, iter_image_files, iter_lines
     from cifar_pipeline.data.images import set_max_megapixels
     from cifar_pipeline.inference.predictor import Predictor, threads_for
     from cifar_pipeline.reporting.tables import print_json, print_table, with_progress, write_csv
     from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.utils.atomic import require_writable
+    from cifar_pipeline.utils.errors import UserError
 
+    # None where the shell has closed it, as `<&-` does.
+    if sys.stdin is None and STDIN in args.files:
+        raise UserError(
+            "- reads paths from standard input, which is closed: pipe them in, as `find images | ...` does."
+        )
+    stdin = io.BytesIO() if sys.stdin is None else sys.stdin.buffer
     if args.csv:
         require_writable(args.csv, is_file=True)
     options = config.predict
@@ -51,7 +59,7 @@ def predict() -> int:
     top_k = predictor.resolve_top_k(args.top, options.top_k)
     skipped = SkipCounts()
     files = iter_image_files(
-        args.files, iter_lines(sys.stdin.buffer), lambda unusable: skipped.add(str(unusable.path), unusable.reason)
+        args.files, iter_lines(stdin), lambda unusable: skipped.add(str(unusable.path), unusable.reason)
     )
     predictions = predictor.predictions(files, options.batch_size, top_k)
     results = with_progress(predictions, count_image_files(args.files), options.batch_size)

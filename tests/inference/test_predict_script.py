@@ -67,6 +67,17 @@ def test_paths_come_from_standard_input(files: Project) -> None:
     assert [json.loads(line)["file"] for line in ended.out.splitlines()] == ["1.png", "0.png"]
 
 
+def test_a_closed_standard_input_is_needed_for_a_list_only(files: Project) -> None:
+    command = ["/bin/sh", "-c", f'exec {sys.executable} {ROOT / "src" / "predict.py"} "$@" <&-', "sh"]
+    listed = subprocess.run([*command, "-"], capture_output=True, text=True)
+    assert (listed.returncode, listed.stdout) == (2, "")
+    assert (
+        listed.stderr.startswith("- reads paths from standard input, which is closed")
+        and listed.stderr.count("\n") == 1
+    )
+    assert subprocess.run([*command, "1.png"], capture_output=True).returncode == 0
+
+
 def test_a_line_without_end_in_a_list_is_refused_before_it_takes_memory(files: Project) -> None:
     ended = run(predict, "-", "--json", listed="0.png\n" + "x" * 10_000_000)
     assert ended.code == 2

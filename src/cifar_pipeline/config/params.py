@@ -302,6 +302,22 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def named_if_in_params(key: str, value: Any = ...) -> str:
+    """Return "params.yaml: " if it sets this key to this value (by default any), else "": it begins an error message.
+
+    A value that `dvc exp run -S` has written there makes commands fail whose command line does not have it.
+    """
+    try:
+        params = read_params()
+    except UserError:
+        return ""
+    overrides = params.pop("overrides", None)
+    nested = flatten_dict(overrides) if isinstance(overrides, Mapping) else {}
+    values = [source[key] for source in (params, nested) if key in source]
+    found = any(value in (entry, ...) or (isinstance(entry, list) and value in entry) for entry in values)
+    return f"{PARAMS}: " if found else ""
+
+
 def suggest(word: str, allowed: list[str]) -> str:
     """Return the end of an error message: the closest allowed word, or all of them."""
     close = get_close_matches(word, allowed, n=1)

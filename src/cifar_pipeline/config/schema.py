@@ -25,6 +25,7 @@ from cifar_pipeline.config.params import (
     format_override,
     groups,
     image_dir_problem,
+    named_if_in_params,
     options,
     suggest,
     to_yaml_inline,
@@ -513,7 +514,8 @@ def _describe_error(error: ErrorDetails, plain: Mapping[str, Any], config: DictC
     close = get_close_matches(value, allowed_words(schema), n=1) if isinstance(value, str) else []
     hint = f"; did you mean `{close[0]}`?" if close else "."
     hint = _how_to_write(key, value, plain, config) or hint
-    return f"{key}={to_yaml_inline(value)} is not allowed; it must be {describe_allowed(schema)}{hint}"
+    shown = f"{named_if_in_params(key, value)}{key}={to_yaml_inline(value)}"
+    return f"{shown} is not allowed; it must be {describe_allowed(schema)}{hint}"
 
 
 def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictConfig) -> str:

@@ -34,8 +34,10 @@ from cifar_pipeline.config.params import (
     LIST_GROUPS,
     OTHER_PLACES,
     PARAMS,
+    SWEEP_GROUPS,
     describe_yaml_error,
     format_override,
+    named_if_in_params,
     options,
     read_params,
     suggest,
@@ -178,22 +180,30 @@ def _unknown_option(error: MissingConfigException) -> str:
 def _no_such_file(group: str, option: str, known: list[str]) -> str:
     if instead := OTHER_PLACES.get(f"{group}={option}"):
         return f"{group}={option} is not needed: {instead}."
-    return f"{group}={option}: {CONF}/{group}/ has no file of this name; {suggest(option, known)}"
+    where = named_if_in_params(group, option)
+    return f"{where}{group}={option}: {CONF}/{group}/ has no file of this name; {suggest(option, known)}"
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     full_key = str(error.full_key)
+    return named_if_in_params(full_key) + _describe_unknown_key(full_key, error.parent_node)
+
+
+def _describe_unknown_key(full_key: str, parent: Any) -> str:
     if instead := OTHER_PLACES.get(full_key):
         return f"{full_key} is not a key: {instead}."
     group, _, entry = full_key.partition(".")
     if group in LIST_GROUPS and entry in options(group):
         return f"{full_key}: this option is not chosen; add {group}=[{entry}]."
     key = full_key.rpartition(".")[2]
-    parent = error.parent_node
     siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     target = parent.get("_target_") if isinstance(parent, DictConfig) and "_target_" in siblings else None
     problem = f"the chosen option ({target}) has no such key" if target else f"no chosen file of {CONF}/ has this key"
-    close = get_close_matches(key, siblings, n=1)
+    if full_key == key and isinstance(parent, DictConfig) and (whole := _keys_ending_with(key, parent)):
+        return f"{full_key}: {problem}; did you mean {list_names(whole, ' or ')}?"
+    # The configuration has no key for these groups.
+    others = ("experiment", *SWEEP_GROUPS) if full_key == key else ()
+    close = get_close_matches(key, [*siblings, *others], n=1)
     names = [name for name in siblings if not re.fullmatch(r"_\w+_", name) and name != "hydra"]
     if full_key.startswith(("hydra.launcher.", "hydra.sweeper.")):
         return f"{full_key}: {problem}; {'its keys are ' + ', '.join(names) if names else 'it has none'}."
@@ -203,6 +213,14 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         allowed = f"its keys are {list_names(names)}; " if names else ""
         return f"{full_key}: {problem}; {allowed}+{full_key}=... passes another argument."
     return f"{full_key}: {problem}; {'allowed are ' + list_names(names) if names else 'it has none'}."
+
+
+def _keys_ending_with(name: str, config: DictConfig) -> list[str]:
+    """Return the keys `group.name` of a configuration, as in `optimizer.lr` for `lr`."""
+    groups = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(groups, dict)
+    own = {str(group): keys for group, keys in groups.items() if group != "hydra" and isinstance(keys, dict)}
+    return [f"`{group}.{name}`" for group, keys in own.items() if name in keys]
 
 
 # Keys of an option's file that the pipeline reads itself; the others are arguments of its `_target_`.
