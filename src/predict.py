@@ -40,6 +40,7 @@ def predict() -> int:
     from cifar_pipeline.tracking.model_uri import resolve_model
     from cifar_pipeline.utils.atomic import require_writable
     from cifar_pipeline.utils.errors import UserError
+    from cifar_pipeline.utils.text import count_noun
 
     # None where the shell has closed it, as `<&-` does.
     if sys.stdin is None and STDIN in args.files:
@@ -73,7 +74,9 @@ def predict() -> int:
         log.info(f"Model: {model_uri}{args.rev and f' of {args.rev}'}, trained on {predictor.metadata.dataset}")
         failed = print_table(results, top_k)
     if skipped:
-        log.warning(f"Skipped in folders: {len(skipped):,} files, such as {skipped.named()[0][0]}: {skipped}.")
+        log.warning(
+            f"Skipped in folders: {count_noun(len(skipped), 'file')}, such as {skipped.named()[0][0]}: {skipped}."
+        )
     return 1 if failed else 0
 
 

@@ -144,6 +144,15 @@ def test_the_list_has_the_monitored_metric_where_it_is_not_the_accuracy(capsys: 
     assert rows["digits/1"][:4] == ["digits/1", "50.00%", "40.00%", "-"]
 
 
+def test_the_list_has_the_data_set_where_a_model_has_another_name(capsys: pytest.CaptureFixture[str]) -> None:
+    tags = {ACCURACY: "0.5", "run": "finetune-adamw-cross_entropy-0", "dataset": "digits"}
+    versions = [RegisteredVersion(f"{name}/1", (), datetime(2024, 1, 1), tags) for name in ("digits", "other")]
+    print_versions(versions[:1])
+    assert "data set" not in capsys.readouterr().out
+    print_versions(versions)
+    assert "data set" in capsys.readouterr().out
+
+
 def test_promoting_again_changes_nothing(registry: Registry) -> None:
     first, second = from_run(registry.train([0.6]), "last"), from_run(registry.train([0.5]), "last")
     promote(first, registry.policy, False)

@@ -143,9 +143,11 @@ EXPERIMENT_HEADINGS = ["recipe", "test accuracy, mean ± standard deviation (see
 def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
     """Print a row for each version: accuracies, the monitored metric where it is another one, data, run and date.
 
-    Versions with an alias are in color.
+    Versions with an alias are in color. The data set is left out if every model has its name, as by default.
     """
     listed = list(rows)
+    datasets = [row.tags.get("dataset", "") for row in listed]
+    has_other_names = any(name != row.address.rpartition("/")[0] for name, row in zip(datasets, listed, strict=True))
     others = [_monitored(row.tags) for row in listed]
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title="Accuracy of the registered models",
@@ -155,14 +157,14 @@ def print_versions(rows: Iterable["RegisteredVersion"]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("val", "test", *(["monitor"] if any(others) else [])):
         table.add_column(name, no_wrap=True, justify="right")
-    for name in ("data set", "run", "date"):
+    for name in (*(["data set"] if has_other_names else []), "run", "date"):
         table.add_column(name, overflow="fold")
     for row, monitored in zip(listed, others, strict=True):
         accuracies = [_percent(row.tags.get(f"{split}/accuracy")) for split in ("val", "test")]
         run = row.tags.get("run", "") + (" (best)" if row.tags.get("checkpoint") == "best" else "")
-        dataset, date = row.tags.get("dataset", ""), f"{row.date:%Y-%m-%d %H:%M}"
+        dataset, date = [row.tags.get("dataset", "")] if has_other_names else [], f"{row.date:%Y-%m-%d %H:%M}"
         values = [*accuracies, monitored or "-"] if any(others) else accuracies
-        cells = [row.address, ", ".join(row.aliases), *values, dataset, run, date]
+        cells = [row.address, ", ".join(row.aliases), *values, *dataset, run, date]
         table.add_row(*(Text(escape_control(cell)) for cell in cells), style="bold green" if row.aliases else None)
     stdout_console.print(table, soft_wrap=False)
 
