@@ -204,7 +204,7 @@ def test_unreadable_files_are_listed_and_skipped_up_to_a_limit(capsys):
     Path("mine/bee/empty.png").write_bytes(b"")
     Path("mine/bee/notes.txt").write_text("not meant", encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"2 files are unreadable, more than data\.max_unreadable=1: .*max_unreadable: 2"
+        UserError, match=r"2 files cannot be read, more than data\.max_unreadable=1: .*max_unreadable: 2"
     ):
         read(max_unreadable=1)
     said = capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_offline_the_fallback_is_used_with_a_warning(download, small, tmp_path, 
     assert "digits instead of CIFAR-10" in said
     assert "make cifar10" in said
     assert "dvc repro -f download && dvc repro" in said
-    assert "git restore dvc.lock reports" in said
+    assert "git restore params.yaml composed.yaml dvc.lock reports" in said
     assert available_source(tmp_path / "data" / "raw", small, digits) is digits
 
 

@@ -72,8 +72,8 @@ def test_an_unpacked_archive_needs_no_git(trained) -> None:
 def test_unreadable_and_duplicate_images_are_reported(trained) -> None:
     _, output = trained
     assert "images/cats/broken.jpg: not an image of a supported format." in output["make"]
-    assert "Skipped 1 unreadable files, at most 10 (data.max_unreadable)." in output["make"]
-    assert re.search(r"1 images of the \w+ split are in the \w+ split as well: (cats|dogs)/[\w .]+ = ", output["make"])
+    assert "Skipped 1 unreadable file, at most 10 (data.max_unreadable)." in output["make"]
+    assert re.search(r"1 image of the \w+ split is in the \w+ split as well: (cats|dogs)/[\w .]+ = ", output["make"])
 
 
 @pytest.mark.long

@@ -53,7 +53,7 @@ def test_fallback_data_is_labeled_everywhere(reproduced, clone):
     assert "`make cifar10`" in reproduced.output
     summary = clone.run("python", "src/report.py", "summary")
     assert "digits (fallback)" in summary
-    assert "`make cifar10`" in summary and "`git restore dvc.lock reports`" in summary
+    assert "`make cifar10`" in summary and "`git restore params.yaml composed.yaml dvc.lock reports`" in summary
     dataset = clone.json("data/processed/dataset.json")
     assert (dataset["name"], dataset["requested_title"]) == ("digits", "CIFAR-10")
     assert dataset["sizes"] == {"train": 1294, "val": 144, "test": 359}

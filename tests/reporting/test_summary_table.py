@@ -116,7 +116,7 @@ def test_the_fallback_is_named_with_the_command_for_the_real_data(root: Path) ->
 def test_in_a_git_clone_the_summary_has_the_command_that_restores_the_published_results(root: Path) -> None:
     fall_back(root)
     commit_all(root)
-    assert "`git restore dvc.lock reports`" in run(root).stdout
+    assert "`git restore params.yaml composed.yaml dvc.lock reports`" in run(root).stdout
 
 
 def test_the_same_holds_for_a_project_in_a_subfolder_of_its_repository(root: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_same_holds_for_a_project_in_a_subfolder_of_its_repository(root: Pat
     commit_all(root)
     project = root / "projects" / "images"
     shutil.copytree(root / "reports", project / "reports")
-    assert "`git restore dvc.lock reports`" in run(project).stdout
+    assert "`git restore params.yaml composed.yaml dvc.lock reports`" in run(project).stdout
 
 
 @pytest.mark.parametrize(

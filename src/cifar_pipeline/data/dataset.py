@@ -25,7 +25,7 @@ from cifar_pipeline.config.params import to_yaml_inline
 from cifar_pipeline.data.sources.base import SPLITS, Images, Labels
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
-from cifar_pipeline.utils.text import flatten_dict
+from cifar_pipeline.utils.text import count_noun, flatten_dict
 
 CHUNK_BYTES = 16 << 20
 REBUILD_HINT = "`dvc repro -f preprocess` rebuilds it"
@@ -159,7 +159,9 @@ class Dataset:
                 else []
             )
             listed = f": {', '.join(pairs)}{', ...' if duplicates['count'] > len(pairs) else ''}" if pairs else ""
-            yield f"{duplicates['count']:,} images of the {second} split are in the {first} split as well{listed}."
+            verb = "is" if duplicates["count"] == 1 else "are"
+            images = count_noun(duplicates["count"], "image")
+            yield f"{images} of the {second} split {verb} in the {first} split as well{listed}."
 
     def verify(self) -> None:
         """Read every byte and compare it with the hashes. Raises UserError with the file that differs."""

@@ -103,7 +103,7 @@ def fallback_notice(dataset: Mapping[str, Any]) -> list[str]:
         "`make cifar10` downloads the real data and trains on it.",
     ]
     if is_in_repository():
-        lines.append("To restore the published results: `git restore dvc.lock reports`.")
+        lines.append("To restore the published results: `git restore params.yaml composed.yaml dvc.lock reports`.")
     return lines
 
 

@@ -161,8 +161,8 @@ def describe_model(
         until = f" until epoch {fine_tuning.unfreeze_at}" if fine_tuning.unfreeze_at else ""
         parts.append(f"{fine_tuning.head_parameters(model):,} trained{until}")
     resized = f" from {model.crop}" if model.resizes else ""
-    centre = f", the centre of {model.size}" if model.margin else ""
-    parts.append(f"{model.network_input.size} px{resized}{centre}")
+    center = f", the center of {model.size}" if model.margin else ""
+    parts.append(f"{model.network_input.size} px{resized}{center}")
     if config.normalization.mean == MODEL:
         parts.append("normalization of the weights")
     return ", ".join(parts)

@@ -178,7 +178,7 @@ def fetch_or_fallback(
         ) from failure
     log.warning(
         f"To get the real data later: `make {source.name}` (or `dvc repro -f download && dvc repro`); to get the "
-        "published results in a git clone: `git restore dvc.lock reports`."
+        "published results in a git clone: `git restore params.yaml composed.yaml dvc.lock reports`."
     )
     return fallback
 

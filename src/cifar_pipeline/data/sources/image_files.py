@@ -39,7 +39,7 @@ from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import progress_bar
 from cifar_pipeline.utils.errors import UserError
 from cifar_pipeline.utils.safe_io import parse_json
-from cifar_pipeline.utils.text import MAX_LISTED, compose_characters, list_names
+from cifar_pipeline.utils.text import MAX_LISTED, compose_characters, count_noun, list_names
 
 log = logging.getLogger(__name__)
 
@@ -195,11 +195,12 @@ class ImageFilesSource(ABC):
     def _check_unreadable(self, count: int) -> None:
         if count > self.max_unreadable:
             raise UserError(
-                f"{count:,} files are unreadable, more than data.max_unreadable={self.max_unreadable}: fix or remove "
-                f"them, or set `overrides: {{data: {{max_unreadable: {count}}}}}` in params.yaml to skip them."
+                f"{count_noun(count, 'file')} cannot be read, more than data.max_unreadable={self.max_unreadable}: fix or "
+                f"remove them, or set `overrides: {{data: {{max_unreadable: {count}}}}}` in params.yaml to skip them."
             )
         if count:
-            log.warning(f"Skipped {count:,} unreadable files, at most {self.max_unreadable:,} (data.max_unreadable).")
+            skipped_files = count_noun(count, "unreadable file")
+            log.warning(f"Skipped {skipped_files}, at most {self.max_unreadable:,} (data.max_unreadable).")
 
     def _split(self, images: list[ImageEntry], rows: list["ShardRow"], cache: "ResizedImageCache") -> RawDataset:
         classes = sorted({image.label for image in images})
@@ -287,9 +288,9 @@ def report_skipped(skipped: Sequence[SkippedFile], table: str) -> None:
     for path, reason in listed.named():
         log.warning(f"{path}: {reason}.")
     if listed:
-        log.warning(f"Skipped {len(listed):,} files, listed in {table}: {listed}.")
+        log.warning(f"Skipped {count_noun(len(listed), 'file')}, listed in {table}: {listed}.")
     if others := SkipCounts(file for file in skipped if file.reason in UNLABELED):
-        log.info(f"Ignored {len(others):,} files: {others}.")
+        log.info(f"Ignored {count_noun(len(others), 'file')}: {others}.")
 
 
 def reject_unreadable_by_dvc(skipped: Sequence[SkippedFile]) -> None:
