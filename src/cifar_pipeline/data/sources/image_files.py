@@ -195,8 +195,9 @@ class ImageFilesSource(ABC):
     def _check_unreadable(self, count: int) -> None:
         if count > self.max_unreadable:
             raise UserError(
-                f"{count_noun(count, 'file')} cannot be read, more than data.max_unreadable={self.max_unreadable}: fix or "
-                f"remove them, or set `overrides: {{data: {{max_unreadable: {count}}}}}` in params.yaml to skip them."
+                f"{count_noun(count, 'file')} cannot be read, more than data.max_unreadable={self.max_unreadable}: "
+                f"fix or remove them, or set `overrides: {{data: {{max_unreadable: {count}}}}}` in params.yaml to skip "
+                "them."
             )
         if count:
             skipped_files = count_noun(count, "unreadable file")
