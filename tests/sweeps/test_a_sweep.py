@@ -95,6 +95,9 @@ def test_the_table_has_the_metrics_of_the_jobs(outcome):
     saved = folder(basic.output)
     for name in ("comparison.csv", "comparison.md", "compare.html", "comparison.png", "curves.png"):
         assert artifact(workspace, parent, name) == (workspace.root / saved / name).read_bytes()
+    description = workspace.mlflow.get_run(parent.info.run_id).data.tags["mlflow.note.content"]
+    _, _, table_and_sentences = workspace.read(f"{saved}/comparison.md").partition("\n\n")
+    assert description == f"## Comparison of the trials\n\n{table_and_sentences}".rstrip("\n")
     best = max(jobs, key=lambda job: job.data.metrics["val/accuracy"])
     _, optimizer, loss, _ = best.info.run_name.split("-")
     # There is no git in this workspace.

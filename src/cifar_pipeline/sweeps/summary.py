@@ -56,6 +56,7 @@ from cifar_pipeline.tracking.sweeps import (
     TrialRecord,
     close_stale_trials,
     delete_sweep,
+    describe_sweep,
     end_sweep,
     find_sweep,
     history,
@@ -290,6 +291,10 @@ def dvc_override(key: str, value: str) -> str:
     return f"{key}={value}" if is_params_key(key) else f"++overrides.{key}={value}"
 
 
+# In MLflow's description of a sweep, above the table.
+COMPARISON_HEADING = "## Comparison of the trials"
+
+
 def finish_sweep(parent: str, folder: Path) -> bool:
     """Print the comparison, save it to `folder` and the parent run, and end that run. Return whether all finished."""
     status("Comparing the trials")
@@ -299,6 +304,7 @@ def finish_sweep(parent: str, folder: Path) -> bool:
     all_finished = bool(comparison.trials["status"].isin((FINISHED, PRUNED)).all())
     status("Drawing the comparison and its page")
     files = write(comparison, folder, command, _search_figures())
+    describe_sweep(parent, COMPARISON_HEADING, (folder / "comparison.md").read_text(encoding="utf-8").splitlines()[2:])
     end_sweep(parent, "FINISHED" if all_finished else "FAILED", files)
     log.info(
         f"Saved the comparison to {folder} and the sweep's MLflow run (`make ui`): open {folder / 'compare.html'}."

@@ -5,21 +5,25 @@ A run that this sweep trained is a child of the parent. A run that existed befor
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag, ViewType
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from cifar_pipeline.tracking import provenance
 from cifar_pipeline.tracking.client import WORKSPACE_TAG, belongs_to_workspace, close_if_stale, connect, get_run_or_none
+from cifar_pipeline.tracking.provenance import DESCRIPTION_TAG
 from cifar_pipeline.tracking.trial import FAILURE_TAG, PARENT_KEY, PRUNED_TAG, RERUN, SWEEP_RERUN, Trial
 from cifar_pipeline.utils.paths import workspace_id
 from cifar_pipeline.utils.safe_io import parse_json
 
 TRIAL_TAG_PREFIX = "trial."
+# The last line of a description that would be longer than MLflow allows.
+LEFT_OUT = "More is in the artifact comparison.md."
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,24 @@ def tag_sweep(parent: str, tags: Mapping[str, str]) -> None:
     """Set tags of a sweep's parent run."""
     client, _ = connect()
     client.log_batch(parent, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def describe_sweep(parent: str, heading: str, lines: Sequence[str]) -> None:
+    """Add lines of Markdown below `heading` to the description of a sweep's parent run, or replace those below it.
+
+    Lines that exceed MLflow's limit for a tag are left out.
+    """
+    client, _ = connect()
+    description = client.get_run(parent).data.tags.get(DESCRIPTION_TAG, "").partition(heading)[0].rstrip()
+    parts = [*([description, ""] if description else []), heading, ""]
+    length = sum(len(part) + 1 for part in parts) + len(LEFT_OUT)
+    for line in lines:
+        length += len(line) + 1
+        if length > MAX_TAG_VAL_LENGTH:
+            parts += ["", LEFT_OUT]
+            break
+        parts.append(line)
+    client.set_tag(parent, DESCRIPTION_TAG, "\n".join(parts))
 
 
 def read_trials(parent: str) -> list[TrialRecord]:
