@@ -49,6 +49,19 @@ def test_showing_the_configuration_loads_nothing_heavy(copy: Project, script: st
     assert sorted(path.name for path in copy.folder.iterdir()) == ["conf", "params.yaml", "src"]
 
 
+# A value is refused in half a second, with 575 modules (asyncio, which unittest.mock imports, would add 60).
+MAX_MODULES_TO_REFUSE = 650
+
+
+@pytest.mark.parametrize("word", ["optimizer.lr=x", "optimizer=sgdd", "--help"])
+def test_a_refused_value_and_help_load_few_modules(copy: Project, word: str) -> None:
+    ended = start("-c", LOADED, "src/train.py", word)
+    assert ended.returncode == (0 if word == "--help" else 2)
+    modules = json.loads(ended.stderr.splitlines()[-1])
+    assert "cifar_pipeline.config.schema" in modules and "asyncio" not in modules
+    assert len(modules) <= MAX_MODULES_TO_REFUSE
+
+
 @pytest.mark.parametrize(
     ("script", "heavy"),
     [
