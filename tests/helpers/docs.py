@@ -11,7 +11,10 @@ from helpers.source_tree import ROOT
 IS_ADOPTED = (ROOT / ".adopted.yaml").exists()
 PAGES = sorted([*(() if IS_ADOPTED else ROOT.glob("*.md")), *(ROOT / "docs").glob("*.md")])
 # What both READMEs tell a reader with images to write in params.yaml and to type.
-IMAGES_EXPERIMENT, IMAGES_COMMANDS = "finetune", ["make", "python src/predict.py images/cats/01.jpg"]
+IMAGES_EXPERIMENT = "finetune"
+IMAGES_COMMANDS = [
+    "make", "python src/predict.py images/cats/01.jpg", "python src/evaluate.py --model models --data new/",
+]  # fmt: skip
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 # Started by make, a make below it would print the directory that it enters.
 SHELL_ENV = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}

@@ -40,6 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[s
     workspace = workspace_of_tree(tmp_path_factory.mktemp("unpacked archive"))
     do_without_git(workspace)
     draw_all(workspace.root / "images")
+    for name, color in COLORS.items():
+        draw(workspace.root / "new" / name / "01.png", color, np.random.default_rng(1))
     # `make` finds the environment set up.
     (workspace.root / ".venv").mkdir()
     (workspace.root / ".venv" / ".set-up").touch()
@@ -51,7 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[s
 def test_the_readme_commands_end_with_a_model_of_the_images(trained) -> None:
     workspace, output = trained
     assert re.search(r"data set +images\b", output["make"]) and "test accuracy" in output["make"]
-    assert "trained on image_folder" in output["python src/predict.py images/cats/01.jpg"]
+    assert "trained on image_folder" in output[IMAGES_COMMANDS[1]]
+    assert "accuracy" in output[IMAGES_COMMANDS[2]].lower()
     assert workspace.classes() == list(COLORS)
     assert workspace.json("reports/metrics.json")["test"]["accuracy"] > 0.8
     dataset = workspace.json("reports/dataset.json")
