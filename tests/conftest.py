@@ -102,6 +102,13 @@ def environment_restored() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def environment_of_file_restored() -> Iterator[None]:
+    """Restore those that the fixtures of a file have set: `mlflow.set_tracking_uri` sets one."""
+    with mock_patch.dict(os.environ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Return a function that fills a folder of a given name once for all processes of a test run."""
