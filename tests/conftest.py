@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch as mock_patch
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
 from cifar_pipeline.utils.console import configure_logging
 from helpers.config_project import ROOT, Project
+from helpers.environment import environment_kept
 from helpers.fork_server import ADDRESS
 from helpers.source_tree import PUBLISHED
 
@@ -98,14 +98,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def environment_restored() -> Iterator[None]:
     """Restore the variables that a test has set, also by a function that reads `.env`, for the next test."""
-    with mock_patch.dict(os.environ):
+    with environment_kept():
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def environment_of_file_restored() -> Iterator[None]:
     """Restore those that the fixtures of a file have set: `mlflow.set_tracking_uri` sets one."""
-    with mock_patch.dict(os.environ):
+    with environment_kept():
         yield
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import shutil
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch as mock_patch
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +19,7 @@ from cifar_pipeline.config.compose import Stage, compose_config
 from cifar_pipeline.config.source_files import PROJECT
 from cifar_pipeline.sweeps import job
 from cifar_pipeline.utils import console
+from helpers.environment import environment_kept
 from helpers.source_tree import PUBLISHED, ROOT
 
 # A recipe with values for the options that it selects.
@@ -119,7 +118,7 @@ def started(
     code: Any = 0
     streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     # A command also sets the variables of .env.
-    with pytest.MonkeyPatch.context() as patch, streams[0], streams[1], mock_patch.dict(os.environ):
+    with pytest.MonkeyPatch.context() as patch, streams[0], streams[1], environment_kept():
         patch.setattr(sys, "argv", [str(ROOT / "src" / f"{main.__name__}.py"), *arguments])
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR", "LOG_LEVEL"):
             patch.setenv(name, "")
