@@ -18,6 +18,7 @@ from cifar_pipeline.tracking import ui
 from cifar_pipeline.utils.text import server_url
 from helpers.config_project import ROOT, Project, run
 from helpers.servers import fixed_response_server, free_port
+from helpers.source_tree import EXPERIMENT
 from ui import ui as show
 
 SCRIPT = ROOT / "src" / "ui.py"
@@ -51,7 +52,7 @@ def test_the_address_is_printed_when_the_page_answers(project: Project, empty_da
         found = requests.get(
             f"{address}/api/2.0/mlflow/experiments/get", params={"experiment_id": experiment[0]}, timeout=60
         )
-        assert found.json()["experiment"]["name"] == "cifar-pipeline"
+        assert found.json()["experiment"]["name"] == EXPERIMENT
         # `mlflow server` and its one worker; more workers would be children of a supervisor.
         servers = psutil.Process(process.pid).children(recursive=True)
         assert len(servers) == 2 and not any("huey" in " ".join(each.cmdline()) for each in servers)
