@@ -19,7 +19,7 @@ from cifar_pipeline.config.compose import compose_config, restrict_to_stage
 from cifar_pipeline.data.dataset import Dataset, dataset_config
 from cifar_pipeline.data.preprocessing import write_dataset
 from cifar_pipeline.data.sources.digits import Digits
-from cifar_pipeline.utils.console import configure_logging
+from cifar_pipeline.utils.console import clear_status, configure_logging
 from helpers.config_project import ROOT, Project
 from helpers.environment import environment_kept
 from helpers.fork_server import ADDRESS
@@ -107,6 +107,13 @@ def environment_of_file_restored() -> Iterator[None]:
     """Restore those that the fixtures of a file have set: `mlflow.set_tracking_uri` sets one."""
     with environment_kept():
         yield
+
+
+@pytest.fixture(autouse=True)
+def status_cleared() -> Iterator[None]:
+    """Clear the status that a test leaves; it would be printed after seconds, into what another test captures."""
+    yield
+    clear_status()
 
 
 @pytest.fixture(scope="session")
