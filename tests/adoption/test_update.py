@@ -1,5 +1,6 @@
 """`make update`: a newer library is merged into an adopted project, and nothing that was taken away comes back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def newer(upstream: Repository, tmp_path: Path) -> Repository:
     newer.write("reports/metrics.json", '{"test": {"accuracy": 0.7}}\n')
     newer.write("benchmarks/newer.py", "")
     newer.write("conf/experiment/quick.yaml", newer.read("conf/experiment/quick.yaml") + "seed: 7\n")
-    newer.write("conf/loss/hinge.yaml", newer.read("conf/loss/mse.yaml"))
+    newer.write("conf/loss/hinge.yaml", "# As mse.\n# Pick it: never.\ndefaults:\n  - mse\n")
     newer.edit("conf/mlflow/default.yaml", "# Tags of each training's run", "# The tags of each training's run")
     newer.edit("pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"')
     newer.edit("pyproject.toml", '    "captum>=0.8",\n', '    "captum>=0.8.1",\n')
@@ -200,4 +201,5 @@ def test_checks_and_tests_pass_in_the_merged_project(grown: Repository, newer: R
     assert not updated(newer).code
     assert_checks_pass(grown)
     if "\n.PHONY: test-quick" in grown.read("Makefile"):
-        grown.run("make", "--old-file=.venv/.set-up", "test-quick")
+        # The source of a workspace's commands does not exist, and tests of the real data would take it for that.
+        replace(grown, source="").run("make", "--old-file=.venv/.set-up", "test-quick")
