@@ -150,17 +150,11 @@ class Row:
 
 def machine() -> dict[str, Any]:
     """Describe the machine: processor with its instruction set, cores, system, load, package versions."""
-    import torch
+    # Imported here: it imports Lightning, which takes seconds.
+    from cifar_pipeline.training.hardware import processor_name
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    path = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
     return {
-        "processor": f"{models[0] if models else platform.processor() or platform.machine()} ({capability})",
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "load_at_start": round(os.getloadavg()[0], 2),

@@ -9,7 +9,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from copied_project import ROOT
-from measure import PACKAGES
 from scipy.stats import t
 from train_and_evaluate import Measured
 
@@ -76,8 +75,7 @@ class PublishedRow:
     def differences(self, other: "PublishedRow") -> list[str]:
         """List what differs of that which decides the bits of a result."""
         pairs = {key: (self.runtime.get(key), other.runtime.get(key)) for key in ROUNDING_KEYS}
-        packages = (*PACKAGES, "python")
-        pairs |= {name: (self.versions.get(name), other.versions.get(name)) for name in packages if name != "jax"}
+        pairs |= {name: (one, other.versions.get(name)) for name, one in self.versions.items() if name != "jax"}
         pairs["data"] = self.data[:12], other.data[:12]
         if self.data == other.data:
             # The fingerprint is of configuration, code and data.

@@ -19,6 +19,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ SECTIONS: dict[str, Callable[[Workspace, Sizes], Iterator[Row]]] = {
 }
 
 
+@cache
 def commit() -> str:
-    """Return the measured commit, followed by "with changes" if the code differs from it."""
+    """Return the measured commit, followed by "with changes" if the code differs from it.
+
+    It is read once: what is committed during the measurement is not measured.
+    """
     git = ["git", "-C", str(ROOT)]
     revision = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run([*git, "status", "--porcelain", "src", "conf"], capture_output=True, text=True)
