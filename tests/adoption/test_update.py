@@ -45,7 +45,10 @@ def newer(upstream: Repository, tmp_path: Path) -> Repository:
     newer.write("reports/metrics.json", '{"test": {"accuracy": 0.7}}\n')
     newer.write("benchmarks/newer.py", "")
     newer.write("conf/experiment/quick.yaml", newer.read("conf/experiment/quick.yaml") + "seed: 7\n")
-    newer.write("conf/loss/hinge.yaml", "# As mse.\n# Pick it: never.\ndefaults:\n  - mse\n")
+    newer.write(
+        "conf/loss/hinge.yaml",
+        "# The loss of another margin, here the mean squared error.\n# Pick it: never.\ndefaults:\n  - mse\n",
+    )
     newer.edit("conf/mlflow/default.yaml", "# Tags of each training's run", "# The tags of each training's run")
     newer.edit("pyproject.toml", 'version = "0.1.0"', 'version = "0.2.0"')
     newer.edit("pyproject.toml", '    "captum>=0.8",\n', '    "captum>=0.8.1",\n')

@@ -172,13 +172,6 @@ def test_a_mistake_is_refused_before_a_rank_is_started(copy):
 
 
 @pytest.mark.long
-def test_a_sweep_refuses_distributed_trials_and_starts_none_twice(copy):
-    output = copy.train("-m", *RECIPE, *TWO, "seed=1,2", code=1)
-    assert output.count("not supported in a sweep") >= 2
-    assert not [run for run in copy.runs() if run.info.status == "FINISHED" and "fingerprint" in run.data.tags]
-
-
-@pytest.mark.long
 def test_torchrun_trains_to_the_numbers_of_one_process(single_process, copy):
     torchrun = ("torchrun", "--standalone", "--nproc-per-node", "2", "src/train.py", *RECIPE, "trainer=ddp")
     output = copy.run(*torchrun)

@@ -123,8 +123,7 @@ def started(
         for name in ("PYTHONPATH", "HYDRA_FULL_ERROR", "LOG_LEVEL"):
             patch.setenv(name, "")
         # Otherwise a sweep's last trial would be that of the next test's training in this process.
-        for name in ("_trial", "_basis", "_study"):
-            patch.setattr(job, name, None)
+        patch.setattr(job, "_job", None)
         patch.setattr(compose, "_experiment_name", "")
         # Status lines appear only on a busy machine, and would change the output.
         patch.setattr(console, "STATUS_DELAY", seconds)

@@ -18,6 +18,7 @@ from helpers.config_project import Project
 from helpers.parameters import some_of
 from helpers.workspace import Workspace
 
+Take = Callable[..., AbstractContextManager[list[str]]]
 TWO_GPUS = "GPU 0: NVIDIA H100 (UUID: GPU-aa1)\nGPU 1: NVIDIA H100 (UUID: GPU-bb2)\n"
 MIG = f"{TWO_GPUS}  MIG 3g.40gb     Device  0: (UUID: MIG-c3)\n  MIG 3g.40gb     Device  1: (UUID: MIG-d4)\n"
 RECORDING = """
@@ -50,13 +51,13 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 @pytest.fixture
-def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], AbstractContextManager[str]]:
-    """Return a function that takes a share of one of two GPUs, as in a new process."""
+def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Take:
+    """Return a function that takes a share of some GPUs, two unless said otherwise, as in a new process."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # assigned below, and restored
 
-    def take(share: float) -> AbstractContextManager[str]:
-        monkeypatch.setattr("cifar_pipeline.sweeps.devices._own_gpu", "")
-        return GpuPool({"0": "GPU-aa1", "1": "GPU-bb2"}, share, tmp_path / "locks").assign()
+    def take(share: float, gpus: str = "01") -> AbstractContextManager[list[str]]:
+        monkeypatch.setattr("cifar_pipeline.sweeps.devices._own_gpus", ())
+        return GpuPool({gpu: f"GPU-{gpu}" for gpu in gpus}, share, tmp_path / "locks").assign()
 
     return take
 
@@ -93,7 +94,7 @@ def test_the_gpus_are_those_that_cuda_would_use(
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, "01"), (0.5, "0101"), (0.3, "010101"), (0.7, "01")])
 def test_trials_are_spread_over_the_gpus_up_to_their_shares(
-    take: Callable[[float], AbstractContextManager[str]],
+    take: Take,
     share: float,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,40 +102,56 @@ def test_trials_are_spread_over_the_gpus_up_to_their_shares(
     assert GpuPool({"0": "0", "1": "1"}, share, Path()).max_trials == len(expected)
     waited: list[float] = []
     with ExitStack() as stack:
-        assert "".join(stack.enter_context(take(share)) for _ in expected) == expected
+        assert "".join(stack.enter_context(take(share))[0] for _ in expected) == expected
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
         # While another one waits, all of them end.
         monkeypatch.setattr("time.sleep", lambda seconds: waited.append(seconds) or stack.close())
         with take(share) as gpu:
-            assert gpu == "0" and waited
+            assert gpu == ["0"] and waited
 
 
-def test_sweeps_with_different_shares_never_use_more_than_a_gpu(
-    take: Callable[[float], AbstractContextManager[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_takes_several_whole_gpus(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert GpuPool(dict.fromkeys("01234", ""), 2, Path()).max_trials == 2
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", lambda seconds: waited.append(seconds) or stack.close())
+    with take(0.5, "0") as half, ExitStack() as stack:
+        assert half == ["0"]
+        assert stack.enter_context(take(2, "01234")) == ["1", "2"]  # not the half used one
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+        assert stack.enter_context(take(2, "01234")) == ["3", "4"] and not waited
+        with take(2, "01234") as gpus:
+            assert gpus == ["1", "2"] and waited
+
+
+def test_a_process_keeps_its_gpus_also_if_fewer_are_asked_for(take: Take, tmp_path: Path) -> None:
+    with take(1, "0"), take(2, "0123") as own:
+        assert own == ["1", "2"]
+    with GpuPool({gpu: f"GPU-{gpu}" for gpu in "0123"}, 2, tmp_path / "locks").assign() as again:
+        assert again == own  # although 0 is free, and the first one
+
+
+def test_sweeps_with_different_shares_never_use_more_than_a_gpu(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", lambda seconds: waited.append(seconds) or stack.close())
     with ExitStack() as stack:
-        assert [stack.enter_context(take(share)) for share in (0.5, 1.0, 0.25, 0.25)] == ["0", "1", "0", "0"]
+        assert [stack.enter_context(take(share)) for share in (0.5, 1.0, 0.25, 0.25)] == [[*gpu] for gpu in "0100"]
         assert not waited
         with take(0.25):
             assert waited
 
 
-def test_a_process_keeps_its_gpu_because_cuda_reads_the_variable_once(
-    take: Callable[[float], AbstractContextManager[str]], tmp_path: Path
-) -> None:
+def test_a_process_keeps_its_gpu_because_cuda_reads_the_variable_once(take: Take, tmp_path: Path) -> None:
     with take(0.5), take(0.5) as own:
         pass
-    again = GpuPool({"0": "GPU-aa1", "1": "GPU-bb2"}, 1.0, tmp_path / "locks").assign()
+    again = GpuPool({"0": "GPU-0", "1": "GPU-1"}, 1.0, tmp_path / "locks").assign()
     with again as gpu:
-        assert gpu == own == "1"  # although 0 is free, and the first one
+        assert gpu == own == ["1"]  # although 0 is free, and the first one
 
 
 HOLD = (
     "from cifar_pipeline.sweeps.devices import *\n"
     "with GpuPool(visible_gpus(), float(sys.argv[1]), lock_dir()).assign() as gpu:\n"
-    "    print(gpu, flush=True)\n"
+    "    print(*gpu, flush=True)\n"
     "    sys.stdin.read()\n"
 )
 
@@ -176,10 +193,27 @@ def test_a_folder_that_is_not_writable_is_one_sentence(tmp_path: Path, monkeypat
         GpuPool({"0": "0"}, 1.0, lock_dir()).assign().__enter__()
 
 
-@pytest.mark.parametrize("share", some_of(["0", "-0.5", "1.5", "2", "all", "null"], 0, -1))
+@pytest.mark.parametrize("share", some_of(["0", "-0.5", "1.5", "-2", "all", "null"], 0, 2, -1))
 def test_a_share_that_no_trial_can_use_is_refused_before_the_sweep(project: Project, share: str) -> None:
     outcome = project.start(train, "-m", "seed=0,1", f"runtime.gpus_per_trial={share}")
-    outcome.assert_refused("runtime.gpus_per_trial", "1, or a fraction above 0")
+    outcome.assert_refused("runtime.gpus_per_trial", "a whole number of GPUs of at least 1, or a fraction of one")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (("runtime.gpus_per_trial=3",), ("runtime.gpus_per_trial=3", "sees 2 GPUs")),
+        (("trainer.devices=2",), ("trainer.devices=2", "each trial gets 1 GPU: set runtime.gpus_per_trial=2")),
+        (("runtime.gpus_per_trial=2", "trainer.devices=1"), ("gets 2 GPUs: set runtime.gpus_per_trial=1",)),
+        (("trainer.devices=1,2",), ("trainer.devices does not change a training's result", "one value")),
+        (("trainer.num_nodes=2",), ("trainer.num_nodes=2", "on one machine")),
+    ],
+)
+def test_a_number_of_processes_that_does_not_fit_the_gpus_is_refused_before_the_sweep(
+    driver: Callable[[str], None], project: Project, overrides: tuple[str, ...], fragments: tuple[str, ...]
+) -> None:
+    driver(TWO_GPUS)
+    project.start(train, "-m", "seed=0,1", *overrides).assert_refused(*fragments)
 
 
 def test_shares_that_differ_between_trials_are_refused_before_the_sweep(project: Project) -> None:
@@ -212,8 +246,8 @@ def most_at_a_time(steps: list[tuple[float, str, str]]) -> int:
 def assigned(workspace: Workspace, output: str) -> list[str]:
     """Return the GPU of each trial, by number, which its first line and its run name."""
     tags = [run.data.tags["gpu"] for run in in_order(workspace, the_sweep(workspace))]
-    lines = dict(re.findall(r"^\[(\d+)\] Trial .* \(GPU (\S+)\)$", output, re.MULTILINE))
-    assert tags == [lines[str(number)] for number in range(len(tags))]
+    lines = dict(re.findall(r"^\[(\d+)\] Trial .* \(GPUs? (.+)\)$", output, re.MULTILINE))
+    assert tags == [lines[str(number)].replace(" ", "") for number in range(len(tags))]
     return tags
 
 

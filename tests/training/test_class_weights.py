@@ -15,7 +15,7 @@ from cifar_pipeline.training.losses import build_loss
 from cifar_pipeline.utils.errors import UserError
 from helpers.config_project import ROOT, options_of
 
-LOSSES = options_of("loss")
+LOSSES = options_of("loss", own=True)
 COUNTS = (8, 1, 3)
 
 

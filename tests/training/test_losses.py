@@ -168,7 +168,7 @@ def expected_of_mixed(name: str, z: Array, t: Array) -> float:
     )
 
 
-@pytest.mark.parametrize("name", options_of("loss"))
+@pytest.mark.parametrize("name", options_of("loss", own=True))
 def test_mixed_labels_give_the_formula_with_shares_as_targets(name: str) -> None:
     z, t = mixed()
     z = z.clip(-8, 8)  # The formulas above overflow beyond.
@@ -176,7 +176,7 @@ def test_mixed_labels_give_the_formula_with_shares_as_targets(name: str) -> None
     assert float(actual) == pytest.approx(expected_of_mixed(name, z, t.astype(float)), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", options_of("loss"))
+@pytest.mark.parametrize("name", options_of("loss", own=True))
 def test_class_weights_of_mixed_labels_are_the_mean_weight(name: str) -> None:
     z, t = mixed()
     weights = np.arange(1, CLASSES + 1).tolist()

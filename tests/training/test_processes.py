@@ -27,8 +27,8 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def detect(*overrides: str, accelerator: str = "cpu", in_sweep: bool = False):
-    return detect_distributed(compose_config(list(overrides)).trainer, accelerator, in_sweep)
+def detect(*overrides: str, accelerator: str = "cpu"):
+    return detect_distributed(compose_config(list(overrides)).trainer, accelerator)
 
 
 def test_a_training_is_a_single_process_by_default(project: Project) -> None:
@@ -59,8 +59,6 @@ def test_the_launcher_determines_the_number_of_ranks(
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
-        (["trainer.devices=2"], {"in_sweep": True}, "not supported in a sweep"),
-        (["trainer=ddp", "trainer.devices=2"], {"in_sweep": True}, "not supported in a sweep"),
         (["trainer.num_nodes=2"], {}, "started by torchrun or srun"),
         (["trainer=ddp", "trainer.num_nodes=2"], {}, "started by torchrun or srun"),
         (["trainer=ddp", "trainer.devices=2"], {"accelerator": "mps"}, "supports CPUs and CUDA only"),

@@ -19,7 +19,7 @@ from cifar_pipeline.training.trainer import fit
 
 torch.set_num_threads(1)
 dataset, config = Dataset.open(Path(sys.argv[1])), compose_config(sys.argv[2:])
-ranks = detect_distributed(config.trainer, "cpu", in_sweep=False)
+ranks = detect_distributed(config.trainer, "cpu")
 # Each rank has its own directory, to see which of them write to it; its name is the fingerprint.
 run_dir, reader = RunDir(Path(f"rank{ranks.rank}") / "training"), MetricReader()
 run_dir.path.mkdir(parents=True)

@@ -94,6 +94,7 @@ from cifar_pipeline.config.validation import (
     is_multirun,
     parse_arguments,
 )
+from cifar_pipeline.tracking.trial import TrialPruned
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import (
     LEVEL_HELP,
@@ -435,7 +436,7 @@ def _with_checks(stage: Stage) -> Stage:
                 _record_duration(stage.__name__, time.perf_counter() - start)
         except Exception as error:
             user_error, failure = find_user_error(error), describe_environment_error(error)
-            if current_rank() and failure != "":
+            if current_rank() and failure != "" and not isinstance(error, TrialPruned):
                 time.sleep(NONZERO_RANK_ERROR_DELAY)
             if user_error is not None and is_sweep():
                 raise user_error from None

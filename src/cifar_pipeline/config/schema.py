@@ -311,8 +311,8 @@ class Runtime(Options):
 
     accelerator: Text
     gpus_per_trial: Annotated[
-        float,
-        Field(gt=0, le=1, description="1, or a fraction above 0 (a trial trains in one process, which uses one GPU)"),
+        Count | OpenUnit,
+        Field(description="a whole number of GPUs of at least 1, or a fraction of one such as 0.5"),
     ]
     threads: AutoOrCount
     min_images_per_thread: Count

@@ -109,27 +109,48 @@ def train(config: DictConfig) -> float | None:
     plan = plan_training(config, dataset)
     config, setup, trial, run_dir = plan.config, plan.setup, plan.trial, plan.run_dir
     processes = setup.distributed
-    if processes.needs_launch:
-        if code := launch_ranks(processes):
-            fail_stale_run(run_dir.fingerprint)
-            sys.exit(code)
-        return None
     if config.trainer.fast_dev_run:
         require_plain_start(trial is not None)
-        dev_run(setup)
-        log.info("trainer.fast_dev_run: training and validation ran without an error; nothing was logged or saved.")
-        return None
     if (
         trial
+        and processes.environment is None  # a rank's trial was looked up by the process that launched it
         and (trial.rerun or not config.rerun)
         and (value := cached_objective(trial, run_dir.fingerprint, config)) is not None
     ):
         return value
+    if processes.needs_launch:
+        launch(plan)
+        return objective(run_dir.rows(), config) if trial else None
+    if config.trainer.fast_dev_run:
+        dev_run(setup)
+        log.info("trainer.fast_dev_run: training and validation ran without an error; nothing was logged or saved.")
+        return None
     if not processes.is_rank_zero:
         fit(setup)
         return None
     run_training(plan)
     return objective(run_dir.rows(), config) if trial else None
+
+
+def launch(plan: Plan) -> None:
+    """Train in several processes: this command line once per rank, or in a sweep its trial.
+
+    Raises SystemExit with the code of a rank that failed; in a sweep what `rank_command` raises.
+    """
+    code = 1
+    try:
+        if plan.trial:
+            from cifar_pipeline.sweeps.trial_ranks import rank_command
+
+            with rank_command() as arguments:
+                code = launch_ranks(plan.setup.distributed, arguments)
+        else:
+            code = launch_ranks(plan.setup.distributed, sys.argv)
+    finally:
+        if code:
+            fail_stale_run(plan.run_dir.fingerprint)
+    if code:
+        sys.exit(code)
 
 
 def open_dataset(config: DictConfig) -> Dataset:
@@ -153,7 +174,7 @@ def plan_training(config: DictConfig, dataset: Dataset) -> Plan:
     trial = current_trial()
     weights = load_pretrained(config.model, resolve_model)
     accelerator, _ = select_accelerator(config.runtime.accelerator)
-    processes = detect_distributed(config.trainer, accelerator, in_sweep=trial is not None)
+    processes = detect_distributed(config.trainer, accelerator)
     has_auto_batch = config.trainer.batch_size == "auto"
     config = resolve_batch_size(config, dataset, accelerator, processes, weights)
     run_fingerprint = fingerprint(config, dataset.hash, weights_hash=weights.sha256 if weights else "")

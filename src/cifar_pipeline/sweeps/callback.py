@@ -35,9 +35,9 @@ from cifar_pipeline.config.params import SWEEP_GROUPS, suggest, to_yaml_inline
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.config.unused_values import check_unused
 from cifar_pipeline.config.validation import check_settings, find_user_error, format_error
-from cifar_pipeline.sweeps import job, multirun
+from cifar_pipeline.sweeps import multirun
 from cifar_pipeline.sweeps.devices import GpuPool, open_pool
-from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, SweepBasis
+from cifar_pipeline.sweeps.job import LEVEL_KEY, RANKING_KEYS, Job, SweepBasis, start_job
 from cifar_pipeline.sweeps.multirun import sweep_subdir, typed_words
 from cifar_pipeline.tracking.trial import Trial
 from cifar_pipeline.utils.console import close_job_log, status
@@ -71,13 +71,13 @@ JOBLIB_FIXED: dict[str, tuple[Any, ...]] = {
     "max_nbytes": (None,),
     "mmap_mode": ("r",),
 }
-ONE_PROCESS = "a trial is one process; trainer.devices starts more outside of a sweep"
+ONE_TASK = "a trial is one task, which starts the processes of trainer.devices itself"
 # Values of submitit that are refused, by launcher, and what to do instead.
 SUBMITIT_FIXED: dict[str, dict[str, tuple[Any, str]]] = {
-    "submitit_slurm": {"nodes": (1, ONE_PROCESS), "tasks_per_node": (1, ONE_PROCESS)},
+    "submitit_slurm": {"nodes": (1, ONE_TASK), "tasks_per_node": (1, ONE_TASK)},
     "submitit_local": {
-        "nodes": (1, ONE_PROCESS),
-        "tasks_per_node": (1, ONE_PROCESS),
+        "nodes": (1, ONE_TASK),
+        "tasks_per_node": (1, ONE_TASK),
         "gpus_per_node": (None, "the sweep assigns GPUs by runtime.gpus_per_trial"),
         "mem_gb": (None, "memory is limited by launcher=slurm only"),
     },
@@ -186,21 +186,9 @@ class SweepCallback(Callback):
             # Before the first line, which names the trial's values.
             load_environment()
             settings = HydraConfig.get()
-            job.start_trial(
-                Trial(
-                    self.parent,
-                    int(settings.job.num),
-                    tuple(settings.overrides.task),
-                    self.swept,
-                    self.total,
-                    self.rerun,
-                ),
-                self.process,
-                self.basis,
-                self.experiment,
-                self.pool,
-                self.study,
-            )
+            number, overrides = int(settings.job.num), tuple(settings.overrides.task)
+            trial = Trial(self.parent, number, overrides, self.swept, self.total, self.rerun)
+            start_job(Job(trial, self.process, self.basis, self.experiment, self.pool, self.study))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Close the job's log file."""

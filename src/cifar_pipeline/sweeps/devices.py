@@ -1,12 +1,12 @@
 """Assign the GPUs of this machine to the trials of a sweep.
 
-The sweep's process lists the GPUs. Each trial takes one of them, or `runtime.gpus_per_trial` of one, sees only that one
-(CUDA_VISIBLE_DEVICES), and gives it back when it ends. What a trial takes is a file lock, which the system releases
-when the process ends, even if it is killed. The lock files are in a folder of the user, so the sweeps of all workspaces
-share the GPUs of a machine.
+The sweep's process lists the GPUs. Each trial takes `runtime.gpus_per_trial` of them, one, several or a part of one,
+sees only those (CUDA_VISIBLE_DEVICES), and gives them back when it ends. What a trial takes are file locks, which the
+system releases when the process ends, even if it is killed. The lock files are in a folder of the user, so the sweeps
+of all workspaces share the GPUs of a machine. A trial with several GPUs trains in a process on each (`trial_ranks`).
 
 CUDA reads that variable once in a process. So a process that runs several trials, such as a worker of joblib, takes the
-GPU of its first trial again for each of the others, and joblib starts no more processes than fit on the GPUs.
+GPUs of its first trial again for each of the others, and joblib starts no more processes than fit on the GPUs.
 """
 
 import logging
@@ -28,11 +28,12 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_pipeline.config.schema import validate
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.text import list_names
+from cifar_pipeline.utils.text import count_noun, list_names
 
 log = logging.getLogger(__name__)
 
-KEY, JOBS_KEY = "runtime.gpus_per_trial", "hydra.launcher.n_jobs"
+KEY, JOBS_KEY, DEVICES_KEY = "runtime.gpus_per_trial", "hydra.launcher.n_jobs", "trainer.devices"
+PROCESS_KEYS = (DEVICES_KEY, "trainer.strategy", "trainer.num_nodes")
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 # Launchers whose trials run on this machine; those of clusters assign GPUs themselves.
 LOCAL_LAUNCHERS = ("basic", "joblib", "submitit_local")
@@ -50,7 +51,7 @@ class GpuPool:
 
     Attributes:
         gpus: the name of each GPU in CUDA_VISIBLE_DEVICES, and the name of its lock files.
-        share: the part of a GPU that a trial takes.
+        share: the GPUs that a trial takes: a whole number, or the part of one that it shares with others.
         folder: of the lock files.
     """
 
@@ -59,61 +60,84 @@ class GpuPool:
     folder: Path
 
     @property
+    def gpus_per_trial(self) -> int:
+        """Number of GPUs that a trial sees."""
+        return max(1, round(self.share))
+
+    @property
     def trials_per_gpu(self) -> int:
         """Number of trials that one GPU runs at a time."""
-        return int(1 / self.share + EPSILON)
+        return max(1, int(1 / self.share + EPSILON))
 
     @property
     def max_trials(self) -> int:
         """Number of trials that the GPUs run at a time."""
-        return len(self.gpus) * self.trials_per_gpu
+        return len(self.gpus) // self.gpus_per_trial * self.trials_per_gpu
 
     @contextmanager
-    def assign(self) -> Iterator[str]:
-        """Take a GPU for the block, waiting until one is free, and let this process see only that one; yield its name.
+    def assign(self) -> Iterator[list[str]]:
+        """Take a trial's GPUs for the block, waiting until they are free, and let this process see only those.
+
+        Yields their names.
 
         Raises:
             UserError: the folder of the lock files is not writable.
         """
-        global _own_gpu
+        global _own_gpus
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            gpu, lock = self._take() or self._wait()
+            locks = self._take() or self._wait()
         except OSError as error:
             raise UserError(
                 f"{self.folder} is not writable ({error.strerror}), where sweeps lock the GPUs that they use: set "
                 "XDG_CACHE_HOME to a folder that is."
             ) from None
-        os.environ[VARIABLE] = _own_gpu = gpu
+        _own_gpus = tuple(locks)
+        os.environ[VARIABLE] = ",".join(_own_gpus)
         try:
-            yield gpu
+            yield list(_own_gpus)
         finally:
             with suppress(RuntimeError):  # CUDA fails in all calls after an error of a kernel
                 if "torch" in sys.modules:
                     sys.modules["torch"].cuda.empty_cache()  # for other processes; does nothing without CUDA
-            lock.release()
+            for lock in locks.values():
+                lock.release()
 
-    def _wait(self) -> tuple[str, FileLock]:
-        log.info(f"Waiting for a GPU: other trials use {list_names(self._candidates())}.")
+    def _wait(self) -> dict[str, FileLock]:
+        wanted = "a GPU" if self.gpus_per_trial == 1 else f"{self.gpus_per_trial} GPUs"
+        log.info(f"Waiting for {wanted}: other trials use {list_names(self._candidates())}.")
         while not (taken := self._take()):
             time.sleep(POLL_SECONDS)
         return taken
 
     def _candidates(self) -> Iterable[str]:
         """Return the GPUs that this process can use."""
-        return [_own_gpu] if _own_gpu in self.gpus else self.gpus
+        return _own_gpus if _own_gpus and set(_own_gpus) <= self.gpus.keys() else self.gpus
 
-    def _take(self) -> tuple[str, FileLock] | None:
-        """Lock a share of the least used GPU; None if none has so much left."""
+    def _take(self) -> dict[str, FileLock] | None:
+        """Lock a trial's share of the least used GPUs, by their names; None if so much is not left."""
+        part = min(1.0, self.share)
         with FileLock(self.folder / "pool.lock"):  # of the pool, so that the sum of the shares cannot change meanwhile
             used = {gpu: self._used(gpu) for gpu in self._candidates()}
-            gpu = min(used, key=lambda name: used[name])
-            if used[gpu] + self.share > 1 + EPSILON:
+            free = [gpu for gpu in sorted(used, key=lambda name: used[name]) if used[gpu] + part <= 1 + EPSILON]
+            if len(free) < self.gpus_per_trial:
                 return None
-            for number in range(self.trials_per_gpu):
-                lock = FileLock(self.folder / f"{self.gpus[gpu]}_{self.share:g}_{number}.lock")
-                if _acquired(lock):
-                    return gpu, lock
+            # In the order of CUDA_VISIBLE_DEVICES.
+            names = [gpu for gpu in used if gpu in free[: self.gpus_per_trial]]
+            locks = {gpu: self._lock(gpu, part) for gpu in names}
+            taken = {gpu: lock for gpu, lock in locks.items() if lock}
+            if len(taken) == len(locks):
+                return taken
+            for lock in taken.values():
+                lock.release()
+        return None
+
+    def _lock(self, gpu: str, part: float) -> FileLock | None:
+        """Lock a part of a GPU; None if as many trials of this size use it as fit."""
+        for number in range(self.trials_per_gpu):
+            lock = FileLock(self.folder / f"{self.gpus[gpu]}_{part:g}_{number}.lock")
+            if _acquired(lock):
+                return lock
         return None
 
     def _used(self, gpu: str) -> float:
@@ -122,8 +146,8 @@ class GpuPool:
         return sum(float(path.stem.split("_")[-2]) for path in files if _is_held(path))
 
 
-# The GPU of the trials of this process.
-_own_gpu = ""
+# The GPUs of the trials of this process.
+_own_gpus: tuple[str, ...] = ()
 
 
 def _acquired(lock: FileLock) -> bool:
@@ -153,20 +177,42 @@ def open_pool(config: DictConfig, composed: DictConfig, swept: Iterable[str]) ->
         swept: the keys that differ between the trials.
 
     Raises:
-        UserError: `runtime` has an invalid value, or trials would differ in their share of a GPU.
+        UserError: `runtime` or `trainer` has an invalid value, trials would differ in their share of a GPU or in their
+            number of processes, or a trial needs more GPUs than there are.
     """
+    swept = set(swept)
     if KEY in swept:
         raise UserError(f"{KEY}: the trials of a sweep share the GPUs evenly; give it one value.")
-    validate(composed, "runtime")
+    if key := next((key for key in PROCESS_KEYS if key in swept), None):
+        raise UserError(f"{key} does not change a training's result, so trials cannot differ in it: give it one value.")
+    validate(composed, "runtime", "trainer")
+    if composed.trainer.num_nodes not in ("auto", 1):
+        raise UserError(
+            f"trainer.num_nodes={composed.trainer.num_nodes}: the processes of a trial run on one machine; leave it "
+            "out, and retrain the best trial on several."
+        )
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     if launcher not in LOCAL_LAUNCHERS or not may_use_gpu(composed):
         return None
     pool = GpuPool(visible_gpus(), float(composed.runtime.gpus_per_trial), lock_dir())
     if not pool.gpus:
         return None
+    _check_devices(composed.trainer.devices, pool)
     if launcher != "submitit_local":  # which starts all trials at once, so that some wait
         _limit_processes(config, pool)
     return pool
+
+
+def _check_devices(devices: int | str, pool: GpuPool) -> None:
+    """Raise UserError if there are fewer GPUs than a trial takes, or it would start another number of processes."""
+    number, available = pool.gpus_per_trial, count_noun(len(pool.gpus), "GPU")
+    if number > len(pool.gpus):
+        raise UserError(f"{KEY}={number}, but the sweep sees {available}.")
+    if devices not in ("auto", number):
+        raise UserError(
+            f"{DEVICES_KEY}={devices}, but each trial gets {count_noun(number, 'GPU')}: set {KEY}={devices}, and leave "
+            f"{DEVICES_KEY} out."
+        )
 
 
 def may_use_gpu(config: DictConfig) -> bool:
@@ -176,10 +222,10 @@ def may_use_gpu(config: DictConfig) -> bool:
 
 def _limit_processes(config: DictConfig, pool: GpuPool) -> None:
     """Let joblib start as many processes as trials fit on the GPUs, or say how to use all of them."""
-    jobs, gpus = int(config.hydra.launcher.get("n_jobs", 1)), f"{len(pool.gpus)} GPU{'s' if len(pool.gpus) > 1 else ''}"
+    jobs, gpus = int(config.hydra.launcher.get("n_jobs", 1)), count_noun(len(pool.gpus), "GPU")
     if jobs < 0:  # in joblib, -1 is as many as there are cores, -2 one less
         jobs += 1 + (os.cpu_count() or 1)
-    if jobs < len(pool.gpus):
+    if jobs * pool.gpus_per_trial < len(pool.gpus) and jobs < pool.max_trials:
         hint = f"launcher=joblib {JOBS_KEY}={pool.max_trials}"
         log.info(f"Trials at a time: {jobs}, on {gpus}; {hint} uses all of them.")
     if jobs > pool.max_trials:

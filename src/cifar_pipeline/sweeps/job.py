@@ -29,7 +29,7 @@ from cifar_pipeline.config.compose import (
 from cifar_pipeline.config.params import CONF, PARAMS, SWEEP_GROUPS
 from cifar_pipeline.config.source_files import loaded_sources, variables, versions
 from cifar_pipeline.config.validation import target_names
-from cifar_pipeline.sweeps.devices import GpuPool, may_use_gpu
+from cifar_pipeline.sweeps.devices import DEVICES_KEY, GpuPool, may_use_gpu
 from cifar_pipeline.tracking.trial import Trial, TrialPruned, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import configure_logging, log_prefix
@@ -150,41 +150,65 @@ def _data_hash(config: DictConfig) -> str:
     return str((read_matching(config) or {}).get("hash", ""))
 
 
-_trial: Trial | None = None
-_basis: SweepBasis | None = None
-_pool: GpuPool | None = None
-_study: "StudyReference | None" = None
+@dataclass(frozen=True)
+class Job:
+    """What the job of a trial gets from its sweep.
 
-
-def start_trial(
-    trial: Trial,
-    sweep_process: int,
-    basis: SweepBasis | None,
-    experiment: str,
-    pool: GpuPool | None = None,
-    study: "StudyReference | None" = None,
-) -> None:
-    """Set the trial that this process runs, what the sweep started with, its experiment in MLflow, GPUs and study.
-
-    Called by the callback in the job's process, which exits when the sweep's process (its pid on this machine) dies.
+    Attributes:
+        trial: the trial.
+        sweep_process: pid of the sweep's process on this machine; this process exits when that one dies.
+        basis: what the sweep started with.
+        experiment: of the sweep, in MLflow.
+        pool: the GPUs that the trials share.
+        study: of a search.
     """
-    global _trial, _basis, _pool, _study
-    _trial, _basis, _pool, _study = trial, basis, pool, study
-    set_experiment_name(experiment)
+
+    trial: Trial
+    sweep_process: int
+    basis: SweepBasis | None
+    experiment: str
+    pool: GpuPool | None = None
+    study: "StudyReference | None" = None
+
+
+_job: Job | None = None
+_task: tuple[Stage, DictConfig] | None = None
+
+
+def start_job(job: Job) -> None:
+    """Set the job that this process runs. Called by the callback in the job's process, and by the trial's ranks."""
+    global _job
+    _job = job
+    set_experiment_name(job.experiment)
     configure_logging()
-    if os.getpid() != sweep_process:
+    if os.getpid() != job.sweep_process:
         install_sigterm_handler()
-        exit_when_process_dies(sweep_process)
+        exit_when_process_dies(job.sweep_process)
+
+
+def current_job() -> Job | None:
+    """Return the job that this process runs; None outside a multirun."""
+    return _job
+
+
+def _set_task(stage: Stage, config: DictConfig) -> None:
+    global _task
+    _task = stage, config
+
+
+def current_task() -> tuple[Stage, DictConfig] | None:
+    """Return the stage that this process runs for a trial, and its configuration; None outside a multirun."""
+    return _task
 
 
 def current_trial() -> Trial | None:
     """Return the trial that this process runs; None outside a multirun."""
-    return _trial
+    return _job.trial if _job else None
 
 
 def current_study() -> "StudyReference | None":
     """Return the study of the search that this process runs a trial of; None in other sweeps, or outside of one."""
-    return _study
+    return _job.study if _job else None
 
 
 def require_validation_split(images: int, monitor: str) -> None:
@@ -232,7 +256,7 @@ def isolate_failures(stage: Stage) -> Stage:
 
     @functools.wraps(stage)
     def run(config: DictConfig) -> Any:
-        # By a function, in the job's process: a launcher pickles this one together with the old value of `_trial`.
+        # By functions, in the job's process: a launcher pickles this one together with old values of this module.
         trial = current_trial()
         if trial is None:
             return stage(config)
@@ -241,9 +265,10 @@ def isolate_failures(stage: Stage) -> Stage:
         with log_prefix(f"[{trial.number}] "):
             record_trial(trial)
             try:
-                with _assigned_gpu(trial, config) as suffix:
+                with _assigned_gpus(config) as suffix:
                     log.info(f"{trial.title}: {' '.join(trial.overrides)}{suffix}")
-                    _require_same_basis(config)
+                    require_same_basis(config)
+                    _set_task(stage, config)
                     value = stage(config)
             except TrialPruned as pruned:
                 log.info(str(pruned))
@@ -262,38 +287,42 @@ def isolate_failures(stage: Stage) -> Stage:
 
 
 @contextmanager
-def _assigned_gpu(trial: Trial, config: DictConfig) -> Iterator[str]:
-    """Take a GPU for the trial, if there is one; yield ` (GPU 1)` for its first line."""
-    global _trial
-    if _pool is None or not may_use_gpu(config):
+def _assigned_gpus(config: DictConfig) -> Iterator[str]:
+    """Take the trial's GPUs, if there are any; yield ` (GPU 1)` for its first line. Several make it train on all."""
+    global _job
+    job = _job
+    if job is None or job.pool is None or not may_use_gpu(config):
         yield ""
         return
-    with _pool.assign() as gpu:
-        _trial = replace(trial, gpu=gpu)
-        yield f" (GPU {gpu})"
+    with job.pool.assign() as gpus:
+        _job = replace(job, trial=replace(job.trial, gpu=",".join(gpus)))
+        if len(gpus) > 1:
+            OmegaConf.update(config, DEVICES_KEY, len(gpus))
+        yield f" (GPU{'s' if len(gpus) > 1 else ''} {', '.join(gpus)})"
 
 
 def _record_value(trial: Trial, value: float | None, config: DictConfig) -> None:
     """Record in the study of a search that a trial has finished."""
-    if _study is not None:
+    if study := current_study():
         from cifar_pipeline.sweeps.study import record_result
 
-        record_result(_study, trial, value, config.evaluation.checkpoint)
+        record_result(study, trial, value, config.evaluation.checkpoint)
 
 
 def _record_state(trial: Trial, state: str) -> None:
     """Record in the study of a search that a trial ended without a value."""
-    if _study is not None:
+    if study := current_study():
         from optuna.trial import TrialState
 
         from cifar_pipeline.sweeps.study import record_state
 
-        record_state(_study, trial, TrialState[state])
+        record_state(study, trial, TrialState[state])
 
 
-def _require_same_basis(config: DictConfig) -> None:
-    if _basis is not None:
-        _basis.require_same(config)
+def require_same_basis(config: DictConfig) -> None:
+    """Raise what `SweepBasis.require_same` raises for the sweep of this process's job."""
+    if _job and _job.basis is not None:
+        _job.basis.require_same(config)
 
 
 def describe_failure(error: Exception) -> str:

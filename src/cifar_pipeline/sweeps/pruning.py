@@ -62,23 +62,28 @@ class EpochReporter(Callback):
         self.epoch = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch == self.epoch or not trainer.is_global_zero:
+        if trainer.current_epoch == self.epoch:
             return
         self.epoch = trainer.current_epoch
+        reason = self._reported(trainer) if trainer.is_global_zero else ""
+        if reason := trainer.strategy.broadcast(reason):
+            raise TrialPruned(reason)
+
+    def _reported(self, trainer: Trainer) -> str:
+        """Report the epochs so far; return why the pruner stops the trial, empty if it does not."""
         history = next(callback for callback in trainer.callbacks if isinstance(callback, EpochHistory))  # type: ignore[attr-defined]
         epochs = {int(row["epoch"]): row[self.metric] for row in history.rows if self.metric in row}
         if not epochs:
-            return
+            return ""
         try:
             # After an interruption the storage may have some of them already.
             report_epochs(self.trial, epochs)
             is_pruned = self.trial.should_prune()
         except STORAGE_ERRORS as error:
             log.warning(f"The search's storage took no value, which the next epoch makes up for: {one_line(error)}")
-            return
-        if is_pruned:
-            last = max(epochs)
-            raise TrialPruned(self._reason(last, epochs[last], trainer.max_epochs or 0))
+            return ""
+        last = max(epochs)
+        return self._reason(last, epochs[last], trainer.max_epochs or 0) if is_pruned else ""
 
     def _reason(self, epoch: int, value: float, epochs: int) -> str:
         pruner, shown = type(self.trial.study.pruner).__name__, format_metric(self.metric, value) + unit(self.metric)

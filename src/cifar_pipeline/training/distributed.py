@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,7 @@ class DistributedContext:
 SINGLE_PROCESS = DistributedContext()
 
 
-def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: bool) -> DistributedContext:
+def detect_distributed(options: Mapping[str, Any], accelerator: str) -> DistributedContext:
     """Read the ranks of this training from conf/trainer and the launcher's environment variables.
 
     Raises:
@@ -102,11 +102,6 @@ def detect_distributed(options: Mapping[str, Any], accelerator: str, in_sweep: b
         if devices in ("auto", 1) and num_nodes in ("auto", 1):
             return SINGLE_PROCESS
         strategy = "ddp"  # as in Lightning
-    if in_sweep:
-        raise UserError(
-            f"Several processes (trainer.strategy={strategy}, trainer.devices={devices}) are not supported in a sweep, "
-            "whose trials already run in separate processes; leave them out, and retrain the best trial with them."
-        )
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
     if strategy == "fsdp" and not gpus:
         raise UserError(
@@ -170,14 +165,14 @@ def _ranks_to_launch(strategy: str, devices: Any, num_nodes: Any, gpus: int) -> 
     return DistributedContext(0, local_world_size, 1, strategy) if local_world_size > 1 else SINGLE_PROCESS
 
 
-def launch_ranks(context: DistributedContext) -> int:
-    """Run this process's command line once per rank with torchrun's agent, and return the exit code.
+def launch_ranks(context: DistributedContext, arguments: Sequence[str]) -> int:
+    """Run Python with these arguments once per rank with torchrun's agent, and return the exit code.
 
-    It is 0 if all ranks have finished, or else that of the first one that failed, which has printed its error. A rank
-    that was killed is reported here.
+    It is 0 if all ranks have finished, or else that of the first one that failed, which has printed its error.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C stopped the training.
+        EnvironmentFailure: a rank was killed.
     """
     clear_status()
     logger = logging.getLogger("torch.distributed.elastic")
@@ -188,28 +183,28 @@ def launch_ranks(context: DistributedContext) -> int:
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="127.0.0.1",
         signals_to_handle="SIGTERM,SIGINT", logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
+    failure = None
     try:
         # torchrun replaces `$$` and `${local_rank}` in arguments.
-        elastic_launch(config, sys.executable)(*(argument.replace("$", "$$") for argument in sys.argv))
+        elastic_launch(config, sys.executable)(*(argument.replace("$", "$$") for argument in arguments))
     except SignalException as stop:
         message = "Stopped; run the same command again to resume from the last checkpoint."
         raise Interrupted(stop.sigval, message) from None
     except ChildFailedError as error:
-        return _exit_code(*error.get_first_failure())
+        failure = error.get_first_failure()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         install_sigterm_handler()
-    return 0
+    return _exit_code(*failure) if failure else 0
 
 
 def _exit_code(rank: int, failure: ProcessFailure) -> int:
-    """Return the exit code for a rank's failure; its own is negative or above 128 if a signal ended it."""
+    """Return the exit code of a failed rank. Raises EnvironmentFailure if a signal ended it."""
     code: int = failure.exitcode
     if 0 < code <= 128:
         return code
     name = signal.Signals(code - 128 if code > 0 else -code).name
-    log.error(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
-    return 1
+    raise EnvironmentFailure(f"Rank {rank} was killed ({name}), which stopped the training; {RESUME_HINT}.")
 
 
 @dataclass(frozen=True)
