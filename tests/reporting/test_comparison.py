@@ -199,7 +199,7 @@ def test_a_pruned_trial_has_no_rank_and_its_epoch_as_status() -> None:
     assert list(leaderboard(comparison)["optimizer"]) == ["b", "a", "c"]
     assert list(leaderboard(comparison)["failed"]) == [0, 0, 1]
     lines = to_markdown(comparison).splitlines()
-    assert lines[5] == "|  | a |  |  |  |  | pruned: after epoch 2 of 10 with … |"
+    assert lines[5] == "|  | a |  |  |  | pruned: after epoch 2 of 10 with … |"
     assert lines[-1] == "- c failed: The loss is NaN."
     page = sweep_page(comparison, {}, "")
     assert page.count('<tr class="failed">') == 1 and "a was" not in page

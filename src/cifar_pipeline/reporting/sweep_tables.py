@@ -149,7 +149,11 @@ def to_markdown(comparison: Comparison) -> str:
     rows = ranking.rows
     if rows and rows[0][0]:
         rows[0] = [f"**{cell}**" if cell else "" for cell in rows[0]]
-    lines = markdown_table(comparison.full_title, ranking.header, rows, ranking.numeric_columns)
+    hidden = uninformative_columns(ranking)
+    shown = [column for column in range(len(ranking.header)) if column not in hidden]
+    right = {position for position, column in enumerate(shown) if column in ranking.numeric_columns}
+    header, *cells = ([row[column] for column in shown] for row in (ranking.header, *rows))
+    lines = markdown_table(comparison.full_title, header, cells, right)
     for sentence in describe_differences(comparison):
         lines += ["", single_line(sentence)]
     failures = failed_trials(comparison)

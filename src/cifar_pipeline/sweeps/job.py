@@ -32,7 +32,7 @@ from cifar_pipeline.config.validation import target_names
 from cifar_pipeline.sweeps.devices import DEVICES_KEY, GpuPool, may_use_gpu
 from cifar_pipeline.tracking.trial import Trial, TrialPruned, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
-from cifar_pipeline.utils.console import configure_logging, log_prefix
+from cifar_pipeline.utils.console import clear_status, configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
 from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
 from cifar_pipeline.utils.safe_io import require_bounded
@@ -280,6 +280,8 @@ def isolate_failures(stage: Stage) -> Stage:
                 log.error(reason)
                 _record_state(trial, "FAIL")
                 return None
+            finally:
+                clear_status()  # or it would be shown between the lines that follow the trial's
             _record_value(trial, value, config)
             return value
 
