@@ -16,12 +16,10 @@ from cifar_pipeline.reporting.evaluation import Evaluation, Measurement, ReportO
 from cifar_pipeline.reporting.html import _data_uri, figure_image_uri, figure_uri, percent, render
 from cifar_pipeline.reporting.image_figures import AttributionMaps, attribution_overlay, filter_images, to_rgb
 from cifar_pipeline.reporting.metric_names import chosen_metrics, display_name
-from cifar_pipeline.reporting.metrics import ConfusedPair, Predictions, wilson_interval
+from cifar_pipeline.reporting.metrics import ConfusedPair, Predictions, Reliability, reliability, wilson_interval
 from cifar_pipeline.reporting.plots import (
-    Reliability,
     learning_curve,
     panels,
-    reliability,
     reliability_diagram,
 )
 from cifar_pipeline.reporting.summary import format_device, format_skipped
@@ -58,7 +56,9 @@ def render_report(evaluation: Evaluation) -> str:
         curves=_curves(evaluation),
         confusion=confusion_table(evaluation),
         per_class=class_tables(evaluation.per_class, options),
-        calibration=calibration_section(reliability(predictions, options.calibration_bins)),
+        calibration=calibration_section(
+            reliability(predictions.confidence, predictions.correct, options.calibration_bins)
+        ),
         errors=error_cards(predictions, evaluation.images, options.num_error_images),
         num_errors=images - correct,
         attributions=attribution_cards(predictions, evaluation.images, evaluation.attributions),

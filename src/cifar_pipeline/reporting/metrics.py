@@ -51,7 +51,6 @@ def compute_metrics(
     """
     # Imported here: torch takes seconds, and figures and sweeps need the rest of this module without it.
     import torch
-    from torchmetrics.functional.classification import binary_calibration_error
 
     probabilities, labels = probabilities.detach().cpu().float(), labels.detach().cpu().long()
     _validate(probabilities, labels, classes)
@@ -65,14 +64,14 @@ def compute_metrics(
     def rounded(value: torch.Tensor | float) -> float:
         return round(float(value), digits)
 
-    # torchmetrics' functions for K classes would copy all probabilities several times, and count a matrix of all pairs
-    # of classes. It treats values above 1 as logits, and puts a confidence of exactly 1 into an extra bin.
-    confidences = confidences.clamp(0.0, 1.0 - torch.finfo(torch.float32).eps)
+    # torchmetrics would copy all probabilities several times, count a matrix of all pairs of classes, and take seconds
+    # to import.
+    calibration = reliability(confidences.numpy(), is_correct.numpy(), calibration_bins)
     test = {
         "accuracy": rounded(is_correct.float().mean()),
         "top3_accuracy": rounded(in_top3.float().mean()),
         "loss": rounded(loss),
-        "calibration_error": rounded(binary_calibration_error(confidences, is_correct.long(), calibration_bins)),
+        "calibration_error": rounded(calibration.error),
     }
     predicted, support, correct = (
         torch.bincount(values, minlength=num_classes) for values in (predictions, labels, labels[is_correct])
@@ -89,6 +88,52 @@ def compute_metrics(
         for k, name in enumerate(classes)
     }
     return {"test": test, "per_class": per_class}
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predictions in equal bins of confidence.
+
+    Attributes:
+        edges: `[bins + 1]`, bin edges in [0, 1].
+        counts: `[bins]`, predictions per bin.
+        confidence: `[bins]`, mean confidence per bin; NaN for an empty bin.
+        accuracy: `[bins]`, accuracy per bin; NaN for an empty bin.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: `sum_b n_b / N * |accuracy_b - mean confidence_b|` (Guo et al. 2017)."""
+        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
+
+    @property
+    def overconfidence(self) -> float:
+        """Mean confidence minus accuracy: positive for an overconfident model, negative for an underconfident one."""
+        gaps = np.nan_to_num(self.confidence - self.accuracy)
+        return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> Reliability:
+    """Bin N predictions by confidence, for the calibration error and the reliability diagram.
+
+    Args:
+        confidence: `[N] float`, probability of each prediction, in [0, 1].
+        correct: `[N] bool`.
+        bins: number of equal bins of [0, 1].
+    """
+    # In the precision of the probabilities, so that a value on an edge falls into the same bin as in torchmetrics.
+    confidence, edges = confidence.astype(np.float32).clip(0, 1), np.linspace(0, 1, bins + 1, dtype=np.float32)
+    indices = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    counts = np.bincount(indices, minlength=bins)
+    divisor = np.where(counts > 0, counts, np.nan)
+    means = (np.bincount(indices, weights=values, minlength=bins) / divisor for values in (confidence, correct))
+    return Reliability(edges.astype(float), counts, *means)
 
 
 def training_metrics(

@@ -24,8 +24,7 @@ from cifar_pipeline.reporting.html_report import (
     error_cards,
 )
 from cifar_pipeline.reporting.metric_names import chosen_metrics
-from cifar_pipeline.reporting.metrics import Predictions, compute_metrics, wilson_interval
-from cifar_pipeline.reporting.plots import reliability
+from cifar_pipeline.reporting.metrics import Predictions, compute_metrics, reliability, wilson_interval
 from cifar_pipeline.reporting.style import save
 from cifar_pipeline.reporting.tables import write_confusion, write_per_class, write_table
 from cifar_pipeline.utils.atomic import atomic_write
@@ -294,7 +293,7 @@ def render_evaluation(evaluation: ModelEvaluation) -> str:
     """Render the page of a model as HTML."""
     predictions, options = evaluation.predictions, evaluation.options
     per_class = {name: values for name, values in evaluation.per_class.items() if values["support"]}
-    calibration = reliability(predictions, options.calibration_bins)
+    calibration = reliability(predictions.confidence, predictions.correct, options.calibration_bins)
     return render(
         "model_evaluation.html",
         title=evaluation.title,

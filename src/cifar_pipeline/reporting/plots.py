@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.cells import cell_len
 
 from cifar_pipeline.reporting.metric_names import SPLIT_NAMES, display_name, format_metric, heading_name, is_fraction
-from cifar_pipeline.reporting.metrics import Predictions, confusion_counts
+from cifar_pipeline.reporting.metrics import Reliability, confusion_counts
 from cifar_pipeline.reporting.style import (
     COLORS,
     FONT,
@@ -273,47 +273,6 @@ def confusion_figure(
         # They are always inside the panel, and measuring thousands of them is slow.
         text.set_in_layout(False)
     return figure
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Predictions in equal bins of confidence.
-
-    Attributes:
-        edges: `[bins + 1]`, bin edges in [0, 1].
-        counts: `[bins]`, predictions per bin.
-        confidence: `[bins]`, mean confidence per bin; NaN for an empty bin.
-        accuracy: `[bins]`, accuracy per bin; NaN for an empty bin.
-    """
-
-    edges: np.ndarray
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error: `sum_b n_b / N * |accuracy_b - mean confidence_b|` (Guo et al. 2017)."""
-        gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
-        return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
-
-    @property
-    def overconfidence(self) -> float:
-        """Mean confidence minus accuracy: positive for an overconfident model, negative for an underconfident one."""
-        gaps = np.nan_to_num(self.confidence - self.accuracy)
-        return float((self.counts * gaps).sum() / max(1, self.counts.sum()))
-
-
-def reliability(predictions: Predictions, bins: int) -> Reliability:
-    """Bin predictions by confidence, as the calibration error in metrics.json does."""
-    # In the precision of the probabilities, so that a value on an edge falls into the same bin as in torchmetrics.
-    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
-    indices = np.clip(np.digitize(predictions.confidence.astype(np.float32), edges) - 1, 0, bins - 1)
-    counts = np.bincount(indices, minlength=bins)
-    divisor = np.where(counts > 0, counts, np.nan)
-    confidence = np.bincount(indices, weights=predictions.confidence, minlength=bins) / divisor
-    accuracy = np.bincount(indices, weights=predictions.correct, minlength=bins) / divisor
-    return Reliability(edges.astype(float), counts, confidence, accuracy)
 
 
 def reliability_diagram(bins: Reliability) -> Figure:

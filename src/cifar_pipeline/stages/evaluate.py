@@ -93,7 +93,6 @@ def evaluate(config: DictConfig) -> None:
     from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
-    from cifar_pipeline.training.metrics import build_metrics, compute_values
 
     propagate_library_logs()
     targets = torch.from_numpy(labels)
@@ -101,8 +100,11 @@ def evaluate(config: DictConfig) -> None:
     measured = compute_metrics(
         torch.from_numpy(probabilities), targets, loss, dataset.classes, options.calibration_bins
     )
-    chosen = build_metrics(config.metrics, len(dataset.classes))
-    measured["test"] |= finite_metrics(compute_values(chosen, torch.from_numpy(probabilities), targets))
+    if config.metrics:
+        from cifar_pipeline.training.metrics import build_metrics, compute_values  # imports torchmetrics
+
+        chosen = build_metrics(config.metrics, len(dataset.classes))
+        measured["test"] |= finite_metrics(compute_values(chosen, torch.from_numpy(probabilities), targets))
     table = read_history(history, str(MODELS / "history.csv"))
     explained = predictions.examples_to_explain(options.num_attributions)
     model, activation = build_model().eval(), get_activation(trained.metadata["output_activation"])
