@@ -87,8 +87,13 @@ def compose_with_hydra(overrides: list[str]) -> DictConfig:
     register_configs()
     if GlobalHydra.instance().is_initialized():  # in a stage started by Hydra
         return _composed(overrides)
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+    with hydra_initialized():
         return _composed(overrides)
+
+
+def hydra_initialized(job_name: str = "app") -> initialize_config_dir:
+    """Return a context in which Hydra composes from conf/, for a job of this name."""
+    return initialize_config_dir(str(CONF.resolve()), job_name=job_name, version_base="1.3")
 
 
 def _composed(overrides: list[str]) -> DictConfig:
