@@ -38,6 +38,26 @@ LIBRARIES = (
     "torchvision.transforms.v2",
 )  # fmt: skip
 MAX_MESSAGE = 1 << 20
+# A command `python` for DVC: it starts a script in a fork, waits, and ends as that did; without a script it is Python.
+COMMAND = """#!{python} -SE
+import json, os, signal, socket, sys
+script = sys.argv[1:]
+if not script or not script[0].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *script])
+reading, status = os.pipe()
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    connection.connect({address!r})
+    message = json.dumps([script, os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(connection, [message], [1, status])
+os.close(status)
+pid = int(os.read(reading, 64))
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+code = int(os.read(reading, 64))
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
 
 
 class ForkedProcess:
@@ -98,6 +118,19 @@ def connect() -> socket.socket:
             start_server(address)
             connection.connect(address)
     return connection
+
+
+def command_folder() -> Path:
+    """Return a folder with the command `python` that starts scripts in forks."""
+    address = os.environ[ADDRESS]
+    command = Path(f"{address}-bin") / "python"
+    with FileLock(f"{address}.lock"):
+        if not command.exists():
+            command.parent.mkdir()
+            command.write_text(COMMAND.format(python=sys.executable, address=address))
+            command.chmod(0o755)
+    connect().close()
+    return command.parent
 
 
 def start_fork(script: Sequence[str], folder: Path, environment: dict[str, str]) -> ForkedProcess:

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 
 from cifar_pipeline.reporting.tables import read_rows
 from cifar_pipeline.tracking.client import relocate
-from helpers.fork_server import ADDRESS, ForkedProcess, start_fork
+from helpers.fork_server import ADDRESS, ForkedProcess, command_folder, start_fork
 from helpers.source_tree import EXPERIMENT, HANGS_AFTER, PUBLISHED, ROOT
 
 EPOCHS = 3
@@ -107,9 +107,8 @@ class Workspace:
     def start(self, *arguments: str) -> Command:
         """Start a command as in a shell with the virtual environment active."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(UNSET_PREFIXES)}
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         overrides = {
-            "PATH": path,
+            "PATH": self._path,
             "CIFAR10_SOURCE": self.source,
             "COLUMNS": "200",
             "PYTHONUTF8": "1",
@@ -122,7 +121,14 @@ class Workspace:
 
     def dvc(self, *arguments: str) -> str:
         """Run DVC to its end. (Stages do not recognize a fork as DVC, with which they end: use `start` to kill it.)"""
-        return self.run("python", str(Path(sys.executable).with_name("dvc")), *arguments)
+        command = ["python", str(Path(sys.executable).with_name("dvc")), *arguments]
+        if ADDRESS in os.environ:  # its stages are forks too
+            command = ["env", f"PATH={command_folder()}{os.pathsep}{self._path}", *command]
+        return self.run(*command)
+
+    @property
+    def _path(self) -> str:
+        return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
     def train(self, *overrides: str, code: int = 0) -> str:
         return self.run("python", "src/train.py", *overrides, code=code)
