@@ -5,7 +5,9 @@
 For the default test run, with one server for all its processes; with `make test-long` each command is a new process.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,7 +21,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock
 
@@ -129,7 +131,7 @@ def command_folder() -> Path:
             command.parent.mkdir()
             command.write_text(COMMAND.format(python=sys.executable, address=address))
             command.chmod(0o755)
-    connect().close()
+    connect().close()  # starts the server
     return command.parent
 
 
@@ -154,6 +156,8 @@ def serve(listening: socket.socket, lifeline: int) -> None:
     # MLflow lists the modules of all packages once in a process.
     importlib.import_module("mlflow.utils.requirements_utils")._init_packages_to_modules_map()
     assert threading.active_count() == 1, threading.enumerate()
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         ready, _, _ = select.select([listening, lifeline], [], [])
@@ -161,6 +165,8 @@ def serve(listening: socket.socket, lifeline: int) -> None:
             os._exit(0)
         with listening.accept()[0] as connection:
             message, descriptors, *_ = socket.recv_fds(connection, MAX_MESSAGE, 2)
+        if not message:  # only connected, to start the server
+            continue
         if not os.fork():
             os.close(lifeline)
             listening.close()
@@ -194,6 +200,25 @@ def watch(message: list[Any], output: int, status: int) -> None:
     sys.path[:1] = filter(None, folders)
 
 
+def run_and_exit(script: str) -> NoReturn:
+    """Run a script and end the process as Python does, without freeing the libraries, which takes seconds in a fork."""
+    code: int | str | None = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    run_and_exit(sys.argv[0])
