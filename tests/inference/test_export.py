@@ -15,6 +15,7 @@ from small_model import CLASSES, SHAPE, export, network, random_images, training
 from torch import Tensor, nn
 
 from cifar_pipeline.inference import onnx_export
+from cifar_pipeline.inference.graph_cache import GraphCache
 from cifar_pipeline.inference.onnx_check import check_model
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.inference.onnx_session import OnnxSession
@@ -84,6 +85,37 @@ def test_networks_that_differ_in_their_weights_only_are_converted_once(monkeypat
     for number, (net, activation) in enumerate([(PlusConstant(2.0), "softmax"), (PlusConstant(2.0), "clipped_linear")]):
         OnnxTemplate.of(NormalizedModel(net, 0.5, 0.5), SHAPE, activation)
         assert len(converted) == 3 + number
+
+
+def test_a_graph_is_taken_from_the_cache_unless_it_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    converted: list[bool] = []
+    convert = torch.onnx.export
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda *args, **options: converted.append(True) or convert(*args, **options)
+    )
+
+    def exported(net: nn.Module, max_files: int = 2) -> bytes:
+        monkeypatch.setattr(onnx_export, "_converted", None)  # as in a new process
+        return OnnxTemplate.of(net, SHAPE, "softmax", GraphCache(max_files)).model.SerializeToString(deterministic=True)
+
+    first, other = network(), network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    expected = [exported(net, max_files=0) for net in (first, other)]
+    assert [exported(net) for net in (first, other, first)] == [*expected, expected[0]] and expected[0] != expected[1]
+    assert len(converted) == 3
+    (path,) = (tmp_path / ".cache" / "graphs").iterdir()
+    assert path.stat().st_size < len(expected[0]) / 2  # without weights
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    assert exported(first) == expected[0] and len(converted) == 4 and "is damaged" in caplog.text
+    monkeypatch.setattr(onnx_export, "version", lambda package: "0")
+    assert exported(first) == expected[0] and len(converted) == 5
+    exported(NormalizedModel(PlusConstant(1.0), 0.5, 0.5))
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_one_graph_takes_the_weights_of_every_checkpoint(exported: Path, tmp_path: Path) -> None:

@@ -328,6 +328,7 @@ class Runtime(Options):
     profiler: Literal["simple", "pytorch"] | None
     max_cached_runs: NonNegativeInt
     max_cached_features: NonNegativeInt
+    max_cached_graphs: NonNegativeInt
     max_cached_datasets: Count
     auto_batch_gpu_memory: OpenUnit
     auto_batch_ram: OpenUnit

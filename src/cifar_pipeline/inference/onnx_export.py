@@ -18,6 +18,8 @@ from onnx import ModelProto, TensorProto, numpy_helper, shape_inference
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from cifar_pipeline.config.source_files import loaded_sources
+from cifar_pipeline.inference.graph_cache import GraphCache
 from cifar_pipeline.inference.metadata import METADATA_KEY, to_onnx_metadata
 from cifar_pipeline.inference.onnx_check import CorruptModel, UnsafeModel, check_model
 from cifar_pipeline.inference.onnx_session import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, open_checked
@@ -31,6 +33,8 @@ from cifar_pipeline.utils.paths import MODEL_FILE, WEIGHTS_FILE
 EXAMPLE_BATCH = 2
 # Largest difference of the untrained network's probabilities between torch and ONNX Runtime.
 TOLERANCE = 1e-4
+# This file, in the hashes of the code that this process has loaded.
+CODE = Path(__file__).relative_to(Path(__file__).parents[2]).as_posix()
 # Name of the initializer that contains the axis 0.
 FIRST_AXIS = "first_axis"
 
@@ -48,6 +52,9 @@ class ModelWithProbabilities(nn.Module):
         return logits, get_activation(self.activation)(logits)
 
 
+NO_CACHE = GraphCache(0)
+
+
 @dataclass(frozen=True)
 class OnnxTemplate:
     """A network's graph whose initializers are named `network.` plus the name in the state dict."""
@@ -55,10 +62,12 @@ class OnnxTemplate:
     model: ModelProto
 
     @staticmethod
-    def of(net: nn.Module, shape: tuple[int, int, int], activation: str) -> "OnnxTemplate":
+    def of(
+        net: nn.Module, shape: tuple[int, int, int], activation: str, cache: GraphCache = NO_CACHE
+    ) -> "OnnxTemplate":
         """Export a copy of `net` (a `NormalizedModel`), for any number of images of `shape` `(H, W, C)`.
 
-        `activation` is the name of an output activation (models/build.py).
+        `activation` is the name of an output activation (models/build.py). `cache` has the graphs of earlier exports.
 
         Raises:
             UserError: the network can't be exported, or ONNX Runtime's outputs differ from torch's.
@@ -66,7 +75,7 @@ class OnnxTemplate:
         network = _exportable(net, activation)
         _vary_constant_tensors(network)
         try:
-            graph = OnnxTemplate(_export(network, shape))
+            graph = OnnxTemplate(_export(network, shape, cache))
             checked = check_model(graph.model)
             session = open_checked(checked, threads=1)
         except UserError:
@@ -151,8 +160,8 @@ def _without_strides(program: ExportedProgram) -> ExportedProgram:
 _converted: tuple[str, ModelProto] | None = None
 
 
-def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> ModelProto:
-    """Return the graph of a network with its weights; the last conversion is reused for a network that is equal."""
+def _export(network: ModelWithProbabilities, shape: tuple[int, int, int], cache: GraphCache) -> ModelProto:
+    """Return the graph of a network with its weights; an earlier conversion is reused for a network that is equal."""
     global _converted
     weights = network.state_dict()
     with warnings.catch_warnings():
@@ -160,7 +169,7 @@ def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> Mod
         program = _without_strides(_program(network, shape))
         key = _hash_program(program)
         if _converted is None or _converted[0] != key:
-            _converted = key, _convert(program, set(weights))
+            _converted = key, cache.get(key, weights.keys(), lambda: _convert(program, set(weights)))
     model = ModelProto()
     model.CopyFrom(_converted[1])
     _fill(model, weights)
@@ -168,8 +177,14 @@ def _export(network: ModelWithProbabilities, shape: tuple[int, int, int]) -> Mod
 
 
 def _hash_program(program: ExportedProgram) -> str:
-    """Hash a program without the values of its state dict: operations, shapes, names, and all constants."""
+    """Hash a program without the values of its state dict, and the code that converts it.
+
+    Of the program: operations, shapes, names, and all constants.
+    """
     content = hashlib.sha256(str(program).encode())
+    for package in ("torch", "onnx", "onnxscript", "onnx-ir"):
+        content.update(f"{package} {version(package)}".encode())
+    content.update(loaded_sources().hashes()[CODE].encode())
     for name, constant in sorted(program.constants.items()):
         content.update(f"{name} {constant.shape} {constant.dtype}".encode())
         content.update(constant.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())

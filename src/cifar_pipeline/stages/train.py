@@ -15,6 +15,7 @@ from cifar_pipeline.cli.entrypoint import is_started_by_dvc, require_unchanged, 
 from cifar_pipeline.config.compose import available_cores, chosen_options, fingerprint, output_root, stage_config
 from cifar_pipeline.config.validation import check_targets
 from cifar_pipeline.data.dataset import Dataset, require_matching_config
+from cifar_pipeline.inference.graph_cache import GraphCache
 from cifar_pipeline.inference.onnx_export import OnnxTemplate, save_model
 from cifar_pipeline.models.build import build_inference_model, build_untrained_model
 from cifar_pipeline.models.pretrained import PretrainedWeights, load_pretrained
@@ -271,6 +272,7 @@ def export(plan: Plan) -> OnnxTemplate:
         build_inference_model(plan.setup.module.net, plan.config),
         plan.dataset.shape,
         plan.config.loss.output_activation,
+        GraphCache(plan.config.runtime.max_cached_graphs),
     )
 
 

@@ -25,7 +25,7 @@ from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.training.finetuning import head_of
 from cifar_pipeline.utils.atomic import atomic_write, exclusive_lock
 from cifar_pipeline.utils.console import progress_bar
-from cifar_pipeline.utils.paths import runs_cache_dir
+from cifar_pipeline.utils.paths import keep_newest, runs_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class FeatureCache:
                     append_digest(tmp)
             os.utime(path)
             features = torch.from_numpy(open_memmap(path))
-        self._prune(folder)
+        keep_newest(folder, "*.npy", self.max_files)
         return features if self._variants(split) > 1 else features[:, 0]
 
     def _key(self, split: str) -> str:
@@ -129,12 +129,6 @@ class FeatureCache:
                 advance(len(batch))
         assert output is not None
         output.flush()
-
-    def _prune(self, folder: Path) -> None:
-        # Not the hidden files that other processes are writing.
-        files = sorted(folder.glob("[!.]*.npy"), key=lambda path: path.stat().st_mtime)
-        for path in files[: max(0, len(files) - self.max_files)]:
-            path.unlink(missing_ok=True)
 
 
 def append_digest(path: Path) -> None:

@@ -53,6 +53,13 @@ def sweep_dir(sweep: str) -> Path:
     return main_workspace() / ".cache" / "sweeps" / sweep
 
 
+def keep_newest(folder: Path, pattern: str, count: int) -> None:
+    """Delete files of a folder except the `count` newest; hidden ones, which other processes are writing, stay."""
+    files = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime)[: max(0, len(files) - count)]:
+        path.unlink(missing_ok=True)
+
+
 def _read_id(path: Path) -> str:
     """Return the id in the file; empty where there is none, or where the file is a copy from another workspace."""
     try:
