@@ -233,6 +233,11 @@ def prepared(folder: Path) -> Workspace:
     for stage in ("download", "preprocess"):
         workspace.run("python", f"src/{stage}.py")
     workspace.run("python", "src/report.py", "sweep", code=2)  # nothing to compare, but this creates the database
+    # A copy trains, so that all copies know the graph of its network.
+    trained = workspace.copy(folder.with_name(f"{folder.name}-trained"))
+    trained.train("experiment=debug", "trainer.limit_train_batches=1")
+    shutil.move(trained.root / ".cache" / "graphs", workspace.root / ".cache" / "graphs")
+    shutil.rmtree(trained.root)
     return workspace
 
 
