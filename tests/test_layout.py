@@ -43,7 +43,7 @@ FORBIDDEN_PACKAGES = {
     "tracking": {"torch", "lightning", "torchmetrics"},
     "reporting": {"hydra", "omegaconf", "lightning", "mlflow"},
 }
-MAX_MODULES, MAX_LINES, MIN_LINES, MAX_TRAIN_IMPORTS = 144, 600, 40, 88
+MAX_MODULES, MAX_LINES, MIN_LINES, MAX_TRAIN_IMPORTS = 146, 600, 40, 89
 
 
 def test_every_package_has_a_layer():
