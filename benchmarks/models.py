@@ -1,6 +1,5 @@
 """Networks of the benchmarks; each takes channels, size and classes like those of conf/model."""
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
@@ -8,6 +7,7 @@ from torchvision import models
 
 from cifar_pipeline.models import lenet
 from cifar_pipeline.models.airbench import AirbenchNet
+from cifar_pipeline.models.zoo import timm_network
 
 __all__ = ["AirbenchNet", "LeNet", "efficientnet", "resnet18"]
 
@@ -31,6 +31,5 @@ def resnet18(channels: int, size: int, classes: int) -> nn.Module:
 
 
 def efficientnet(channels: int, size: int, classes: int) -> nn.Module:
-    """Return timm's EfficientNet-Lite0 without pretrained weights, 3 million parameters, for any image size."""
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0", num_classes=classes, in_chans=channels)
-    return network
+    """Return the EfficientNet-Lite0 of model=timm without weights, whose stem keeps the size of small images."""
+    return timm_network(channels, size, classes, "tf_efficientnet_lite0")
