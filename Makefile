@@ -85,14 +85,14 @@ lr: $(SETUP) ## suggest a learning rate for the recipe, and plot the range test 
 	@python src/find_lr.py $(OVERRIDES)
 
 .PHONY: test
-test: $(SETUP) ## set up and run the tests (twelve minutes on two cores)
+test: $(SETUP) ## set up and run the tests (eight minutes on two cores)
 	@python -m pytest
 
 # Folders whose tests run whole pipelines, sweeps, servers and notebooks.
 SLOW_TESTS := pipeline sweeps crash_recovery environment_failures notebooks
 
 .PHONY: test-quick
-test-quick: $(SETUP) ## run the tests of single functions and scripts only (seven minutes on two cores)
+test-quick: $(SETUP) ## run the tests of single functions and scripts only (five minutes on two cores)
 	@python -m pytest $(SLOW_TESTS:%=--ignore=tests/%)
 
 .PHONY: test-long

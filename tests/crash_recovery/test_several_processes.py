@@ -74,8 +74,8 @@ def test_two_ranks_train_to_the_numbers_of_one_in_one_run_with_one_output(single
     for metric in METRICS:
         assert copy.logged(run, metric) == [1, 2, 3, 4]
     lines = sentences(output)
-    assert [line.split()[0] for line in lines] == ["Data:", "Device:", *["epoch"] * 4]
-    assert lines[1].startswith("Device: 2 processes, each on cpu")
+    assert [line.split()[0] for line in lines] == ["Data:", "Augmentation:", "Device:", *["epoch"] * 4]
+    assert lines[2].startswith("Device: 2 processes, each on cpu")
     assert copy.train(*RECIPE, *TWO).count("has already finished") == 1
 
 

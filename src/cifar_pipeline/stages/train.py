@@ -56,7 +56,7 @@ from cifar_pipeline.training.trainer import (
 from cifar_pipeline.training.tuning import resolve_batch_size
 from cifar_pipeline.utils.atomic import require_writable
 from cifar_pipeline.utils.console import propagate_library_logs, status
-from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserError
 from cifar_pipeline.utils.paths import runs_cache_dir
 from cifar_pipeline.utils.process import disable_malloc_trim
 
@@ -136,7 +136,7 @@ def train(config: DictConfig) -> float | None:
 def launch(plan: Plan) -> None:
     """Train in several processes: this command line once per rank, or in a sweep its trial.
 
-    Raises SystemExit with the code of a rank that failed; in a sweep what `rank_command` raises.
+    Raises SystemExit with the code of a rank that failed; in a sweep EnvironmentFailure, or what `rank_command` raises.
     """
     code = 1
     try:
@@ -150,6 +150,8 @@ def launch(plan: Plan) -> None:
     finally:
         if code:
             fail_stale_run(plan.run_dir.fingerprint)
+    if code and plan.trial:  # the other trials go on
+        raise EnvironmentFailure(f"A rank ended with code {code}, which stopped the training; {RESUME_HINT}.")
     if code:
         sys.exit(code)
 
