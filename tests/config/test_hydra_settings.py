@@ -78,6 +78,8 @@ ARGUMENTS = {
     "--config-name other": "--config-name cannot be used: the configuration is conf/config.yaml",
     "--experimental-rerun x.pickle": "--experimental-rerun cannot be used: type the command of the run again",
     "--package optimizer": "--package and --resolve say what --cfg prints: add --cfg job",
+    "optimizer=adam -m seed=1,2 rerun=true": "seed=1,2 rerun=true: write all overrides together",
+    "--sweep seed=1,2": "--sweep is no option of this command",
     "--run -m seed=1,2": "--run and --multirun exclude each other",
     "-sc install=tcsh": "There is no completion for tcsh; choose one of bash, fish, zsh",
 }

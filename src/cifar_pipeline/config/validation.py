@@ -478,11 +478,14 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, bool]:
         Hydra's arguments, and whether it will only print help, options or completions.
 
     Raises:
-        UserError: options that exclude each other, or settings of Hydra that cannot be set.
+        UserError: unknown options, overrides on both sides of an option, options that exclude each other, or settings
+            of Hydra that cannot be set.
     """
     args, unknown = get_args_parser().parse_known_args(arguments)
-    if args.help or args.hydra_help or unknown:
+    if args.help or args.hydra_help:
         return args, True
+    if unknown:
+        raise UserError(_describe_unknown(unknown))
     for name, instead in REFUSED_OPTIONS.items():
         if getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')} cannot be used: {instead}.")
@@ -502,6 +505,12 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, bool]:
         raise UserError("--multirun and hydra.mode=RUN exclude each other: leave out one of them.")
     _check_overrides(args)
     return args, args.info is not None
+
+
+def _describe_unknown(words: list[str]) -> str:
+    if option := next((word for word in words if word.startswith("-")), None):
+        return f"{option} is no option of this command; --help lists them."
+    return f"{' '.join(words)}: write all overrides together, before or after the options such as -m."
 
 
 def is_multirun(args: argparse.Namespace) -> bool:
