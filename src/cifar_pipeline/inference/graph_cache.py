@@ -5,17 +5,15 @@ import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from onnx import ModelProto
 
 from cifar_pipeline.utils.atomic import atomic_write
+from cifar_pipeline.utils.file_hashes import DIGEST_BYTES, append_digest, is_intact
 from cifar_pipeline.utils.paths import keep_newest, main_workspace
 
 log = logging.getLogger(__name__)
-
-DIGEST_BYTES = sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class GraphCache:
             return graph
         graph = convert()
         if self.max_files:
-            # What a full disk prevents here is found again by the next training.
+            # On a full disk the next training converts the network again.
             with suppress(OSError):
                 _write(path, graph, weights)
                 keep_newest(path.parent, "*.onnx", self.max_files)
@@ -50,16 +48,15 @@ class GraphCache:
 
 def _read(path: Path) -> ModelProto | None:
     try:
+        if not is_intact(path):
+            log.warning(f"{path} is damaged: converting the network again.")
+            return None
         content = path.read_bytes()
         os.utime(path)
     except OSError:
         return None
-    graph, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-    if sha256(graph).digest() != digest:
-        log.warning(f"{path} is damaged: converting the network again.")
-        return None
     model = ModelProto()
-    model.ParseFromString(graph)
+    model.ParseFromString(content[:-DIGEST_BYTES])
     return model
 
 
@@ -69,7 +66,6 @@ def _write(path: Path, graph: ModelProto, weights: Collection[str]) -> None:
     for tensor in stored.graph.initializer:
         if tensor.name in weights:
             tensor.ClearField("raw_data")
-    content = stored.SerializeToString(deterministic=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as tmp:
-        tmp.write_bytes(content + sha256(content).digest())
+        tmp.write_bytes(stored.SerializeToString(deterministic=True))
+        append_digest(tmp)

@@ -124,21 +124,12 @@ class GpuPool:
                 return None
             # In the order of CUDA_VISIBLE_DEVICES.
             names = [gpu for gpu in used if gpu in free[: self.gpus_per_trial]]
-            locks = {gpu: self._lock(gpu, part) for gpu in names}
-            taken = {gpu: lock for gpu, lock in locks.items() if lock}
-            if len(taken) == len(locks):
-                return taken
-            for lock in taken.values():
-                lock.release()
-        return None
+            return {gpu: self._lock(gpu, part) for gpu in names}
 
-    def _lock(self, gpu: str, part: float) -> FileLock | None:
-        """Lock a part of a GPU; None if as many trials of this size use it as fit."""
-        for number in range(self.trials_per_gpu):
-            lock = FileLock(self.folder / f"{self.gpus[gpu]}_{part:g}_{number}.lock")
-            if _acquired(lock):
-                return lock
-        return None
+    def _lock(self, gpu: str, part: float) -> FileLock:
+        """Lock a part of a GPU that has so much left, so that one of the locks for this part is free."""
+        paths = (self.folder / f"{self.gpus[gpu]}_{part:g}_{number}.lock" for number in range(self.trials_per_gpu))
+        return next(lock for lock in map(FileLock, paths) if _acquired(lock))
 
     def _used(self, gpu: str) -> float:
         """Return the part of a GPU that trials use; trials of another sweep may have another share."""

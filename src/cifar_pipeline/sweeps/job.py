@@ -152,7 +152,7 @@ def _data_hash(config: DictConfig) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What the job of a trial gets from its sweep.
+    """Job of a trial, as its sweep starts it.
 
     Attributes:
         trial: the trial.

@@ -4,7 +4,7 @@ A rank is started with the file that this module writes into the trial's folder:
 state and the stage, as Hydra's launchers pass them to their workers. So it composes nothing itself, and it works for
 each launcher. How a rank ended, if not well, is in another file of the folder.
 
-Rank: python -m cifar_pipeline.sweeps.trial_ranks FILE
+Rank: python -m cifar_pipeline.sweeps.trial_ranks FILE SHA-256
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ START, END = ".ranks.pickle", ".ranks.json"
 
 @dataclass(frozen=True)
 class RankStart:
-    """What a rank starts with.
+    """Start of a rank: state of the trial's process.
 
     Attributes:
         singletons: Hydra's state in the trial's process.
@@ -60,10 +61,11 @@ def rank_command() -> Iterator[list[str]]:
     assert job and task
     start, end = output_root() / START, output_root() / END
     end.unlink(missing_ok=True)
+    content = cloudpickle.dumps(RankStart(Singleton.get_state(), job, *task))
     with atomic_write(start) as tmp:
-        tmp.write_bytes(cloudpickle.dumps(RankStart(Singleton.get_state(), job, *task)))
+        tmp.write_bytes(content)
     try:
-        yield ["-m", __spec__.name, str(start)]
+        yield ["-m", __spec__.name, str(start), sha256(content).hexdigest()]
         _raise_reason(end)
     except EnvironmentFailure:
         _raise_reason(end)
@@ -80,10 +82,15 @@ def _raise_reason(path: Path) -> None:
         raise (TrialPruned if end["pruned"] else EnvironmentFailure)(end["reason"])
 
 
-def run_rank(path: Path) -> int:
-    """Run the stage as a rank, and return its exit code."""
+def run_rank(path: Path, digest: str) -> int:
+    """Run the stage as a rank, and return its exit code. `digest` is that of the file, in hexadecimal digits."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    start: RankStart = cloudpickle.loads(path.read_bytes())
+    content = path.read_bytes()
+    # A pickle runs code, so only the one that the trial's process has written is loaded.
+    if sha256(content).hexdigest() != digest:
+        print(f"{path} was changed while the processes of the trial were starting.", file=sys.stderr)
+        return 1
+    start: RankStart = cloudpickle.loads(content)
     setup_globals()
     Singleton.set_state(start.singletons)
     settings = HydraConfig.get()
@@ -113,4 +120,4 @@ def _record_end(reason: str, pruned: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_rank(Path(sys.argv[1])))
+    sys.exit(run_rank(Path(sys.argv[1]), sys.argv[2]))

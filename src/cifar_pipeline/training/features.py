@@ -25,13 +25,13 @@ from cifar_pipeline.models.build import NormalizedModel
 from cifar_pipeline.training.finetuning import head_of
 from cifar_pipeline.utils.atomic import atomic_write, exclusive_lock
 from cifar_pipeline.utils.console import progress_bar
+from cifar_pipeline.utils.file_hashes import append_digest, is_intact
 from cifar_pipeline.utils.paths import keep_newest, runs_cache_dir
 
 log = logging.getLogger(__name__)
 
 # Width of the image that shows what a mirroring augmentation does: its two pixels change places.
 PROBE = torch.tensor([0, 1], dtype=torch.uint8).view(1, 1, 2, 1)
-DIGEST_BYTES = sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FeatureCache:
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as tmp:
                     self._compute(split, device, tmp)
-                    append_digest(tmp)
+                    append_digest(tmp)  # NumPy ignores what follows the array in a file
             os.utime(path)
             features = torch.from_numpy(open_memmap(path))
         keep_newest(folder, "*.npy", self.max_files)
@@ -129,21 +129,6 @@ class FeatureCache:
                 advance(len(batch))
         assert output is not None
         output.flush()
-
-
-def append_digest(path: Path) -> None:
-    """Append the SHA-256 of a file to it. NumPy ignores what follows the array in a file."""
-    digest_of_content = sha256(np.memmap(path, np.uint8, "r").data).digest()
-    with path.open("ab") as file:
-        file.write(digest_of_content)
-
-
-def is_intact(path: Path) -> bool:
-    """Return whether a file ends with the digest that `append_digest` wrote for the content before it."""
-    if path.stat().st_size <= DIGEST_BYTES:
-        return False
-    content = np.memmap(path, np.uint8, "r")
-    return sha256(content[:-DIGEST_BYTES].data).digest() == content[-DIGEST_BYTES:].tobytes()
 
 
 def cache_obstacle(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 
@@ -29,6 +30,24 @@ def hash_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file below a folder by its relative path, sorted by it."""
     hashes = {path.relative_to(folder).as_posix(): _hash_file(path) for path in _files(folder)}
     return dict(sorted(hashes.items()))
+
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def append_digest(path: Path) -> None:
+    """Append the SHA-256 of a file to it."""
+    with path.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether a file ends with the digest that `append_digest` wrote for the content before it."""
+    if path.stat().st_size <= DIGEST_BYTES:
+        return False
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content, memoryview(content) as view:
+        return hashlib.sha256(view[:-DIGEST_BYTES]).digest() == bytes(view[-DIGEST_BYTES:])
 
 
 HASHES_FILE = "hashes.json"
