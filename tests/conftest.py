@@ -60,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     # There is a process for each core: more threads would only compete.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Tests download artifacts in threads, beside others that capture the output.
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     # With `make test-long` each command is a new process, as for users.
     if hasattr(os, "fork") and config.option.markexpr == "not long" and ADDRESS not in os.environ:
         os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="fork-server-")) / "socket")

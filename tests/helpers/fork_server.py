@@ -99,7 +99,9 @@ class ForkedProcess:
 def start_server(address: str) -> None:
     """Start the server, which ends with this process."""
     lifeline, _ = os.pipe()  # its other end stays open as long as this process
-    variables = os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    # Python's own variables would act on all forks, also on those whose environment lacks them.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    variables = inherited | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(address)
         listening.listen()
@@ -195,6 +197,7 @@ def watch(message: list[Any], output: int, status: int) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     sys.argv = arguments
     folders = [str(Path(arguments[0]).resolve().parent), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.path[:1] = filter(None, folders)

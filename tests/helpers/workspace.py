@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,18 @@ def start_process(
 
 @dataclass(frozen=True)
 class Workspace:
-    """The project at `root`; `source` is the value of CIFAR10_SOURCE for its commands."""
+    """The project at `root`; `source` is the value of CIFAR10_SOURCE for its commands.
+
+    They inherit `environment`: by default that of this process at their start.
+    """
 
     root: Path
     source: str = "/nowhere/cifar-10-batches-py"
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False, compare=False)
 
     def start(self, *arguments: str) -> Command:
         """Start a command as in a shell with the virtual environment active."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(UNSET_PREFIXES)}
+        inherited = {key: value for key, value in self.environment.items() if not key.startswith(UNSET_PREFIXES)}
         overrides = {
             "PATH": self._path,
             "CIFAR10_SOURCE": self.source,
@@ -128,7 +132,7 @@ class Workspace:
 
     @property
     def _path(self) -> str:
-        return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return os.pathsep.join([str(Path(sys.executable).parent), self.environment["PATH"]])
 
     def train(self, *overrides: str, code: int = 0) -> str:
         return self.run("python", "src/train.py", *overrides, code=code)
@@ -200,7 +204,7 @@ class Workspace:
         subprocess.run(["cp", "-a", self.root, root], check=True)
         # Now, so that no command in the copy prints a message about it.
         relocate(root / "mlflow.db", self.root.resolve(), root.resolve())
-        return Workspace(root, self.source)
+        return replace(self, root=root)
 
 
 def workspace_of_tree(root: Path, source: str = Workspace.source) -> Workspace:

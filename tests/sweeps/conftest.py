@@ -1,7 +1,9 @@
 """Run real sweeps in copies of one workspace, two at a time, started before the first test needs their outcome."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,14 @@ def started(
 ) -> Iterator[Callable[[Scenario], Future[Any]]]:
     """Start the scenarios (functions named scenario_...) of the selected tests, each in its own workspace."""
     futures: dict[Scenario, Future[Any]] = {}
+    # They run beside other tests, which set variables of this process.
+    environment = dict(os.environ)
     with ThreadPoolExecutor(MAX_PARALLEL) as pool:
 
         def start(scenario: Scenario) -> Future[Any]:
             if scenario not in futures:
                 copy = never_swept.copy(tmp_path_factory.mktemp(scenario.__name__) / "copy")
-                futures[scenario] = pool.submit(scenario, copy)
+                futures[scenario] = pool.submit(scenario, replace(copy, environment=environment))
             return futures[scenario]
 
         for item in request.session.items:
