@@ -1,6 +1,5 @@
 """The JSON schemas for editors accept all of conf/ and reject what the program rejects."""
 
-import copy
 import json
 import re
 from fnmatch import fnmatch
@@ -153,21 +152,21 @@ def same_as_before() -> list[Any]:
 
 
 @pytest.mark.parametrize("key", same_as_before())
-def test_a_schema_accepts_the_same_values_as_the_validation(composed: dict[str, Any], key: str) -> None:
+def test_a_schema_accepts_the_same_values_as_the_validation(
+    composed: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each message would read params.yaml.
+    monkeypatch.setattr("cifar_pipeline.config.schema.named_if_in_params", lambda key, value: "")
     schema = field_schemas()[key]
     validator = Draft7Validator(schema)
-    *parents, name = key.split(".")
+    config = OmegaConf.create(composed)
     for value in VALUES:
         # JSON Schema treats 1.0 as an integer, and the schema of a group here has no keys.
         if (isinstance(value, float) and value.is_integer()) or isinstance(value, dict):
             continue
-        config = copy.deepcopy(composed)
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[name] = value
+        OmegaConf.update(config, key, value)
         try:
-            validate(OmegaConf.create(config))
+            validate(config)
         except UserError as error:
             assert f"{key}=" in str(error), f"{key}={value!r}: {error}"
             # An allowed value may be refused beside another one, of which a schema knows nothing.

@@ -5,7 +5,9 @@ conf/ without a model here may have any keys. A group with a `_target_` may have
 arguments of that target, checked by `validation.check_targets`.
 """
 
+import copy
 import functools
+import operator
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -542,10 +544,11 @@ def _how_to_write(key: str, value: Any, plain: Mapping[str, Any], config: DictCo
 
 def _is_allowed(key: str, value: Any, plain: Mapping[str, Any]) -> bool:
     """Return whether a key may have another value."""
-    changed = OmegaConf.create(dict(plain))
-    OmegaConf.update(changed, key, value, merge=False)
+    changed = copy.deepcopy(dict(plain))
+    *parents, name = key.split(".")
+    functools.reduce(operator.getitem, parents, changed)[name] = value
     try:
-        Config.model_validate(OmegaConf.to_container(changed))
+        Config.model_validate(changed)
     except ValidationError as error:
         return not any(".".join(map(str, entry["loc"])).startswith(key) for entry in error.errors(include_url=False))
     return True
