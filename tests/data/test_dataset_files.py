@@ -87,11 +87,29 @@ def test_images_in_two_splits_are_counted_and_the_first_of_them_listed(tmp_path)
     data = official()
     train, _ = stratified_split(data.train_labels, 0.25, 0)
     data.test_images[:3] = data.train_images[train[[4, 5, 4]]]
+    data.test_labels[:3] = data.train_labels[train[[4, 5, 4]]]
     assert list(make(tmp_path / "x", data=data).describe_duplicates()) == [
         "3 images of the test split are in the train split as well."
     ]
     assert make(tmp_path / "y", data=data).duplicates["train, test"]["pairs"] == [[4, 0], [5, 1], [4, 2]]
     assert list(make(tmp_path / "z").describe_duplicates()) == []
+
+
+def test_equal_images_of_two_classes_are_counted_and_the_first_of_them_listed(tmp_path):
+    data = official()
+    train, _ = stratified_split(data.train_labels, 0.25, 0)
+    labels = data.train_labels[train]
+    other = int(np.flatnonzero(labels != labels[0])[0])
+    data.train_images[train[other]] = data.train_images[train[0]]
+    data.test_images[2] = data.train_images[train[0]]
+    data.test_labels[2] = labels[other]
+    dataset = make(tmp_path / "x", data=data)
+    assert dataset.contradictions == {"count": 2, "pairs": [["train", 0, "train", other], ["train", 0, "test", 2]]}
+    assert list(dataset.describe_duplicates()) == [
+        "1 image of the test split is in the train split as well.",
+        "2 images have the same pixels as an image of another class; one of the two labels must be wrong.",
+    ]
+    assert make(tmp_path / "y").contradictions == {"count": 0, "pairs": []}
 
 
 def test_statistics_of_one_color_are_exact():

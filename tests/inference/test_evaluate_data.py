@@ -263,13 +263,24 @@ def save_gray(models: dict[str, Path], folder: Path, classes: list[str]) -> None
     (folder / "hashes.json").unlink()
 
 
+@pytest.mark.parametrize("root", ["pets", "trained on"])
 def test_images_that_a_model_was_trained_on_are_named(
-    ready: Project, models: dict[str, Path], without_figures: None, monkeypatch: pytest.MonkeyPatch
+    ready: Project, models: dict[str, Path], without_figures: None, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
+    """By their path, or by their content if they are copies with other names."""
+    names = ["cat/1.png", "dog/2.png", "gone/3.png"]
+    if root != "pets":
+        names += ["other.png"]
+        for name, pet in [("cat/1.png", "dog/1.png"), ("dog/2.png", "cat/3.png")]:
+            Path(root, name).parent.mkdir(parents=True)
+            shutil.copy(Path("pets", pet), Path(root, name))
+        # As long as another one, but different.
+        content = Path("pets/dog/0.png").read_bytes()
+        Path(root, "other.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     dataset = SimpleNamespace(
         hash=training_metadata()["dataset"]["hash"],
-        requested={"source": {"root": "pets"}},
-        files=lambda split: ["cat/1.png", "dog/2.png", "gone/3.png"] if split == "train" else [],
+        requested={"source": {"root": root}},
+        files=lambda split: names if split == "train" else [],
     )
     monkeypatch.setattr(Dataset, "open", lambda folder: dataset)
     ended = evaluate("--model", models["first"], "--data", "./pets", "--output", "out")

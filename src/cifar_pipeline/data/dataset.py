@@ -11,7 +11,7 @@ dataset.json also records the values of `data` that decide which images are trai
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -58,6 +58,8 @@ class Dataset:
         hash: one SHA-256 over all arrays and the classes.
         duplicates: for a pair of splits such as "train, test", the number of images of the second that are in the
             first as well, and the indices of the first few.
+        contradictions: the number of images whose pixels have another label elsewhere, and of the first few
+            `[split, index, split, index]` of both.
         requested, effective: the values of `data` in the configuration and in effect.
         skipped: the number of skipped files, which reports/skipped.csv lists.
     """
@@ -77,6 +79,7 @@ class Dataset:
     file_lists: dict[str, str]
     hash: str
     duplicates: dict[str, dict[str, Any]]
+    contradictions: dict[str, Any]
     requested: dict[str, Any]
     effective: dict[str, Any]
     skipped: int = 0
@@ -149,19 +152,33 @@ class Dataset:
         return names
 
     def describe_duplicates(self) -> Iterator[str]:
-        """Yield a sentence for each pair of splits with images in common, with the file names if there are any."""
+        """Yield a sentence for each pair of splits with images in common, and one for equal images of several classes.
+
+        With the names of the first files if the images are from files.
+        """
         for splits, duplicates in self.duplicates.items():
             first, second = splits.split(", ")
-            first_names, second_names = self.files(first), self.files(second)
-            pairs = (
-                [f"{second_names[two]} = {first_names[one]}" for one, two in duplicates["pairs"]]
-                if first_names and second_names
-                else []
+            count, pairs = duplicates["count"], [(first, one, second, two) for one, two in duplicates["pairs"]]
+            verb = "is" if count == 1 else "are"
+            images = count_noun(count, "image")
+            yield f"{images} of the {second} split {verb} in the {first} split as well{self._list_pairs(pairs, count)}."
+        if count := self.contradictions["count"]:
+            verb = "has" if count == 1 else "have"
+            listed = self._list_pairs(self.contradictions["pairs"], count)
+            yield (
+                f"{count_noun(count, 'image')} {verb} the same pixels as an image of another class{listed}; one of the "
+                "two labels must be wrong."
             )
-            listed = f": {', '.join(pairs)}{', ...' if duplicates['count'] > len(pairs) else ''}" if pairs else ""
-            verb = "is" if duplicates["count"] == 1 else "are"
-            images = count_noun(duplicates["count"], "image")
-            yield f"{images} of the {second} split {verb} in the {first} split as well{listed}."
+
+    def _list_pairs(self, pairs: Sequence[Sequence[Any]], count: int) -> str:
+        """List the files of pairs `(split, index, split, index)`, of which there are `count` in all."""
+        names = {split: self.files(split) for pair in pairs for split in (pair[0], pair[2])}
+        listed = [
+            f"{second[two]} = {first[one]}"
+            for earlier, one, later, two in pairs
+            if (first := names[earlier]) and (second := names[later])
+        ]
+        return f": {', '.join(listed)}{', ...' if count > len(listed) else ''}" if listed else ""
 
     def verify(self) -> None:
         """Read every byte and compare it with the hashes. Raises UserError with the file that differs."""

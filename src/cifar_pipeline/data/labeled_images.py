@@ -1,7 +1,8 @@
 """Open labeled images to measure a model on: class folders, a CSV table, or the test split that `preprocess` wrote."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,22 +85,45 @@ class LabeledImages:
         digest = hashlib.sha256()
         for name, label, path in zip(self.names, self.labels, self.files, strict=True):
             digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
-            try:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            except OSError:
-                digest.update(b"unreadable")
+            digest.update(_digest(path) or b"unreadable")
         return digest.hexdigest()
 
     def count_training_images(self, dataset: Dataset) -> int:
-        """Return how many of the images are in the training split of a data set that was made from image files."""
+        """Return how many of the images are in the training split of a data set that was made from image files.
+
+        They may have other names: files of the same size are compared by their content.
+        """
         names = dataset.files(TRAIN)
         root = dataset.requested.get("source", {}).get("root")
         if names is None or root is None:
             return 0
-        train_root, own_root = Path(root).resolve(), self.root.resolve()
-        train = {train_root / name for name in names}
-        return sum(own_root / name in train for name in self.names)
+        train = files_by_size(Path(root).resolve() / name for name in names)
+        own = files_by_size(self.root.resolve() / name for name in self.names)
+        count = 0
+        for size in own.keys() & train.keys():
+            same = own[size] & train[size]
+            others = own[size] - same
+            digests = set(map(_digest, train[size])) - {b""} if others else set()
+            count += len(same) + sum(_digest(path) in digests for path in others)
+        return count
+
+
+def files_by_size(paths: Iterable[Path]) -> dict[int, set[Path]]:
+    """Group files by their number of bytes, without those that are gone."""
+    files: dict[int, set[Path]] = {}
+    for path in paths:
+        with suppress(OSError):
+            files.setdefault(path.stat().st_size, set()).add(path)
+    return files
+
+
+def _digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return b""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Write data/processed: split a raw dataset, and write the arrays and dataset.json.
 
 The split is stratified and seeded: the same images for the same seed on every machine. Images that occur in two splits
-are recorded, because memorized images do not measure anything.
+are recorded, because memorized images do not measure anything, and so are equal images with different labels.
 """
 
 import json
@@ -36,6 +36,7 @@ from cifar_pipeline.data.sources.base import (
     VAL,
     Images,
     Indices,
+    Labels,
     LazyImages,
     RawDataset,
     Source,
@@ -139,7 +140,7 @@ def write_dataset(
                 arrays[f"{split}/{name}"] = _write(folder / split / f"{name}.npy", array, indices)
                 hashing[f"{split}/{name}"] = pool.submit(content_hash, arrays[f"{split}/{name}"])
         mean, std = channel_mean_std(arrays[f"{TRAIN}/images"], pool)
-        duplicates = _duplicates({split: arrays[f"{split}/images"] for split in splits}, pool)
+        digests = {split: hash_pixels(arrays[f"{split}/images"], pool) for split in splits}
         hashes = {name: hashed.result() for name, hashed in hashing.items()}
     values = {
         "name": source.name,
@@ -155,7 +156,8 @@ def write_dataset(
         "hashes": hashes,
         "file_lists": file_lists,
         "hash": sha256(json.dumps([raw.classes, hashes], sort_keys=True).encode()).hexdigest(),
-        "duplicates": duplicates,
+        "duplicates": find_duplicates(digests),
+        "contradictions": find_contradictions(digests, {split: arrays[f"{split}/labels"] for split in splits}),
         "skipped": skipped,
         "requested": requested,
         "effective": effective,
@@ -215,37 +217,42 @@ def _channel_sums(images: Images) -> NDArray[np.uint64]:
     return of_channels
 
 
-def find_duplicates(splits: Mapping[str, Images], pool: Executor) -> list[tuple[str, int, str, int]]:
-    """Find images of a split that are in an earlier split as well: (earlier split, index, split, index).
+def find_duplicates(digests: Mapping[str, list[bytes]]) -> dict[str, dict[str, Any]]:
+    """Count the images of each pair of splits that are in both, and list the indices of the first few.
 
-    Compares hashes of the pixels, `[H, W, C] uint8`.
+    `digests` has a hash of the pixels of each image, by split.
     """
-    digests = {
-        split: list(chain.from_iterable(pool.map(partial(_digests, images), row_slices(images))))
-        for split, images in splits.items()
-    }
-    duplicates = []
-    for earlier, later in combinations(splits, 2):
+    entries: dict[str, dict[str, Any]] = {}
+    for earlier, later in combinations(digests, 2):
         first = {digest: index for index, digest in reversed(list(enumerate(digests[earlier])))}
-        duplicates += [
-            (earlier, first[digest], later, index) for index, digest in enumerate(digests[later]) if digest in first
-        ]
-    return duplicates
+        pairs = [[first[digest], index] for index, digest in enumerate(digests[later]) if digest in first]
+        if pairs:
+            entries[f"{earlier}, {later}"] = {"count": len(pairs), "pairs": pairs[:MAX_LISTED_DUPLICATES]}
+    return entries
+
+
+def find_contradictions(digests: Mapping[str, list[bytes]], labels: Mapping[str, Labels]) -> dict[str, Any]:
+    """Count the images whose pixels have another label elsewhere, and list the split and index of the first few.
+
+    `digests` has a hash of the pixels of each image, by split, and `labels` their labels, `[N] int64`.
+    """
+    first: dict[bytes, tuple[str, int, int]] = {}
+    pairs = []
+    for split, split_digests in digests.items():
+        for index, (digest, label) in enumerate(zip(split_digests, labels[split].tolist(), strict=True)):
+            other, position, other_label = first.setdefault(digest, (split, index, label))
+            if other_label != label:
+                pairs.append([other, position, split, index])
+    return {"count": len(pairs), "pairs": pairs[:MAX_LISTED_DUPLICATES]}
+
+
+def hash_pixels(images: Images, pool: Executor) -> list[bytes]:
+    """Hash the pixels of each image of `[N, H, W, C] uint8`."""
+    return list(chain.from_iterable(pool.map(partial(_digests, images), row_slices(images))))
 
 
 def _digests(images: Images, rows: slice) -> list[bytes]:
     return [blake2b(image, digest_size=DIGEST_BYTES).digest() for image in images[rows]]
-
-
-def _duplicates(splits: dict[str, Images], pool: Executor) -> dict[str, dict[str, Any]]:
-    """Count the duplicates of each pair of splits and list the first few, for dataset.json."""
-    entries: dict[str, dict[str, Any]] = {}
-    for first, one, second, two in find_duplicates(splits, pool):
-        entry = entries.setdefault(f"{first}, {second}", {"count": 0, "pairs": []})
-        entry["count"] += 1
-        if len(entry["pairs"]) < MAX_LISTED_DUPLICATES:
-            entry["pairs"].append([one, two])
-    return entries
 
 
 def require_usable(raw: RawDataset, train: Indices, title: str) -> None:
