@@ -10,7 +10,7 @@ import torch
 from sample_evaluation import HISTORY, METADATA
 
 from cifar_pipeline.reporting.metric_names import BUILT_IN_METRICS
-from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
+from cifar_pipeline.reporting.metrics import compute_metrics, finite_metrics, training_metrics
 from cifar_pipeline.training.metrics import BUILT_IN_NAMES
 
 MONITOR = "val/accuracy"
@@ -150,3 +150,12 @@ def test_names_that_a_user_cannot_choose_are_those_of_the_metrics_that_are_alway
     probabilities, labels = random_predictions(50, 2)
     measured = compute_metrics(probabilities, labels, 0.5, ["cat", "dog"], 15)["test"]
     assert {*measured} == {*BUILT_IN_METRICS} == {*BUILT_IN_NAMES}
+
+
+def test_a_metric_that_is_not_finite_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    values = {"f1_macro": 0.12345678, "auroc": float("nan"), "ratio": float("inf")}
+    assert finite_metrics(values) == {"f1_macro": 0.123457}
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        "metrics.auroc is nan on these images",
+        "metrics.ratio is inf on these images",
+    ]

@@ -3,6 +3,7 @@
 Metrics are named `SPLIT/METRIC`, such as `val/accuracy`.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+
+log = logging.getLogger(__name__)
 
 # Name of the last column of a confusion matrix of some of the classes.
 OTHER_CLASSES = "(other classes)"
@@ -88,6 +91,14 @@ def compute_metrics(
         for k, name in enumerate(classes)
     }
     return {"test": test, "per_class": per_class}
+
+
+def finite_metrics(values: Mapping[str, float], digits: int = 6) -> dict[str, float]:
+    """Round metrics of conf/metrics/, and leave out with a warning those that are not finite, which JSON lacks."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            log.warning(f"metrics.{name} is {value} on these images, and is left out of the results.")
+    return {name: round(value, digits) for name, value in values.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)

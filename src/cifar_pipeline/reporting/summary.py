@@ -13,7 +13,7 @@ from rich.text import Text
 from cifar_pipeline.reporting.metric_names import chosen_metrics, format_metric, unit
 from cifar_pipeline.utils.console import format_duration, stdout_console
 from cifar_pipeline.utils.errors import UserError
-from cifar_pipeline.utils.git import is_in_repository
+from cifar_pipeline.utils.git import RESTORE_COMMAND, is_in_repository
 from cifar_pipeline.utils.safe_io import parse_json
 from cifar_pipeline.utils.text import escape_control, server_url
 
@@ -103,7 +103,7 @@ def fallback_notice(dataset: Mapping[str, Any]) -> list[str]:
         "`make cifar10` downloads the real data and trains on it.",
     ]
     if is_in_repository():
-        lines.append("To restore the published results: `git restore params.yaml composed.yaml dvc.lock reports`.")
+        lines.append(f"To restore the published results: `{RESTORE_COMMAND}`.")
     return lines
 
 

@@ -4,8 +4,6 @@ Nothing else uses the test split.
 """
 
 import logging
-import math
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -90,7 +88,7 @@ def evaluate(config: DictConfig) -> None:
     )
     from cifar_pipeline.reporting.html_report import write_report
     from cifar_pipeline.reporting.image_figures import AttributionMaps
-    from cifar_pipeline.reporting.metrics import compute_metrics, training_metrics
+    from cifar_pipeline.reporting.metrics import compute_metrics, finite_metrics, training_metrics
     from cifar_pipeline.reporting.tables import read_history
     from cifar_pipeline.tracking.runs import resume_run
 
@@ -147,11 +145,3 @@ def evaluate(config: DictConfig) -> None:
     for error in failed.values():
         raise error
     log.info(f"Report:        {REPORTS / 'report.html'}")
-
-
-def finite_metrics(values: Mapping[str, float], digits: int = 6) -> dict[str, float]:
-    """Round metrics of the test split, and leave out with a warning those that are not finite, which JSON lacks."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            log.warning(f"metrics.{name} is {value} on the test split, and is left out of the results.")
-    return {name: round(value, digits) for name, value in values.items() if math.isfinite(value)}

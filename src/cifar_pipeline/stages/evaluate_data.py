@@ -5,7 +5,6 @@ logged to MLflow in runs of their own, so that neither reports/ nor the run of t
 """
 
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from cifar_pipeline.data.sources.image_files import report_skipped
 from cifar_pipeline.inference.predictor import Predictor, threads_for
 from cifar_pipeline.reporting.evaluation import ReportOptions
 from cifar_pipeline.reporting.html_report import Rows
+from cifar_pipeline.reporting.metrics import finite_metrics
 from cifar_pipeline.reporting.model_comparison import (
     COMPARISON_FILES,
     LETTERS,
@@ -67,7 +67,6 @@ SKIPPED_FILE = "skipped.csv"
 FILES = (*EVALUATION_FILES, *COMPARISON_FILES, SKIPPED_FILE)
 # File systems allow 255, and temporary names are longer.
 MAX_NAME_BYTES = 200
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -342,8 +341,7 @@ def _chosen_metrics(models: Sequence[OpenModel], config: DictConfig) -> ChosenMe
             log.info(f"Some classes have no images, so these metrics are left out: {list_names(config.metrics)}.")
             return {}
         metrics = build_metrics(config.metrics, num_classes)
-        values = compute_values(metrics, torch.from_numpy(probabilities), torch.from_numpy(labels))
-        return {name: round(value, DIGITS) for name, value in values.items() if math.isfinite(value)}
+        return finite_metrics(compute_values(metrics, torch.from_numpy(probabilities), torch.from_numpy(labels)))
 
     return compute
 

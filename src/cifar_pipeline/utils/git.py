@@ -18,6 +18,7 @@ from cifar_pipeline.utils.text import one_line
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 60
+RESTORE_COMMAND = "git restore params.yaml composed.yaml dvc.lock reports"
 # Set by git for hooks, for a repository that may be another one, or by users; they change what git prints.
 HOOK_VARIABLES = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIFF_OPTS", "GIT_DIR", "GIT_EXTERNAL_DIFF",

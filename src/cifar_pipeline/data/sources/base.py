@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cifar_pipeline.utils.atomic import atomic_replace_dir, exclusive_lock
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.git import RESTORE_COMMAND
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def fetch_or_fallback(
         ) from failure
     log.warning(
         f"To get the real data later: `make {source.name}` (or `dvc repro -f download && dvc repro`); to get the "
-        "published results in a git clone: `git restore params.yaml composed.yaml dvc.lock reports`."
+        f"published results in a git clone: `{RESTORE_COMMAND}`."
     )
     return fallback
 
