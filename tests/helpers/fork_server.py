@@ -40,6 +40,8 @@ LIBRARIES = (
     "torchvision.transforms.v2",
 )  # fmt: skip
 MAX_MESSAGE = 1 << 20
+# Of a process id and of an exit code.
+NUMBER_BYTES = 16
 # A command `python` for DVC: it starts a script in a fork, waits, and ends as that did; without a script it is Python.
 COMMAND = """#!{python} -SE
 import json, os, signal, socket, sys
@@ -52,10 +54,10 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
     message = json.dumps([script, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(connection, [message], [1, status])
 os.close(status)
-pid = int(os.read(reading, 64))
+pid = int(os.read(reading, {number_bytes}))
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: os.kill(pid, number))
-code = int(os.read(reading, 64))
+code = int(os.read(reading, {number_bytes}))
 if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
@@ -73,7 +75,7 @@ class ForkedProcess:
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            self.returncode = int(os.read(self._status, 64))
+            self.returncode = int(os.read(self._status, NUMBER_BYTES))
             os.close(self._status)
         return self.returncode
 
@@ -101,7 +103,7 @@ def start_server(address: str) -> None:
     lifeline, _ = os.pipe()  # its other end stays open as long as this process
     # Python's own variables would act on all forks, also on those whose environment lacks them.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    variables = inherited | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
+    variables = inherited | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(address)
         listening.listen()
@@ -131,7 +133,7 @@ def command_folder() -> Path:
     with FileLock(f"{address}.lock"):
         if not command.exists():
             command.parent.mkdir()
-            command.write_text(COMMAND.format(python=sys.executable, address=address))
+            command.write_text(COMMAND.format(python=sys.executable, address=address, number_bytes=NUMBER_BYTES))
             command.chmod(0o755)
     connect().close()  # starts the server
     return command.parent
@@ -146,13 +148,16 @@ def start_fork(script: Sequence[str], folder: Path, environment: dict[str, str])
         socket.send_fds(connection, [message], [write_output, write_status])
     for descriptor in (write_output, write_status):
         os.close(descriptor)
-    pid = os.read(status, 64)
+    pid = os.read(status, NUMBER_BYTES)
     assert pid, f"the fork server has not started {script}"
     return ForkedProcess(int(pid), output, status)
 
 
 def serve(listening: socket.socket, lifeline: int) -> None:
-    """Fork a process for each message, and return in that process, in place of which its script then runs."""
+    """Fork a process for each message, and return in that process, in place of which its script then runs.
+
+    Reports its process id and, at its end, its exit code.
+    """
     for name in LIBRARIES:
         importlib.import_module(name)
     # MLflow lists the modules of all packages once in a process.
@@ -160,34 +165,58 @@ def serve(listening: socket.socket, lifeline: int) -> None:
     assert threading.active_count() == 1, threading.enumerate()
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    statuses: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([listening, lifeline], [], [])
+        ready, _, _ = select.select([listening, lifeline, woken], [], [])
         if lifeline in ready:
             os._exit(0)
+        if woken in ready:
+            os.read(woken, MAX_MESSAGE)
+            report_ended(statuses)
+        if listening not in ready:
+            continue
         with listening.accept()[0] as connection:
             message, descriptors, *_ = socket.recv_fds(connection, MAX_MESSAGE, 2)
         if not message:  # only connected, to start the server
             continue
-        if not os.fork():
-            os.close(lifeline)
+        output, status = descriptors
+        # A fork of a process with these libraries takes 0.07 s, so there is one for each command.
+        if pid := os.fork():
+            os.close(output)
+            write(status, pid)
+            statuses[pid] = status
+        else:
+            signal.set_wakeup_fd(-1)
+            for descriptor in (lifeline, woken, wake, status, *statuses.values()):
+                os.close(descriptor)
             listening.close()
-            watch(json.loads(message), *descriptors)
+            become(json.loads(message), output)
             return
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
-def watch(message: list[Any], output: int, status: int) -> None:
-    """Fork once more, report process id and exit code of that process, and return in it."""
+def report_ended(statuses: dict[int, int]) -> None:
+    """Write the exit code of each process that has ended to its descriptor, and close that."""
+    while statuses:
+        pid, code = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        status = statuses.pop(pid)
+        write(status, os.waitstatus_to_exitcode(code))
+        os.close(status)
+
+
+def write(status: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the process that asked has ended
+        os.write(status, str(number).encode().ljust(NUMBER_BYTES))
+
+
+def become(message: list[Any], output: int) -> None:
+    """Take over what a new process gets: arguments, folder, environment, output, and defaults of Python."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if pid := os.fork():
-        os.close(output)
-        os.write(status, str(pid).encode())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(status, str(code).encode())
-        os._exit(0)
-    os.close(status)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)

@@ -1,13 +1,11 @@
 """`make ui` prints the address of the runs when the page answers, with one worker and without background jobs."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,11 +25,7 @@ SCRIPT = ROOT / "src" / "ui.py"
 @contextmanager
 def started_ui(folder: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, str(SCRIPT), "--port", str(port), "--no-browser"]
-    # What runs in the background of a script ignores Ctrl-C, and so would a process that it starts.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if os.name != "nt" else None
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
-    )
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
