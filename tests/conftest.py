@@ -25,7 +25,7 @@ from cifar_pipeline.utils.console import clear_status, configure_logging
 from helpers import compositions
 from helpers.config_project import ROOT, Project
 from helpers.environment import environment_kept
-from helpers.fork_server import ADDRESS
+from helpers.fork_server import ADDRESS, connect
 from helpers.source_tree import PUBLISHED
 
 TRAIN, VAL, TEST = 90, 30, 20
@@ -72,6 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # With `make test-long` each command is a new process, as for users.
     if hasattr(os, "fork") and config.option.markexpr == "not long" and ADDRESS not in os.environ:
         os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="fork-server-")) / "socket")
+        # All tests need the server at once: it imports libraries while their processes import the tests.
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            connect().close()
 
 
 def pytest_unconfigure() -> None:
