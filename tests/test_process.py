@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,7 +115,7 @@ def test_a_signal_to_a_forked_process_does_not_reach_its_parent():
 import os, signal, time
 from cifar_pipeline.utils import process
 process.GRACE_SECONDS = 0.5
-process.install_sigterm_handler()
+process.install_signal_handlers()
 child = os.fork()
 if not child:
     time.sleep(60)
@@ -135,7 +136,7 @@ from cifar_pipeline.utils import process
 sys.platform = "win32"
 del signal.SIGKILL
 os.kill = lambda *_: os._exit(9)
-process.install_sigterm_handler()
+process.install_signal_handlers()
 try:
     process._send_sigterm()
     signal.pause()
@@ -174,3 +175,28 @@ run_script(save)
     assert ended.returncode == code
     assert (ended.stderr == "Stopped.\n") == (code > 100), ended.stderr
     assert ("unexpected pos" in ended.stderr) == (code == 1)
+
+
+IMPORTING = """
+import time
+from cifar_pipeline.cli.entrypoint import exit_on_error
+
+with exit_on_error("Stopped."):
+    import torch
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_imported_waits_for_the_end_of_the_import(tmp_path: Path, number: int) -> None:
+    """An exception in its C++ code would abort the process ("terminate called after throwing an instance of ...")."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\nprint('imported', flush=True)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(SRC)])
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTING], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True,
+        text=True, timeout=20,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "imported\n", "Stopped.\n")

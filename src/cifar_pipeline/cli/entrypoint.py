@@ -117,7 +117,7 @@ from cifar_pipeline.utils.process import (
     exit_when_dvc_dies,
     exit_when_process_dies,
     find_interruption,
-    install_sigterm_handler,
+    install_signal_handlers,
     is_reported_by_launcher,
     mark_reported,
     relax_gc,
@@ -301,7 +301,7 @@ def exit_on_error(interrupt_message: str) -> Iterator[None]:
 
     On Ctrl-C or SIGTERM the code is 130 or 143, and the message that of the Interrupted, or else `interrupt_message`.
     """
-    install_sigterm_handler()
+    install_signal_handlers()
     try:
         configure_logging()
         if load_environment():

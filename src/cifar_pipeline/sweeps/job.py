@@ -34,7 +34,7 @@ from cifar_pipeline.tracking.trial import Trial, TrialPruned, checkpoint_metrics
 from cifar_pipeline.utils.atomic import atomic_write
 from cifar_pipeline.utils.console import clear_status, configure_logging, log_prefix
 from cifar_pipeline.utils.errors import UserError, describe_environment_error
-from cifar_pipeline.utils.process import exit_when_process_dies, install_sigterm_handler
+from cifar_pipeline.utils.process import exit_when_process_dies, install_signal_handlers
 from cifar_pipeline.utils.safe_io import require_bounded
 from cifar_pipeline.utils.text import one_line, redact_and_escape
 
@@ -182,7 +182,7 @@ def start_job(job: Job) -> None:
     set_experiment_name(job.experiment)
     configure_logging()
     if os.getpid() != job.sweep_process:
-        install_sigterm_handler()
+        install_signal_handlers()
         exit_when_process_dies(job.sweep_process)
 
 

@@ -33,7 +33,7 @@ from cifar_pipeline.utils.errors import RESUME_HINT, EnvironmentFailure, UserErr
 from cifar_pipeline.utils.process import (
     LAUNCH_ID,
     Interrupted,
-    install_sigterm_handler,
+    install_signal_handlers,
     is_alive,
     is_reported_by_launcher,
     observe_signals,
@@ -194,7 +194,7 @@ def launch_ranks(context: DistributedContext, arguments: Sequence[str]) -> int:
         failure = error.get_first_failure()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        install_sigterm_handler()
+        install_signal_handlers()
     return _exit_code(*failure) if failure else 0
 
 
@@ -293,4 +293,4 @@ class RestoreSignalHandler(Callback):
     """Replace Lightning's SIGTERM handler, which waits for the other ranks although they may be inside a step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        install_sigterm_handler()
+        install_signal_handlers()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import psutil
 
@@ -26,6 +26,8 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 4.2
 # The same where the thread that ends it cannot run, because a library holds the GIL.
 GIL_GRACE_SECONDS = 4.8
+# Seconds between two attempts to interrupt while torch is imported, which takes about one.
+RETRY_SECONDS = 0.05
 UNCLEAN = "Stopped before the cleanup was complete: the next command completes it.\n"
 
 
@@ -47,13 +49,15 @@ _observer: Callable[[], None] | None = None
 LAUNCH_ID = "cifar-pipeline"
 
 
-def install_sigterm_handler() -> None:
+def install_signal_handlers() -> None:
     """Let SIGTERM raise `Interrupted`, so that runs, locks and temporary files are cleaned up as after Ctrl-C.
 
     The process ends within five seconds of either signal, whatever its threads wait for.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored
+            signal.signal(signal.SIGINT, _raise)
         _watch_signals()
 
 
@@ -154,9 +158,24 @@ def end_process_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _raise(number: int, _: Any) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _is_importing_torch(frame) and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, lambda _, later: _raise(number, later))
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the cleanup
     raise Interrupted(number)
+
+
+def _is_importing_torch(frame: FrameType | None) -> bool:
+    """Whether a module of torch is being executed: an exception that passes its C++ code would abort the process."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def exit_when_dvc_dies() -> None:
