@@ -21,7 +21,6 @@ START = """
 import ctypes, os, signal, sqlite3, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
 from cifar_pipeline.cli.entrypoint import run_script
 from cifar_pipeline.utils.atomic import exclusive_lock
 

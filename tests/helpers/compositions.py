@@ -63,7 +63,7 @@ def _load(file: IO[Any], original: Callable[..., DictConfig | ListConfig] = Omeg
 
 
 def _files(folder: Path) -> Hashable:
-    """Return what tells whether the files of a folder, or of a copy with the same times, are unchanged."""
+    """Return names, sizes and times of the files of a folder, which a copy of it shares."""
     return tuple(
         (path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)
         for path in sorted(folder.rglob("*.yaml"))

@@ -215,7 +215,7 @@ def write(status: int, number: int) -> None:
 
 
 def become(message: list[Any], output: int) -> None:
-    """Take over what a new process gets: arguments, folder, environment, output, and defaults of Python."""
+    """Take over arguments, folder, environment and output of a new process, and Python's defaults."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(output, stream)

@@ -18,6 +18,7 @@ from cifar_pipeline.data.sources.csv_table import CsvTable
 from cifar_pipeline.data.sources.image_files import ImageFilesSource, Listing, merge_spellings, reject_similar_names
 from cifar_pipeline.data.sources.image_folder import SPLIT_DIR_NAMES, ImageFolder
 from cifar_pipeline.utils.errors import UserError
+from cifar_pipeline.utils.file_hashes import hash_file
 from cifar_pipeline.utils.text import list_names
 
 # Arguments of the sources that only a training needs.
@@ -85,7 +86,7 @@ class LabeledImages:
         digest = hashlib.sha256()
         for name, label, path in zip(self.names, self.labels, self.files, strict=True):
             digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
-            digest.update(_digest(path) or b"unreadable")
+            digest.update(bytes.fromhex(_hash_if_readable(path)) or b"unreadable")
         return digest.hexdigest()
 
     def count_training_images(self, dataset: Dataset) -> int:
@@ -103,8 +104,8 @@ class LabeledImages:
         for size in own.keys() & train.keys():
             same = own[size] & train[size]
             others = own[size] - same
-            digests = set(map(_digest, train[size])) - {b""} if others else set()
-            count += len(same) + sum(_digest(path) in digests for path in others)
+            hashes = set(map(_hash_if_readable, train[size])) - {""} if others else set()
+            count += len(same) + sum(_hash_if_readable(path) in hashes for path in others)
         return count
 
 
@@ -117,13 +118,12 @@ def files_by_size(paths: Iterable[Path]) -> dict[int, set[Path]]:
     return files
 
 
-def _digest(path: Path) -> bytes:
-    """Return the SHA-256 of a file; empty if it cannot be read."""
+def _hash_if_readable(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits; empty if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return hash_file(path)
     except OSError:
-        return b""
+        return ""
 
 
 @dataclass(frozen=True)

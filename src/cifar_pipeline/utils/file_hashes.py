@@ -22,13 +22,13 @@ def hash_content(*paths: Path) -> str:
     total = hashlib.sha256()
     for path in _files(*paths):
         total.update(str(path).encode("utf-8", "surrogateescape"))
-        total.update(bytes.fromhex(_hash_file(path)))
+        total.update(bytes.fromhex(hash_file(path)))
     return total.hexdigest()
 
 
 def hash_files(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file below a folder by its relative path, sorted by it."""
-    hashes = {path.relative_to(folder).as_posix(): _hash_file(path) for path in _files(folder)}
+    hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in _files(folder)}
     return dict(sorted(hashes.items()))
 
 
@@ -55,7 +55,7 @@ HASHES_FILE = "hashes.json"
 
 def write_hashes(folder: Path, names: Sequence[str]) -> None:
     """Write the SHA-256 of some files of a folder next to them."""
-    content = json.dumps({name: _hash_file(folder / name) for name in names}, indent=2) + "\n"
+    content = json.dumps({name: hash_file(folder / name) for name in names}, indent=2) + "\n"
     (folder / HASHES_FILE).write_text(content, encoding="utf-8")
 
 
@@ -65,10 +65,11 @@ def has_changed(path: Path) -> bool:
         expected = json.loads((path.parent / HASHES_FILE).read_text(encoding="utf-8"))[path.name]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(_hash_file(path) != expected)
+    return bool(hash_file(path) != expected)
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

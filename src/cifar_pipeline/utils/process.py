@@ -52,7 +52,7 @@ LAUNCH_ID = "cifar-pipeline"
 def install_signal_handlers() -> None:
     """Let SIGTERM raise `Interrupted`, so that runs, locks and temporary files are cleaned up as after Ctrl-C.
 
-    The process ends within five seconds of either signal, whatever its threads wait for.
+    While torch is imported, both signals wait for the end of that. The process ends within five seconds of either signal, whatever its threads wait for.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
@@ -170,7 +170,10 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _is_importing_torch(frame: FrameType | None) -> bool:
-    """Whether a module of torch is being executed: an exception that passes its C++ code would abort the process."""
+    """Return whether a module of torch is being executed.
+
+    An exception that passes its C++ code would abort the process.
+    """
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
             return True
