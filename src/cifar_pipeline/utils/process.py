@@ -52,7 +52,8 @@ LAUNCH_ID = "cifar-pipeline"
 def install_signal_handlers() -> None:
     """Let SIGTERM raise `Interrupted`, so that runs, locks and temporary files are cleaned up as after Ctrl-C.
 
-    While torch is imported, both signals wait for the end of that. The process ends within five seconds of either signal, whatever its threads wait for.
+    While torch is imported, both signals wait for the end of that. The process ends within five seconds of either
+    signal, whatever its threads wait for.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
