@@ -453,6 +453,8 @@ def _with_checks(stage: Stage) -> Stage:
             if not is_sweep() and not current_rank():
                 _record_duration(stage.__name__, time.perf_counter() - start)
         except Exception as error:
+            if interrupted := find_interruption(error):  # Hydra would print a line about the library's error
+                raise interrupted from error
             user_error, failure = find_user_error(error), describe_environment_error(error)
             if current_rank() and failure != "" and not isinstance(error, TrialPruned):
                 time.sleep(NONZERO_RANK_ERROR_DELAY)
